@@ -1,0 +1,14 @@
+"""Random filter pruning, the control."""
+
+import torch
+
+from pruneaudit import FilterScore, PruningTask
+from pruneaudit.pruning.layers import PrunableLayer
+
+
+class Random(FilterScore):
+    """Uniformly random filters, drawn layer by layer. The control of Blalock et al., MLSys 2020, appendix B."""
+
+    def score(self, layer: PrunableLayer, task: PruningTask) -> torch.Tensor:
+        """A uniform draw for each filter, ``[out_channels]``, from the layer's own stream."""
+        return torch.rand(layer.channels, generator=task.generator(layer.name), dtype=torch.float64)

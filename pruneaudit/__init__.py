@@ -1,0 +1,42 @@
+"""pruneaudit: the referee for neural-network pruning.
+
+A method file needs only this module: ``from pruneaudit import FilterScore, TrainedMethod``. Importing it loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruneaudit.contract import (
+        Budget,
+        FilterScore,
+        Kept,
+        Method,
+        PruningTask,
+        PublishedRecipe,
+        ScratchArm,
+        TrainedMethod,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "FilterScore",
+    "Kept",
+    "Method",
+    "PruningTask",
+    "PublishedRecipe",
+    "ScratchArm",
+    "TrainedMethod",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from pruneaudit import contract
+
+        return getattr(contract, name)
+    raise AttributeError(f"module 'pruneaudit' has no attribute '{name}'")

@@ -1,0 +1,228 @@
+"""Finds what there is to run: methods, protocols and workloads, in a checkout and in an installed wheel alike.
+
+Discovery reads file names only; a method is imported when a run needs it, so collecting cases imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruneaudit.config import Protocol, Workload, load_protocol, load_workload
+from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
+
+if TYPE_CHECKING:
+    from pruneaudit.contract import Method
+
+#: What a run uses unless told otherwise: the controls, one trained method and the scratch arms.
+CORE_METHODS = ("l1", "random", "tpp", "scratch", "scratch-e", "scratch-b")
+ENTRY_POINT_GROUP = "pruneaudit.methods"
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def content_root() -> Path:
+    """Folder that holds ``suite/``, ``methods/`` and ``protocols/``: the checkout, else the installed package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent
+    return checkout if (checkout / "protocols" / "workloads").is_dir() else package
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """Where a method's class can be found, without importing it.
+
+    Attributes:
+        name: Id of the method, such as ``"greg-1"``.
+        path: Python file that defines it, or None.
+        target: ``package.module:Class`` where there is no file.
+    """
+
+    name: str
+    path: Path | None = None
+    target: str | None = None
+
+    @cached_property
+    def cls(self) -> type[Method]:
+        """The method's class.
+
+        Raises:
+            MethodError: It cannot be imported, or defines no single Method.
+        """
+        from pruneaudit.contract import Method
+
+        where = self.path or self.target
+        try:
+            if self.path is not None:
+                module = _load_file(self.path)
+                found = [
+                    value
+                    for value in vars(module).values()
+                    if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+                ]
+                if len(found) != 1:
+                    names = ", ".join(value.__name__ for value in found) or "none"
+                    raise MethodError(f"{where}: expected exactly one Method subclass, found {names}")
+                cls: Any = found[0]
+            else:
+                module_name, _, attribute = str(self.target).partition(":")
+                cls = getattr(importlib.import_module(module_name), attribute)
+        except MethodError:
+            raise
+        except Exception as error:
+            raise MethodError(f"method '{self.name}' cannot be imported from {where}: {one_line(error)}") from error
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise MethodError(f"{where} is no Method; derive it from pruneaudit.FilterScore or pruneaudit.TrainedMethod")
+        return cls
+
+    def create(self) -> Method:
+        """A fresh instance, so that nothing one run leaves behind can reach the next."""
+        try:
+            method = self.cls()
+        except MethodError:
+            raise
+        except Exception as error:
+            raise MethodError(f"method '{self.name}' cannot be created: {one_line(error)}") from error
+        method.name = self.name
+        return method
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the source that defines the method: an edited method is another method."""
+        path = self.path or Path(inspect.getsourcefile(self.cls) or "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_file(path: Path) -> Any:
+    """Import a file under a name that no other module has."""
+    name = f"pruneaudit_method_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise MethodError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def method_id(stem: str) -> str:
+    """Id from a file stem or class name: ``greg_1`` and ``Greg1`` style names become lower-case with hyphens."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", stem)
+    return spaced.replace("_", "-").lower()
+
+
+@dataclass
+class Catalog:
+    """Everything that can be run, by name.
+
+    Attributes:
+        root: Folder with ``methods/`` and ``protocols/``.
+        extra_methods: Specs from ``--audit-method``: ``file.py`` or ``package.module:Class``.
+    """
+
+    root: Path = field(default_factory=content_root)
+    extra_methods: tuple[str, ...] = ()
+
+    @cached_property
+    def protocols(self) -> dict[str, Protocol]:
+        """Protocols by name, from loosest to strictest as their names sort."""
+        return {path.stem: load_protocol(path) for path in self._toml("protocols")}
+
+    @cached_property
+    def workloads(self) -> dict[str, Workload]:
+        """Workloads by name."""
+        return {path.stem: load_workload(path) for path in self._toml("protocols/workloads")}
+
+    @cached_property
+    def methods(self) -> dict[str, MethodSource]:
+        """Methods by name: built in, from installed packages, and the user's own.
+
+        Raises:
+            ConfigError: Two methods share a name, or a name cannot be selected with ``-k``.
+        """
+        sources = [MethodSource(method_id(path.stem), path=path) for path in self._files("methods", ".py")]
+        for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+            sources.append(MethodSource(entry.name, target=entry.value))
+        sources += [self._from_spec(spec) for spec in self.extra_methods]
+        found: dict[str, MethodSource] = {}
+        for source in sources:
+            if not _ID.fullmatch(source.name):
+                raise ConfigError(f"method name '{source.name}': use lower-case letters, digits, '.' and '-' only")
+            if source.name in found:
+                raise ConfigError(
+                    f"two methods are called '{source.name}': {found[source.name].path or found[source.name].target} "
+                    f"and {source.path or source.target}; rename one"
+                )
+            found[source.name] = source
+        return dict(sorted(found.items()))
+
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """Names of the methods that ``--audit-method`` brought."""
+        return tuple(self._from_spec(spec).name for spec in self.extra_methods)
+
+    def method(self, name: str) -> MethodSource:
+        """The method called ``name``, or an error that names the nearest one."""
+        if name not in self.methods:
+            raise unknown("method", name, self.methods)
+        return self.methods[name]
+
+    def protocol(self, name: str) -> Protocol:
+        """The protocol called ``name``, or an error that names the nearest one."""
+        if name not in self.protocols:
+            raise unknown("protocol", name, self.protocols)
+        return self.protocols[name]
+
+    def workload(self, name: str) -> Workload:
+        """The workload called ``name``, or an error that names the nearest one."""
+        if name not in self.workloads:
+            raise unknown("workload", name, self.workloads)
+        return self.workloads[name]
+
+    def select_methods(self, choice: str) -> tuple[str, ...]:
+        """Names for ``core``, ``all`` or a comma-separated list, plus every ``--audit-method``."""
+        if choice == "core":
+            names = [name for name in CORE_METHODS if name in self.methods]
+        elif choice == "all":
+            names = list(self.methods)
+        else:
+            names = [self.method(name.strip()).name for name in choice.split(",") if name.strip()]
+        return tuple(dict.fromkeys([*names, *self.extra_names]))
+
+    def select_protocols(self, choice: str) -> tuple[str, ...]:
+        """Names for ``all`` or a comma-separated list."""
+        if choice == "all":
+            return tuple(self.protocols)
+        return tuple(dict.fromkeys(self.protocol(name.strip()).name for name in choice.split(",") if name.strip()))
+
+    def _from_spec(self, spec: str) -> MethodSource:
+        if spec.endswith(".py"):
+            path = Path(spec)
+            if not path.is_file():
+                raise ConfigError(f"--audit-method {spec}: no such file")
+            return MethodSource(method_id(path.stem), path=path.resolve())
+        module, colon, attribute = spec.partition(":")
+        if not (colon and module and attribute):
+            raise ConfigError(f"--audit-method {spec}: expected 'file.py' or 'package.module:Class'")
+        return MethodSource(method_id(attribute), target=spec)
+
+    def _files(self, folder: str, suffix: str) -> list[Path]:
+        directory = self.root / folder
+        return sorted(path for path in directory.glob(f"*{suffix}") if not path.name.startswith("_"))
+
+    def _toml(self, folder: str) -> list[Path]:
+        return self._files(folder, ".toml")

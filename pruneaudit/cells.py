@@ -1,0 +1,114 @@
+"""Names of what is measured and judged: cells, and comparisons between two arms. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+from pruneaudit.catalog import Catalog
+from pruneaudit.config import Protocol, Workload
+
+#: Methods that train the pruned shape from random weights; known by name so that selecting cells imports no method.
+SCRATCH_PREFIX = "scratch"
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio as it stands in ids: ``r0.5``."""
+    return f"r{ratio:g}"
+
+
+def is_scratch(method: str) -> bool:
+    """Whether a method id names a scratch arm: ``scratch`` or ``scratch-…``."""
+    return method == SCRATCH_PREFIX or method.startswith(f"{SCRATCH_PREFIX}-")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One measurement: workload × protocol × method × ratio × seed."""
+
+    workload: str
+    protocol: str
+    method: str
+    ratio: float
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Readable id, such as ``resnet56-digits-tpp-s3.2-r0.5-seed0``."""
+        return f"{self.workload}-{self.method}-{self.protocol}-{ratio_text(self.ratio)}-seed{self.seed}"
+
+
+@dataclass(frozen=True, order=True)
+class Comparison:
+    """Two arms under one protocol at one ratio, over paired seeds."""
+
+    workload: str
+    protocol: str
+    left: str
+    right: str
+    ratio: float
+    seeds: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        """Readable id, such as ``resnet56-digits-l1-vs-tpp-s3.2-r0.5``."""
+        return f"{self.workload}-{self.left}-vs-{self.right}-{self.protocol}-{ratio_text(self.ratio)}"
+
+    def cells(self, method: str) -> list[Cell]:
+        """The cells of one of its arms, by seed."""
+        return [Cell(self.workload, self.protocol, method, self.ratio, seed) for seed in self.seeds]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the options of a session select, before ``-k``.
+
+    Attributes:
+        catalog: What exists.
+        methods: Chosen methods.
+        protocols: Chosen protocols.
+        seeds: Number of seeds, or None for each workload's own list.
+    """
+
+    catalog: Catalog
+    methods: tuple[str, ...]
+    protocols: tuple[str, ...]
+    seeds: int | None = None
+
+    def seeds_of(self, workload: Workload) -> tuple[int, ...]:
+        """Seeds of a workload: its own list, or the first N natural numbers."""
+        return workload.seeds if self.seeds is None else tuple(range(self.seeds))
+
+    def cells(self) -> list[Cell]:
+        """All cells; neighbours differ in seed, so that workers starting side by side need different runs."""
+        return [
+            Cell(workload.name, protocol, method, ratio, seed)
+            for workload in self.catalog.workloads.values()
+            for ratio in workload.ratios
+            for protocol in self.protocols
+            for method in self.methods
+            for seed in self.seeds_of(workload)
+        ]
+
+    def comparisons(self) -> list[Comparison]:
+        """All pairs that the protocols judge."""
+        return [
+            Comparison(workload.name, protocol.name, left, right, ratio, self.seeds_of(workload))
+            for workload in self.catalog.workloads.values()
+            for protocol in map(self.catalog.protocol, self.protocols)
+            for ratio in workload.ratios
+            for left, right in pairs(protocol, self.methods)
+        ]
+
+
+def pairs(protocol: Protocol, methods: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of arms that a protocol judges.
+
+    Between pruning methods: all pairs. Against scratch: each pruning method with the arm whose budget the protocol sets;
+    scratch-e and scratch-b keep Liu et al.'s budgets and stand beside them as references.
+    """
+    pruning = [method for method in methods if not is_scratch(method) and method != "unpruned"]
+    if protocol.compare == "pruning":
+        return list(combinations(pruning, 2))
+    return [(method, SCRATCH_PREFIX) for method in pruning if SCRATCH_PREFIX in methods]

@@ -1,0 +1,214 @@
+"""The append-only store of run records: one folder per run, written aside and renamed, verified by digest when read.
+
+Layout::
+
+    runs/SLUG-ID/record.json, weights.safetensors    finished runs
+    failures/SLUG-ID-N.json                          failed attempts, kept
+    cells/CELL.json                                  what each cell makes of its runs
+    partial/ID/                                      state of a run under way
+    locks/ID.lock                                    held by the process that trains it
+    progress/PID.json                                what each process is doing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from filelock import FileLock
+from pydantic import BaseModel, ValidationError
+
+from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Ledger:
+    """A folder of records.
+
+    Args:
+        root: The folder; made where it is missing.
+
+    Raises:
+        ConfigError: The folder belongs to another layout version or cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records: dict[str, RunRecord] = {}
+        try:
+            for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            marker = root / "ledger.json"
+            if not marker.exists():
+                write_json(marker, {"schema_version": SCHEMA_VERSION})
+            version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
+        except OSError as error:
+            raise ConfigError(f"ledger {root}: {error.strerror or error}; choose another folder with --audit-ledger") from None
+        except ValueError:
+            raise ConfigError(f"ledger {root}: ledger.json is damaged; choose another folder with --audit-ledger") from None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"ledger {root} has schema version {version}, this pruneaudit writes {SCHEMA_VERSION}; "
+                "choose another folder with --audit-ledger"
+            )
+
+    def find(self, spec: RunSpec) -> RunRecord | None:
+        """The finished run with this identity, or None.
+
+        Raises:
+            DamagedError: Its record cannot be read.
+        """
+        run_id = spec.run_id
+        if run_id not in self._records:
+            path = self.root / "runs" / spec.folder / "record.json"
+            if not path.exists():
+                return None
+            self._records[run_id] = _read(RunRecord, path)
+        return self._records[run_id]
+
+    def get(self, run_id: str) -> RunRecord:
+        """The finished run with this id.
+
+        Raises:
+            DamagedError: It is not there, or cannot be read.
+        """
+        if run_id not in self._records:
+            found = list((self.root / "runs").glob(f"*-{run_id}/record.json"))
+            if not found:
+                raise DamagedError(f"ledger {self.root}: run {run_id} is missing; run the suite again to train it")
+            self._records[run_id] = _read(RunRecord, found[0])
+        return self._records[run_id]
+
+    def has(self, run_id: str) -> bool:
+        """Whether a finished run has this id."""
+        return run_id in self._records or any((self.root / "runs").glob(f"*-{run_id}/record.json"))
+
+    def runs(self) -> Iterator[RunRecord]:
+        """All finished runs, by folder name."""
+        for path in sorted((self.root / "runs").glob("*/record.json")):
+            yield _read(RunRecord, path)
+
+    def weights(self, record: RunRecord) -> dict[str, torch.Tensor]:
+        """Weights that a run wrote.
+
+        Raises:
+            DamagedError: The file does not have the digest of the record.
+        """
+        from safetensors.torch import load
+
+        folder = self.root / "runs" / record.folder
+        path = folder / "weights.safetensors"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{path}: {error.strerror}; delete {folder} and run again") from None
+        if hashlib.sha256(content).hexdigest() != record.weights_digest:
+            raise DamagedError(f"{path}: the weights changed after the run wrote them; delete {folder} and run again")
+        return load(content)
+
+    def commit(self, record: RunRecord, weights: bytes) -> RunRecord:
+        """Add a finished run; whole or not at all."""
+        target = self.root / "runs" / record.folder
+        aside = self.root / "partial" / f"{record.run_id}-{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        (aside / "weights.safetensors").write_bytes(weights)
+        write_json(aside / "record.json", record.model_dump(mode="json"))
+        if target.exists():
+            # A folder without a readable record, left by hand: finished runs are never replaced.
+            shutil.rmtree(target)
+        os.replace(aside, target)
+        shutil.rmtree(self.workspace(record, create=False), ignore_errors=True)
+        self._records[record.run_id] = record
+        return record
+
+    def fail(self, failure: FailureRecord) -> None:
+        """Add a failed attempt beside earlier ones."""
+        folder = self.root / "failures"
+        number = len(list(folder.glob(f"*-{failure.spec.run_id}-*.json"))) + 1
+        write_json(folder / f"{failure.spec.folder}-{number}.json", failure.model_dump(mode="json"))
+
+    def failure(self, spec: RunSpec, session: str) -> FailureRecord | None:
+        """A failure of this run in this session, or None: the next session tries again."""
+        for path in sorted((self.root / "failures").glob(f"{spec.folder}-*.json"), reverse=True):
+            failure = _read(FailureRecord, path)
+            if failure.session == session:
+                return failure
+        return None
+
+    def failures(self) -> list[FailureRecord]:
+        """All failed attempts."""
+        return [_read(FailureRecord, path) for path in sorted((self.root / "failures").glob("*.json"))]
+
+    def lock(self, spec: RunSpec) -> FileLock:
+        """Lock of a run: held by the process that trains it, freed by the system if that process dies."""
+        return FileLock(self.root / "locks" / f"{spec.run_id}.lock")
+
+    def workspace(self, spec: RunSpec, create: bool = True) -> Path:
+        """Folder for the state of a run under way."""
+        folder = self.root / "partial" / spec.run_id
+        if create:
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def save_cell(self, record: CellRecord, key: str) -> None:
+        """Write what a cell makes of its runs (a view: a later attempt replaces it)."""
+        write_json(self.root / "cells" / f"{key}.json", record.model_dump(mode="json"))
+
+    def cell(self, key: str) -> CellRecord | None:
+        """The record of a cell, or None."""
+        path = self.root / "cells" / f"{key}.json"
+        return _read(CellRecord, path) if path.exists() else None
+
+    def cells(self) -> list[CellRecord]:
+        """Records of all cells, by file name."""
+        return [_read(CellRecord, path) for path in sorted((self.root / "cells").glob("*.json"))]
+
+    def report_progress(self, facts: dict[str, Any] | None) -> None:
+        """Tell other processes what this one does; None: nothing any more."""
+        path = self.root / "progress" / f"{os.getpid()}.json"
+        if facts is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_json(path, {**facts, "time": time.time()})
+
+    def progress(self) -> list[dict[str, Any]]:
+        """What the processes at work are doing."""
+        found = []
+        for path in sorted((self.root / "progress").glob("*.json")):
+            try:
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError):
+                continue  # just finished, or being replaced
+        return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename over, so that readers see all or nothing.
+
+    Raises:
+        ValueError: The content holds NaN or infinity.
+        TypeError: The content holds something that is no JSON builtin.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _read(kind: type[Model], path: Path) -> Model:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = "not readable" if isinstance(error, OSError) else "not a record of this version"
+        raise DamagedError(f"{path}: {reason}; delete {path.parent if path.name == 'record.json' else path} and run again") from None

@@ -1,0 +1,1 @@
+"""Which filters a method may remove, and how they are removed."""

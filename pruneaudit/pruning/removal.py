@@ -1,0 +1,101 @@
+"""Physical removal of filters, with torch-pruning's dependency graph doing the wiring."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from pruneaudit.errors import MethodError
+
+Kept = Mapping[str, Sequence[int]]
+
+
+def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
+    """Torch-pruning's dependency graph of a network."""
+    was_training = model.training
+    parameter = next(model.parameters())
+    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
+    model.train(was_training)
+    return graph
+
+
+def _prune_function(module: nn.Module) -> Any:
+    if isinstance(module, nn.Linear):
+        return torch_pruning.prune_linear_out_channels
+    return torch_pruning.prune_conv_out_channels
+
+
+def coupled_norm(graph: Any, module: nn.Module) -> nn.BatchNorm2d | None:
+    """The batch normalisation that loses channels together with ``module``, or None."""
+    for item in graph.get_pruning_group(module, _prune_function(module), idxs=[0]):
+        target = item.dep.target.module
+        if isinstance(target, nn.BatchNorm2d):
+            return target
+    return None
+
+
+def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
+    """A copy of a network with only the kept filters, and everything that depends on them sliced alike.
+
+    Args:
+        model: The dense network; not changed.
+        kept: For each pruned layer, the sorted indices of the filters that stay.
+        example: One input, ``[1, C, H, W]``.
+
+    Returns:
+        A new, smaller network.
+
+    Raises:
+        MethodError: A layer is coupled to layers outside of ``kept`` (a residual stream, say).
+    """
+    network = copy.deepcopy(model)
+    graph = dependency_graph(network, example)
+    modules = dict(network.named_modules())
+    for name, indices in kept.items():
+        module = modules[name]
+        channels = module.weight.shape[0]
+        removed = sorted(set(range(channels)) - set(indices))
+        if not removed:
+            continue
+        group = graph.get_pruning_group(module, _prune_function(module), idxs=removed)
+        for item in group:
+            target = item.dep.target.module
+            loses_filters = item.dep.handler in (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
+            if loses_filters and target is not module:
+                other = next((key for key, value in modules.items() if value is target), "?")
+                raise MethodError(f"layer '{name}' cannot be pruned alone: it shares its channels with '{other}'")
+        group.prune()
+    return network
+
+
+def masked(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
+    """A copy of a network with the removed filters silenced but still there: the reference that ``shrink`` must equal.
+
+    Weights and biases of removed filters become zero, and so do scale and shift of the normalisation behind them, so
+    that a removed channel carries exactly zero.
+    """
+    network = copy.deepcopy(model)
+    graph = dependency_graph(network, example)
+    modules = dict(network.named_modules())
+    with torch.no_grad():
+        for name, indices in kept.items():
+            module = modules[name]
+            removed = sorted(set(range(module.weight.shape[0])) - set(indices))
+            norm = coupled_norm(graph, module)
+            for owner in (module, norm):
+                for parameter in () if owner is None else (owner.weight, owner.bias):
+                    if parameter is not None:
+                        parameter[removed] = 0
+            if norm is not None and norm.running_mean is not None:
+                norm.running_mean[removed] = 0
+    return network
+
+
+def widths_to_kept(widths: Mapping[str, int]) -> dict[str, list[int]]:
+    """Any filters that give a layer its width: the shape is what counts when weights are drawn anew."""
+    return {name: list(range(width)) for name, width in widths.items()}

@@ -1,0 +1,253 @@
+"""Records: what a run is (its identity), what it measured, and what a cell makes of its runs. JSON builtins only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pruneaudit.cells import Cell, ratio_text
+from pruneaudit.config import DataConfig, Frozen, Recipe
+
+SCHEMA_VERSION = 1
+
+Stage = Literal["pretrain", "topup", "prune", "retrain", "scratch"]
+
+
+class RunSpec(Frozen):
+    """Everything that can change the numbers of a run, and nothing else.
+
+    The id is a hash of the fields that differ from their defaults, so that a field added later with a default renames no
+    run.
+
+    Attributes:
+        workload: Name of the workload.
+        workload_version: Its version.
+        stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage), ``prune``,
+            ``retrain`` or ``scratch``.
+        model: Architecture.
+        data: Dataset and preprocessing.
+        recipe: What the stage trains.
+        seed: Seed of all its streams.
+        parent: Id of the run whose weights it starts from.
+        method: Pruning method (prune and retrain).
+        method_digest: SHA-256 of the method's source.
+        method_parameters: Its hyper-parameters.
+        ratio: Pruning ratio.
+        prunable: Patterns of the layers that may lose filters.
+        skip: Patterns taken out again.
+        widths: Filters left in each layer (scratch).
+        checkpoint: SHA-256 of a user's own base model.
+        own_base_of: Method whose independent base this is (S1); empty for the shared one.
+        precision: Arithmetic.
+        budget: Label of scaled lengths; reduced budgets never mix with full ones.
+        numerics: Version of the training code.
+    """
+
+    workload: str
+    workload_version: int
+    stage: Stage
+    model: str
+    data: DataConfig
+    recipe: Recipe
+    seed: int
+    parent: str | None = None
+    method: str | None = None
+    method_digest: str | None = None
+    method_parameters: dict[str, Any] = Field(default_factory=dict)
+    ratio: float | None = None
+    prunable: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    widths: dict[str, int] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    own_base_of: str = ""
+    precision: str = "fp32"
+    budget: str = "full"
+    numerics: int
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the identity, 16 hexadecimal digits."""
+        identity = self.model_dump(mode="json", include=set(RunSpec.model_fields), exclude_defaults=True)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def slug(self) -> str:
+        """Readable part of the folder name."""
+        parts = [self.workload, self.stage]
+        parts += [self.own_base_of] if self.own_base_of else []
+        parts += [self.method] if self.method else []
+        parts += [ratio_text(self.ratio)] if self.ratio is not None else []
+        parts += [f"seed{self.seed}"]
+        parts += [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
+        return "-".join(parts)
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder: slug and id."""
+        return f"{self.slug}-{self.run_id}"
+
+
+class RunRecord(RunSpec):
+    """A run with everything it measured. Unit of cost: MACs; of accuracy: percent.
+
+    Attributes:
+        schema_version: Version of this layout.
+        epochs: Training passes over the training split (samples / images), or None where not measured (external base).
+        samples: Images that passed with gradients.
+        scoring_samples: Images that passed without gradients, for a method's scores.
+        optimiser_steps: Steps of any optimiser.
+        training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
+        learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
+        hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing.
+        declared_steps: Steps that the method declared (prune).
+        train_loss: And the five lists below it: one value per epoch.
+        accuracy: Test accuracy after the last epoch: the result.
+        validation_accuracy: Validation accuracy after the last epoch.
+        best_accuracy: Best test accuracy of any epoch: an oracle, never compared.
+        best_epoch: Its 1-based epoch.
+        correct: Per-image correctness of the final test pass, packed bits in base64.
+        test_images: Number of test images.
+        macs: MACs of the network when the stage ends.
+        params: Parameters then.
+        base_macs: MACs of the dense network.
+        base_params: Parameters of the dense network.
+        kept: Filters that stay, by layer (prune).
+        parent_digest: SHA-256 of the weights it started from.
+        weights_digest: SHA-256 of the weights it wrote.
+        split_digest: SHA-256 over train, validation and test split.
+        classes: Number of classes.
+        provenance: ``trained here``, or where an external base came from.
+        device: Kind of device.
+        environment: Versions and hardware.
+        resumed: How many epochs an earlier, killed attempt had done.
+        seconds: Wall time of the stage in this attempt.
+        training_seconds: Wall time of its training passes alone.
+        finished: UTC time.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    epochs: float | None
+    samples: int
+    scoring_samples: int
+    optimiser_steps: int
+    training_macs: int | None
+    learning_rates: list[tuple[float, int]]
+    hyper_parameters: dict[str, Any]
+    declared_steps: int = 0
+    train_loss: list[float]
+    train_accuracy: list[float]
+    validation_loss: list[float]
+    validation_accuracy_curve: list[float]
+    test_loss: list[float]
+    test_accuracy: list[float]
+    accuracy: float
+    validation_accuracy: float
+    best_accuracy: float
+    best_epoch: int
+    correct: str
+    test_images: int
+    macs: int
+    params: int
+    base_macs: int
+    base_params: int
+    kept: dict[str, list[int]] = Field(default_factory=dict)
+    parent_digest: str | None = None
+    weights_digest: str
+    split_digest: str
+    classes: int
+    provenance: str = "trained here"
+    device: str
+    environment: dict[str, str]
+    resumed: int = 0
+    seconds: float
+    training_seconds: float
+    finished: str
+
+    @property
+    def speedup(self) -> float:
+        """MACs(base) / MACs(pruned)."""
+        return self.base_macs / self.macs
+
+    @property
+    def spec(self) -> RunSpec:
+        """The identity alone."""
+        return RunSpec(**{name: getattr(self, name) for name in RunSpec.model_fields})
+
+
+#: Fields of a run record that may differ between two runs of the same identity.
+VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed"})
+
+
+class FailureRecord(Frozen):
+    """A run that did not come to an end: kept, never overwritten."""
+
+    spec: RunSpec
+    error: str
+    traceback: str
+    session: str
+    finished: str
+
+
+class CellRecord(Frozen):
+    """What a cell measured, and the runs that it stands on.
+
+    Attributes:
+        workload: And the four fields below: the cell.
+        budget: Budget label.
+        precision: Arithmetic.
+        status: ``ok`` or ``failed``.
+        error: One line, where it failed.
+        accuracy: Percent, test set, last epoch of the result run.
+        base_accuracy: Percent, test set, of the dense base model.
+        validation_accuracy: Percent, of the result run.
+        speedup: MACs(base) / MACs(pruned).
+        params: Parameters of the result.
+        macs: MACs of the result.
+        total_epochs: Epochs over all stages; None where a stage was not measured.
+        total_macs: Training MACs over all stages; None where a stage was not measured.
+        base: Run id of the base model.
+        topup: Run id of the top-up, or None.
+        prune: Run id of the prune stage, or None.
+        trials: Run ids of all retrainings (or the scratch training), in the order of the grid.
+        result: Run id that the accuracy comes from.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    workload: str
+    workload_version: int
+    protocol: str
+    protocol_version: int
+    method: str
+    ratio: float
+    seed: int
+    budget: str = "full"
+    precision: str = "fp32"
+    status: Literal["ok", "failed"]
+    error: str = ""
+    accuracy: float | None = None
+    base_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    speedup: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    total_epochs: float | None = None
+    total_macs: int | None = None
+    base: str | None = None
+    topup: str | None = None
+    prune: str | None = None
+    trials: tuple[str, ...] = ()
+    result: str | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """Its name."""
+        return Cell(self.workload, self.protocol, self.method, self.ratio, self.seed)
+
+    @property
+    def runs(self) -> list[str]:
+        """All run ids that it stands on, in order of stages."""
+        chain = [self.base, self.topup, self.prune, *self.trials]
+        return list(dict.fromkeys(run for run in chain if run is not None))

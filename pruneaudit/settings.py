@@ -1,0 +1,51 @@
+"""Choices of a session that change numbers: part of every run's identity. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pruneaudit.cells import Cell
+from pruneaudit.config import Budget, Precision, Workload
+from pruneaudit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Budget, precision and base model.
+
+    Attributes:
+        budget: Label of scaled lengths.
+        precision: Arithmetic of training.
+        base: The user's own base checkpoint (safetensors) for every workload, or None.
+    """
+
+    budget: Budget = "full"
+    precision: Precision = "fp32"
+    base: Path | None = None
+
+    def base_digest(self, workload: Workload) -> str | None:
+        """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        path = self.base or (Path(workload.base) if workload.base else None)
+        return None if path is None else _digest(path.expanduser())
+
+    def key(self, cell: Cell) -> str:
+        """Name of a cell's record: its id, and every setting that is not the default."""
+        labels = [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
+        if self.base is not None:
+            labels.append(f"base{_digest(self.base.expanduser())[:8]}")
+        return "-".join([cell.id, *labels])
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"base {path}: {error.strerror}; give a safetensors file") from None

@@ -1,0 +1,350 @@
+"""How each stage of a run is executed: from an identity to a committed record."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+from torch import nn
+
+from pruneaudit import __version__, shapes
+from pruneaudit.catalog import Catalog
+from pruneaudit.config import Workload
+from pruneaudit.contract import PruningTask, checked_kept
+from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
+from pruneaudit.ledger import Ledger
+from pruneaudit.measure.accuracy import evaluate, pack
+from pruneaudit.measure.cost import TRAINING_PASSES, parameters
+from pruneaudit.pruning.layers import prunable_layers
+from pruneaudit.pruning.removal import shrink
+from pruneaudit.records import RunRecord, RunSpec
+from pruneaudit.streams import generator
+from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.loop import History, Progress, Trainer
+from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.workloads.datasets import Dataset, load
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where runs execute.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        data_root: Folder of torchvision datasets, or None.
+        download: Whether torchvision may download.
+        base: The user's own base checkpoint, or None.
+    """
+
+    device: str = "cpu"
+    data_root: Path | None = None
+    download: bool = False
+    base: Path | None = None
+
+    def prepare(self) -> None:
+        """Fix what would make numbers depend on the number of workers or on the kernel chosen."""
+        # One thread per process on CPU: sums then do not depend on -n, and workers do not starve each other.
+        torch.set_num_threads(1)
+        if self.device == "cuda":
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+
+    def environment(self) -> dict[str, str]:
+        """Versions and hardware, for records."""
+        cuda = self.device == "cuda"
+        return {
+            "pruneaudit": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name() if cuda else (platform.processor() or platform.machine()),
+            "threads": str(torch.get_num_threads()),
+        }
+
+
+@dataclass
+class Outcome:
+    """What a stage leaves: a network, what it consumed, and its curves."""
+
+    model: nn.Module
+    consumption: Consumption
+    history: History = field(default_factory=History)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    declared_steps: int = 0
+    resumed: int = 0
+    training_seconds: float = 0.0
+    provenance: str = "trained here"
+    measured: bool = True
+
+
+class Stages:
+    """Executes runs.
+
+    Args:
+        ledger: Where parents are read and results committed.
+        catalog: Where methods and workloads are found.
+        runtime: Device and data.
+    """
+
+    def __init__(self, ledger: Ledger, catalog: Catalog, runtime: Runtime) -> None:
+        self.ledger = ledger
+        self.catalog = catalog
+        self.runtime = runtime
+
+    def execute(self, spec: RunSpec, progress: Progress | None = None) -> RunRecord:
+        """Execute one run and commit its record.
+
+        Raises:
+            AuditError: The run cannot be done; one line says why.
+        """
+        started = time.perf_counter()
+        self.runtime.prepare()
+        # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
+        workload = self.catalog.workload(spec.workload).model_copy(update={"data": spec.data, "model": spec.model})
+        dataset = load(spec.data, self.runtime.data_root, self.runtime.download).to(torch.device(self.runtime.device))
+        parent = self.ledger.get(spec.parent) if spec.parent else None
+        stage: Callable[..., Outcome] = getattr(self, f"_{spec.stage}")
+        outcome = stage(spec, workload, dataset, parent, progress)
+        return self._commit(spec, workload, dataset, parent, outcome, started)
+
+    def _pretrain(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
+    ) -> Outcome:
+        model = shapes.dense_network(workload)
+        if spec.checkpoint:
+            self._load_external(model, spec)
+            outcome = Outcome(self._place(model, spec), Consumption(), measured=False)
+            outcome.provenance = "external: pretraining cost not measured"
+            return outcome
+        names = ["pretrain", *([spec.own_base_of] if spec.own_base_of else [])]
+        _initialise(model, spec.seed, *names)
+        return self._train(model, spec, dataset, "/".join(names), progress)
+
+    def _topup(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
+    ) -> Outcome:
+        return self._train(self._inherit(workload, parent), spec, dataset, "topup", progress)
+
+    def _retrain(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
+    ) -> Outcome:
+        return self._train(self._inherit(workload, parent), spec, dataset, "retrain", progress)
+
+    def _scratch(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
+    ) -> Outcome:
+        model = shapes.network(workload, spec.widths)
+        _initialise(model, spec.seed, "scratch")
+        return self._train(model, spec, dataset, "scratch", progress)
+
+    def _prune(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
+    ) -> Outcome:
+        assert spec.method is not None and spec.ratio is not None
+        source = self.catalog.method(spec.method)
+        if source.digest != spec.method_digest:
+            raise MethodError(f"method '{spec.method}' changed while the suite ran; start again")
+        method = source.create()
+        model = self._place(self._inherit(workload, parent), spec)
+        layers = prunable_layers(model, dataset.example(), spec.prunable, spec.skip)
+        with Meter(model) as meter:
+            task = PruningTask(
+                model,
+                layers,
+                workload,
+                spec.ratio,
+                spec.recipe,
+                dataset,
+                spec.seed,
+                meter,
+                spec.method,
+                spec.precision,
+                self._checkpoint(spec),
+                progress,
+            )
+            try:
+                answer = method.prune(task)
+            except AuditError:
+                raise
+            except Exception as error:
+                raise MethodError(f"method '{spec.method}' raised {one_line(error)}") from error
+        kept = checked_kept(answer, layers, spec.ratio, method)
+        shrunk = shrink(model, kept, dataset.example())
+        bad = [name for name, tensor in shrunk.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+        if bad:
+            raise MethodError(f"method '{spec.method}' left values that are not finite in '{bad[0]}'")
+        return Outcome(
+            shrunk,
+            meter.consumption,
+            task.history,
+            kept,
+            declared_steps=spec.recipe.steps or 0,
+            resumed=task.resumed_from,
+        )
+
+    def _train(
+        self, model: nn.Module, spec: RunSpec, dataset: Dataset, stream: str, progress: Progress | None
+    ) -> Outcome:
+        model = self._place(model, spec)
+        with Meter(model) as meter:
+            trainer = Trainer(
+                model, dataset, spec.recipe, spec.seed, stream, meter, spec.precision, self._checkpoint(spec), progress
+            )
+            history = trainer.fit()
+        return Outcome(
+            model,
+            meter.consumption,
+            history,
+            resumed=trainer.resumed_from,
+            training_seconds=trainer.training_seconds,
+        )
+
+    def _inherit(self, workload: Workload, parent: RunRecord) -> nn.Module:
+        """The network that a run left, with its weights."""
+        widths = {name: len(indices) for name, indices in parent.kept.items()}
+        model = shapes.network(workload, widths)
+        model.load_state_dict(self.ledger.weights(parent))
+        return model
+
+    def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
+        dtype = torch.float64 if spec.precision == "fp64" else torch.float32
+        return model.to(device=self.runtime.device, dtype=dtype, memory_format=torch.channels_last)
+
+    def _checkpoint(self, spec: RunSpec) -> Checkpoint:
+        return Checkpoint(self.ledger.workspace(spec) / "state.safetensors", self.runtime.device)
+
+    def _load_external(self, model: nn.Module, spec: RunSpec) -> None:
+        path = self.runtime.base
+        if path is None:
+            base = self.catalog.workload(spec.workload).base
+            assert base is not None
+            path = Path(base)
+        content = read_checkpoint(path)
+        if hashlib.sha256(content).hexdigest() != spec.checkpoint:
+            raise ConfigError(f"base {path} changed while the suite ran; start again")
+        try:
+            weights = load_weights(content)
+        except SafetensorError as error:
+            raise ConfigError(f"base {path}: not a safetensors file or damaged ({error}); convert or copy it again") from None
+        expected = model.state_dict()
+        for name, tensor in expected.items():
+            if name.endswith("num_batches_tracked"):
+                weights.setdefault(name, tensor)
+            if name not in weights:
+                raise ConfigError(f"base {path}: no tensor '{name}', which {spec.model} needs")
+            if weights[name].shape != tensor.shape:
+                raise ConfigError(
+                    f"base {path}: tensor '{name}' has shape {list(weights[name].shape)}, "
+                    f"{spec.model} needs {list(tensor.shape)}"
+                )
+        strangers = sorted(set(weights) - set(expected))
+        if strangers:
+            raise ConfigError(f"base {path}: tensor '{strangers[0]}' is none of {spec.model}'s")
+        model.load_state_dict(weights)
+
+    def _commit(
+        self,
+        spec: RunSpec,
+        workload: Workload,
+        dataset: Dataset,
+        parent: RunRecord | None,
+        outcome: Outcome,
+        started: float,
+    ) -> RunRecord:
+        model, history, consumption = outcome.model, outcome.history, outcome.consumption
+        dense = shapes.shape(workload)
+        widths = {name: len(indices) for name, indices in outcome.kept.items()}
+        widths = widths or spec.widths or {name: len(kept) for name, kept in (parent.kept if parent else {}).items()}
+        size = shapes.shape_of(workload, widths)
+        # During pruning and topping up it is the dense network that trains.
+        training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
+        test = evaluate(model, dataset, dataset.test, spec.precision)
+        validation = evaluate(model, dataset, dataset.validation, spec.precision)
+        curve = history.test_accuracy or [test.accuracy]
+        best = max(range(len(curve)), key=curve.__getitem__)
+        weights = save_weights({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+        training_macs = TRAINING_PASSES * training_shape * consumption.training_samples
+        training_macs += training_shape * consumption.scoring_samples
+        record = RunRecord(
+            **dict(spec),
+            epochs=consumption.training_samples / len(dataset.train) if outcome.measured else None,
+            samples=consumption.training_samples,
+            scoring_samples=consumption.scoring_samples,
+            optimiser_steps=consumption.optimiser_steps,
+            training_macs=training_macs if outcome.measured else None,
+            learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],
+            hyper_parameters=_hyper_parameters(spec, dataset, consumption),
+            declared_steps=outcome.declared_steps,
+            train_loss=history.train_loss,
+            train_accuracy=history.train_accuracy,
+            validation_loss=history.validation_loss,
+            validation_accuracy_curve=history.validation_accuracy,
+            test_loss=history.test_loss,
+            test_accuracy=history.test_accuracy,
+            accuracy=test.accuracy,
+            validation_accuracy=validation.accuracy,
+            best_accuracy=max(curve),
+            best_epoch=best + 1,
+            correct=pack(test.correct),
+            test_images=len(dataset.test),
+            macs=size.macs,
+            params=parameters(model),
+            base_macs=dense.macs,
+            base_params=dense.params,
+            kept=outcome.kept or (parent.kept if parent is not None and spec.stage == "retrain" else {}),
+            parent_digest=parent.weights_digest if parent is not None else None,
+            weights_digest=hashlib.sha256(weights).hexdigest(),
+            split_digest=dataset.split_digest,
+            classes=dataset.classes,
+            provenance=outcome.provenance,
+            device=self.runtime.device,
+            environment=self.runtime.environment(),
+            resumed=outcome.resumed,
+            seconds=time.perf_counter() - started,
+            training_seconds=outcome.training_seconds,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return self.ledger.commit(record, weights)
+
+
+def read_checkpoint(path: Path) -> bytes:
+    """Content of a user's checkpoint.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"base {path}: {error.strerror}") from None
+
+
+def _initialise(model: nn.Module, seed: int, *stream: str) -> None:
+    from pruneaudit.workloads.models.initialise import initialise
+
+    initialise(model, generator(seed, *stream, "initialise"))
+
+
+def _hyper_parameters(spec: RunSpec, dataset: Dataset, consumption: Consumption) -> dict[str, Any]:
+    """What the steps showed, with what only the loop knows (loss and data pipeline)."""
+    if not consumption.optimiser_steps:
+        return {}
+    return {
+        **consumption.settings,
+        "batch": consumption.batch,
+        "augmentation": dataset.config.augmentation,
+        "precision": spec.precision,
+        "label_smoothing": spec.recipe.label_smoothing,
+    }

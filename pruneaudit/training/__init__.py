@@ -1,0 +1,1 @@
+"""How a stage trains, and how what it consumes is metered."""

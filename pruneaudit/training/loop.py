@@ -1,0 +1,231 @@
+"""The one training loop of the project: every stage of every arm goes through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pruneaudit.config import Recipe, steps_per_epoch
+from pruneaudit.errors import AuditError
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.training.checkpoint import Checkpoint, Snapshot
+from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.workloads.datasets import Dataset
+
+#: Raised whenever an edit to this package changes the numbers of a run: part of every run's identity.
+NUMERICS_VERSION = 1
+
+CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+
+Progress = Callable[[int, int, float], None]
+
+
+class DivergedError(AuditError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class Hooks:
+    """What a method may add to plain training; ``step`` is 0-based within the stage.
+
+    Attributes:
+        penalty: Extra loss of a step, or None.
+        gradients: Called after the backward pass, before the optimiser's step: may change ``.grad``.
+        after_step: Called after the optimiser's step: may change weights.
+    """
+
+    penalty: Callable[[int], torch.Tensor | None] | None = None
+    gradients: Callable[[int], None] | None = None
+    after_step: Callable[[int], None] | None = None
+
+
+@dataclass
+class History:
+    """Curves of a training, one value per epoch (the last, partial epoch counts as one)."""
+
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    test_loss: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one network by one recipe; resumable between epochs.
+
+    Args:
+        model: The network, on its device and in its precision; trained in place.
+        dataset: Data on the same device.
+        recipe: What to do.
+        seed: The run's seed.
+        stream: Name of the stream of data order and augmentation.
+        meter: Counts what is consumed.
+        precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
+        checkpoint: Where to keep the state between epochs, or None.
+        progress: Called after every epoch with (epochs done, epochs in all, test accuracy in percent), or None.
+        state: Facts and tensors of the method, kept in the checkpoint with ours.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        seed: int,
+        stream: str,
+        meter: Meter,
+        precision: str = "fp32",
+        checkpoint: Checkpoint | None = None,
+        progress: Progress | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.dataset = dataset
+        self.recipe = recipe
+        self.seed = seed
+        self.stream = stream
+        self.meter = meter
+        self.precision = precision
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.state = {} if state is None else state
+        self.history = History()
+        self.resumed_from = 0
+        self.training_seconds = 0.0
+        device = next(model.parameters()).device
+        self.optimiser = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.rate(0, 0),
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            fused=device.type in ("cpu", "cuda"),
+        )
+
+    def fit(self, hooks: Hooks | None = None) -> History:
+        """Train to the end of the recipe.
+
+        Raises:
+            DivergedError: The loss became NaN or infinite.
+        """
+        hooks = hooks or Hooks()
+        per_epoch = steps_per_epoch(len(self.dataset.train), self.recipe.batch)
+        total = self.recipe.total_steps(per_epoch)
+        epochs = math.ceil(total / per_epoch)
+        dtype = next(self.model.parameters()).dtype
+        first = self._resume()
+        for epoch in range(first, epochs):
+            started = time.perf_counter()
+            self.model.train()
+            losses, hits, seen = [], [], 0
+            step = epoch * per_epoch
+            for images, labels in self.dataset.batches(self.seed, self.stream, epoch, self.recipe.batch, dtype):
+                if step >= total:
+                    break
+                for group in self.optimiser.param_groups:
+                    group["lr"] = self.recipe.rate(epoch, step)
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    logits = self.model(images)
+                logits = logits.float() if self.precision == "bf16" else logits
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+                penalty = hooks.penalty(step) if hooks.penalty else None
+                self.optimiser.zero_grad(set_to_none=True)
+                (loss if penalty is None else loss + penalty).backward()
+                if hooks.gradients:
+                    hooks.gradients(step)
+                self.optimiser.step()
+                if hooks.after_step:
+                    hooks.after_step(step)
+                # Summed on the device: reading a value every step would stall it.
+                losses.append(loss.detach() * len(labels))
+                hits.append((logits.detach().argmax(dim=1) == labels).sum())
+                seen += len(labels)
+                step += 1
+            self._close_epoch(epoch, epochs, torch.stack(losses), torch.stack(hits), seen, started)
+        return self.history
+
+    def _close_epoch(
+        self, epoch: int, epochs: int, losses: torch.Tensor, hits: torch.Tensor, seen: int, started: float
+    ) -> None:
+        """Evaluate, note the curves and save the state."""
+        history = self.history
+        history.train_loss.append(float(losses.sum()) / seen)
+        history.train_accuracy.append(100.0 * int(hits.sum()) / seen)
+        self.training_seconds += time.perf_counter() - started
+        if not math.isfinite(history.train_loss[-1]):
+            raise DivergedError(f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged")
+        with self.meter.paused():
+            validation = evaluate(self.model, self.dataset, self.dataset.validation, self.precision)
+            test = evaluate(self.model, self.dataset, self.dataset.test, self.precision)
+        history.validation_loss.append(validation.loss)
+        history.validation_accuracy.append(validation.accuracy)
+        history.test_loss.append(test.loss)
+        history.test_accuracy.append(test.accuracy)
+        if self.checkpoint is not None and epoch + 1 < epochs:
+            self.checkpoint.save(self._snapshot(epoch + 1))
+        if self.progress is not None:
+            self.progress(epoch + 1, epochs, test.accuracy)
+
+    def _snapshot(self, epochs_done: int) -> Snapshot:
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimiser.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum/{name}"] = buffer
+        facts: dict[str, Any] = {}
+        for key, value in self.state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"state/{key}"] = value
+            else:
+                facts[key] = value
+        return Snapshot(
+            tensors,
+            {
+                "epochs_done": epochs_done,
+                "history": asdict(self.history),
+                "consumption": asdict(self.meter.consumption),
+                "training_seconds": self.training_seconds,
+                "state": facts,
+            },
+        )
+
+    def _resume(self) -> int:
+        """Load the last snapshot; return the number of epochs it holds."""
+        snapshot = self.checkpoint.load() if self.checkpoint is not None else None
+        if snapshot is None:
+            return 0
+
+        def below(prefix: str) -> dict[str, torch.Tensor]:
+            found = snapshot.tensors.items()
+            return {name.removeprefix(prefix): tensor for name, tensor in found if name.startswith(prefix)}
+
+        self.model.load_state_dict(below("model/"))
+        momentum = below("momentum/")
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                self.optimiser.state[parameter]["momentum_buffer"] = (
+                    momentum[name].to(parameter.device).contiguous(memory_format=_layout(parameter))
+                )
+        facts = snapshot.facts
+        self.history = History(**facts["history"])
+        self.training_seconds = facts["training_seconds"]
+        # Scoring before the training was repeated by the resumed method; the snapshot already counts it.
+        vars(self.meter.consumption).update(vars(Consumption(**facts["consumption"])))
+        self.state.update(facts["state"], **below("state/"))
+        self.resumed_from = int(facts["epochs_done"])
+        return self.resumed_from
+
+
+def _layout(tensor: torch.Tensor) -> torch.memory_format:
+    """Memory layout of a parameter: a restored momentum buffer must have the same."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

@@ -1,0 +1,38 @@
+"""Architectures by name, as the pruning literature uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from pruneaudit.errors import unknown
+from pruneaudit.workloads.models.lenet import LeNet5
+from pruneaudit.workloads.models.resnet import CifarResNet
+from pruneaudit.workloads.models.vgg import CifarVGG
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": LeNet5,
+    "resnet20": partial(CifarResNet, 20),
+    "resnet56": partial(CifarResNet, 56),
+    "resnet110": partial(CifarResNet, 110),
+    "vgg16": partial(CifarVGG, 16),
+    "vgg19": partial(CifarVGG, 19),
+}
+
+
+def build(name: str, channels: int, classes: int) -> nn.Module:
+    """Build an architecture.
+
+    Args:
+        name: Key of :data:`MODELS`.
+        channels: Input channels.
+        classes: Output classes.
+
+    Raises:
+        ConfigError: No such architecture.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name](channels=channels, classes=classes)

@@ -15,7 +15,7 @@ from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell
 from pruneaudit.config import Recipe, Workload, steps_per_epoch
 from pruneaudit.contract import Method, ScratchArm
-from pruneaudit.errors import AuditError, ConfigError, one_line
+from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
 from pruneaudit.records import CellRecord, RunRecord, RunSpec
 from pruneaudit.schedule import Schedule
@@ -81,7 +81,12 @@ class Campaign:
             AuditError: The cell cannot be planned: a name is unknown, or its method cannot be imported.
         """
         if cell not in self._plans:
-            self._plans[cell] = Planner(self.catalog, self.settings, cell).plan()
+            try:
+                self._plans[cell] = Planner(self.catalog, self.settings, cell).plan()
+            except AuditError:
+                raise
+            except Exception as error:
+                raise MethodError(f"method '{cell.method}' cannot be planned: {one_line(error)}") from error
         return self._plans[cell]
 
     def runs(self, cells: Iterable[Cell]) -> list[RunSpec]:
@@ -150,6 +155,7 @@ class Campaign:
                 "seed": cell.seed,
                 "budget": self.settings.budget,
                 "precision": self.settings.precision,
+                "labels": self.settings.labels,
                 **measured,
             }
         )

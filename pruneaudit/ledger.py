@@ -90,9 +90,9 @@ class Ledger:
             self._records[run_id] = _read(RunRecord, found[0])
         return self._records[run_id]
 
-    def has(self, run_id: str) -> bool:
-        """Whether a finished run has this id."""
-        return run_id in self._records or any((self.root / "runs").glob(f"*-{run_id}/record.json"))
+    def finished(self) -> set[str]:
+        """Ids of all finished runs."""
+        return {name.rpartition("-")[2] for name in os.listdir(self.root / "runs")}
 
     def runs(self) -> Iterator[RunRecord]:
         """All finished runs, by folder name."""

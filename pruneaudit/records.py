@@ -198,6 +198,7 @@ class CellRecord(Frozen):
         workload: And the four fields below: the cell.
         budget: Budget label.
         precision: Arithmetic.
+        labels: Settings that are not the default (budget, precision, external base): results never mix across them.
         status: ``ok`` or ``failed``.
         error: One line, where it failed.
         accuracy: Percent, test set, last epoch of the result run.
@@ -225,6 +226,7 @@ class CellRecord(Frozen):
     seed: int
     budget: str = "full"
     precision: str = "fp32"
+    labels: tuple[str, ...] = ()
     status: Literal["ok", "failed"]
     error: str = ""
     accuracy: float | None = None

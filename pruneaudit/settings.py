@@ -35,12 +35,17 @@ class Settings:
         path = self.base or (Path(workload.base) if workload.base else None)
         return None if path is None else _digest(path.expanduser())
 
-    def key(self, cell: Cell) -> str:
-        """Name of a cell's record: its id, and every setting that is not the default."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every setting that is not the default, for names and tables: results never mix across labels."""
         labels = [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
         if self.base is not None:
             labels.append(f"base{_digest(self.base.expanduser())[:8]}")
-        return "-".join([cell.id, *labels])
+        return tuple(labels)
+
+    def key(self, cell: Cell) -> str:
+        """Name of a cell's record: its id and the labels."""
+        return "-".join([cell.id, *self.labels])
 
 
 @lru_cache(maxsize=16)

@@ -32,14 +32,19 @@ class LocalExecutor:
         ledger: Store of records.
         stages: How a run is executed.
         session: Id of the session: a run that failed in it is not tried again in it.
-        backlog: All runs of the session, parents first.
     """
 
-    def __init__(self, ledger: Ledger, stages: Stages, session: str, backlog: Sequence[RunSpec] = ()) -> None:
+    def __init__(self, ledger: Ledger, stages: Stages, session: str) -> None:
         self.ledger = ledger
         self.stages = stages
         self.session = session
-        self.backlog = list(backlog)
+        self._backlog: list[RunSpec] = []
+        self._planned = 0
+
+    def share(self, runs: Sequence[RunSpec]) -> None:
+        """Name all runs of the session, parents first: this process helps with them instead of waiting."""
+        self._backlog = list(runs)
+        self._planned = len(self._backlog)
 
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record; its parents must be finished.
@@ -72,7 +77,7 @@ class LocalExecutor:
             return False
         try:
             # It may have been finished between the look and the lock.
-            if self.ledger.find(spec) is None and self.ledger.failure(spec, self.session) is None:
+            if not self._over(spec):
                 self._execute(spec)
         finally:
             lock.release()
@@ -83,7 +88,7 @@ class LocalExecutor:
 
         def progress(done: int, total: int, accuracy: float) -> None:
             facts = {"run": spec.slug, "epoch": done, "epochs": total, "accuracy": accuracy, "started": started}
-            self.ledger.report_progress(facts)
+            self.ledger.report_progress({**facts, "planned": self._planned})
 
         try:
             self.stages.execute(spec, progress)
@@ -103,20 +108,13 @@ class LocalExecutor:
 
     def _help(self, wanted: RunSpec) -> bool:
         """Execute one other run of the session that is ready and free; say whether there was one."""
-        waiting = []
-        helped = False
-        for position, spec in enumerate(self.backlog):
-            if self.ledger.find(spec) is not None or self.ledger.failure(spec, self.session) is not None:
-                continue
-            waiting.append(spec)
-            if spec == wanted or not self._ready(spec):
-                continue
-            if self._try(spec):
-                waiting += self.backlog[position + 1 :]
-                helped = True
-                break
-        self.backlog = waiting
-        return helped
+        finished = self.ledger.finished()
+        self._backlog = [run for run in self._backlog if run.run_id not in finished]
+        for spec in self._backlog:
+            ready = spec.parent is None or spec.parent in finished
+            if spec != wanted and ready and not self._over(spec) and self._try(spec):
+                return True
+        return False
 
-    def _ready(self, spec: RunSpec) -> bool:
-        return spec.parent is None or self.ledger.has(spec.parent)
+    def _over(self, spec: RunSpec) -> bool:
+        return self.ledger.find(spec) is not None or self.ledger.failure(spec, self.session) is not None

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from pruneaudit.config import DataConfig
 from pruneaudit.errors import ConfigError, DataMissingError, unknown
@@ -187,8 +189,10 @@ def _torchvision(class_name: str) -> Callable[[Path | None, bool], Raw]:
         if root is None:
             raise DataMissingError(_how_to_get(class_name, None))
         try:
-            train = cls(root=str(root), train=True, download=download)
-            test = cls(root=str(root), train=False, download=download)
+            # Workers must not download the same files at once.
+            with _download_lock(root) if download else nullcontext():
+                train = cls(root=str(root), train=True, download=download)
+            test = cls(root=str(root), train=False)
         except (RuntimeError, OSError) as error:
             raise DataMissingError(_how_to_get(class_name, root)) from error
 
@@ -204,6 +208,11 @@ def _torchvision(class_name: str) -> Callable[[Path | None, bool], Raw]:
         )
 
     return load
+
+
+def _download_lock(root: Path) -> FileLock:
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".download.lock")
 
 
 def _how_to_get(class_name: str, root: Path | None) -> str:

@@ -1,0 +1,1 @@
+"""The referee: rules as pure functions of measured records."""

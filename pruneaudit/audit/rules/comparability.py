@@ -1,0 +1,159 @@
+"""Which quantities two arms must share before their accuracies may be compared (Wang et al. 2023, Table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pruneaudit.audit.catalogue import Outcome, equal, rule
+from pruneaudit.audit.evidence import Evidence
+from pruneaudit.records import RunRecord
+
+_TABLE_2 = "Wang et al. 2023 (arXiv 2301.05219), Table 2"
+#: Largest relative difference in MACs of two arms at one operating point.
+MACS_TOLERANCE = 0.02
+
+
+def _short(digest: str) -> str:
+    return digest[:12]
+
+
+def _rates(runs: Iterable[RunRecord]) -> str:
+    """Learning rate of every step of some runs in order, run-length coded: ``0.01×85, 0.001×51``."""
+    coded: list[tuple[float, int]] = []
+    for run in runs:
+        for rate, steps in run.learning_rates:
+            if coded and coded[-1][0] == rate:
+                coded[-1] = (rate, coded[-1][1] + steps)
+            else:
+                coded.append((rate, steps))
+    return ", ".join(f"{rate:.6g}×{steps}" for rate, steps in coded) or "none"
+
+
+def _epochs(runs: Iterable[RunRecord]) -> float | None:
+    """Measured epochs of some runs, rounded to a millionth; None where one was not measured."""
+    values = [run.epochs for run in runs]
+    return None if None in values else round(sum(value for value in values if value is not None), 6)
+
+
+@rule("F101", "Same data and split", f"{_TABLE_2}, S1")
+def same_split(left: Evidence, right: Evidence) -> Outcome:
+    """Digest over all pixels and labels of the train, validation and test split that the runs loaded."""
+
+    def digests(arm: Evidence) -> str:
+        return "+".join(sorted({_short(run.split_digest) for run in arm.stages}))
+
+    return equal(digests(left), digests(right))
+
+
+@rule("F102", "Same architecture", f"{_TABLE_2}, S1")
+def same_architecture(left: Evidence, right: Evidence) -> Outcome:
+    """Architecture, and parameters and MACs of the dense network that both prune."""
+
+    def network(arm: Evidence) -> str:
+        run = arm.result
+        return f"{run.model}, {run.classes} classes, {run.base_params} params, {run.base_macs} MACs"
+
+    return equal(network(left), network(right))
+
+
+@rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")
+def matched_macs(left: Evidence, right: Evidence) -> Outcome:
+    """MACs of the two pruned networks, counted by one counter on the networks that were tested."""
+    ours, theirs = left.result, right.result
+    apart = abs(ours.macs - theirs.macs) / max(ours.macs, theirs.macs)
+
+    def size(run: RunRecord) -> str:
+        return f"{run.macs} MACs, {run.params} params"
+
+    return Outcome("pass" if apart <= MACS_TOLERANCE else "fail", size(ours), size(theirs), f"{100 * apart:.2f} % apart")
+
+
+@rule("F201", "Same base weights", f"{_TABLE_2}, S2")
+def same_base(left: Evidence, right: Evidence) -> Outcome:
+    """Digest of the weights that the pruning stage (or its top-up) started from."""
+
+    def digest(arm: Evidence) -> str | None:
+        first = next(iter(arm.pruning_stage), None)
+        return _short(first.parent_digest) if first is not None and first.parent_digest else None
+
+    return equal(digest(left), digest(right))
+
+
+@rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
+def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
+    """Images that passed the network with gradients during retraining, in passes over the training split."""
+    return equal(_epochs([left.result]), _epochs([right.result]))
+
+
+@rule("F312", "Equal tuning budget: same grid, same number of trials", f"{_TABLE_2}, S3.1; DomainBed, model selection")
+def same_tuning_budget(left: Evidence, right: Evidence) -> Outcome:
+    """Learning rates that the trials of each arm really used, and how many trials there were."""
+
+    def grid(arm: Evidence) -> str:
+        return f"{len(arm.trials)} trials: " + " | ".join(sorted(_rates([run]) for run in arm.trials))
+
+    return equal(grid(left), grid(right))
+
+
+@rule("F314", "Tuned on validation only", f"{_TABLE_2}, S3.1; DomainBed, oracle selection")
+def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
+    """The reported trial is the one with the best validation accuracy (first of the grid on ties), in each arm."""
+
+    def chosen(arm: Evidence) -> tuple[bool, str]:
+        best = max(arm.trials, key=lambda run: run.validation_accuracy)
+        text = f"reported {arm.result.validation_accuracy:.2f} % validation, best {best.validation_accuracy:.2f} %"
+        return arm.result.run_id == best.run_id, text
+
+    (left_fine, left_text), (right_fine, right_text) = chosen(left), chosen(right)
+    return Outcome("pass" if left_fine and right_fine else "fail", left_text, right_text)
+
+
+@rule("F321", "Same retraining learning rate at every step", f"{_TABLE_2}, S3.2")
+def same_retraining_rates(left: Evidence, right: Evidence) -> Outcome:
+    """Learning rate read from the optimiser at every step of retraining."""
+    return equal(_rates([left.result]), _rates([right.result]))
+
+
+@rule("F322", "Same other retraining hyper-parameters", f"{_TABLE_2}, S3.2; sec. 6 (report every retraining detail)")
+def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
+    """Batch, momentum, weight decay, augmentation, precision and label smoothing, as seen while retraining."""
+
+    def listed(arm: Evidence) -> str:
+        return ", ".join(f"{key}={value}" for key, value in sorted(arm.result.hyper_parameters.items()))
+
+    return equal(listed(left), listed(right))
+
+
+@rule("F411", "Same pruning epochs", f"{_TABLE_2}, S4.1")
+def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
+    """Images that passed the network with gradients between base model and retraining, in epochs; top-ups count."""
+    return equal(_epochs(left.pruning_stage), _epochs(right.pruning_stage))
+
+
+@rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")
+def same_pruning_rates(left: Evidence, right: Evidence) -> Outcome:
+    """Learning rate read from the optimiser at every step between base model and retraining."""
+    return equal(_rates(left.pruning_stage), _rates(right.pruning_stage))
+
+
+@rule("F801", "Same total epochs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-A")
+def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
+    """Measured epochs over all stages; half an epoch apart is rounding."""
+    ours, theirs = _epochs(left.stages), _epochs(right.stages)
+    if ours is None or theirs is None:
+        return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
+    return Outcome("pass" if abs(ours - theirs) <= 0.5 else "fail", ours, theirs)
+
+
+@rule("F802", "Same total training MACs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-B")
+def same_total_macs(left: Evidence, right: Evidence) -> Outcome:
+    """Measured training MACs over all stages; half an epoch of the pruned network apart is rounding."""
+    values: list[int | None] = []
+    for arm in (left, right):
+        macs = [run.training_macs for run in arm.stages]
+        values.append(None if None in macs else sum(value for value in macs if value is not None))
+    ours, theirs = values
+    if ours is None or theirs is None:
+        return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
+    epoch = max((arm.result.training_macs or 0) / (arm.result.epochs or 1) for arm in (left, right))
+    return Outcome("pass" if abs(ours - theirs) <= epoch / 2 * (1 + 1e-9) else "fail", ours, theirs)

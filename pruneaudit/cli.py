@@ -1,0 +1,226 @@
+"""The ``pruneaudit`` command: what there is, what is planned, what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pruneaudit import __version__
+from pruneaudit.errors import AuditError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The referee for neural-network pruning. Run the audit itself with 'pytest suite'.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+LedgerPath = Annotated[Path, typer.Option("--ledger", help="Store of run records.")]
+MethodSpecs = Annotated[
+    list[str] | None, typer.Option("--audit-method", metavar="SPEC", help="Also this method: file.py or package.module:Class.")
+]
+_LEDGER = Path(".pruneaudit/ledger")
+
+
+def main() -> None:
+    """Entry point: bad input ends with one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except AuditError as error:
+        sys.stderr.write(f"pruneaudit: {error}\n")
+        raise SystemExit(2) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def methods(audit_method: MethodSpecs = None, as_json: Json = False) -> None:
+    """List the pruning methods."""
+    from pruneaudit.catalog import CORE_METHODS, Catalog
+
+    rows = []
+    for name, source in Catalog(extra_methods=tuple(audit_method or ())).methods.items():
+        method = source.create()
+        published = method.published
+        rows.append(
+            {
+                "name": name,
+                "core": name in CORE_METHODS,
+                "kind": type(method).__mro__[1].__name__,
+                "summary": method.summary(),
+                "parameters": method.parameters(),
+                "published_recipe": published.source if published else "not specified",
+                "defined_in": str(source.path or source.target),
+            }
+        )
+    _show(rows, ["name", "core", "kind", "summary"], as_json)
+
+
+@app.command()
+def protocols(as_json: Json = False) -> None:
+    """List the comparison setups."""
+    from pruneaudit.catalog import Catalog
+
+    rows = [protocol.model_dump(mode="json") for protocol in Catalog().protocols.values()]
+    _show(rows, ["name", "version", "title", "base", "retraining", "pruning", "scratch", "requires"], as_json)
+
+
+@app.command()
+def workloads(as_json: Json = False) -> None:
+    """List the workloads."""
+    from pruneaudit.catalog import Catalog
+
+    rows = [workload.model_dump(mode="json") for workload in Catalog().workloads.values()]
+    _show(rows, ["name", "version", "model", "ratios", "seeds", "gpu", "source"], as_json)
+
+
+@app.command()
+def rules(
+    rule_id: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Explain this rule.")] = None, as_json: Json = False
+) -> None:
+    """List the fairness rules, or explain one."""
+    from pruneaudit.audit.catalogue import get_rule
+    from pruneaudit.audit.catalogue import rules as all_rules
+    from pruneaudit.catalog import Catalog
+
+    known = [get_rule(rule_id)] if rule_id else list(all_rules().values())
+    rows = [
+        {
+            "id": rule.id,
+            "claim": rule.claim,
+            "source": rule.source,
+            "measures": rule.explanation,
+            "required_by": [name for name, protocol in Catalog().protocols.items() if rule.id in protocol.requires],
+        }
+        for rule in known
+    ]
+    _show(rows, ["id", "claim", "source", "required_by", *(["measures"] if rule_id else [])], as_json)
+
+
+@app.command()
+def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
+    """List the runs of a ledger, failed attempts included."""
+    store = _existing_ledger(ledger)
+    rows: list[dict[str, Any]] = []
+    for record in store.runs():
+        rows.append({"status": "ok", "slug": record.slug, "run_id": record.run_id, **record.model_dump(mode="json")})
+    for failure in store.failures():
+        rows.append(
+            {
+                "status": "failed",
+                "slug": failure.spec.slug,
+                "run_id": failure.spec.run_id,
+                "error": failure.error,
+                "finished": failure.finished,
+                **failure.spec.model_dump(mode="json"),
+            }
+        )
+    _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", "seconds", "error"], as_json)
+
+
+@app.command()
+def report(
+    ledger: LedgerPath = _LEDGER,
+    to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
+) -> None:
+    """Judge everything a ledger holds and write the report; trains nothing."""
+    from pruneaudit.catalog import Catalog
+    from pruneaudit.errors import ConfigError
+    from pruneaudit.report.results import gather_ledger
+    from pruneaudit.report.terminal import summary
+    from pruneaudit.report.writer import write
+
+    results = gather_ledger(Catalog(), _existing_ledger(ledger))
+    if not results.cells:
+        raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
+    for line in summary(results):
+        typer.echo(line)
+    try:
+        for path in write(results, to):
+            typer.echo(f"wrote {path}")
+    except OSError as error:
+        raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    expression: Annotated[str, typer.Option("-k", metavar="EXPR", help="Selection, as pytest's -k.")] = "",
+    workers: Annotated[int, typer.Option("-n", min=1, help="Workers to estimate for.")] = 1,
+    probe: Annotated[bool, typer.Option(help="Time a few steps on this machine to estimate the duration.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Say what a selection would train: cells, distinct runs, epochs, MACs, time. Trains nothing.
+
+    Takes every --audit-… option of the suite.
+    """
+    from pruneaudit.planning import make_plan
+
+    facts = make_plan(expression, context.args, workers, probe)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, sort_keys=True))
+        return
+    _show(facts["stages"], ["workload", "stage", "runs", "stored", "epochs", "training_macs", "minutes"], False)
+    typer.echo(
+        f"{facts['cells']} cells stand on {facts['runs']} distinct runs ({facts['stored']} of them in the ledger); "
+        f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
+    )
+    if facts["minutes"] is not None:
+        typer.echo(f"estimated time: {facts['minutes']:.1f} minutes with {workers} worker(s), from timed steps on this machine")
+
+
+def _existing_ledger(path: Path) -> Any:
+    from pruneaudit.errors import ConfigError
+    from pruneaudit.ledger import Ledger
+
+    if not (path / "ledger.json").exists():
+        raise ConfigError(f"{path} is no ledger; give one with --ledger, or run 'pytest suite' first")
+    return Ledger(path)
+
+
+def _show(rows: list[dict[str, Any]], columns: Iterable[str], as_json: bool) -> None:
+    """Print rows as JSON, or the chosen columns as a table (one block for a single row)."""
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    columns = list(columns)
+    console = Console()
+    if not console.is_terminal:
+        # Piped output is for other programs: never fold a row to the width of a terminal that is not there.
+        console = Console(width=1000)
+    if len(rows) == 1:
+        for column in columns:
+            console.print(Text(f"{column}: {_cell(rows[0].get(column))}"))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value)

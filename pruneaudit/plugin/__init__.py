@@ -1,0 +1,122 @@
+"""The pytest plugin: options, parametrized cases, order, judgement, report. Imports no torch.
+
+Installed, it loads into every pytest session; it stays silent unless the session runs pruneaudit's suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pruneaudit.plugin.device import claim, visible_gpus
+from pruneaudit.plugin.options import DEFAULTS, add_options
+
+if TYPE_CHECKING:
+    from pruneaudit.plugin.session import AuditSession
+
+_SESSION = pytest.StashKey["AuditSession"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the ``--audit-*`` options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check options and TOML files before anything runs; on the controller, prepare report and completeness guard."""
+    if not _runs_suite(config):
+        return
+    claim()
+    session = audit_session(config)
+    if not hasattr(config, "workerinput"):
+        from pruneaudit.plugin.controller import Controller
+
+        config.pluginmanager.register(Controller(config, session), "pruneaudit-controller")
+        # Without this xdist hands out cells in chunks, and a worker may sit on heavy ones while others are idle.
+        if getattr(config.option, "maxschedchunk", 1) is None:
+            config.option.maxschedchunk = 1
+
+
+def _runs_suite(config: pytest.Config) -> bool:
+    """Whether this session's arguments reach the suite, or an option of ours was given."""
+    if any(getattr(config.option, name, default) != default for name, default in DEFAULTS.items()):
+        return True
+    from pruneaudit.catalog import content_root
+
+    suite = content_root() / "suite"
+    for argument in config.args:
+        name = argument.partition("::")[0]
+        if name.startswith("pruneaudit.suite"):
+            return True
+        path = Path(config.invocation_params.dir, name).resolve()
+        if path.is_relative_to(suite) or (path.is_dir() and suite.is_relative_to(path)):
+            return True
+    return False
+
+
+def audit_session(config: pytest.Config) -> AuditSession:
+    """The session's state, made on first use."""
+    if _SESSION not in config.stash:
+        from pruneaudit.plugin.session import AuditSession
+
+        config.stash[_SESSION] = AuditSession(config)
+    return config.stash[_SESSION]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """One line: protocol versions, methods, seeds, device, ledger."""
+    return config.stash[_SESSION].header() if _SESSION in config.stash else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto`` means one worker for each GPU, where there are GPUs and the suite runs."""
+    uses_gpu = getattr(config.option, "audit_device", "auto") != "cpu"
+    return (len(visible_gpus()) or None) if uses_gpu and _runs_suite(config) else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize the suite's functions with what the options select."""
+    for name, cases in (
+        ("audit_conformance", "conformance"),
+        ("audit_cell", "cells"),
+        ("audit_check", "checks"),
+    ):
+        if name in metafunc.fixturenames:
+            targets = getattr(audit_session(metafunc.config), cases)()
+            metafunc.parametrize(name, targets, ids=[target.id for target in targets])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Conformance first, then cells, then fairness; remember the selected cells.
+
+    ``trylast``: ``-k`` and ``-m`` have taken out what they take out.
+    """
+    if _SESSION not in config.stash:
+        return
+    from pruneaudit.cells import Cell
+    from pruneaudit.plugin.session import Check, ConformanceCase, item_target
+
+    targets = [(item_target(item), item) for item in items]
+    order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3}
+    items[:] = [item for _, item in sorted(targets, key=lambda pair: order[type(pair[0])])]
+    selected: dict[Any, None] = {}
+    for target, _ in targets:
+        if isinstance(target, Cell):
+            selected[target] = None
+    for target, _ in targets:
+        if isinstance(target, Check):
+            comparison = target.comparison
+            for method in (comparison.left, comparison.right):
+                selected.update(dict.fromkeys(comparison.cells(method)))
+    config.stash[_SESSION].selected = list(selected)
+
+
+@pytest.fixture(scope="session")
+def audit(request: pytest.FixtureRequest) -> Iterator[AuditSession]:
+    """The audit of this session: measures cells and judges comparisons."""
+    yield audit_session(request.config)

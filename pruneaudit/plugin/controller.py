@@ -1,0 +1,166 @@
+"""What the controlling process does: completeness guard, progress lines, report, exit status."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pruneaudit.cells import Cell
+from pruneaudit.plugin.session import AuditSession, Check
+
+if TYPE_CHECKING:
+    from pruneaudit.report.results import Results
+
+#: Exit status of a session that did not measure everything it selected.
+INCOMPLETE = 3
+#: Seconds between progress lines; a session shorter than the first pause prints none.
+PAUSE = 15.0
+
+
+class Controller:
+    """Watches the items of a session from the process that the user started.
+
+    A worker that dies can take its report with it, and pytest then still says 0. Every collected item must therefore be
+    reported, or the session is incomplete.
+    """
+
+    def __init__(self, config: pytest.Config, audit: AuditSession) -> None:
+        self.config = config
+        self.audit = audit
+        self.expected: set[str] = set()
+        self.outcomes: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        self.missing: list[str] = []
+        self.results: Results | None = None
+        self.nothing_measured = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """Remember what the workers collected."""
+        self.expected.update(ids)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Remember what this process collected (empty under xdist)."""
+        self.expected.update(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Any:
+        """Print progress lines while items run."""
+        if not session.config.option.collectonly:
+            self._thread = threading.Thread(target=self._tell, daemon=True)
+            self._thread.start()
+        try:
+            return (yield)
+        finally:
+            self._stop.set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember that an item was reported, and how it ended."""
+        before = self.outcomes.get(report.nodeid, "passed")
+        if report.outcome != "passed" or before == "passed":
+            self.outcomes[report.nodeid] = report.outcome
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Judge what the ledger holds, write the report, and correct an exit status that claims too much."""
+        if self.config.option.collectonly or exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
+            return
+        self.missing = sorted(self.expected - set(self.outcomes))
+        selected = self._selected()
+        if selected:
+            self._report(selected)
+        if exitstatus == pytest.ExitCode.OK and (self.missing or self.nothing_measured):
+            session.exitstatus = INCOMPLETE
+
+    def _selected(self) -> dict[Cell | Check, str]:
+        """Selected cells and checks, each with the node id of its item."""
+        known: dict[str, Cell | Check] = {cell.id: cell for cell in self.audit.cells()}
+        known |= {check.id: check for check in self.audit.checks()}
+        found: dict[Cell | Check, str] = {}
+        for nodeid in sorted(self.expected):
+            _, bracket, name = nodeid.partition("[")
+            target = known.get(name.removesuffix("]")) if bracket else None
+            if target is not None:
+                found[target] = nodeid
+        return found
+
+    def _report(self, selected: dict[Cell | Check, str]) -> None:
+        from pruneaudit.report.results import gather
+        from pruneaudit.report.writer import write
+
+        skipped = {target for target, nodeid in selected.items() if self.outcomes.get(nodeid) == "skipped"}
+        if len(skipped) == len(selected):
+            reasons = sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()})
+            self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {'; '.join(reasons)}"
+        cells = list(dict.fromkeys([*(target for target in selected if isinstance(target, Cell)), *self._needed(selected)]))
+        reasons_by_cell = {
+            target: self.reasons.get(nodeid, "")
+            for target, nodeid in selected.items()
+            if isinstance(target, Cell) and target in skipped
+        }
+        judged = [
+            self.audit.stored_finding(target)
+            for target in selected
+            if isinstance(target, Check) and not self._excluded(target, selected)
+        ]
+        self.results = gather(self.audit.catalog, self.audit.settings, self.audit.ledger, cells, judged, reasons_by_cell)
+        write(self.results, self.audit.report_path)
+
+    def _needed(self, selected: dict[Cell | Check, str]) -> list[Cell]:
+        """Cells that selected checks stand on."""
+        found: list[Cell] = []
+        for target in selected:
+            if isinstance(target, Check) and not self._excluded(target, selected):
+                for method in (target.comparison.left, target.comparison.right):
+                    found += target.comparison.cells(method)
+        return found
+
+    def _excluded(self, check: Check, selected: dict[Cell | Check, str]) -> bool:
+        """Whether a check was skipped because its workload cannot run here."""
+        nodeid = selected[check]
+        return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, "").startswith(check.rule)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Tables, audit matrix, what is missing, and where the files are."""
+        from pruneaudit.report.terminal import summary
+
+        if self.results is None and not self.missing:
+            return
+        terminalreporter.write_sep("=", "pruneaudit")
+        if self.results is not None:
+            for line in summary(self.results):
+                terminalreporter.write_line(line)
+        if self.nothing_measured:
+            terminalreporter.write_line(f"INCOMPLETE: nothing was measured; {self.nothing_measured}", red=True)
+        if self.missing:
+            names = ", ".join(self.missing[:3]) + (", …" if len(self.missing) > 3 else "")
+            text = f"INCOMPLETE: {len(self.missing)} of {len(self.expected)} items were never reported: {names}"
+            terminalreporter.write_line(text, red=True)
+        if self.results is not None:
+            terminalreporter.write_line(f"report: {self.audit.report_path / 'report.md'}")
+            terminalreporter.write_line(f"results: {self.audit.report_path / 'results.json'}")
+
+    def _tell(self) -> None:
+        """Print a line now and then, from the progress files of all processes at the ledger."""
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        started = time.time()
+        before = self.audit.ledger.finished()
+        while not self._stop.wait(PAUSE):
+            busy = [facts for facts in self.audit.ledger.progress() if facts["time"] > started]
+            if reporter is None or not busy:
+                continue
+            finished = len(self.audit.ledger.finished() - before)
+            planned = max(facts.get("planned", 0) for facts in busy)
+            doing = "; ".join(
+                f"{facts['run']} epoch {facts['epoch']}/{facts['epochs']} {facts['accuracy']:.1f} %" for facts in busy
+            )
+            minutes = (time.time() - started) / 60
+            reporter.ensure_newline()
+            reporter.write_line(f"[pruneaudit {minutes:.1f} min] {finished} of about {planned} runs trained; now {doing}")

@@ -1,0 +1,102 @@
+"""Options of the suite: one prefix, few; everything else is in the TOML files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+DEFAULTS: dict[str, Any] = {
+    "audit_method": [],
+    "audit_methods": "core",
+    "audit_protocols": "all",
+    "audit_seeds": None,
+    "audit_budget": "full",
+    "audit_ledger": ".pruneaudit/ledger",
+    "audit_report": "reports/latest",
+    "audit_data_root": None,
+    "audit_download": False,
+    "audit_device": "auto",
+    "audit_precision": "fp32",
+    "audit_base": None,
+}
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options."""
+    group = parser.getgroup("pruneaudit", "pruneaudit: fairness audit of pruning methods")
+    group.addoption(
+        "--audit-method",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="Also audit this method: file.py or package.module:Class. Repeatable.",
+    )
+    group.addoption(
+        "--audit-methods",
+        default=DEFAULTS["audit_methods"],
+        metavar="core|all|A,B",
+        help="Methods to run. Default: core (l1, random, tpp and the scratch arms).",
+    )
+    group.addoption(
+        "--audit-protocols",
+        default=DEFAULTS["audit_protocols"],
+        metavar="all|A,B",
+        help="Comparison setups to run, such as s3.2,sx-b. Default: all.",
+    )
+    group.addoption(
+        "--audit-seeds",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Run seeds 0 to N-1. Default: the seeds of each workload.",
+    )
+    group.addoption(
+        "--audit-budget",
+        choices=("smoke", "short", "full"),
+        default=DEFAULTS["audit_budget"],
+        help="Scale all training lengths; results of reduced budgets are kept apart. Default: full.",
+    )
+    group.addoption(
+        "--audit-ledger",
+        default=DEFAULTS["audit_ledger"],
+        metavar="DIR",
+        help="Store of run records. Default: .pruneaudit/ledger below the root directory.",
+    )
+    group.addoption(
+        "--audit-report",
+        default=DEFAULTS["audit_report"],
+        metavar="DIR",
+        help="Where the report goes. Default: reports/latest below the root directory.",
+    )
+    group.addoption(
+        "--audit-data-root",
+        default=None,
+        metavar="DIR",
+        help="Folder with datasets in torchvision's layout. Default: $PRUNEAUDIT_DATA.",
+    )
+    group.addoption(
+        "--audit-download",
+        action="store_true",
+        default=False,
+        help="Let torchvision download missing datasets into the data root",
+    )
+    group.addoption(
+        "--audit-device",
+        choices=("auto", "cpu", "cuda"),
+        default=DEFAULTS["audit_device"],
+        help="Device to train on; cpu insists even for GPU-sized workloads. Default: cuda where there is one, else cpu.",
+    )
+    group.addoption(
+        "--audit-precision",
+        choices=("fp32", "bf16", "fp64"),
+        default=DEFAULTS["audit_precision"],
+        help="Arithmetic of training; results of different precisions are kept apart. Default: fp32.",
+    )
+    group.addoption(
+        "--audit-base",
+        default=None,
+        metavar="FILE",
+        help="Base model of every selected workload: a safetensors file. Default: train one for each seed.",
+    )

@@ -1,0 +1,11 @@
+"""Measure every selected cell. Being worse is not a failure; not being measurable is."""
+
+import pytest
+
+
+def test_cell(audit, audit_cell):
+    """One cell: workload × protocol × method × ratio × seed."""
+    audit.require(audit_cell.workload)
+    record = audit.measure(audit_cell)
+    if record.status != "ok":
+        pytest.fail(record.error, pytrace=False)

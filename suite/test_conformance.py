@@ -1,0 +1,16 @@
+"""Does a method keep its contract? Seconds each, on freshly initialised networks."""
+
+import pytest
+
+from pruneaudit.conformance import check
+from pruneaudit.errors import AuditError
+
+
+def test_conformance(audit, audit_conformance):
+    """One method × one check on one workload."""
+    case = audit_conformance
+    audit.require(case.workload)
+    try:
+        check(case.check, audit.catalog, case.method, case.workload, audit.runtime)
+    except AuditError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruneaudit import Budget, Kept, PublishedRecipe, PruningTask, TrainedMethod
+from pruneaudit import Budget, Kept, PruningTask, PublishedRecipe, TrainedMethod
 from pruneaudit.config import Workload
 from pruneaudit.pruning.growing import GrowingPenalty
 from pruneaudit.training.loop import Hooks

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruneaudit import FilterScore, PublishedRecipe, PruningTask
+from pruneaudit import FilterScore, PruningTask, PublishedRecipe
 from pruneaudit.pruning.layers import PrunableLayer
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from pruneaudit import Budget, Kept, PublishedRecipe, PruningTask, TrainedMethod
+from pruneaudit import Budget, Kept, PruningTask, PublishedRecipe, TrainedMethod
 from pruneaudit.config import Workload
 from pruneaudit.pruning.growing import GrowingPenalty
 from pruneaudit.pruning.layers import PrunableLayer
@@ -15,14 +15,14 @@ from pruneaudit.training.loop import Hooks
 class TPP(TrainedMethod):
     """Decorrelates the filters that will go from those that stay, then removes them. Wang & Fu, ICLR 2023, sec. 3.
 
-    The filters to remove (set P, lowest L1 norm) are chosen before any training and stay fixed. With G = W Wᵀ of a layer
-    of N filters and M = 1 wherever row or column is in P, the loss of a step is::
+    The filters to remove (set P, lowest L1 norm) are chosen before any training and stay fixed. With G = W Wᵀ of a
+    layer of N filters and M = 1 wherever row or column is in P, the loss of a step is::
 
         CE + gram · λ(t) · Σ_layers ‖G ⊙ M‖² / N²
 
     and λ(t)·θ is added to the gradients of the weights of P and of the scale and shift that normalise them. λ grows to
-    ``ceiling``, then holds; while it holds, P is forced to zero layer by layer (the released code's zero-out: layer j of
-    the network from step (j + 1) / 100 of the holding part on).
+    ``ceiling``, then holds; while it holds, P is forced to zero layer by layer (the released code's zero-out: layer j
+    of the network from step (j + 1) / 100 of the holding part on).
 
     Deviation: tables of the paper were made with code that had no zero-out yet and might stop growing early. On other
     workloads than the paper's the schedule is scaled to the workload's pruning budget.
@@ -49,7 +49,8 @@ class TPP(TrainedMethod):
         """Choose by L1 norm, regularise, remove."""
         schedule = GrowingPenalty(task.steps, self.hold, self.ceiling)
         kept = {
-            layer.name: task.keep_highest(layer, layer.weight.detach().abs().flatten(1).sum(dim=1)) for layer in task.layers
+            layer.name: task.keep_highest(layer, layer.weight.detach().abs().flatten(1).sum(dim=1))
+            for layer in task.layers
         }
         groups = _same_shape(task.layers, kept)
         positions = _positions(task.model)

@@ -1,6 +1,6 @@
 """pruneaudit: the referee for neural-network pruning.
 
-A method file needs only this module: ``from pruneaudit import FilterScore, TrainedMethod``. Importing it loads no torch.
+A method file starts with ``from pruneaudit import FilterScore, TrainedMethod``. Importing this package loads no torch.
 """
 
 from __future__ import annotations

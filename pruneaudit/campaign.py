@@ -1,7 +1,8 @@
 """From cells to runs: what each protocol makes of an arm, as a graph of runs that cells share.
 
-A run is planned from its cell's own facts alone (never from which other cells were asked for), so that order and content
-of a run do not depend on the selection. Ids of runs chain through their parents; nothing has to be trained to know them.
+A run is planned from its cell's own facts alone (never from which other cells were asked for), so that order and
+content of a run do not depend on the selection. Ids of runs chain through their parents; nothing has to be trained to
+know them.
 """
 
 from __future__ import annotations
@@ -122,7 +123,11 @@ class Campaign:
         trials = [done[run.run_id] for run in plan.trials]
         # Validation decides, and the first of the grid wins a tie; the test set has no say.
         result = max(trials, key=lambda run: run.validation_accuracy)
-        stages = [result] if plan.prune is None else [done[run.run_id] for run in plan.runs if run not in plan.trials] + [result]
+        stages = (
+            [result]
+            if plan.prune is None
+            else [done[run.run_id] for run in plan.runs if run not in plan.trials] + [result]
+        )
         epochs = [run.epochs for run in stages]
         macs = [run.training_macs for run in stages]
         return self._record(

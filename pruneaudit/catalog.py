@@ -80,7 +80,9 @@ class MethodSource:
         except Exception as error:
             raise MethodError(f"method '{self.name}' cannot be imported from {where}: {one_line(error)}") from error
         if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise MethodError(f"{where} is no Method; derive it from pruneaudit.FilterScore or pruneaudit.TrainedMethod")
+            raise MethodError(
+                f"{where} is no Method; derive it from pruneaudit.FilterScore or pruneaudit.TrainedMethod"
+            )
         return cls
 
     def create(self) -> Method:

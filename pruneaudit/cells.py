@@ -81,13 +81,19 @@ class Selection:
         return workload.seeds if self.seeds is None else tuple(range(self.seeds))
 
     def cells(self) -> list[Cell]:
-        """All cells; neighbours differ in seed, so that workers starting side by side need different runs."""
+        """All cells, in an order that keeps workers busy.
+
+        Scratch arms at high ratios and strict protocols come first: they are the longest runs and wait for no other.
+        Neighbours differ in seed, so that workers starting side by side need different runs.
+        """
         return [
             Cell(workload.name, protocol, method, ratio, seed)
             for workload in self.catalog.workloads.values()
-            for ratio in workload.ratios
-            for protocol in self.protocols
+            for scratch_first in (True, False)
+            for ratio in sorted(workload.ratios, reverse=True)
+            for protocol in reversed(self.protocols)
             for method in self.methods
+            if is_scratch(method) == scratch_first
             for seed in self.seeds_of(workload)
         ]
 
@@ -105,8 +111,8 @@ class Selection:
 def pairs(protocol: Protocol, methods: Iterable[str]) -> list[tuple[str, str]]:
     """Pairs of arms that a protocol judges.
 
-    Between pruning methods: all pairs. Against scratch: each pruning method with the arm whose budget the protocol sets;
-    scratch-e and scratch-b keep Liu et al.'s budgets and stand beside them as references.
+    Between pruning methods: all pairs. Against scratch: each pruning method with the arm whose budget the protocol
+    sets; scratch-e and scratch-b keep Liu et al.'s budgets and stand beside them as references.
     """
     pruning = [method for method in methods if not is_scratch(method) and method != "unpruned"]
     if protocol.compare == "pruning":

@@ -26,7 +26,8 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LedgerPath = Annotated[Path, typer.Option("--ledger", help="Store of run records.")]
 MethodSpecs = Annotated[
-    list[str] | None, typer.Option("--audit-method", metavar="SPEC", help="Also this method: file.py or package.module:Class.")
+    list[str] | None,
+    typer.Option("--audit-method", metavar="SPEC", help="Also this method: file.py or package.module:Class."),
 ]
 _LEDGER = Path(".pruneaudit/ledger")
 
@@ -90,7 +91,8 @@ def workloads(as_json: Json = False) -> None:
 
 @app.command()
 def rules(
-    rule_id: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Explain this rule.")] = None, as_json: Json = False
+    rule_id: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Explain this rule.")] = None,
+    as_json: Json = False,
 ) -> None:
     """List the fairness rules, or explain one."""
     from pruneaudit.audit.catalogue import get_rule
@@ -180,7 +182,9 @@ def plan(
         f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
     )
     if facts["minutes"] is not None:
-        typer.echo(f"estimated time: {facts['minutes']:.1f} minutes with {workers} worker(s), from timed steps on this machine")
+        typer.echo(
+            f"estimated time: {facts['minutes']:.1f} minutes with {workers} worker(s), from timed steps on this machine"
+        )
 
 
 def _existing_ledger(path: Path) -> Any:

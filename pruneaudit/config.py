@@ -205,7 +205,9 @@ class Workload(Frozen):
         if not self.prune.steps:
             raise ValueError("prune is measured in steps, at least 1")
         if self.retrain.lr not in self.tune.schedules:
-            raise ValueError("tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default")
+            raise ValueError(
+                "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
+            )
         return self
 
     def scaled(self, budget: Budget) -> Workload:

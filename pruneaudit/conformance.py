@@ -59,19 +59,14 @@ class Bench:
 
     def dense(self, precision: str = "fp32") -> nn.Module:
         """The workload's network with the initialisation of seed 0."""
-        import torch
-
         from pruneaudit import shapes
         from pruneaudit.streams import generator
+        from pruneaudit.training.precision import place
         from pruneaudit.workloads.models.initialise import initialise
 
         model = shapes.dense_network(self.workload)
         initialise(model, generator(0, "conformance"))
-        return model.to(
-            device=self.runtime.device,
-            dtype=torch.float64 if precision == "fp64" else torch.float32,
-            memory_format=torch.channels_last,
-        )
+        return place(model, self.runtime.device, precision)
 
     def prune(self, model: nn.Module, ratio: float, seed: int = 0) -> tuple[dict[str, list[int]], Consumption]:
         """Let the method prune a network; its checked answer, and what the meter read."""
@@ -84,7 +79,9 @@ class Bench:
 
         method = self.method()
         budget = method.budget(self.workload)
-        recipe = self.workload.prune.model_copy(update={"steps": budget.steps, "lr": budget.lr or self.workload.prune.lr})
+        recipe = self.workload.prune.model_copy(
+            update={"steps": budget.steps, "lr": budget.lr or self.workload.prune.lr}
+        )
         layers = prunable_layers(model, self.dataset.example(), self.workload.prunable, self.workload.skip)
         dataset = self.dataset.to(torch.device(self.runtime.device))
         with Meter(model) as meter:

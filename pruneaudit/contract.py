@@ -1,8 +1,9 @@
 """The contract of a pruning method: what it may do, and what it gets to do it with.
 
 A method is one small class in one file. Most only score filters (:class:`FilterScore`); some train during pruning
-(:class:`TrainedMethod`); a control that never prunes trained weights is a :class:`ScratchArm`. The harness owns loaders,
-optimiser, learning-rate schedule, evaluation, removal of channels and cost counting, and meters what the method does.
+(:class:`TrainedMethod`); a control that never prunes trained weights is a :class:`ScratchArm`. The harness owns
+loaders, optimiser, learning-rate schedule, evaluation, removal of channels and cost counting, and meters what the
+method does.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class PublishedRecipe:
 class Method(ABC):
     """What happens in the prune stage, and nothing else.
 
-    The constructor takes hyper-parameters with defaults and only stores them. The class docstring's first line says what
-    the method does and where it is published.
+    The constructor takes hyper-parameters with defaults and only stores them. The class docstring's first line says
+    what the method does and where it is published.
 
     Attributes:
         name: Id, given by the catalogue from the file name (or the class name for ``package.module:Class``).

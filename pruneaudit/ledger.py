@@ -54,9 +54,13 @@ class Ledger:
                 write_json(marker, {"schema_version": SCHEMA_VERSION})
             version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
         except OSError as error:
-            raise ConfigError(f"ledger {root}: {error.strerror or error}; choose another folder with --audit-ledger") from None
+            raise ConfigError(
+                f"ledger {root}: {error.strerror or error}; choose another folder with --audit-ledger"
+            ) from None
         except ValueError:
-            raise ConfigError(f"ledger {root}: ledger.json is damaged; choose another folder with --audit-ledger") from None
+            raise ConfigError(
+                f"ledger {root}: ledger.json is damaged; choose another folder with --audit-ledger"
+            ) from None
         if version != SCHEMA_VERSION:
             raise ConfigError(
                 f"ledger {root} has schema version {version}, this pruneaudit writes {SCHEMA_VERSION}; "
@@ -211,4 +215,6 @@ def _read(kind: type[Model], path: Path) -> Model:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = "not readable" if isinstance(error, OSError) else "not a record of this version"
-        raise DamagedError(f"{path}: {reason}; delete {path.parent if path.name == 'record.json' else path} and run again") from None
+        raise DamagedError(
+            f"{path}: {reason}; delete {path.parent if path.name == 'record.json' else path} and run again"
+        ) from None

@@ -52,7 +52,17 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
 
     collector = _Collector()
     output = io.StringIO()
-    arguments = [str(content_root() / "suite"), "--collect-only", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", expression]
+    arguments = [
+        str(content_root() / "suite"),
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        expression,
+    ]
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main([*arguments, *options], plugins=[collector])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -119,7 +129,9 @@ def _length(run: RunSpec, session: AuditSession) -> tuple[float, int]:
 
     workload = _workload(run, session)
     images = facts(workload.data).train
-    epochs = run.recipe.total_steps(steps_per_epoch(images, run.recipe.batch)) / steps_per_epoch(images, run.recipe.batch)
+    epochs = run.recipe.total_steps(steps_per_epoch(images, run.recipe.batch)) / steps_per_epoch(
+        images, run.recipe.batch
+    )
     macs = shapes.shape_of(workload, _widths(run, session)).macs
     return epochs, round(TRAINING_PASSES * macs * images * epochs)
 
@@ -145,14 +157,15 @@ class Clock:
         import torch.nn.functional as F
 
         from pruneaudit import shapes
+        from pruneaudit.training.precision import place, weight_type
 
         widths = _widths(run, self._session)
         key = (run.workload, run.recipe.batch, run.precision, tuple(widths.items()))
         if key in self._known:
             return self._known[key]
         workload, device = _workload(run, self._session), self._session.device
-        dtype = torch.float64 if run.precision == "fp64" else torch.float32
-        model = shapes.network(workload, widths).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        dtype = weight_type(run.precision)
+        model = place(shapes.network(workload, widths), device, run.precision)
         example = shapes.example(workload).to(device=device, dtype=dtype)
         images = torch.randn(run.recipe.batch, *example.shape[1:], device=device, dtype=dtype)
         images = images.to(memory_format=torch.channels_last)

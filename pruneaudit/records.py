@@ -19,14 +19,14 @@ Stage = Literal["pretrain", "topup", "prune", "retrain", "scratch"]
 class RunSpec(Frozen):
     """Everything that can change the numbers of a run, and nothing else.
 
-    The id is a hash of the fields that differ from their defaults, so that a field added later with a default renames no
-    run.
+    The id is a hash of the fields that differ from their defaults, so that a field added later with a default renames
+    no run.
 
     Attributes:
         workload: Name of the workload.
         workload_version: Its version.
-        stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage), ``prune``,
-            ``retrain`` or ``scratch``.
+        stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage),
+            ``prune``, ``retrain`` or ``scratch``.
         model: Architecture.
         data: Dataset and preprocessing.
         recipe: What the stage trains.

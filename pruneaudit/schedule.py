@@ -29,12 +29,14 @@ class Schedule:
         Raises:
             ValueError: The text is no schedule; the message says what was expected.
         """
-        expected = "expected 'EPOCH:RATE,EPOCH:RATE,…' starting at epoch 0, such as '0:1e-2,60:1e-3', or 'cosine:FIRST:LAST'"
+        expected = (
+            "expected 'EPOCH:RATE,EPOCH:RATE,…' starting at epoch 0, such as '0:1e-2,60:1e-3', or 'cosine:FIRST:LAST'"
+        )
         fields = [field.strip() for field in text.split(":" if text.startswith("cosine") else ",")]
         try:
             if fields[0] == "cosine":
                 _, first, last = fields
-                points = ((0, float(first)), (1, float(last)))
+                points: tuple[tuple[int, float], ...] = ((0, float(first)), (1, float(last)))
                 kind = "cosine"
             else:
                 pairs = [field.split(":") for field in fields]
@@ -81,4 +83,3 @@ class Schedule:
     def first_stage(self) -> int | None:
         """Length of the first learning-rate stage, or None where there is only one (or a cosine)."""
         return self.points[1][0] if self.kind == "step" and len(self.points) > 1 else None
-

@@ -38,7 +38,7 @@ class Settings:
     @property
     def labels(self) -> tuple[str, ...]:
         """Every setting that is not the default, for names and tables: results never mix across labels."""
-        labels = [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
+        labels: list[str] = [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
         if self.base is not None:
             labels.append(f"base{_digest(self.base.expanduser())[:8]}")
         return tuple(labels)

@@ -54,7 +54,7 @@ def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
     model = dense_network(workload)
     modules = dict(model.named_modules())
     names = prunable_names(model, workload.prunable, workload.skip)
-    channels = {name: int(modules[name].weight.shape[0]) for name in names}  # type: ignore[union-attr, index, arg-type]
+    channels = {name: int(modules[name].weight.shape[0]) for name in names}
     return {name: count - removed_filters(count, ratio) for name, count in channels.items()}
 
 

@@ -32,6 +32,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.training.precision import place
 from pruneaudit.workloads.datasets import Dataset, load
 
 
@@ -219,8 +220,7 @@ class Stages:
         return model
 
     def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
-        dtype = torch.float64 if spec.precision == "fp64" else torch.float32
-        return model.to(device=self.runtime.device, dtype=dtype, memory_format=torch.channels_last)
+        return place(model, self.runtime.device, spec.precision)
 
     def _checkpoint(self, spec: RunSpec) -> Checkpoint:
         return Checkpoint(self.ledger.workspace(spec) / "state.safetensors", self.runtime.device)
@@ -237,7 +237,9 @@ class Stages:
         try:
             weights = load_weights(content)
         except SafetensorError as error:
-            raise ConfigError(f"base {path}: not a safetensors file or damaged ({error}); convert or copy it again") from None
+            raise ConfigError(
+                f"base {path}: not a safetensors file or damaged ({error}); convert or copy it again"
+            ) from None
         expected = model.state_dict()
         for name, tensor in expected.items():
             if name.endswith("num_batches_tracked"):

@@ -70,7 +70,10 @@ class Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Judge what the ledger holds, write the report, and correct an exit status that claims too much."""
-        if self.config.option.collectonly or exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
+        if self.config.option.collectonly or exitstatus in (
+            pytest.ExitCode.USAGE_ERROR,
+            pytest.ExitCode.INTERNAL_ERROR,
+        ):
             return
         self.missing = sorted(self.expected - set(self.outcomes))
         selected = self._selected()
@@ -99,7 +102,9 @@ class Controller:
         if len(skipped) == len(selected):
             reasons = sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()})
             self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {'; '.join(reasons)}"
-        cells = list(dict.fromkeys([*(target for target in selected if isinstance(target, Cell)), *self._needed(selected)]))
+        cells = list(
+            dict.fromkeys([*(target for target in selected if isinstance(target, Cell)), *self._needed(selected)])
+        )
         reasons_by_cell = {
             target: self.reasons.get(nodeid, "")
             for target, nodeid in selected.items()
@@ -110,7 +115,9 @@ class Controller:
             for target in selected
             if isinstance(target, Check) and not self._excluded(target, selected)
         ]
-        self.results = gather(self.audit.catalog, self.audit.settings, self.audit.ledger, cells, judged, reasons_by_cell)
+        self.results = gather(
+            self.audit.catalog, self.audit.settings, self.audit.ledger, cells, judged, reasons_by_cell
+        )
         write(self.results, self.audit.report_path)
 
     def _needed(self, selected: dict[Cell | Check, str]) -> list[Cell]:
@@ -162,5 +169,7 @@ class Controller:
                 f"{facts['run']} epoch {facts['epoch']}/{facts['epochs']} {facts['accuracy']:.1f} %" for facts in busy
             )
             minutes = (time.time() - started) / 60
-            reporter.ensure_newline()
-            reporter.write_line(f"[pruneaudit {minutes:.1f} min] {finished} of about {planned} runs trained; now {doing}")
+            # The line of dots is not ours to end politely: pytest does not know that it is open.
+            reporter.write(
+                f"\n[pruneaudit {minutes:.1f} min] {finished} of about {planned} runs trained; now {doing}\n"
+            )

@@ -1,8 +1,8 @@
 """Threads and GPU of this process, chosen before torch is imported.
 
 Under xdist every worker gets one CPU thread, and one leased GPU where there are any. The lease is a file lock that the
-system frees when the worker dies: worker numbers are not reused after a crash, so counting by them would put two workers
-on one device.
+system frees when the worker dies: worker numbers are not reused after a crash, so counting by them would put two
+workers on one device.
 """
 
 from __future__ import annotations

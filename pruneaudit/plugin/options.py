@@ -86,7 +86,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-device",
         choices=("auto", "cpu", "cuda"),
         default=DEFAULTS["audit_device"],
-        help="Device to train on; cpu insists even for GPU-sized workloads. Default: cuda where there is one, else cpu.",
+        help="Device to train on; cpu insists even for GPU-sized workloads. Default: cuda if there is one, else cpu.",
     )
     group.addoption(
         "--audit-precision",

@@ -27,12 +27,12 @@ class PrunableLayer:
     norm: nn.BatchNorm2d | None
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> torch.Tensor:
         """Weights, ``[out_channels, in_channels, kH, kW]``."""
         return self.module.weight
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> torch.Tensor | None:
         """Bias ``[out_channels]`` or None."""
         return self.module.bias
 
@@ -87,6 +87,6 @@ def prunable_layers(
     graph = dependency_graph(model, example)
     modules = dict(model.named_modules())
     return [
-        PrunableLayer(name, modules[name], coupled_norm(graph, modules[name]))  # type: ignore[arg-type]
+        PrunableLayer(name, modules[name], coupled_norm(graph, modules[name]))
         for name in prunable_names(model, patterns, skip)
     ]

@@ -19,7 +19,9 @@ def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
     """Torch-pruning's dependency graph of a network."""
     was_training = model.training
     parameter = next(model.parameters())
-    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
+    # Its tracing follows autograd's graph.
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
     model.train(was_training)
     return graph
 
@@ -65,7 +67,10 @@ def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
         group = graph.get_pruning_group(module, _prune_function(module), idxs=removed)
         for item in group:
             target = item.dep.target.module
-            loses_filters = item.dep.handler in (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
+            loses_filters = item.dep.handler in (
+                torch_pruning.prune_conv_out_channels,
+                torch_pruning.prune_linear_out_channels,
+            )
             if loses_filters and target is not module:
                 other = next((key for key, value in modules.items() if value is target), "?")
                 raise MethodError(f"layer '{name}' cannot be pruned alone: it shares its channels with '{other}'")

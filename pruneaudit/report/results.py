@@ -171,7 +171,10 @@ def _results(
     environments = {tuple(sorted(run.environment.items())) for run in runs.values()}
     names = [name for name in catalog.protocols if any(row["protocol"] == name for row in rows)]
     return Results(
-        cells=sorted(rows, key=lambda row: (row["workload"], row["labels"], row["protocol"], row["method"], row["ratio"], row["seed"])),
+        cells=sorted(
+            rows,
+            key=lambda row: (row["workload"], row["labels"], row["protocol"], row["method"], row["ratio"], row["seed"]),
+        ),
         findings=sorted(map(_finding_row, findings), key=_finding_order),
         protocols={
             name: {

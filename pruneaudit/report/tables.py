@@ -19,14 +19,17 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
     found = results.statistics(workload, labels)
     ratios = sorted({ratio for _, _, ratio in found})
     speedups = {
-        ratio: {f"{found[key].speedup:.2f}" for key in found if key[2] == ratio and key[1] != "unpruned"} for ratio in ratios
+        ratio: {f"{found[key].speedup:.2f}" for key in found if key[2] == ratio and key[1] != "unpruned"}
+        for ratio in ratios
     }
     header = ["protocol", "method", "n", *(_ratio_header(ratio, speedups[ratio]) for ratio in ratios)]
     rows = []
     for protocol, method in sorted({key[:2] for key in found}, key=lambda key: (key[0], is_scratch(key[1]), key[1])):
         cells = [found.get((protocol, method, ratio)) for ratio in ratios]
         counts = sorted({cell.n for cell in cells if cell is not None})
-        rows.append([protocol, method, "/".join(map(str, counts)), *("–" if cell is None else str(cell) for cell in cells)])
+        rows.append(
+            [protocol, method, "/".join(map(str, counts)), *("–" if cell is None else str(cell) for cell in cells)]
+        )
     return header, rows
 
 

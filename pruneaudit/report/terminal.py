@@ -25,7 +25,10 @@ def summary(results: Results) -> list[str]:
             lines += tabulate(rows, header, tablefmt="simple", disable_numparse=True).splitlines()
             lines += ["  ".join(f"{rule} {get_rule(rule).claim};" for rule in header[2:]).rstrip(";")]
     counts = Counter(row["status"] for row in results.cells)
-    lines += ["", f"cells: {len(results.cells)} selected, " + ", ".join(f"{counts[key]} {key}" for key in sorted(counts))]
+    lines += [
+        "",
+        f"cells: {len(results.cells)} selected, " + ", ".join(f"{counts[key]} {key}" for key in sorted(counts)),
+    ]
     for status in ("failed", "missing", "skipped"):
         reasons = Counter(row["error"] for row in unmeasured_cells(results) if row["status"] == status)
         lines += [f"  {status} ({count}): {reason}" for reason, count in sorted(reasons.items())]

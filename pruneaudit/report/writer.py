@@ -39,7 +39,10 @@ def markdown(results: Results) -> str:
     attempted = len(results.cells)
     valid = sum(row["status"] == "ok" for row in results.cells)
     passed = sum(row["verdict"] == "pass" for row in results.findings)
-    blocks += [f"{attempted} cells attempted, {valid} valid. {len(results.findings)} fairness checks, {passed} passed.", ""]
+    blocks += [
+        f"{attempted} cells attempted, {valid} valid. {len(results.findings)} fairness checks, {passed} passed.",
+        "",
+    ]
     for workload, labels in results.groups():
         blocks += [f"## {_text(title(workload, labels))}", ""]
         header, rows = accuracy_table(results, workload, labels)
@@ -58,7 +61,9 @@ def markdown(results: Results) -> str:
     blocks += _problems(results)
     blocks += ["## Protocols", ""]
     for name, facts in results.protocols.items():
-        blocks.append(f"- {name} (version {facts['version']}): {facts['title']}; requires {', '.join(facts['requires'])}")
+        blocks.append(
+            f"- {name} (version {facts['version']}): {facts['title']}; requires {', '.join(facts['requires'])}"
+        )
     blocks += ["", "## Environment", ""]
     for environment in results.environments:
         blocks.append("- " + ", ".join(f"{key} {value}" for key, value in environment.items()))
@@ -87,7 +92,15 @@ def _problems(results: Results) -> list[str]:
         blocks += ["## Findings that are no pass", "", _table(header, rows), ""]
     if cells:
         rows = [
-            [row["status"], row["workload"], row["protocol"], row["method"], f"{row['ratio']:g}", str(row["seed"]), row["error"]]
+            [
+                row["status"],
+                row["workload"],
+                row["protocol"],
+                row["method"],
+                f"{row['ratio']:g}",
+                str(row["seed"]),
+                row["error"],
+            ]
             for row in cells
         ]
         header = ["status", "workload", "protocol", "method", "ratio", "seed", "reason"]

@@ -161,7 +161,9 @@ class Trainer:
         history.train_accuracy.append(100.0 * int(hits.sum()) / seen)
         self.training_seconds += time.perf_counter() - started
         if not math.isfinite(history.train_loss[-1]):
-            raise DivergedError(f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged")
+            raise DivergedError(
+                f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged"
+            )
         with self.meter.paused():
             validation = evaluate(self.model, self.dataset, self.dataset.validation, self.precision)
             test = evaluate(self.model, self.dataset, self.dataset.test, self.precision)

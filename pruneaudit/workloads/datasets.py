@@ -340,5 +340,7 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
     out = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
     for position, image in enumerate(images):
         for channel in range(images.shape[3]):
-            out[position, :, :, channel] = np.asarray(Image.fromarray(image[:, :, channel]).resize((size, size), resample))
+            out[position, :, :, channel] = np.asarray(
+                Image.fromarray(image[:, :, channel]).resize((size, size), resample)
+            )
     return out

@@ -65,7 +65,9 @@ def matched_macs(left: Evidence, right: Evidence) -> Outcome:
     def size(run: RunRecord) -> str:
         return f"{run.macs} MACs, {run.params} params"
 
-    return Outcome("pass" if apart <= MACS_TOLERANCE else "fail", size(ours), size(theirs), f"{100 * apart:.2f} % apart")
+    return Outcome(
+        "pass" if apart <= MACS_TOLERANCE else "fail", size(ours), size(theirs), f"{100 * apart:.2f} % apart"
+    )
 
 
 @rule("F201", "Same base weights", f"{_TABLE_2}, S2")

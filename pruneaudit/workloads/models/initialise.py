@@ -10,8 +10,8 @@ from torch import nn
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw all parameters anew: Kaiming-normal (fan-in) weights, zero biases, BN scale 1 and shift 0.
 
-    Drawn from one stream in module order and by the layer's own fan-in, so a pruned shape gets the initialisation that a
-    small dense network would get (GReg's and VGG's rule in the authors' code).
+    Drawn from one stream in module order and by the layer's own fan-in, so a pruned shape gets the initialisation that
+    a small dense network would get (GReg's and VGG's rule in the authors' code).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,0 +1,83 @@
+"""Fixtures of the project's own tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["pytester"]
+
+
+@dataclass
+class Outcome:
+    """A finished command: exit code, stdout and stderr as one text, and its lines."""
+
+    code: int
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+
+@dataclass
+class Checkout:
+    """A copy of the project's content that a test may change, with its own ledger and report."""
+
+    root: Path
+
+    def pytest(self, *arguments: str, timeout: int = 300, **environ: str) -> Outcome:
+        """Run pytest in the copy."""
+        return self.python("-m", "pytest", "-p", "no:cacheprovider", *arguments, timeout=timeout, **environ)
+
+    def python(self, *arguments: str, timeout: int = 300, **environ: str) -> Outcome:
+        """Run Python with the copy's package first on its path."""
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            # A test under xdist must not make the inner session believe that it is a worker.
+            if not key.startswith(("PYTEST_", "PRUNEAUDIT_", "COV_"))
+        }
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=inherited | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"} | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout,
+        )
+        return Outcome(done.returncode, done.stdout)
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / ".pruneaudit" / "ledger"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "reports" / "latest"
+
+    def write(self, path: str, text: str) -> Path:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        return target
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A fresh copy of package, suite, methods and protocols."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("pruneaudit", "suite", "methods", "protocols"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    return Checkout(root)

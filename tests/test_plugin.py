@@ -1,0 +1,315 @@
+"""What `pytest suite` does and prints: selection, order, judgement, exit codes, and no surprises under xdist."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pruneaudit.ledger import Ledger
+from pruneaudit.records import VOLATILE
+
+SMOKE = ("--audit-budget", "smoke", "--audit-seeds", "1")
+QUICK = ("suite", "-k", "lenet5-digits and r0.5", *SMOKE)
+
+
+def results(checkout):
+    return json.loads((checkout.report / "results.json").read_text())
+
+
+def stable_runs(path):
+    """All run records of a ledger without what may differ between two executions."""
+    return {record.run_id: record.model_dump(mode="json", exclude=VOLATILE) for record in Ledger(path).runs()}
+
+
+def test_same_judgement_with_and_without_workers(checkout):
+    """-n0, -n4 and a selection of fairness items alone give the same runs, cells and findings."""
+    arguments = ("suite", "-k", "lenet5-digits and (cell or fairness)", "--audit-methods", "l1,tpp,scratch", *SMOKE)
+    arguments += ("--audit-protocols", "s3.1,s4.1,sx-b")
+    found = {}
+    for name, extra in {"n0": ("-n0",), "n4": ("-n4",)}.items():
+        ledger, report = checkout.root / f"ledger-{name}", checkout.root / f"report-{name}"
+        outcome = checkout.pytest(*arguments, *extra, "--audit-ledger", str(ledger), "--audit-report", str(report))
+        assert outcome.code == 0, outcome.text
+        content = json.loads((report / "results.json").read_text())
+        content.pop("environments")
+        found[name] = (stable_runs(ledger), content)
+    assert found["n0"] == found["n4"]
+    runs, content = found["n0"]
+    assert runs and {row["status"] for row in content["cells"]} == {"ok"}
+    expected = {(p, m, r) for p in ("s3.1", "s4.1", "sx-b") for m in ("l1", "tpp", "scratch") for r in (0.5, 0.9)}
+    assert {(row["protocol"], row["method"], row["ratio"]) for row in content["cells"]} == expected
+    # Fairness items alone obtain the cells that they need.
+    ledger, report = checkout.root / "ledger-f", checkout.root / "report-f"
+    outcome = checkout.pytest(
+        "suite/test_fairness.py", *arguments[1:], "--audit-ledger", str(ledger), "--audit-report", str(report)
+    )
+    assert outcome.code == 0, outcome.text
+    assert json.loads((report / "results.json").read_text())["findings"] == content["findings"]
+
+
+def test_terminal_and_files(checkout):
+    outcome = checkout.pytest(
+        *QUICK, "--audit-methods", "l1,random", "--audit-protocols", "s3.2", "--junitxml", "junit.xml"
+    )
+    assert outcome.code == 0, outcome.text
+    header = next(line for line in outcome.lines if line.startswith("pruneaudit: "))
+    for part in ("protocols s3.2@1", "methods l1 random", "seeds 0-0", "cpu fp32", "budget smoke", "ledger "):
+        assert part in header
+    assert any(line.startswith("lenet5-digits [smoke]: test accuracy") for line in outcome.lines)
+    matrix = next(line for line in outcome.lines if line.startswith("s3.2") and "l1 vs random" in line)
+    assert matrix.split()[-7:] == ["ok"] * 7
+    assert "cells: 2 selected, 2 ok" in outcome.lines
+    assert outcome.lines[-2].startswith("results: ") and outcome.lines[-3].startswith("report: ")
+    assert (checkout.report / "report.md").read_text().startswith("# pruneaudit report")
+    assert {path.name for path in (checkout.report / "tables").iterdir()} == {
+        "cells.csv",
+        "findings.csv",
+        "accuracy.csv",
+    }
+    names = [case.get("name") for case in ET.parse(checkout.root / "junit.xml").iter("testcase")]
+    assert "test_cell[lenet5-digits-l1-s3.2-r0.5-seed0]" in names
+    assert "test_fairness[lenet5-digits-l1-vs-random-s3.2-r0.5-F321]" in names
+
+
+def test_order_is_conformance_then_cells_then_fairness(checkout):
+    outcome = checkout.pytest(
+        "suite", "--collect-only", "-q", "--audit-methods", "l1,random", "--audit-protocols", "s3.2"
+    )
+    kinds = [line.partition("::")[0] for line in outcome.lines if "::" in line]
+    order = ["suite/test_conformance.py", "suite/test_cells.py", "suite/test_fairness.py"]
+    assert list(dict.fromkeys(kinds)) == order
+    assert kinds == sorted(kinds, key=order.index)
+
+
+def test_collection_and_help_import_no_torch(checkout):
+    checkout.write(
+        "spy.py",
+        "import sys\ndef pytest_unconfigure():\n    print('TORCH', any(n == 'torch' for n in sys.modules))\n",
+    )
+    for arguments in (("suite", "--collect-only", "-q"), ("--help",)):
+        outcome = checkout.pytest(*arguments, "-p", "spy")
+        assert outcome.code == 0, outcome.text
+        assert "TORCH False" in outcome.text
+    assert "--audit-method=SPEC" in outcome.text and "Repeatable." in outcome.text
+
+
+def test_other_projects_see_nothing(pytester):
+    pytester.makepyfile("import sys\ndef test_it():\n    assert 'torch' not in sys.modules\n")
+    outcome = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    outcome.assert_outcomes(passed=1)
+    outcome.stdout.no_fnmatch_line("*pruneaudit:*")
+    assert not (pytester.path / ".pruneaudit").exists()
+
+
+def test_workers_train_on_one_thread_and_stored_results_are_not_trained_again(checkout):
+    arguments = (*QUICK, "--audit-methods", "l1", "--audit-protocols", "s3.2", "-n2")
+    assert checkout.pytest(*arguments).code == 0
+    first = {record.run_id: record for record in Ledger(checkout.ledger).runs()}
+    assert {record.environment["threads"] for record in first.values()} == {"1"}
+    assert checkout.pytest(*arguments).code == 0
+    again = {record.run_id: record for record in Ledger(checkout.ledger).runs()}
+    assert again == first
+
+
+def write_method(checkout, name, body):
+    """A method file with one statement in `prune`."""
+    text = f"from pruneaudit import Method\n\n\nclass {name.title()}(Method):\n    '''{name}.'''\n\n"
+    checkout.write(f"{name}.py", f"{text}    def prune(self, task):\n        {body}\n")
+
+
+BROKEN = {
+    "raises": ("raise RuntimeError('no\\nluck')", "method 'bad' raised RuntimeError: no luck"),
+    "list": ("return [1, 2]", "method 'bad' returned list; expected {layer name: kept filter indices}"),
+    "outside": ("return {l.name: [l.channels] for l in task.layers}", "a filter index is outside 0…5"),
+    "everything": ("return {l.name: [] for l in task.layers}", "removes every filter of layer 'conv1'"),
+    "nothing": ("return {l.name: list(range(l.channels)) for l in task.layers}", "method 'bad' removes no filter"),
+    "target": (
+        "return {l.name: list(range(l.channels - 1)) for l in task.layers}",
+        "misses its target in layer 'conv1': keeps 5 of 6 filters; ratio 0.5 asks for 3",
+    ),
+    "nan": (
+        "task.layers[0].weight.data.fill_(float('nan')); "
+        "return {l.name: list(range(l.channels // 2)) for l in task.layers}",
+        "left values that are not finite in 'conv1.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_method_costs_its_own_cells(checkout, kind):
+    body, message = BROKEN[kind]
+    write_method(checkout, "bad", body)
+    outcome = checkout.pytest(
+        "suite/test_cells.py",
+        "suite/test_fairness.py",
+        *QUICK[1:],
+        "--audit-protocols",
+        "s3.2",
+        "--audit-methods",
+        "l1",
+        "--audit-method",
+        "bad.py",
+    )
+    assert outcome.code == 1, outcome.text
+    status = {row["method"]: row["status"] for row in results(checkout)["cells"]}
+    assert status == {"l1": "ok", "bad": "failed"}
+    line = next(line for line in outcome.lines if "run lenet5-digits-prune-bad-r0.5-seed0" in line)
+    assert message in line
+    assert "Traceback" not in outcome.text
+    assert {row["verdict"] for row in results(checkout)["findings"]} == {"incomplete"}
+    assert not list((checkout.ledger / "runs").glob("*bad*"))
+    assert len(list((checkout.ledger / "failures").glob("*-prune-bad-*.json"))) == 1
+
+
+USAGE = {
+    "method": (("--audit-methods", "l1,tp"), "unknown method 'tp'. Did you mean 'tpp'?"),
+    "protocol": (("--audit-protocols", "s32"), "unknown protocol 's32'. Did you mean 's3.2'?"),
+    "spec": (("--audit-method", "nowhere.py"), "--audit-method nowhere.py: no such file"),
+    "module": (("--audit-method", "nowhere"), "--audit-method nowhere: expected 'file.py' or 'package.module:Class'"),
+    "collision": (("--audit-method", "methods/l1.py"), "two methods are called 'l1'"),
+    "seeds": (("--audit-seeds", "0"), "--audit-seeds: expected a number of at least 1"),
+    "base": (("--audit-base", "nowhere.safetensors"), "base nowhere.safetensors: No such file or directory"),
+    "ledger": (("--audit-ledger", "pyproject.toml"), "choose another folder with --audit-ledger"),
+}
+
+
+@pytest.mark.parametrize("kind", USAGE)
+def test_wrong_options_end_with_one_line(checkout, kind):
+    options, message = USAGE[kind]
+    outcome = checkout.pytest("suite", *options)
+    assert outcome.code == 4, outcome.text
+    assert len([line for line in outcome.lines if line.strip()]) == 1, outcome.text
+    assert message in outcome.text
+
+
+WRONG_TOML = {
+    "syntax": ("version = 1", "version = = 1", "not valid TOML"),
+    "unknown key": ("ratios = [0.5, 0.9]", "ratioz = [0.5]", "ratioz: unknown key. Did you mean 'ratios'?"),
+    "type": ("epochs = 30", "epochs = 'many'", "pretrain.epochs: Input should be a valid integer"),
+    "ratio": ("ratios = [0.5, 0.9]", "ratios = [0.5, 1.0]", "ratios: ratio 1 is outside (0, 1)"),
+    "schedule": ('lr = "0:3e-3"', 'lr = "3e-3"', "prune.lr: '3e-3' is no learning-rate schedule: expected"),
+}
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["n0", "n2"])
+@pytest.mark.parametrize("kind", WRONG_TOML)
+def test_wrong_toml_names_file_key_and_expectation(checkout, kind, workers):
+    before, after, message = WRONG_TOML[kind]
+    path = checkout.root / "protocols" / "workloads" / "lenet5-digits.toml"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    outcome = checkout.pytest("suite", *workers)
+    assert outcome.code == 4, outcome.text
+    assert len([line for line in outcome.lines if line.strip()]) == 1, outcome.text
+    assert str(path) in outcome.text and message in outcome.text
+
+
+def test_absent_data_and_absent_gpu_skip_with_a_reason_and_do_not_count_as_success(checkout):
+    selection = "lenet5-mnist or resnet56-cifar10"
+    outcome = checkout.pytest("suite", "-k", selection, "-n2", "-rs", "--audit-methods", "l1,random")
+    assert outcome.code == 3, outcome.text
+    assert "INCOMPLETE: nothing was measured" in outcome.text
+    assert "lenet5-mnist: MNIST needs a data folder: give --audit-data-root DIR --audit-download" in outcome.text
+    assert "resnet56-cifar10 is GPU-sized and there is no CUDA device; add --audit-device cpu to insist" in outcome.text
+    assert {row["status"] for row in results(checkout)["cells"]} == {"skipped"}
+    # Beside something measured a skipped workload is no failure.
+    outcome = checkout.pytest(
+        "suite/test_cells.py", "-k", "(lenet5-mnist or lenet5-digits) and r0.5", *SMOKE, "--audit-methods", "l1",
+        "--audit-protocols", "s3.2",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.text
+
+
+def test_nothing_selected(checkout):
+    assert checkout.pytest("suite", "-k", "no-such-thing").code == 5
+
+
+def test_a_lost_report_never_ends_in_success(checkout):
+    """A numpy scalar in record_property kills the xdist worker with its report, and pytest alone may then exit 0."""
+    checkout.write(
+        "suite/test_trap.py",
+        "import numpy as np\n"
+        "def test_trap(record_property):\n    record_property('value', np.float64(1.0))\n"
+        "def test_fine():\n    pass\n",
+    )
+    outcome = checkout.pytest("suite/test_trap.py", "-n2")
+    assert outcome.code != 0, outcome.text
+    if outcome.code == 3:
+        assert "INCOMPLETE: 1 of 2 items were never reported: suite/test_trap.py::test_trap" in outcome.text
+
+
+def test_a_crashing_method_costs_one_cell_and_is_run_once(checkout):
+    """os._exit in a method kills its worker: the cell fails, the others are measured, the exit status says so."""
+    write_method(checkout, "crash", "open('crashes', 'a').write('x'); import os; os._exit(1)")
+    outcome = checkout.pytest(
+        "suite/test_cells.py", *QUICK[1:], "--audit-protocols", "s3.2,s4.1", "--audit-methods", "l1,random",
+        "--audit-method", "crash.py", "-n2",
+    )  # fmt: skip
+    assert outcome.code == 1, outcome.text
+    status = {(row["protocol"], row["method"]): row["status"] for row in results(checkout)["cells"]}
+    assert {key: value for key, value in status.items() if key[1] != "crash"} == dict.fromkeys(
+        [("s3.2", "l1"), ("s3.2", "random"), ("s4.1", "l1"), ("s4.1", "random")], "ok"
+    )
+    assert {value for key, value in status.items() if key[1] == "crash"} <= {"missing", "failed"}
+
+
+def test_stop_at_first_failure_and_last_failed(checkout):
+    write_method(checkout, "bad", "raise ValueError('x')")
+    arguments = (
+        "suite/test_cells.py",
+        *QUICK[1:],
+        "--audit-protocols",
+        "s3.2",
+        "--audit-methods",
+        "l1",
+        "--audit-method",
+        "bad.py",
+    )
+    outcome = checkout.python("-m", "pytest", *arguments, "-x")
+    assert outcome.code == 1 and "1 failed" in outcome.text, outcome.text
+    outcome = checkout.python("-m", "pytest", *arguments, "--lf")
+    assert outcome.code == 1 and "1 failed" in outcome.text and "1 passed" not in outcome.text, outcome.text
+
+
+def test_external_base_is_checked_evaluated_and_not_counted(checkout):
+    from safetensors.torch import load_file, save_file
+
+    assert (
+        checkout.pytest("suite/test_cells.py", *QUICK[1:], "--audit-methods", "l1", "--audit-protocols", "s3.2").code
+        == 0
+    )
+    weights = next((checkout.ledger / "runs").glob("lenet5-digits-pretrain-*")) / "weights.safetensors"
+    base = checkout.root / "mine.safetensors"
+    base.write_bytes(weights.read_bytes())
+    arguments = ("suite", *QUICK[1:], "--audit-methods", "l1,scratch", "--audit-protocols", "s3.2,sx-a", "--audit-base")
+    outcome = checkout.pytest(*arguments, str(base), "-rs")
+    assert outcome.code == 0, outcome.text
+    record = next(record for record in Ledger(checkout.ledger).runs() if record.checkpoint)
+    assert record.provenance == "external: pretraining cost not measured"
+    assert record.epochs is None and record.training_macs is None and record.accuracy > 0
+    verdicts = {row["rule"]: row for row in results(checkout)["findings"] if row["protocol"] == "sx-a"}
+    assert verdicts["F801"]["verdict"] == "not measured"
+    assert "external base model" in verdicts["F801"]["note"]
+    # A file of another shape, and one that is no checkpoint: one line each.
+    tensors = load_file(base)
+    save_file(
+        {**tensors, "conv1.weight": tensors["conv1.weight"][:3].contiguous()}, checkout.root / "small.safetensors"
+    )
+    checkout.write("text.safetensors", "hello")
+    for name, message in {
+        "small.safetensors": "tensor 'conv1.weight' has shape [3, 1, 5, 5], lenet5 needs [6, 1, 5, 5]",
+        "text.safetensors": "not a safetensors file or damaged",
+    }.items():
+        outcome = checkout.pytest("suite/test_cells.py", *arguments[1:], name)
+        assert outcome.code == 1, outcome.text
+        assert message in outcome.text and "Traceback" not in outcome.text
+
+
+def test_damaged_weights_fail_their_cell_with_one_line(checkout):
+    arguments = ("suite/test_cells.py", *QUICK[1:], "--audit-methods", "l1", "--audit-protocols", "s3.2")
+    assert checkout.pytest(*arguments).code == 0
+    weights = next((checkout.ledger / "runs").glob("lenet5-digits-pretrain-*")) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    outcome = checkout.pytest(*(*arguments[:-1], "s4.1"))
+    assert outcome.code == 1, outcome.text
+    assert "the weights changed after the run wrote them; delete" in outcome.text and "Traceback" not in outcome.text

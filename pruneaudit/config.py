@@ -317,7 +317,9 @@ def _validate(kind: type[Model], content: dict[str, Any], path: Path) -> Model:
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """First problem of a validation error as ``key: what was expected``."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is the cause, the missing one only its consequence.
+    problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
     where = [str(part) for part in problem["loc"] if part != "name"]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":

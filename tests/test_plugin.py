@@ -135,30 +135,23 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_method_costs_its_own_cells(checkout, kind):
-    body, message = BROKEN[kind]
-    write_method(checkout, "bad", body)
-    outcome = checkout.pytest(
-        "suite/test_cells.py",
-        "suite/test_fairness.py",
-        *QUICK[1:],
-        "--audit-protocols",
-        "s3.2",
-        "--audit-methods",
-        "l1",
-        "--audit-method",
-        "bad.py",
-    )
+def test_a_broken_method_costs_its_own_cells(checkout):
+    for kind, (body, _) in BROKEN.items():
+        write_method(checkout, kind, body)
+    specs = [part for kind in BROKEN for part in ("--audit-method", f"{kind}.py")]
+    selection = ("suite/test_cells.py", "suite/test_fairness.py", *QUICK[1:], "--audit-protocols", "s3.2")
+    outcome = checkout.pytest(*selection, "--audit-methods", "l1,tpp", *specs)
     assert outcome.code == 1, outcome.text
     status = {row["method"]: row["status"] for row in results(checkout)["cells"]}
-    assert status == {"l1": "ok", "bad": "failed"}
-    line = next(line for line in outcome.lines if "run lenet5-digits-prune-bad-r0.5-seed0" in line)
-    assert message in line
+    assert status == {"l1": "ok", "tpp": "ok"} | dict.fromkeys(BROKEN, "failed")
     assert "Traceback" not in outcome.text
-    assert {row["verdict"] for row in results(checkout)["findings"]} == {"incomplete"}
-    assert not list((checkout.ledger / "runs").glob("*bad*"))
-    assert len(list((checkout.ledger / "failures").glob("*-prune-bad-*.json"))) == 1
+    for kind, (_, message) in BROKEN.items():
+        line = next(line for line in outcome.lines if f"run lenet5-digits-prune-{kind}-r0.5-seed0-smoke failed: " in line)
+        assert message.replace("bad", kind) in line
+        assert not list((checkout.ledger / "runs").glob(f"*-{kind}-*"))
+        assert len(list((checkout.ledger / "failures").glob(f"*-prune-{kind}-*.json"))) == 1
+    for row in results(checkout)["findings"]:
+        assert row["verdict"] == ("pass" if set(row["arms"]) == {"l1", "tpp"} else "incomplete")
 
 
 USAGE = {
@@ -191,9 +184,9 @@ WRONG_TOML = {
 }
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["n0", "n2"])
 @pytest.mark.parametrize("kind", WRONG_TOML)
-def test_wrong_toml_names_file_key_and_expectation(checkout, kind, workers):
+def test_wrong_toml_names_file_key_and_expectation(checkout, kind):
+    workers = ("-n2",) if kind == "type" else ()
     before, after, message = WRONG_TOML[kind]
     path = checkout.root / "protocols" / "workloads" / "lenet5-digits.toml"
     assert before in path.read_text()

@@ -32,6 +32,7 @@ class Controller:
         self.audit = audit
         self.expected: set[str] = set()
         self.outcomes: dict[str, str] = {}
+        self.complete: set[str] = set()
         self.reasons: dict[str, str] = {}
         self.missing: list[str] = []
         self.results: Results | None = None
@@ -60,7 +61,10 @@ class Controller:
             self._stop.set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember that an item was reported, and how it ended."""
+        """Remember that an item was reported to its end, and how it ended."""
+        # A worker can be lost between the reports of one item; the one of a crash has a phase of its own.
+        if report.when not in ("setup", "call"):
+            self.complete.add(report.nodeid)
         before = self.outcomes.get(report.nodeid, "passed")
         if report.outcome != "passed" or before == "passed":
             self.outcomes[report.nodeid] = report.outcome
@@ -75,7 +79,7 @@ class Controller:
             pytest.ExitCode.INTERNAL_ERROR,
         ):
             return
-        self.missing = sorted(self.expected - set(self.outcomes))
+        self.missing = sorted(self.expected - self.complete)
         selected = self._selected()
         if selected:
             self._report(selected)

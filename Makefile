@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
 
-.PHONY: suite test lint clean
+.PHONY: suite test lint bench clean
 
 suite: $(READY)
 	$(BIN)/pytest suite -k resnet20-digits -n $(WORKERS)
@@ -17,6 +17,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/collection.py
+	$(BIN)/python benchmarks/steps.py resnet20-digits
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -108,7 +108,7 @@ class Campaign:
         Returns:
             The record, also when the cell failed: ``status`` and ``error`` then say so.
         """
-        key = self.settings.key(cell)
+        key = self.settings.key(cell, self.catalog.workload(cell.workload))
         try:
             record = self._measure(cell)
         except AuditError as error:
@@ -160,7 +160,7 @@ class Campaign:
                 "seed": cell.seed,
                 "budget": self.settings.budget,
                 "precision": self.settings.precision,
-                "labels": self.settings.labels,
+                "labels": self.settings.labels(self.catalog.workload(cell.workload)),
                 **measured,
             }
         )

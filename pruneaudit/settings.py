@@ -35,17 +35,15 @@ class Settings:
         path = self.base or (Path(workload.base) if workload.base else None)
         return None if path is None else _digest(path.expanduser())
 
-    @property
-    def labels(self) -> tuple[str, ...]:
+    def labels(self, workload: Workload) -> tuple[str, ...]:
         """Every setting that is not the default, for names and tables: results never mix across labels."""
         labels: list[str] = [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
-        if self.base is not None:
-            labels.append(f"base{_digest(self.base.expanduser())[:8]}")
-        return tuple(labels)
+        base = self.base_digest(workload)
+        return tuple(labels if base is None else [*labels, f"base{base[:8]}"])
 
-    def key(self, cell: Cell) -> str:
+    def key(self, cell: Cell, workload: Workload) -> str:
         """Name of a cell's record: its id and the labels."""
-        return "-".join([cell.id, *self.labels])
+        return "-".join([cell.id, *self.labels(workload)])
 
 
 @lru_cache(maxsize=16)

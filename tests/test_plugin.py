@@ -298,6 +298,19 @@ def test_external_base_is_checked_evaluated_and_not_counted(checkout):
         assert message in outcome.text and "Traceback" not in outcome.text
 
 
+def test_a_base_named_in_the_workload_is_kept_apart(checkout):
+    arguments = ("suite/test_cells.py", *QUICK[1:], "--audit-methods", "l1", "--audit-protocols", "s3.2")
+    assert checkout.pytest(*arguments).code == 0
+    weights = next((checkout.ledger / "runs").glob("lenet5-digits-pretrain-*")) / "weights.safetensors"
+    (checkout.root / "mine.safetensors").write_bytes(weights.read_bytes())
+    path = checkout.root / "protocols" / "workloads" / "lenet5-digits.toml"
+    path.write_text('base = "mine.safetensors"\n' + path.read_text())
+    assert checkout.pytest(*arguments).code == 0
+    (row,) = results(checkout)["cells"]
+    assert [label[:4] for label in row["labels"]] == ["smok", "base"] and row["total_epochs"] is None
+    assert len(Ledger(checkout.ledger).cells()) == 2
+
+
 def test_damaged_weights_fail_their_cell_with_one_line(checkout):
     arguments = ("suite/test_cells.py", *QUICK[1:], "--audit-methods", "l1", "--audit-protocols", "s3.2")
     assert checkout.pytest(*arguments).code == 0

@@ -73,8 +73,8 @@ class AuditSession:
             self.selection = Selection(self.catalog, methods, protocols, option.audit_seeds)
             base = Path(option.audit_base) if option.audit_base else None
             self.settings = Settings(option.audit_budget, option.audit_precision, base)
-            # Reads every TOML file and the base's digest now: a wrong one is told before anything runs.
-            _ = self.catalog.workloads, self.settings.labels
+            # Reads every TOML file and every base's digest now: a wrong one is told before anything runs.
+            self.labels = {name: self.settings.labels(job) for name, job in self.catalog.workloads.items()}
             self.root = config.rootpath
             self.ledger_path = self.root / option.audit_ledger
             self.report_path = self.root / option.audit_report
@@ -170,15 +170,15 @@ class AuditSession:
 
     def judge(self, check: Check) -> Finding:
         """The finding of a fairness item, measuring what is missing."""
-        return judge(check.comparison, check.rule, self.measure, self.ledger, self.settings.labels)
+        return judge(check.comparison, check.rule, self.measure, self.ledger, self.labels[check.comparison.workload])
 
     def stored_finding(self, check: Check) -> Finding:
         """The finding of a fairness item from what the ledger holds."""
-        return judge(check.comparison, check.rule, self.stored, self.ledger, self.settings.labels)
+        return judge(check.comparison, check.rule, self.stored, self.ledger, self.labels[check.comparison.workload])
 
     def stored(self, cell: Cell) -> CellRecord | None:
         """The record of a cell as the ledger holds it, or None."""
-        return self.ledger.cell(self.settings.key(cell))
+        return self.ledger.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
 
     def require(self, workload: str) -> None:
         """Skip the running test where the workload cannot run here."""

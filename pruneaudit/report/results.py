@@ -72,7 +72,6 @@ class Results:
         findings: One row for each finding, sorted.
         protocols: Title, version and requirements of each protocol.
         environments: Distinct environments of the runs.
-        labels: Settings that are not the default, of a session (a report over a whole ledger has none).
     """
 
     cells: list[dict[str, Any]]
@@ -101,13 +100,27 @@ class Results:
         for row in self.cells:
             if row["workload"] == workload and tuple(row["labels"]) == labels and row["status"] == "ok":
                 grouped[row["protocol"], row["method"], row["ratio"]].append(row)
-        found = {}
-        for key, rows in grouped.items():
-            values = [row["accuracy"] for row in rows]
-            std = statistics.stdev(values) if len(values) > 1 else None
-            speedup = statistics.fmean(row["speedup"] for row in rows)
-            found[key] = Statistic(statistics.fmean(values), std, len(values), speedup)
-        return found
+        return {
+            key: _statistic([row["accuracy"] for row in rows], statistics.fmean(row["speedup"] for row in rows))
+            for key, rows in grouped.items()
+        }
+
+    def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:
+        """Accuracy of the dense base models that arms share (S1's own ones left out); None where none was measured."""
+        bases = {
+            row["runs"][0]: row["base_accuracy"]
+            for row in self.cells
+            if row["workload"] == workload
+            and tuple(row["labels"]) == labels
+            and row["status"] == "ok"
+            and self.protocols.get(row["protocol"], {}).get("base") == "shared"
+        }
+        return _statistic(list(bases.values()), 1.0) if bases else None
+
+
+def _statistic(values: list[float], speedup: float) -> Statistic:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Statistic(statistics.fmean(values), std, len(values), speedup)
 
 
 def gather(
@@ -131,12 +144,13 @@ def gather(
     skipped = skipped or {}
     rows, records = [], []
     for cell in cells:
-        record = None if cell in skipped else ledger.cell(settings.key(cell))
+        workload = catalog.workload(cell.workload)
+        record = None if cell in skipped else ledger.cell(settings.key(cell, workload))
         if record is not None:
             rows.append(_cell_row(record))
             records.append(record)
         else:
-            rows.append(_empty_row(cell, settings, skipped.get(cell)))
+            rows.append(_empty_row(cell, settings, settings.labels(workload), skipped.get(cell)))
     return _results(catalog, ledger, rows, records, findings)
 
 
@@ -180,6 +194,7 @@ def _results(
             name: {
                 "version": catalog.protocol(name).version,
                 "title": catalog.protocol(name).title,
+                "base": catalog.protocol(name).base,
                 "requires": list(catalog.protocol(name).requires),
             }
             for name in names
@@ -193,7 +208,7 @@ def _cell_row(record: CellRecord) -> dict[str, Any]:
     return {name: row[name] for name in _CELL_FIELDS} | {"runs": record.runs}
 
 
-def _empty_row(cell: Cell, settings: Settings, reason: str | None) -> dict[str, Any]:
+def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: str | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_CELL_FIELDS)
     row |= {
         "workload": cell.workload,
@@ -203,7 +218,7 @@ def _empty_row(cell: Cell, settings: Settings, reason: str | None) -> dict[str, 
         "seed": cell.seed,
         "budget": settings.budget,
         "precision": settings.precision,
-        "labels": list(settings.labels),
+        "labels": list(labels),
         "status": "missing" if reason is None else "skipped",
         "error": reason or "the session ended before it was measured",
         "runs": [],

@@ -33,6 +33,12 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
     return header, rows
 
 
+def base_line(results: Results, workload: str, labels: tuple[str, ...]) -> str:
+    """One line on the dense base models, or nothing where none is shared."""
+    base = results.base(workload, labels)
+    return "" if base is None else f"Base model: {base} % (n = {base.n}, speedup 1)."
+
+
 def _ratio_header(ratio: float, speedups: set[str]) -> str:
     return f"ratio {ratio:g} ({' / '.join(sorted(speedups))}x)" if speedups else f"ratio {ratio:g}"
 

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.report.results import Results
-from pruneaudit.report.tables import accuracy_table, audit_matrix, failed_findings, title, unmeasured_cells
+from pruneaudit.report.tables import accuracy_table, audit_matrix, base_line, failed_findings, title, unmeasured_cells
 
 
 def summary(results: Results) -> list[str]:
@@ -18,6 +18,7 @@ def summary(results: Results) -> list[str]:
         header, rows = accuracy_table(results, workload, labels)
         if rows:
             lines += ["", f"{title(workload, labels)}: test accuracy in percent at the last epoch, mean ± sample std"]
+            lines += [base_line(results, workload, labels)] if base_line(results, workload, labels) else []
             lines += tabulate(rows, header, tablefmt="simple", disable_numparse=True).splitlines()
         header, rows = audit_matrix(results, workload, labels)
         if rows:

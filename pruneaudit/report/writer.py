@@ -13,7 +13,7 @@ from tabulate import tabulate
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.ledger import write_json
 from pruneaudit.report.results import Results
-from pruneaudit.report.tables import accuracy_table, audit_matrix, failed_findings, title, unmeasured_cells
+from pruneaudit.report.tables import accuracy_table, audit_matrix, base_line, failed_findings, title, unmeasured_cells
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -49,7 +49,7 @@ def markdown(results: Results) -> str:
         if rows:
             blocks += [
                 "Test accuracy in percent after the last epoch, mean ± sample standard deviation over n seeds. "
-                "In brackets the speedup, MACs(base) / MACs(pruned).",
+                f"In brackets the speedup, MACs(base) / MACs(pruned). {base_line(results, workload, labels)}".rstrip(),
                 "",
                 _table(header, rows),
                 "",

@@ -1,0 +1,84 @@
+"""Seconds on the real CIFAR-10 and MNIST, where `PRUNEAUDIT_DATA` names a folder that has them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pruneaudit import shapes
+from pruneaudit.catalog import Catalog
+from pruneaudit.contract import PruningTask, checked_kept
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.pruning.layers import prunable_layers
+from pruneaudit.pruning.removal import shrink
+from pruneaudit.training.loop import Trainer
+from pruneaudit.training.metering import Meter
+from pruneaudit.training.precision import place
+from pruneaudit.workloads.datasets import load
+
+torch.set_num_threads(1)
+DATA = os.environ.get("PRUNEAUDIT_DATA")
+CHECKPOINTS = os.environ.get("PRUNEAUDIT_CHECKPOINTS")
+needs_data = pytest.mark.skipif(not DATA, reason="PRUNEAUDIT_DATA names no folder with the real datasets")
+needs_checkpoints = pytest.mark.skipif(
+    not CHECKPOINTS, reason="PRUNEAUDIT_CHECKPOINTS names no folder with base models"
+)
+
+
+def workload(name):
+    return Catalog().workload(name)
+
+
+@needs_data
+@needs_checkpoints
+def test_a_public_resnet20_has_its_accuracy():
+    """91.73 % on all 10,000 test images was measured independently for this checkpoint, with ImageNet statistics."""
+    job = workload("resnet56-cifar10").model_copy(update={"model": "resnet20"})
+    model = shapes.dense_network(job)
+    missing, unexpected = model.load_state_dict(
+        load_file(Path(CHECKPOINTS) / "resnet20-cifar10.safetensors"), strict=False
+    )
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    data = load(job.data, Path(DATA))
+    assert evaluate(place(model, "cpu", "fp32"), data, data.test).accuracy == pytest.approx(91.73, abs=0.011)
+
+
+@needs_data
+def test_a_few_steps_of_pruning_and_retraining_on_cifar10():
+    job = workload("resnet56-cifar10").scaled("smoke")
+    data = load(job.data, Path(DATA))
+    assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
+    # A few images are enough to see all parts work on the real thing.
+    small = type(data)(
+        data.config,
+        data.classes,
+        type(data.train)(data.train.images[:512], data.train.labels[:512]),
+        type(data.train)(data.validation.images[:128], data.validation.labels[:128]),
+        type(data.train)(data.test.images[:128], data.test.labels[:128]),
+        data.split_digest,
+    )
+    model = place(shapes.dense_network(job), "cpu", "bf16")
+    method = Catalog().method("tpp").create()
+    layers = prunable_layers(model, data.example(), job.prunable)
+    with Meter(model) as meter:
+        recipe = job.prune.model_copy(update={"steps": 4})
+        task = PruningTask(model, layers, job, 0.5, recipe, small, 0, meter, "tpp", "bf16")
+        kept = checked_kept(method.prune(task), layers, 0.5, method)
+    assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 512
+    pruned = shrink(model, kept, data.example())
+    with Meter(pruned) as meter:
+        history = Trainer(pruned, small, job.retrain, 0, "retrain", meter, "bf16").fit()
+    assert len(history.test_accuracy) == 1 and meter.consumption.rates == [[0.01, 4]]
+
+
+@needs_data
+def test_lenet_learns_mnist_in_a_hundred_steps():
+    job = workload("lenet5-mnist")
+    data = load(job.data, Path(DATA))
+    model = place(shapes.dense_network(job), "cpu", "fp32")
+    recipe = job.pretrain.model_copy(update={"epochs": None, "steps": 100, "lr": "0:5e-2"})
+    with Meter(model) as meter:
+        history = Trainer(model, data, recipe, 0, "pretrain", meter).fit()
+    assert history.test_accuracy[-1] > 80

@@ -72,8 +72,7 @@ class Bench:
         """Let the method prune a network; its checked answer, and what the meter read."""
         import torch
 
-        from pruneaudit.contract import PruningTask, checked_kept
-        from pruneaudit.errors import AuditError, one_line
+        from pruneaudit.contract import PruningTask, decide
         from pruneaudit.pruning.layers import prunable_layers
         from pruneaudit.training.metering import Meter
 
@@ -86,13 +85,8 @@ class Bench:
         dataset = self.dataset.to(torch.device(self.runtime.device))
         with Meter(model) as meter:
             task = PruningTask(model, layers, self.workload, ratio, recipe, dataset, seed, meter, method.name)
-            try:
-                answer = method.prune(task)
-            except AuditError:
-                raise
-            except Exception as error:
-                raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
-        return checked_kept(answer, layers, ratio, method), meter.consumption
+            kept = decide(method, task)
+        return kept, meter.consumption
 
 
 def _describes_itself(bench: Bench) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pruneaudit.config import Recipe, Workload
-from pruneaudit.errors import MethodError
+from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.pruning.layers import PrunableLayer, removed_filters
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
@@ -264,6 +264,24 @@ class PruningTask:
             getattr(self.history, name).extend(curve)
         self.resumed_from = max(self.resumed_from, trainer.resumed_from)
         self._steps_done += steps
+
+
+def decide(method: Method, task: PruningTask) -> dict[str, list[int]]:
+    """Let a method prune, and check its answer.
+
+    Returns:
+        Sorted indices of the filters that stay, by layer.
+
+    Raises:
+        MethodError: It raised, or its answer is none; one line says which.
+    """
+    try:
+        answer = method.prune(task)
+    except AuditError:
+        raise
+    except Exception as error:
+        raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
+    return checked_kept(answer, task.layers, task.ratio, method)
 
 
 def checked_kept(kept: Any, layers: Sequence[PrunableLayer], ratio: float, method: Method) -> dict[str, list[int]]:

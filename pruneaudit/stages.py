@@ -20,8 +20,8 @@ from torch import nn
 from pruneaudit import __version__, shapes
 from pruneaudit.catalog import Catalog
 from pruneaudit.config import Workload
-from pruneaudit.contract import PruningTask, checked_kept
-from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
+from pruneaudit.contract import PruningTask, decide
+from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.accuracy import evaluate, pack
 from pruneaudit.measure.cost import TRAINING_PASSES, parameters
@@ -175,13 +175,7 @@ class Stages:
                 self._checkpoint(spec),
                 progress,
             )
-            try:
-                answer = method.prune(task)
-            except AuditError:
-                raise
-            except Exception as error:
-                raise MethodError(f"method '{spec.method}' raised {one_line(error)}") from error
-        kept = checked_kept(answer, layers, spec.ratio, method)
+            kept = decide(method, task)
         shrunk = shrink(model, kept, dataset.example())
         bad = [name for name, tensor in shrunk.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:

@@ -57,6 +57,8 @@ class TPP(TrainedMethod):
         parameters, masks, zero_from = [], [], []
         for layer in task.layers:
             start = schedule.growing + (positions[layer.name] + 1) * (task.steps - schedule.growing) // 100
+            # Deep networks and very short stages: silent after the last step at the latest.
+            start = min(start, task.steps - 1)
             for parameter in _channel_parameters(layer):
                 mask = _removed_mask(parameter, kept[layer.name])
                 parameters.append(parameter)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 from pruneaudit import shapes
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell
-from pruneaudit.config import Recipe, Workload, steps_per_epoch
+from pruneaudit.config import Recipe, Workload
 from pruneaudit.contract import Method, ScratchArm
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord, RunRecord, RunSpec
+from pruneaudit.records import NUMERICS_VERSION, CellRecord, RunRecord, RunSpec
 from pruneaudit.schedule import Schedule
 from pruneaudit.settings import Settings
-from pruneaudit.training.loop import NUMERICS_VERSION
 from pruneaudit.workloads.datasets import facts
 
 if TYPE_CHECKING:
@@ -247,13 +246,15 @@ class Planner:
         imposed = self.protocol.pruning == "equal-schedule"
         rates = full.lr if imposed or budget.lr is None or not budget.steps else budget.lr
         missing = 0 if self.protocol.pruning == "own" else max(0, full.steps - budget.steps)
-        topup = full.model_copy(update={"steps": missing, "lr": rates}) if missing else None
-        # Under one imposed schedule the method goes on where the top-up stopped; a constant rate has no position.
-        moves = imposed and len(Schedule.parse(rates).points) > 1 and budget.steps > 0
-        own = full.model_copy(
-            update={"steps": budget.steps, "lr": rates if budget.steps else full.lr, "start": missing if moves else 0}
-        )
-        return topup, own
+        # Under one imposed schedule the method goes on where the top-up stopped; a constant rate has no position, and
+        # without one S4.1 and S4.2 share their runs.
+        joined = imposed and len(Schedule.parse(rates).points) > 1
+        span = full.steps if joined else 0
+        topup = full.model_copy(update={"steps": missing, "lr": rates, "span": span}) if missing else None
+        if not budget.steps:
+            return topup, full.model_copy(update={"steps": 0})
+        start = missing if joined else 0
+        return topup, full.model_copy(update={"steps": budget.steps, "lr": rates, "start": start, "span": span})
 
     def _retraining(self) -> list[Recipe]:
         """Retraining recipes to try: one, or the whole grid where the learning rate is tuned."""
@@ -280,8 +281,8 @@ def scratch_epochs(workload: Workload, factor: float) -> int:
     K1 counts the dense model's epochs (pretraining and pruning stage), K2 the retraining epochs. The factor is 1 for
     equal epochs (SX-A) and F1/F2 = MACs(base) / MACs(pruned) for equal training MACs (SX-B).
     """
-    per_epoch = steps_per_epoch(facts(workload.data).train, workload.prune.batch)
-    dense = (workload.pretrain.epochs or 0) + (workload.prune.steps or 0) / per_epoch
+    images = facts(workload.data).train
+    dense = (workload.pretrain.epochs or 0) + workload.prune.images(images) / images
     return round(dense * factor + (workload.retrain.epochs or 0))
 
 

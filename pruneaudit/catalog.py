@@ -105,7 +105,9 @@ class MethodSource:
 
 def _load_file(path: Path) -> Any:
     """Import a file under a name that no other module has."""
-    name = f"pruneaudit_method_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    content = path.read_bytes()
+    identity = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:8]
+    name = f"pruneaudit_method_{path.stem}_{identity}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -114,7 +116,8 @@ def _load_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Compiled from what was read: a bytecode cache may miss an edit within one second.
+        exec(compile(content, str(path), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise

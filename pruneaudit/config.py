@@ -35,6 +35,7 @@ class Recipe(Frozen):
         steps: Length in optimiser steps (the pruning stage's unit); the schedule then counts steps.
         lr: Learning-rate schedule in its text form, see :mod:`pruneaudit.schedule`.
         start: Steps of the schedule that an earlier stage has used up (a topped-up pruning stage under S4.2).
+        span: Steps of the whole schedule where this stage is a part of it; 0: the stage's own length.
         batch: Images per step.
         momentum: SGD momentum.
         weight_decay: L2 coefficient on all parameters.
@@ -46,6 +47,7 @@ class Recipe(Frozen):
     steps: int | None = Field(default=None, ge=0)
     lr: str
     start: int = Field(default=0, ge=0)
+    span: int = Field(default=0, ge=0)
     batch: int = Field(ge=1)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -61,6 +63,8 @@ class Recipe(Frozen):
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
         return self
 
     @property
@@ -72,11 +76,17 @@ class Recipe(Frozen):
         """Learning rate of an optimiser step, given its epoch and its number (both 0-based)."""
         if self.epochs is not None:
             return self.schedule.rate(epoch, self.epochs)
-        return self.schedule.rate(self.start + step, self.start + (self.steps or 0))
+        return self.schedule.rate(self.start + step, self.span or self.start + (self.steps or 0))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole stage."""
         return self.epochs * steps_per_epoch if self.epochs is not None else (self.steps or 0)
+
+    def images(self, train: int) -> int:
+        """Images of the whole stage over a split of ``train`` images: the last batch of a pass is smaller."""
+        per_epoch = steps_per_epoch(train, self.batch)
+        passes, rest = divmod(self.total_steps(per_epoch), per_epoch)
+        return passes * train + min(rest * self.batch, train)
 
     def for_epochs(self, epochs: int) -> Recipe:
         """The same recipe stretched or shrunk to ``epochs``, its boundaries in proportion.
@@ -320,7 +330,7 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     problems = error.errors()
     # A misspelt key is the cause, the missing one only its consequence.
     problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
-    where = [str(part) for part in problem["loc"] if part != "name"]
+    where = [str(part) for part in problem["loc"]]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         model = kind

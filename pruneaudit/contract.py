@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -227,7 +228,7 @@ class PruningTask:
         dtype = next(self.model.parameters()).dtype
         made = 0
         for epoch in range(math.ceil(count * size / len(self._dataset.train))):
-            for images, labels in self._dataset.batches(self._seed, f"method/{self._method}", epoch, size, dtype):
+            for images, labels in self._dataset.batches(self._seed, f"scoring/{self._method}", epoch, size, dtype):
                 if made == count:
                     return
                 yield images, labels
@@ -302,9 +303,12 @@ def checked_kept(kept: Any, layers: Sequence[PrunableLayer], ratio: float, metho
         if layer.name not in kept:
             raise MethodError(f"{who} returned no indices for layer '{layer.name}'")
         indices = kept[layer.name]
-        values = indices.tolist() if isinstance(indices, torch.Tensor) else list(indices)
-        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        listed = indices.tolist() if isinstance(indices, torch.Tensor) else indices
+        # A bare number or None is no list of indices; it fails the check like any other wrong element.
+        values: list[Any] = list(listed) if isinstance(listed, Iterable) else [None]
+        if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
             raise MethodError(f"{who}, layer '{layer.name}': filter indices must be integers")
+        values = [int(value) for value in values]
         if len(set(values)) != len(values):
             raise MethodError(f"{who}, layer '{layer.name}': a filter index is repeated")
         if any(not 0 <= value < layer.channels for value in values):

@@ -96,7 +96,7 @@ class Ledger:
 
     def finished(self) -> set[str]:
         """Ids of all finished runs."""
-        return {name.rpartition("-")[2] for name in os.listdir(self.root / "runs")}
+        return {path.parent.name.rpartition("-")[2] for path in (self.root / "runs").glob("*/record.json")}
 
     def runs(self) -> Iterator[RunRecord]:
         """All finished runs, by folder name."""

@@ -69,8 +69,10 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
         raise ConfigError(f"nothing is selected by -k '{expression}'")
     if status != pytest.ExitCode.OK or collector.session is None:
         lines = [line for line in output.getvalue().splitlines() if line.strip()]
-        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "collection failed")
-        raise ConfigError(reason.removeprefix("ERROR: "))
+        # argparse puts its usage first and the reason behind "error: "; pytest puts the reason behind "ERROR: ".
+        reason = next((line for line in lines if ": error: " in line), "")
+        reason = reason or next((line for line in lines if line.startswith("ERROR")), "ERROR: collection failed")
+        raise ConfigError(reason.rpartition(": error: ")[2].removeprefix("ERROR: "))
     session = collector.session
     session.runtime.prepare()
     executor = LocalExecutor(session.ledger, Stages(session.ledger, session.catalog, session.runtime), session.id)
@@ -124,16 +126,13 @@ def _widths(run: RunSpec, session: AuditSession) -> dict[str, int]:
 def _length(run: RunSpec, session: AuditSession) -> tuple[float, int]:
     """Epochs and training MACs of a run."""
     from pruneaudit import shapes
-    from pruneaudit.config import steps_per_epoch
     from pruneaudit.workloads.datasets import facts
 
     workload = _workload(run, session)
-    images = facts(workload.data).train
-    epochs = run.recipe.total_steps(steps_per_epoch(images, run.recipe.batch)) / steps_per_epoch(
-        images, run.recipe.batch
-    )
+    train = facts(workload.data).train
+    images = run.recipe.images(train)
     macs = shapes.shape_of(workload, _widths(run, session)).macs
-    return epochs, round(TRAINING_PASSES * macs * images * epochs)
+    return images / train, TRAINING_PASSES * macs * images
 
 
 class Clock:

@@ -12,6 +12,8 @@ from pruneaudit.cells import Cell, ratio_text
 from pruneaudit.config import DataConfig, Frozen, Recipe
 
 SCHEMA_VERSION = 1
+#: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
+NUMERICS_VERSION = 1
 
 Stage = Literal["pretrain", "topup", "prune", "retrain", "scratch"]
 

@@ -53,8 +53,8 @@ class Schedule:
 
     def __str__(self) -> str:
         if self.kind == "cosine":
-            return f"cosine:{self.points[0][1]:g}:{self.points[1][1]:g}"
-        return ",".join(f"{start}:{rate:g}" for start, rate in self.points)
+            return f"cosine:{_shortest(self.points[0][1])}:{_shortest(self.points[1][1])}"
+        return ",".join(f"{start}:{_shortest(rate)}" for start, rate in self.points)
 
     def rate(self, position: int, length: int) -> float:
         """Learning rate at ``position`` (0-based epoch or step) of a training of ``length``."""
@@ -73,7 +73,7 @@ class Schedule:
             return self
         moved: dict[int, float] = {}
         for start, rate in self.points:
-            # The epsilon undoes binary noise: 0.3 · 10 is 2.9999999999999996 in floats but 3 on paper.
+            # The epsilon undoes binary noise: 0.29 · 100 is 28.999999999999996 in floats but 29 on paper.
             position = math.floor(start * factor + 1e-9)
             if position > 0 or start == 0:
                 moved[position] = rate
@@ -83,3 +83,8 @@ class Schedule:
     def first_stage(self) -> int | None:
         """Length of the first learning-rate stage, or None where there is only one (or a cosine)."""
         return self.points[1][0] if self.kind == "step" and len(self.points) > 1 else None
+
+
+def _shortest(rate: float) -> str:
+    """Shortest text that reads back as the same number: ``1``, ``0.01``, ``1e-05``."""
+    return repr(rate).removesuffix(".0")

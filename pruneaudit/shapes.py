@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from pruneaudit.config import Workload
+from pruneaudit.config import DataConfig, Workload
 from pruneaudit.measure.cost import macs, parameters
 from pruneaudit.pruning.layers import prunable_names, removed_filters
 from pruneaudit.pruning.removal import shrink, widths_to_kept
@@ -33,40 +33,57 @@ class Shape:
 
 def example(workload: Workload) -> torch.Tensor:
     """A zero input of the workload, ``[1, C, H, W]``."""
-    sizes = facts(workload.data)
-    return torch.zeros(1, sizes.channels, sizes.height, sizes.height)
+    return _example(workload.data)
 
 
 def dense_network(workload: Workload) -> nn.Module:
     """The workload's dense network, freshly built; its weights are to be replaced."""
-    sizes = facts(workload.data)
-    return build(workload.model, sizes.channels, sizes.classes)
+    return _network(workload.model, workload.data, {})
 
 
 def network(workload: Workload, widths: dict[str, int]) -> nn.Module:
     """A network of the given widths; its weights are to be replaced."""
-    dense = dense_network(workload)
-    return shrink(dense, widths_to_kept(widths), example(workload)) if widths else dense
+    return _network(workload.model, workload.data, widths)
+
+
+def _example(data: DataConfig) -> torch.Tensor:
+    sizes = facts(data)
+    return torch.zeros(1, sizes.channels, sizes.height, sizes.height)
+
+
+def _network(model: str, data: DataConfig, widths: dict[str, int]) -> nn.Module:
+    sizes = facts(data)
+    dense = build(model, sizes.channels, sizes.classes)
+    return shrink(dense, widths_to_kept(widths), _example(data)) if widths else dense
 
 
 def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
     """Filters that each prunable layer keeps at a ratio."""
-    model = dense_network(workload)
-    modules = dict(model.named_modules())
-    names = prunable_names(model, workload.prunable, workload.skip)
-    channels = {name: int(modules[name].weight.shape[0]) for name in names}
-    return {name: count - removed_filters(count, ratio) for name, count in channels.items()}
+    widths = _prunable_widths(workload.model, workload.data, workload.prunable, workload.skip)
+    return {name: count - removed_filters(count, ratio) for name, count in widths}
+
+
+@lru_cache(maxsize=64)
+def _prunable_widths(
+    model: str, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]
+) -> tuple[tuple[str, int], ...]:
+    """Filters of each prunable layer of the dense network."""
+    sizes = facts(data)
+    dense = build(model, sizes.channels, sizes.classes)
+    modules = dict(dense.named_modules())
+    return tuple((name, int(modules[name].weight.shape[0])) for name in prunable_names(dense, prunable, skip))
 
 
 @lru_cache(maxsize=512)
-def _shape(workload: Workload, widths: tuple[tuple[str, int], ...]) -> Shape:
-    built = network(workload, dict(widths))
-    return Shape(widths, macs(built, example(workload)), parameters(built))
+def _shape(model: str, data: DataConfig, widths: tuple[tuple[str, int], ...]) -> Shape:
+    """Counting takes a second for a large network: cached by what it depends on, whatever the recipes."""
+    built = _network(model, data, dict(widths))
+    return Shape(widths, macs(built, _example(data)), parameters(built))
 
 
 def shape_of(workload: Workload, widths: dict[str, int]) -> Shape:
     """Size of the network with the given widths (none: dense)."""
-    return _shape(workload, tuple(widths.items()))
+    return _shape(workload.model, workload.data, tuple(widths.items()))
 
 
 def shape(workload: Workload, ratio: float | None = None) -> Shape:

@@ -146,7 +146,9 @@ def test_a_broken_method_costs_its_own_cells(checkout):
     assert status == {"l1": "ok", "tpp": "ok"} | dict.fromkeys(BROKEN, "failed")
     assert "Traceback" not in outcome.text
     for kind, (_, message) in BROKEN.items():
-        line = next(line for line in outcome.lines if f"run lenet5-digits-prune-{kind}-r0.5-seed0-smoke failed: " in line)
+        line = next(
+            line for line in outcome.lines if f"run lenet5-digits-prune-{kind}-r0.5-seed0-smoke failed: " in line
+        )
         assert message.replace("bad", kind) in line
         assert not list((checkout.ledger / "runs").glob(f"*-{kind}-*"))
         assert len(list((checkout.ledger / "failures").glob(f"*-prune-{kind}-*.json"))) == 1

@@ -53,7 +53,7 @@ def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
         A new, smaller network.
 
     Raises:
-        MethodError: A layer is coupled to layers outside of ``kept`` (a residual stream, say).
+        MethodError: A layer shares its channels with another layer (on a residual stream, say).
     """
     network = copy.deepcopy(model)
     graph = dependency_graph(network, example)

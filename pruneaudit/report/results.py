@@ -14,7 +14,7 @@ from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell, Comparison, pairs
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord
+from pruneaudit.records import NUMERICS_VERSION, CellRecord
 from pruneaudit.settings import Settings
 
 #: Version of the layout of results.json.
@@ -155,15 +155,20 @@ def gather(
 
 
 def gather_ledger(catalog: Catalog, ledger: Ledger) -> Results:
-    """Rows of everything a ledger holds: all cells, and all comparisons between them."""
-    records = ledger.cells()
+    """Rows of everything a ledger holds: all cells, and all comparisons between them.
+
+    Cells measured by another version of a protocol, workload, method or of the training code are listed as outdated,
+    but neither averaged nor judged with the others.
+    """
+    everything = ledger.cells()
+    digests = _method_digests(catalog, ledger, everything)
+    outdated = {id(record): _outdated(record, catalog, ledger, digests) for record in everything}
+    records = [record for record in everything if not outdated[id(record)]]
     by_group: dict[tuple[str, str, float, tuple[str, ...]], list[CellRecord]] = defaultdict(list)
     for record in records:
         by_group[record.workload, record.protocol, record.ratio, record.labels].append(record)
     findings = []
     for (workload, name, ratio, labels), members in by_group.items():
-        if name not in catalog.protocols:
-            continue  # an old record of a protocol that is gone: listed, not judged
         protocol = catalog.protocol(name)
         seeds = tuple(sorted({record.seed for record in members}))
         methods = sorted({record.method for record in members})
@@ -171,7 +176,36 @@ def gather_ledger(catalog: Catalog, ledger: Ledger) -> Results:
         for left, right in pairs(protocol, methods):
             comparison = Comparison(workload, name, left, right, ratio, seeds)
             findings += [judge(comparison, rule, known.get, ledger, labels) for rule in protocol.requires]
-    return _results(catalog, ledger, [_cell_row(record) for record in records], records, findings)
+    rows = [
+        _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
+        for record in everything
+    ]
+    return _results(catalog, ledger, rows, records, findings)
+
+
+def _method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecord]) -> dict[str, str]:
+    """Source digest that counts for each method: its file's today, else the one that ran last."""
+    runs = [ledger.get(record.prune) for record in records if record.prune is not None]
+    latest = {str(run.method): str(run.method_digest) for run in sorted(runs, key=lambda run: run.finished)}
+    files = {name: source for name, source in catalog.methods.items() if name in latest and source.path is not None}
+    return latest | {name: source.digest for name, source in files.items()}
+
+
+def _outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]) -> str:
+    """Why a cell no longer counts, or nothing."""
+    for kind, name, version, known in (
+        ("workload", record.workload, record.workload_version, catalog.workloads),
+        ("protocol", record.protocol, record.protocol_version, catalog.protocols),
+    ):
+        if name not in known:
+            return f"{kind} {name} is gone"
+        if known[name].version != version:
+            return f"measured under {kind} version {version}, now {known[name].version}; run it again"
+    if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
+        return "measured by another version of the training code; run it again"
+    if record.prune is not None and ledger.get(record.prune).method_digest != digests.get(record.method):
+        return "measured with another version of the method's file; run it again"
+    return ""
 
 
 def _results(

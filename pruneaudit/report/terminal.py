@@ -30,7 +30,7 @@ def summary(results: Results) -> list[str]:
         "",
         f"cells: {len(results.cells)} selected, " + ", ".join(f"{counts[key]} {key}" for key in sorted(counts)),
     ]
-    for status in ("failed", "missing", "skipped"):
+    for status in ("failed", "missing", "skipped", "outdated"):
         reasons = Counter(row["error"] for row in unmeasured_cells(results) if row["status"] == status)
         lines += [f"  {status} ({count}): {reason}" for reason, count in sorted(reasons.items())]
     verdicts = Counter(row["verdict"] for row in results.findings)

@@ -19,6 +19,8 @@ from pruneaudit.report.tables import accuracy_table, audit_matrix, base_line, fa
 def write(results: Results, folder: Path) -> list[Path]:
     """Write all files of a report; each is whole or not there. Returns their paths."""
     (folder / "tables").mkdir(parents=True, exist_ok=True)
+    # First, because it refuses what is no JSON: nothing else is then replaced.
+    write_json(folder / "results.json", results.as_json())
     files = {
         folder / "report.md": markdown(results),
         folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
@@ -29,7 +31,6 @@ def write(results: Results, folder: Path) -> list[Path]:
         part = path.with_name(f".{path.name}.part")
         part.write_text(text, encoding="utf-8", newline="")
         os.replace(part, path)
-    write_json(folder / "results.json", results.as_json())
     return [*files, folder / "results.json"]
 
 
@@ -111,7 +112,10 @@ def _problems(results: Results) -> list[str]:
 def _text(value: str) -> str:
     """Text from records, safe inside Markdown: method names and error messages come from strangers."""
     escaped = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return " ".join(escaped.replace("|", "\\|").replace("`", "\\`").split())
+    # Links and images too: a report must not fetch what an error message names.
+    for mark in "|`[]!":
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return " ".join(escaped.split())
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -48,7 +48,7 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        except (SafetensorError, KeyError, ValueError, OSError):
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return None
         if facts.get("device") != self.device:
             return None

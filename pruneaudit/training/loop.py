@@ -19,9 +19,6 @@ from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.datasets import Dataset
 
-#: Raised whenever an edit to this package changes the numbers of a run: part of every run's identity.
-NUMERICS_VERSION = 1
-
 CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
 
 Progress = Callable[[int, int, float], None]
@@ -221,7 +218,8 @@ class Trainer:
         self.training_seconds = facts["training_seconds"]
         # Scoring before the training was repeated by the resumed method; the snapshot already counts it.
         vars(self.meter.consumption).update(vars(Consumption(**facts["consumption"])))
-        self.state.update(facts["state"], **below("state/"))
+        device = next(self.model.parameters()).device
+        self.state.update(facts["state"], **{name: tensor.to(device) for name, tensor in below("state/").items()})
         self.resumed_from = int(facts["epochs_done"])
         return self.resumed_from
 

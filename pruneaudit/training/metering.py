@@ -60,10 +60,11 @@ class Meter:
 
     def __enter__(self) -> Self:
         # Plain closures: copying the network copies its hooks, and a copied closure still counts here.
-        def forward(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self._paused or not inputs or not isinstance(inputs[0], torch.Tensor):
+        def forward(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tensors = [value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor)]
+            if self._paused or not tensors:
                 return
-            images = inputs[0].shape[0]
+            images = tensors[0].shape[0]
             if torch.is_grad_enabled():
                 self.consumption.training_samples += images
                 self.consumption.batch = max(self.consumption.batch, images)
@@ -78,7 +79,10 @@ class Meter:
             kind = type(optimiser).__name__.lower()
             self.consumption.settings = {"optimiser": kind} | {key: group[key] for key in _SETTINGS if key in group}
 
-        self._handles = [self._model.register_forward_pre_hook(forward), register_optimizer_step_pre_hook(step)]
+        self._handles = [
+            self._model.register_forward_pre_hook(forward, with_kwargs=True),
+            register_optimizer_step_pre_hook(step),
+        ]
         return self
 
     def __exit__(

@@ -144,21 +144,20 @@ class Dataset:
     @property
     def _padded(self) -> torch.Tensor:
         """Training images with a zero border, padded before normalising as torchvision's RandomCrop does."""
-        cached = _PADDED.get(id(self.train.images))
-        if cached is None or cached[0] is not self.train.images:
-            border = self.config.pad
-            images = self.train.images
+        images, border = self.train.images, self.config.pad
+        cached = _PADDED.get((id(images), border))
+        if cached is None or cached[0] is not images:
             count, side = images.shape[0], images.shape[1]
             padded = images.new_zeros(count, side + 2 * border, side + 2 * border, images.shape[3])
             padded[:, border : border + side, border : border + side] = images
             cached = (images, padded)
             _PADDED.clear()
-            _PADDED[id(images)] = cached
+            _PADDED[id(images), border] = cached
         return cached[1]
 
 
 # One padded training set at a time: workers run one workload after the other.
-_PADDED: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+_PADDED: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
 
 @dataclass(frozen=True)
@@ -256,6 +255,8 @@ def facts(config: DataConfig) -> Facts:
     if not test:
         test = train // 5
         train -= test
+    if validation >= train:
+        raise ConfigError(f"data.validation {validation} leaves no training image: {config.name} has {train}")
     return Facts(channels, config.size or height, classes, train - validation, validation, test)
 
 

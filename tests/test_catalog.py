@@ -1,0 +1,268 @@
+"""Discovery: names, specs, collisions and digests."""
+
+import hashlib
+import importlib.metadata
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pruneaudit import catalog as catalog_module
+from pruneaudit.catalog import CORE_METHODS, Catalog, MethodSource, content_root, method_id
+from pruneaudit.errors import ConfigError, MethodError
+
+METHOD = """
+import torch
+from pruneaudit import FilterScore
+
+class {name}(FilterScore):
+    "Keeps the first filters."
+
+    def score(self, layer, task):
+        return -torch.arange(layer.channels, dtype=torch.float64)
+"""
+
+
+def write(path, text):
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return path
+
+
+def test_names_need_no_torch():
+    code = """
+        import sys
+        import pruneaudit
+        from pruneaudit.catalog import Catalog
+        catalog = Catalog()
+        names = [*catalog.methods, *catalog.protocols, *catalog.workloads]
+        catalog.select_methods("core"), catalog.select_protocols("all")
+        assert {"l1", "s3.2", "resnet56-cifar10"} <= set(names), names
+        for workload in catalog.workloads.values():
+            workload.scaled("smoke")
+        loaded = {"torch", "numpy", "torchvision"} & set(sys.modules)
+        assert not loaded, loaded
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_shipped_names_are_sorted_ids():
+    catalog = Catalog()
+    assert list(catalog.methods) == sorted(catalog.methods)
+    assert set(CORE_METHODS) | {"greg-1", "unpruned"} <= set(catalog.methods)
+    for names in (catalog.methods, catalog.protocols, catalog.workloads):
+        assert all(name == name.lower() and "_" not in name for name in names)
+
+
+def test_every_shipped_method_can_be_created_and_says_what_it_is():
+    catalog = Catalog()
+    for name in catalog.methods:
+        method = catalog.method(name).create()
+        assert method.name == name
+        assert method.summary() == (method.__doc__ or "").splitlines()[0] != ""
+
+
+def test_create_gives_a_fresh_instance():
+    source = Catalog().method("l1")
+    assert source.create() is not source.create()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "nearest"),
+    [("method", "greg1", "greg-1"), ("protocol", "s32", "s3.2"), ("workload", "resnet56-cifar100", "resnet56-cifar10")],
+)
+def test_wrong_name_gets_did_you_mean(kind, wrong, nearest):
+    catalog = Catalog()
+    with pytest.raises(ConfigError) as caught:
+        getattr(catalog, kind)(wrong)
+    message = str(caught.value)
+    assert f"unknown {kind} '{wrong}'. Did you mean '{nearest}'?" in message
+    assert "\n" not in message
+
+
+def test_name_far_from_all_lists_what_exists():
+    with pytest.raises(ConfigError, match=r"unknown method 'zzzz'\. Known: .*l1.*tpp"):
+        Catalog().method("zzzz")
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("greg_1", "greg-1"), ("l1", "l1"), ("MyPruner", "my-pruner"), ("GReg1", "greg1"), ("TPP", "tpp")],
+)
+def test_method_id(stem, name):
+    assert method_id(stem) == name
+
+
+# Choices
+
+
+def test_select_methods():
+    path_free = Catalog()
+    assert path_free.select_methods("core") == CORE_METHODS
+    assert path_free.select_methods("all") == tuple(path_free.methods)
+    assert path_free.select_methods(" tpp, l1,tpp,") == ("tpp", "l1")
+    with pytest.raises(ConfigError, match="Did you mean 'random'"):
+        path_free.select_methods("l1,randm")
+
+
+def test_select_protocols():
+    catalog = Catalog()
+    assert catalog.select_protocols("all") == tuple(sorted(catalog.protocols))
+    assert catalog.select_protocols("s3.2, s1") == ("s3.2", "s1")
+
+
+def test_extra_methods_join_every_choice(tmp_path):
+    path = write(tmp_path / "my_pruner.py", METHOD.format(name="Mine"))
+    catalog = Catalog(extra_methods=(str(path),))
+    assert catalog.extra_names == ("my-pruner",)
+    assert catalog.select_methods("core") == (*CORE_METHODS, "my-pruner")
+    assert catalog.select_methods("l1") == ("l1", "my-pruner")
+    assert catalog.select_methods("all").count("my-pruner") == 1
+
+
+# Specs
+
+
+def test_file_spec(tmp_path):
+    path = write(tmp_path / "my_pruner.py", METHOD.format(name="Mine"))
+    source = Catalog(extra_methods=(str(path),)).method("my-pruner")
+    assert source.cls.__name__ == "Mine"
+    assert source.create().name == "my-pruner"
+
+
+def test_module_spec(tmp_path, monkeypatch):
+    package = tmp_path / "audit_sample_package"
+    package.mkdir()
+    write(package / "__init__.py", "")
+    inner = write(package / "pruners.py", METHOD.format(name="MyPruner"))
+    monkeypatch.syspath_prepend(tmp_path)
+    source = Catalog(extra_methods=("audit_sample_package.pruners:MyPruner",)).method("my-pruner")
+    assert source.cls.__name__ == "MyPruner"
+    assert source.create().name == "my-pruner"
+    assert source.digest == hashlib.sha256(inner.read_bytes()).hexdigest()
+
+
+def test_entry_point(tmp_path, monkeypatch):
+    write(tmp_path / "audit_sample_plugin.py", METHOD.format(name="Mine"))
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = importlib.metadata.EntryPoint("installed", "audit_sample_plugin:Mine", catalog_module.ENTRY_POINT_GROUP)
+
+    def fake(group):
+        assert group == "pruneaudit.methods"
+        return [entry]
+
+    monkeypatch.setattr(catalog_module, "entry_points", fake)
+    catalog = Catalog()
+    assert catalog.method("installed").create().name == "installed"
+    assert "installed" not in catalog.select_methods("core")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("absent_file.py", "no such file"),
+        ("just-a-name", "expected 'file.py' or 'package.module:Class'"),
+        ("module:", "expected 'file.py' or 'package.module:Class'"),
+        (":Class", "expected 'file.py' or 'package.module:Class'"),
+    ],
+)
+def test_bad_spec(spec, expected):
+    with pytest.raises(ConfigError) as caught:
+        _ = Catalog(extra_methods=(spec,)).methods
+    assert spec in str(caught.value) and expected in str(caught.value)
+
+
+def test_collision_names_both(tmp_path):
+    path = write(tmp_path / "l1.py", METHOD.format(name="Mine"))
+    with pytest.raises(ConfigError) as caught:
+        _ = Catalog(extra_methods=(str(path),)).methods
+    message = str(caught.value)
+    assert "two methods are called 'l1'" in message and "rename" in message
+    assert str(path) in message and str(content_root() / "methods" / "l1.py") in message
+
+
+@pytest.mark.parametrize("stem", ["my pruner", "größe", "-dash", "a+b"])
+def test_id_that_cannot_be_selected(tmp_path, stem):
+    path = write(tmp_path / f"{stem}.py", METHOD.format(name="Mine"))
+    with pytest.raises(ConfigError, match="use lower-case letters, digits"):
+        _ = Catalog(extra_methods=(str(path),)).methods
+
+
+# Files that hold no method
+
+
+def refusal(path):
+    with pytest.raises(MethodError) as caught:
+        MethodSource(method_id(path.stem), path=path).create()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message or path.stem in message
+    return message
+
+
+def test_no_class_in_a_file(tmp_path):
+    path = write(tmp_path / "nothing.py", "from pruneaudit import FilterScore\nclass Other: pass\n")
+    assert "expected exactly one Method subclass, found none" in refusal(path)
+
+
+def test_two_classes_in_a_file(tmp_path):
+    path = write(tmp_path / "both.py", METHOD.format(name="First") + METHOD.format(name="Second"))
+    message = refusal(path)
+    assert "expected exactly one Method subclass, found First, Second" in message
+
+
+def test_file_that_raises(tmp_path):
+    path = write(tmp_path / "raises.py", "import nosuchmodule_for_pruneaudit\n")
+    assert "nosuchmodule_for_pruneaudit" in refusal(path)
+    write(path, METHOD.format(name="Mine"))
+    assert MethodSource("raises", path=path).create().name == "raises", "a failed import must leave nothing behind"
+
+
+def test_syntax_error_is_one_line(tmp_path):
+    path = write(tmp_path / "unfinished.py", "class Mine(\n")
+    assert "SyntaxError" in refusal(path)
+
+
+def test_abstract_class(tmp_path):
+    path = write(tmp_path / "abstract.py", "from pruneaudit import FilterScore\nclass Mine(FilterScore): pass\n")
+    assert "cannot be created" in refusal(path)
+
+
+def test_constructor_that_needs_arguments(tmp_path):
+    path = write(tmp_path / "demanding.py", METHOD.format(name="Mine") + "    def __init__(self, strength): pass\n")
+    assert "cannot be created" in refusal(path) and "strength" in refusal(path)
+
+
+def test_target_that_is_no_method():
+    with pytest.raises(MethodError, match="is no Method; derive it from"):
+        _ = MethodSource("counter", target="collections:Counter").cls
+    with pytest.raises(MethodError, match="cannot be imported from collections:Nothing"):
+        _ = MethodSource("nothing", target="collections:Nothing").cls
+
+
+# Digests
+
+
+def test_digest_follows_the_source(tmp_path):
+    path = write(tmp_path / "my_pruner.py", METHOD.format(name="Mine"))
+    before = Catalog(extra_methods=(str(path),)).method("my-pruner").digest
+    assert before == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Catalog(extra_methods=(str(path),)).method("my-pruner").digest == before
+    write(path, METHOD.format(name="Mine") + "# edited\n")
+    assert Catalog(extra_methods=(str(path),)).method("my-pruner").digest != before
+
+
+def test_new_digest_means_new_code(tmp_path):
+    # Same length and second: a cache that looks at size and time of the file would not see the edit.
+    path = write(tmp_path / "my_pruner.py", METHOD.format(name="Early"))
+    first = MethodSource("my-pruner", path=path)
+    assert first.cls.__name__ == "Early" and first.digest
+    write(path, METHOD.format(name="After"))
+    second = MethodSource("my-pruner", path=path)
+    assert second.digest != first.digest
+    assert second.cls.__name__ == "After", (
+        "an edited method must not be recorded under its new digest and run as before"
+    )

@@ -1,0 +1,290 @@
+"""The ``pruneaudit`` command: what it prints, and what it says about bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from builders import WEIGHTS, evidence, failure, run_record, run_spec, store, write_method
+
+from pruneaudit import __version__, cli
+from pruneaudit.audit.catalogue import rules
+from pruneaudit.catalog import CORE_METHODS, Catalog
+from pruneaudit.cells import Cell
+from pruneaudit.ledger import Ledger
+
+SCORE = "    def score(self, layer, task):\n        return layer.weight.flatten(1).sum(dim=1)\n"
+PLAN = ("-k", "lenet5-digits and s3.2", "--audit-methods", "l1,tpp", "--audit-budget", "smoke", "--audit-seeds", "1")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process; give back exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pruneaudit", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def command(*arguments, folder):
+    """Run the command in a process of its own: pytest inside a test would see the outer session."""
+    return subprocess.run(
+        [sys.executable, "-c", "from pruneaudit.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=120,
+        check=False,
+    )
+
+
+def refused(answer, *words):
+    """One line on stderr, exit code 2, no traceback, nothing on stdout."""
+    code, out, err = answer
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("pruneaudit: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Two arms, one more run that failed."""
+    store_of_runs = Ledger(tmp_path / "ledger")
+    store(store_of_runs, evidence("l1"), 90.0)
+    store(store_of_runs, evidence("tpp"), 91.0)
+    store_of_runs.fail(failure(run_spec("scratch", ratio=0.5), error="run lenet5-digits-scratch failed: out of memory"))
+    return store_of_runs
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "known"),
+    [
+        ("methods", "name", lambda: set(CORE_METHODS)),
+        ("protocols", "name", lambda: set(Catalog().protocols)),
+        ("workloads", "name", lambda: set(Catalog().workloads)),
+        ("rules", "id", lambda: set(rules())),
+    ],
+)
+def test_lists_are_complete_as_table_and_as_json(run, name, key, known):
+    code, out, err = run(name, "--json")
+    assert (code, err) == (0, "")
+    found = {row[key] for row in json.loads(out)}
+    assert found >= known()
+    code, table, err = run(name)
+    assert (code, err) == (0, "")
+    first = {line.split()[0] for line in table.splitlines()[1:]}
+    assert first == found, "one line for each, its name first"
+
+
+def test_methods_lists_a_users_own_file(run, tmp_path):
+    spec = write_method(tmp_path, "my_pruner", SCORE)
+    code, out, _ = run("methods", "--audit-method", spec, "--json")
+    (row,) = [row for row in json.loads(out) if row["name"] == "my-pruner"]
+    assert code == 0
+    assert row["summary"] == "Made for a test." and row["kind"] == "FilterScore" and not row["core"]
+    assert row["published_recipe"] == "not specified"
+
+
+def test_methods_refuses_a_file_that_is_not_there(run, tmp_path):
+    refused(run("methods", "--audit-method", tmp_path / "nowhere.py"), "nowhere.py", "no such file")
+
+
+def test_methods_refuses_a_file_that_cannot_be_imported(run, tmp_path):
+    (tmp_path / "mine.py").write_text("import no_such_module_anywhere\n")
+    refused(run("methods", "--audit-method", tmp_path / "mine.py"), "mine.py", "no_such_module_anywhere")
+
+
+def test_rules_explains_one(run):
+    code, out, _ = run("rules", "F802")
+    assert code == 0
+    for text in (
+        "id: F802",
+        "claim: Same total training MACs",
+        "source: Wang et al. 2023",
+        "required_by: sx-b",
+        "measures: ",
+    ):
+        assert text in out
+    code, out, _ = run("rules", "F802", "--json")
+    (row,) = json.loads(out)
+    assert code == 0 and row["id"] == "F802" and row["required_by"] == ["sx-b"]
+
+
+def test_an_unknown_rule_names_the_nearest(run):
+    refused(run("rules", "F8o2"), "unknown rule 'F8o2'", "Did you mean 'F802'?")
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, f"{__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [("no-such-command",), ("report", "--no-such-option"), ("rules", "F101", "F102")])
+def test_wrong_usage_is_exit_code_2_without_traceback(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2 and err and "Traceback" not in err
+
+
+# Runs
+
+
+def test_runs_lists_finished_and_failed(run, ledger):
+    code, out, err = run("runs", "--ledger", ledger.root, "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)
+    assert [row["status"] for row in rows] == ["ok"] * 6 + ["failed"]
+    assert {row["run_id"] for row in rows if row["status"] == "ok"} == ledger.finished()
+    assert rows[-1]["error"] == "run lenet5-digits-scratch failed: out of memory"
+    code, table, _ = run("runs", "--ledger", ledger.root)
+    assert code == 0 and len(table.splitlines()) == 1 + len(rows)
+
+
+@pytest.mark.parametrize("name", ["runs", "report"])
+def test_no_ledger_is_one_line_and_none_is_made(run, tmp_path, name):
+    refused(run(name, "--ledger", tmp_path / "nowhere"), "nowhere is no ledger", "--ledger")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["runs", "report"])
+def test_a_damaged_ledger_is_one_line(run, tmp_path, name):
+    ledger = Ledger(tmp_path / "ledger")
+    record = store(ledger, evidence()).result
+    path = ledger.root / "runs" / ledger.get(record).folder / "record.json"
+    path.write_text("{")
+    refused(
+        run(name, "--ledger", ledger.root, *(["--to", tmp_path / "r"] if name == "report" else [])), str(path), "delete"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+# Reports
+
+
+def test_report_judges_and_writes(run, ledger, tmp_path):
+    code, out, err = run("report", "--ledger", ledger.root, "--to", tmp_path / "report")
+    assert (code, err) == (0, "")
+    results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    assert {row["method"]: row["accuracy"] for row in results["cells"]} == {"l1": 90.0, "tpp": 91.0}
+    assert {row["verdict"] for row in results["findings"]} == {"pass"}
+    assert "cells: 2 selected, 2 ok" in out and "findings: 7 checks, 7 pass" in out
+    for name in ("report.md", "results.json", "tables/cells.csv"):
+        assert f"wrote {tmp_path / 'report' / name}" in out.replace("\n", " ").replace("  ", " ") or name in out
+
+
+def test_report_on_an_empty_ledger_is_one_line(run, tmp_path):
+    root = Ledger(tmp_path / "ledger").root
+    refused(
+        run("report", "--ledger", root, "--to", tmp_path / "report"), str(root), "holds no cell yet", "pytest suite"
+    )
+    assert not (tmp_path / "report").exists()
+
+
+def test_report_on_a_ledger_with_runs_and_no_cells_is_one_line(run, tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.commit(run_record(), WEIGHTS)
+    refused(run("report", "--ledger", ledger.root, "--to", tmp_path / "report"), "holds no cell yet")
+
+
+def test_report_where_nothing_can_be_written_is_one_line(run, ledger, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("report", "--ledger", ledger.root, "--to", tmp_path / "file" / "report")
+    assert code == 2 and len(err.splitlines()) == 1 and "--to" in err
+
+
+# Plans, and what they promise
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A plan made before anything was trained: its folder and its facts."""
+    folder = tmp_path_factory.mktemp("plan")
+    done = command("plan", *PLAN, "--no-probe", "--json", "--audit-ledger", folder / "ledger", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_plan_counts_and_trains_nothing(planned):
+    folder, facts = planned
+    # Two ratios, two arms; a base, and for each of the four a prune stage and a retraining.
+    assert (facts["cells"], facts["runs"], facts["stored"]) == (4, 9, 0)
+    assert {row["stage"]: row["runs"] for row in facts["stages"]} == {"pretrain": 1, "prune": 4, "retrain": 4}
+    assert facts["epochs"] == pytest.approx(sum(row["epochs"] for row in facts["stages"]))
+    assert facts["training_macs"] == sum(row["training_macs"] for row in facts["stages"])
+    assert facts["minutes"] is None
+    ledger = Ledger(folder / "ledger")
+    assert list(ledger.runs()) == [] and ledger.failures() == [] and ledger.cells() == []
+
+
+def test_a_campaign_measures_what_the_plan_says_and_then_costs_nothing(planned):
+    from pruneaudit.campaign import Campaign
+    from pruneaudit.executors.local import LocalExecutor
+    from pruneaudit.settings import Settings
+    from pruneaudit.stages import Runtime, Stages
+
+    folder, facts = planned
+    ledger, catalog = Ledger(folder / "ledger"), Catalog()
+    executor = LocalExecutor(ledger, Stages(ledger, catalog, Runtime()), "session")
+    campaign = Campaign(catalog, ledger, Settings("smoke"), executor)
+    for ratio in (0.5, 0.9):
+        for method in ("l1", "tpp"):
+            assert campaign.obtain(Cell("lenet5-digits", "s3.2", method, ratio, 0)).error == ""
+    runs = list(ledger.runs())
+    assert len(runs) == facts["runs"]
+    for row in facts["stages"]:
+        measured = [run for run in runs if run.stage == row["stage"]]
+        assert len(measured) == row["runs"]
+        assert sum(run.epochs for run in measured) == pytest.approx(row["epochs"], rel=1e-9)
+        assert sum(run.training_macs for run in measured) == row["training_macs"]
+    assert sum(run.training_macs for run in runs) == facts["training_macs"]
+
+    done = command("plan", *PLAN, "--no-probe", "--json", "--audit-ledger", folder / "ledger", folder=folder)
+    again = json.loads(done.stdout)
+    assert (again["runs"], again["stored"]) == (9, 9)
+    assert (again["epochs"], again["training_macs"]) == (0, 0)
+
+
+def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
+    done = command(
+        "plan",
+        "-k",
+        "lenet5-digits and s3.2",
+        "--audit-methods",
+        "l1,tpp",
+        "--audit-ledger",
+        tmp_path / "ledger",
+        folder=tmp_path,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert "12 cells stand on 27 distinct runs (0 of them in the ledger); to train: " in done.stdout
+    assert "training MACs" in done.stdout and " epochs" in done.stdout
+    assert "estimated time: " in done.stdout and "minutes with 1 worker(s)" in done.stdout
+    assert [line.split()[1] for line in done.stdout.splitlines()[1:4]] == ["pretrain", "prune", "retrain"]
+    assert list(Ledger(tmp_path / "ledger").runs()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-k", "nothing_like_this"), "nothing is selected by -k 'nothing_like_this'"),
+        (("--audit-methods", "l2"), "unknown method 'l2'. Did you mean 'l1'?"),
+        (("--audit-no-such-option", "1"), "--audit-no-such-option"),
+        (("-k", "l1 and and"), "l1 and and"),
+    ],
+    ids=["nothing", "method", "option", "expression"],
+)
+def test_a_wrong_plan_is_one_line(tmp_path, arguments, said):
+    done = command("plan", *arguments, "--audit-ledger", tmp_path / "ledger", folder=tmp_path)
+    refused((done.returncode, done.stdout, done.stderr), said)

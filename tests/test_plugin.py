@@ -199,6 +199,14 @@ def test_wrong_toml_names_file_key_and_expectation(checkout, kind):
     assert str(path) in outcome.text and message in outcome.text
 
 
+def test_a_protocol_that_requires_an_unknown_rule_is_refused(checkout):
+    path = checkout.root / "protocols" / "s3.2.toml"
+    path.write_text(path.read_text().replace('"F321"', '"F312x"'))
+    outcome = checkout.pytest("suite")
+    assert outcome.code == 4, outcome.text
+    assert f"{path}: requires: unknown rule 'F312x'. Did you mean 'F312'?" in outcome.text
+
+
 def test_absent_data_and_absent_gpu_skip_with_a_reason_and_do_not_count_as_success(checkout):
     selection = "lenet5-mnist or resnet56-cifar10"
     outcome = checkout.pytest("suite", "-k", selection, "-n2", "-rs", "--audit-methods", "l1,random")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pruneaudit.audit.catalogue import rules
 from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell, Comparison, Selection, is_scratch
-from pruneaudit.errors import AuditError, ConfigError, DataMissingError
+from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
 from pruneaudit.ledger import Ledger
 from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.records import CellRecord
@@ -75,6 +76,11 @@ class AuditSession:
             self.settings = Settings(option.audit_budget, option.audit_precision, base)
             # Reads every TOML file and every base's digest now: a wrong one is told before anything runs.
             self.labels = {name: self.settings.labels(job) for name, job in self.catalog.workloads.items()}
+            for protocol in self.catalog.protocols.values():
+                for rule in protocol.requires:
+                    if rule not in rules():
+                        path = self.catalog.root / "protocols" / f"{protocol.name}.toml"
+                        raise ConfigError(f"{path}: requires: {unknown('rule', rule, rules())}")
             self.root = config.rootpath
             self.ledger_path = self.root / option.audit_ledger
             self.report_path = self.root / option.audit_report

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pruneaudit import shapes
 from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Cell
+from pruneaudit.cells import Cell, is_scratch
 from pruneaudit.config import Recipe, Workload
 from pruneaudit.contract import Method, ScratchArm
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
@@ -182,6 +182,8 @@ class Planner:
         self.workload = catalog.workload(cell.workload).scaled(settings.budget)
         self.source = catalog.method(cell.method)
         self.method = self.source.create()
+        if isinstance(self.method, ScratchArm) != is_scratch(cell.method):
+            raise MethodError(f"method '{cell.method}': scratch arms, and only they, are called 'scratch-…'; rename it")
         if not 0 < cell.ratio < 1:
             raise ConfigError(f"ratio {cell.ratio:g} is outside (0, 1); it is the share of filters to remove")
         reason = self.method.skip(self.workload)

@@ -47,11 +47,6 @@ class Bench:
         self.runtime = runtime
         runtime.prepare()
         self.dataset = load(self.workload.data, runtime.data_root, runtime.download)
-        skip = self.method().skip(self.workload)
-        if skip:
-            import pytest
-
-            pytest.skip(f"{method} does not apply to {workload}: {skip}")
 
     def method(self) -> Method:
         """A fresh instance."""

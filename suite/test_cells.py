@@ -5,7 +5,7 @@ import pytest
 
 def test_cell(audit, audit_cell):
     """One cell: workload × protocol × method × ratio × seed."""
-    audit.require(audit_cell.workload)
+    audit.require(audit_cell.workload, audit_cell.method)
     record = audit.measure(audit_cell)
     if record.status != "ok":
         pytest.fail(record.error, pytrace=False)

@@ -9,7 +9,7 @@ from pruneaudit.errors import AuditError
 def test_conformance(audit, audit_conformance):
     """One method × one check on one workload."""
     case = audit_conformance
-    audit.require(case.workload)
+    audit.require(case.workload, case.method)
     try:
         check(case.check, audit.catalog, case.method, case.workload, audit.runtime)
     except AuditError as error:

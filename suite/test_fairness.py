@@ -5,7 +5,8 @@ import pytest
 
 def test_fairness(audit, audit_check):
     """One comparison × one rule, over all paired seeds."""
-    audit.require(audit_check.comparison.workload)
+    comparison = audit_check.comparison
+    audit.require(comparison.workload, comparison.left, comparison.right)
     finding = audit.judge(audit_check)
     if finding.verdict == "not measured":
         pytest.skip(finding.line)

@@ -156,6 +156,27 @@ def test_a_broken_method_costs_its_own_cells(checkout):
         assert row["verdict"] == ("pass" if set(row["arms"]) == {"l1", "tpp"} else "incomplete")
 
 
+def test_a_method_that_declines_a_workload_is_skipped_with_its_reason(checkout):
+    write_method(checkout, "picky", "raise AssertionError('never called')")
+    path = checkout.root / "picky.py"
+    path.write_text(path.read_text() + "\n    def skip(self, workload):\n        return 'needs more channels'\n")
+    selection = (
+        "suite",
+        *QUICK[1:],
+        "--audit-protocols",
+        "s3.2",
+        "--audit-methods",
+        "l1",
+        "--audit-method",
+        "picky.py",
+    )
+    outcome = checkout.pytest(*selection, "-rs")
+    assert outcome.code == 0, outcome.text
+    assert "picky does not apply to lenet5-digits: needs more channels" in outcome.text
+    assert {row["method"]: row["status"] for row in results(checkout)["cells"]} == {"l1": "ok", "picky": "skipped"}
+    assert not results(checkout)["findings"]
+
+
 USAGE = {
     "method": (("--audit-methods", "l1,tp"), "unknown method 'tp'. Did you mean 'tpp'?"),
     "protocol": (("--audit-protocols", "s32"), "unknown protocol 's32'. Did you mean 's3.2'?"),
@@ -164,6 +185,7 @@ USAGE = {
     "collision": (("--audit-method", "methods/l1.py"), "two methods are called 'l1'"),
     "seeds": (("--audit-seeds", "0"), "--audit-seeds: expected a number of at least 1"),
     "base": (("--audit-base", "nowhere.safetensors"), "base nowhere.safetensors: No such file or directory"),
+    "report": (("--audit-report", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),
     "ledger": (("--audit-ledger", "pyproject.toml"), "choose another folder with --audit-ledger"),
 }
 

@@ -84,6 +84,7 @@ class AuditSession:
             self.root = config.rootpath
             self.ledger_path = self.root / option.audit_ledger
             self.report_path = self.root / option.audit_report
+            _check_folder(self.report_path, "--audit-report")
             self.ledger = Ledger(self.ledger_path)
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
@@ -186,11 +187,21 @@ class AuditSession:
         """The record of a cell as the ledger holds it, or None."""
         return self.ledger.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
 
-    def require(self, workload: str) -> None:
-        """Skip the running test where the workload cannot run here."""
+    def require(self, workload: str, *methods: str) -> None:
+        """Skip the running test where the workload cannot run here, or a method says that it does not apply."""
         obstacle = self.obstacle(workload)
+        for name in methods if obstacle is None else ():
+            reason = self._declined(name, workload)
+            obstacle = obstacle or (f"{name} does not apply to {workload}: {reason}" if reason else None)
         if obstacle is not None:
             pytest.skip(obstacle)
+
+    def _declined(self, name: str, workload: str) -> str | None:
+        """Why a method does not apply, by its own word; a broken method is told where it is used."""
+        try:
+            return self.catalog.method(name).create().skip(self.catalog.workload(workload))
+        except Exception:
+            return None
 
     def header(self) -> str:
         """One line that says what this session compares, and how."""
@@ -205,6 +216,13 @@ class AuditSession:
             f"ledger {self.ledger_path}",
         ]
         return "pruneaudit: " + " · ".join(parts)
+
+
+def _check_folder(path: Path, option: str) -> None:
+    """Refuse a folder that cannot be written when the session ends, before it starts."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"{option} {path}: {existing} is no folder that can be written; choose another")
 
 
 def item_target(item: Any) -> Cell | Check | ConformanceCase | None:

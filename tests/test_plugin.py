@@ -185,6 +185,7 @@ USAGE = {
     "collision": (("--audit-method", "methods/l1.py"), "two methods are called 'l1'"),
     "seeds": (("--audit-seeds", "0"), "--audit-seeds: expected a number of at least 1"),
     "base": (("--audit-base", "nowhere.safetensors"), "base nowhere.safetensors: No such file or directory"),
+    "device": (("--audit-device", "cuda"), "--audit-device cuda: no CUDA device is visible here"),
     "report": (("--audit-report", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),
     "ledger": (("--audit-ledger", "pyproject.toml"), "choose another folder with --audit-ledger"),
 }
@@ -193,7 +194,7 @@ USAGE = {
 @pytest.mark.parametrize("kind", USAGE)
 def test_wrong_options_end_with_one_line(checkout, kind):
     options, message = USAGE[kind]
-    outcome = checkout.pytest("suite", *options)
+    outcome = checkout.pytest("suite", *options, CUDA_VISIBLE_DEVICES="")
     assert outcome.code == 4, outcome.text
     assert len([line for line in outcome.lines if line.strip()]) == 1, outcome.text
     assert message in outcome.text

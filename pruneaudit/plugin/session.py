@@ -85,6 +85,8 @@ class AuditSession:
             self.ledger_path = self.root / option.audit_ledger
             self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
+            if option.audit_device == "cuda" and not visible_gpus():
+                raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             self.ledger = Ledger(self.ledger_path)
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
@@ -161,8 +163,12 @@ class AuditSession:
         workload = self.catalog.workload(name)
         if workload.gpu and self.device == "cpu" and self.device_option != "cpu":
             return f"{name} is GPU-sized and there is no CUDA device; add --audit-device cpu to insist"
+        import torch
+
         from pruneaudit.workloads.datasets import load
 
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return f"{name}: this torch cannot use the CUDA device; install a CUDA build, or add --audit-device cpu"
         try:
             load(workload.data, self.runtime.data_root, self.download)
         except DataMissingError as error:

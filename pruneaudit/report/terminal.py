@@ -24,7 +24,7 @@ def summary(results: Results) -> list[str]:
         if rows:
             lines += ["", f"{title(workload, labels)}: audit (worst over ratios and seeds)"]
             lines += tabulate(rows, header, tablefmt="simple", disable_numparse=True).splitlines()
-            lines += ["  ".join(f"{rule} {get_rule(rule).claim};" for rule in header[2:]).rstrip(";")]
+            lines += [f"  {rule} {get_rule(rule).claim}" for rule in header[2:]]
     counts = Counter(row["status"] for row in results.cells)
     lines += [
         "",

@@ -46,6 +46,7 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records: dict[str, RunRecord] = {}
+        self._paths: dict[str, Path] = {}
         try:
             for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -88,10 +89,13 @@ class Ledger:
             DamagedError: It is not there, or cannot be read.
         """
         if run_id not in self._records:
-            found = list((self.root / "runs").glob(f"*-{run_id}/record.json"))
-            if not found:
+            if run_id not in self._paths:
+                # One look at the folder serves many ids: a report asks for all of them.
+                paths = (self.root / "runs").glob("*/record.json")
+                self._paths = {path.parent.name.rpartition("-")[2]: path for path in paths}
+            if run_id not in self._paths:
                 raise DamagedError(f"ledger {self.root}: run {run_id} is missing; run the suite again to train it")
-            self._records[run_id] = _read(RunRecord, found[0])
+            self._records[run_id] = _read(RunRecord, self._paths[run_id])
         return self._records[run_id]
 
     def finished(self) -> set[str]:
@@ -171,9 +175,12 @@ class Ledger:
         write_json(self.root / "cells" / f"{key}.json", record.model_dump(mode="json"))
 
     def cell(self, key: str) -> CellRecord | None:
-        """The record of a cell, or None."""
+        """The record of a cell, or None where there is none that can be read: it is only a view, written anew."""
         path = self.root / "cells" / f"{key}.json"
-        return _read(CellRecord, path) if path.exists() else None
+        try:
+            return _read(CellRecord, path) if path.exists() else None
+        except DamagedError:
+            return None
 
     def cells(self) -> list[CellRecord]:
         """Records of all cells, by file name."""

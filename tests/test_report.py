@@ -147,6 +147,28 @@ def test_cells_of_a_protocol_that_is_gone_are_listed_and_not_judged(ledger):
     assert "s9.9" in markdown(results)
 
 
+@pytest.mark.parametrize("kind", ["workload", "protocol", "method", "training code"])
+def test_cells_of_another_version_are_listed_and_neither_averaged_nor_judged(ledger, kind):
+    store(ledger, evidence("tpp"))
+    arm = evidence("l1")
+    if kind == "method":
+        arm = replace(arm, prune=changed(arm.prune, method_digest="an older file"))
+        arm = replace(arm, cell=changed(arm.cell, prune=arm.prune.run_id))
+    elif kind == "training code":
+        arm = replace(arm, base=changed(arm.base, numerics=0))
+        arm = replace(arm, cell=changed(arm.cell, base=arm.base.run_id))
+    else:
+        arm = replace(arm, cell=changed(arm.cell, **{f"{kind}_version": 9}))
+    store(ledger, arm)
+    results = gather_ledger(CATALOG, ledger)
+    status = {row["method"]: (row["status"], row["error"]) for row in results.cells}
+    assert status["tpp"] == ("ok", "") and status["l1"][0] == "outdated" and kind in status["l1"][1]
+    assert [key[1] for key in results.statistics("lenet5-digits", ())] == ["tpp"]
+    assert {row["verdict"] for row in results.findings} <= {"incomplete"}
+    session = gather(CATALOG, Settings(), ledger, [cell("l1"), cell("tpp")], [])
+    assert {row["method"]: row["status"] for row in session.cells} == {"l1": "missing", "tpp": "ok"}
+
+
 def test_rows_name_runs_that_the_ledger_holds(ledger):
     results = gather_ledger(CATALOG, filled(ledger))
     for one in results.cells + results.findings:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pruneaudit.cells import Cell
+from pruneaudit.errors import AuditError, one_line
 from pruneaudit.plugin.session import AuditSession, Check
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Controller:
         self.missing: list[str] = []
         self.results: Results | None = None
         self.nothing_measured = ""
+        self.report_error = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -81,9 +83,12 @@ class Controller:
             return
         self.missing = sorted(self.expected - self.complete)
         selected = self._selected()
-        if selected:
-            self._report(selected)
-        if exitstatus == pytest.ExitCode.OK and (self.missing or self.nothing_measured):
+        try:
+            if selected:
+                self._report(selected)
+        except (AuditError, OSError) as error:
+            self.report_error = one_line(error)
+        if exitstatus == pytest.ExitCode.OK and (self.missing or self.nothing_measured or self.report_error):
             session.exitstatus = INCOMPLETE
 
     def _selected(self) -> dict[Cell | Check, str]:
@@ -142,7 +147,7 @@ class Controller:
         """Tables, audit matrix, what is missing, and where the files are."""
         from pruneaudit.report.terminal import summary
 
-        if self.results is None and not self.missing:
+        if self.results is None and not self.missing and not self.report_error:
             return
         terminalreporter.write_sep("=", "pruneaudit")
         if self.results is not None:
@@ -150,11 +155,13 @@ class Controller:
                 terminalreporter.write_line(line)
         if self.nothing_measured:
             terminalreporter.write_line(f"INCOMPLETE: nothing was measured; {self.nothing_measured}", red=True)
+        if self.report_error:
+            terminalreporter.write_line(f"INCOMPLETE: no report: {self.report_error}", red=True)
         if self.missing:
             names = ", ".join(self.missing[:3]) + (", …" if len(self.missing) > 3 else "")
             text = f"INCOMPLETE: {len(self.missing)} of {len(self.expected)} items were never reported: {names}"
             terminalreporter.write_line(text, red=True)
-        if self.results is not None:
+        if self.results is not None and not self.report_error:
             terminalreporter.write_line(f"report: {self.audit.report_path / 'report.md'}")
             terminalreporter.write_line(f"results: {self.audit.report_path / 'results.json'}")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pruneaudit.audit.catalogue import rules
+from pruneaudit.audit.currency import why_outdated
 from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell, Comparison, Selection, is_scratch
@@ -190,8 +191,10 @@ class AuditSession:
         return judge(check.comparison, check.rule, self.stored, self.ledger, self.labels[check.comparison.workload])
 
     def stored(self, cell: Cell) -> CellRecord | None:
-        """The record of a cell as the ledger holds it, or None."""
-        return self.ledger.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
+        """The record of a cell as the ledger holds it; None where it holds none that still counts."""
+        record = self.ledger.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
+        digests = {cell.method: source.digest} if (source := self.catalog.method(cell.method)).path else {}
+        return None if record is None or why_outdated(record, self.catalog, self.ledger, digests) else record
 
     def require(self, workload: str, *methods: str) -> None:
         """Skip the running test where the workload cannot run here, or a method says that it does not apply."""

@@ -10,11 +10,12 @@ from typing import Any
 
 from pruneaudit import __version__
 from pruneaudit.audit.catalogue import get_rule
+from pruneaudit.audit.currency import method_digests, why_outdated
 from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell, Comparison, pairs
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import NUMERICS_VERSION, CellRecord
+from pruneaudit.records import CellRecord
 from pruneaudit.settings import Settings
 
 #: Version of the layout of results.json.
@@ -143,9 +144,13 @@ def gather(
     """
     skipped = skipped or {}
     rows, records = [], []
+    digests = {name: source.digest for name, source in catalog.methods.items() if source.path is not None}
     for cell in cells:
         workload = catalog.workload(cell.workload)
         record = None if cell in skipped else ledger.cell(settings.key(cell, workload))
+        if record is not None and why_outdated(record, catalog, ledger, digests):
+            # Stored by an earlier session, and this one ended before it measured the cell anew.
+            record = None
         if record is not None:
             rows.append(_cell_row(record))
             records.append(record)
@@ -161,8 +166,8 @@ def gather_ledger(catalog: Catalog, ledger: Ledger) -> Results:
     but neither averaged nor judged with the others.
     """
     everything = ledger.cells()
-    digests = _method_digests(catalog, ledger, everything)
-    outdated = {id(record): _outdated(record, catalog, ledger, digests) for record in everything}
+    digests = method_digests(catalog, ledger, everything)
+    outdated = {id(record): why_outdated(record, catalog, ledger, digests) for record in everything}
     records = [record for record in everything if not outdated[id(record)]]
     by_group: dict[tuple[str, str, float, tuple[str, ...]], list[CellRecord]] = defaultdict(list)
     for record in records:
@@ -181,31 +186,6 @@ def gather_ledger(catalog: Catalog, ledger: Ledger) -> Results:
         for record in everything
     ]
     return _results(catalog, ledger, rows, records, findings)
-
-
-def _method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecord]) -> dict[str, str]:
-    """Source digest that counts for each method: its file's today, else the one that ran last."""
-    runs = [ledger.get(record.prune) for record in records if record.prune is not None]
-    latest = {str(run.method): str(run.method_digest) for run in sorted(runs, key=lambda run: run.finished)}
-    files = {name: source for name, source in catalog.methods.items() if name in latest and source.path is not None}
-    return latest | {name: source.digest for name, source in files.items()}
-
-
-def _outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]) -> str:
-    """Why a cell no longer counts, or nothing."""
-    for kind, name, version, known in (
-        ("workload", record.workload, record.workload_version, catalog.workloads),
-        ("protocol", record.protocol, record.protocol_version, catalog.protocols),
-    ):
-        if name not in known:
-            return f"{kind} {name} is gone"
-        if known[name].version != version:
-            return f"measured under {kind} version {version}, now {known[name].version}; run it again"
-    if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
-        return "measured by another version of the training code; run it again"
-    if record.prune is not None and ledger.get(record.prune).method_digest != digests.get(record.method):
-        return "measured with another version of the method's file; run it again"
-    return ""
 
 
 def _results(

@@ -1,0 +1,35 @@
+"""Whether a stored cell still counts, or was measured by another version of what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pruneaudit.catalog import Catalog
+from pruneaudit.ledger import Ledger
+from pruneaudit.records import NUMERICS_VERSION, CellRecord
+
+
+def method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecord]) -> dict[str, str]:
+    """Source digest that counts for each method: its file's today, else the one that ran last."""
+    runs = [ledger.get(record.prune) for record in records if record.prune is not None]
+    latest = {str(run.method): str(run.method_digest) for run in sorted(runs, key=lambda run: run.finished)}
+    files = {name: source for name, source in catalog.methods.items() if name in latest and source.path is not None}
+    return latest | {name: source.digest for name, source in files.items()}
+
+
+def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]) -> str:
+    """Why a cell no longer counts, or nothing."""
+    for kind, name, version, known in (
+        ("workload", record.workload, record.workload_version, catalog.workloads),
+        ("protocol", record.protocol, record.protocol_version, catalog.protocols),
+    ):
+        if name not in known:
+            return f"{kind} {name} is gone"
+        if known[name].version != version:
+            return f"measured under {kind} version {version}, now {known[name].version}; run it again"
+    if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
+        return "measured by another version of the training code; run it again"
+    digest = digests.get(record.method)
+    if record.prune is not None and digest is not None and ledger.get(record.prune).method_digest != digest:
+        return "measured with another version of the method's file; run it again"
+    return ""

@@ -18,7 +18,7 @@ from pruneaudit.config import Recipe, Workload
 from pruneaudit.contract import Method, ScratchArm
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import NUMERICS_VERSION, CellRecord, RunRecord, RunSpec
+from pruneaudit.records import NUMERICS_VERSION, CellRecord, RunRecord, RunSpec, total
 from pruneaudit.schedule import Schedule
 from pruneaudit.settings import Settings
 from pruneaudit.workloads.datasets import facts
@@ -127,8 +127,6 @@ class Campaign:
             if plan.prune is None
             else [done[run.run_id] for run in plan.runs if run not in plan.trials] + [result]
         )
-        epochs = [run.epochs for run in stages]
-        macs = [run.training_macs for run in stages]
         return self._record(
             cell,
             status="ok",
@@ -138,8 +136,8 @@ class Campaign:
             speedup=result.speedup,
             params=result.params,
             macs=result.macs,
-            total_epochs=None if None in epochs else sum(value for value in epochs if value is not None),
-            total_macs=None if None in macs else sum(value for value in macs if value is not None),
+            total_epochs=total(run.epochs for run in stages),
+            total_macs=total(run.training_macs for run in stages),
             base=plan.base.run_id,
             topup=plan.topup.run_id if plan.topup else None,
             prune=plan.prune.run_id if plan.prune else None,

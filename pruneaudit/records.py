@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -16,6 +17,16 @@ SCHEMA_VERSION = 1
 NUMERICS_VERSION = 1
 
 Stage = Literal["pretrain", "topup", "prune", "retrain", "scratch"]
+
+
+Number = TypeVar("Number", int, float)
+
+
+def total(values: Iterable[Number | None]) -> Number | None:
+    """Sum of measured values; None where one was not measured (an external base model's cost, say)."""
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return sum(known) if len(known) == len(listed) else None
 
 
 class RunSpec(Frozen):

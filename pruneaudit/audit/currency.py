@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pruneaudit.catalog import Catalog
+from pruneaudit.cells import Cell
 from pruneaudit.ledger import Ledger
 from pruneaudit.records import NUMERICS_VERSION, CellRecord
+from pruneaudit.settings import Settings
+
+
+def stored_cell(cell: Cell, catalog: Catalog, settings: Settings, ledger: Ledger) -> CellRecord | None:
+    """The record of a cell as the ledger holds it; None where it holds none that still counts."""
+    record = ledger.cell(settings.key(cell, catalog.workload(cell.workload)))
+    source = catalog.methods.get(cell.method)
+    digests = {cell.method: source.digest} if source is not None and source.path is not None else {}
+    return None if record is None or why_outdated(record, catalog, ledger, digests) else record
 
 
 def method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecord]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pruneaudit.audit.catalogue import rules
-from pruneaudit.audit.currency import why_outdated
+from pruneaudit.audit.currency import stored_cell
 from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell, Comparison, Selection, is_scratch
@@ -192,9 +192,7 @@ class AuditSession:
 
     def stored(self, cell: Cell) -> CellRecord | None:
         """The record of a cell as the ledger holds it; None where it holds none that still counts."""
-        record = self.ledger.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
-        digests = {cell.method: source.digest} if (source := self.catalog.method(cell.method)).path else {}
-        return None if record is None or why_outdated(record, self.catalog, self.ledger, digests) else record
+        return stored_cell(cell, self.catalog, self.settings, self.ledger)
 
     def require(self, workload: str, *methods: str) -> None:
         """Skip the running test where the workload cannot run here, or a method says that it does not apply."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneaudit import __version__
 from pruneaudit.audit.catalogue import get_rule
-from pruneaudit.audit.currency import method_digests, why_outdated
+from pruneaudit.audit.currency import method_digests, stored_cell, why_outdated
 from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell, Comparison, pairs
@@ -144,18 +144,15 @@ def gather(
     """
     skipped = skipped or {}
     rows, records = [], []
-    digests = {name: source.digest for name, source in catalog.methods.items() if source.path is not None}
     for cell in cells:
-        workload = catalog.workload(cell.workload)
-        record = None if cell in skipped else ledger.cell(settings.key(cell, workload))
-        if record is not None and why_outdated(record, catalog, ledger, digests):
-            # Stored by an earlier session, and this one ended before it measured the cell anew.
-            record = None
+        # One that no longer counts was stored by an earlier session, and this one ended before measuring it anew.
+        record = None if cell in skipped else stored_cell(cell, catalog, settings, ledger)
         if record is not None:
             rows.append(_cell_row(record))
             records.append(record)
         else:
-            rows.append(_empty_row(cell, settings, settings.labels(workload), skipped.get(cell)))
+            labels = settings.labels(catalog.workload(cell.workload))
+            rows.append(_empty_row(cell, settings, labels, skipped.get(cell)))
     return _results(catalog, ledger, rows, records, findings)
 
 

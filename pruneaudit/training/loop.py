@@ -19,8 +19,6 @@ from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.datasets import Dataset
 
-CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
-
 Progress = Callable[[int, int, float], None]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pruneaudit.audit.catalogue import Outcome, equal, rule
 from pruneaudit.audit.evidence import Evidence
-from pruneaudit.records import RunRecord
+from pruneaudit.records import RunRecord, total
 
 _TABLE_2 = "Wang et al. 2023 (arXiv 2301.05219), Table 2"
 #: Largest relative difference in MACs of two arms at one operating point.
@@ -31,8 +31,8 @@ def _rates(runs: Iterable[RunRecord]) -> str:
 
 def _epochs(runs: Iterable[RunRecord]) -> float | None:
     """Measured epochs of some runs, rounded to a millionth; None where one was not measured."""
-    values = [run.epochs for run in runs]
-    return None if None in values else round(sum(value for value in values if value is not None), 6)
+    epochs = total(run.epochs for run in runs)
+    return None if epochs is None else round(epochs, 6)
 
 
 @rule("F101", "Same data and split", f"{_TABLE_2}, S1")
@@ -150,11 +150,7 @@ def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
 @rule("F802", "Same total training MACs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-B")
 def same_total_macs(left: Evidence, right: Evidence) -> Outcome:
     """Measured training MACs over all stages; half an epoch of the pruned network apart is rounding."""
-    values: list[int | None] = []
-    for arm in (left, right):
-        macs = [run.training_macs for run in arm.stages]
-        values.append(None if None in macs else sum(value for value in macs if value is not None))
-    ours, theirs = values
+    ours, theirs = (total(run.training_macs for run in arm.stages) for arm in (left, right))
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
     epoch = max((arm.result.training_macs or 0) / (arm.result.epochs or 1) for arm in (left, right))

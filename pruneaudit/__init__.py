@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pruneaudit.conformance import check_method
     from pruneaudit.contract import (
         Budget,
         FilterScore,
@@ -31,10 +32,15 @@ __all__ = [
     "ScratchArm",
     "TrainedMethod",
     "__version__",
+    "check_method",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "check_method":
+        from pruneaudit.conformance import check_method
+
+        return check_method
     if name in __all__:
         from pruneaudit import contract
 

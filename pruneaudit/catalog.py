@@ -62,16 +62,7 @@ class MethodSource:
         where = self.path or self.target
         try:
             if self.path is not None:
-                module = _load_file(self.path)
-                found = [
-                    value
-                    for value in vars(module).values()
-                    if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-                ]
-                if len(found) != 1:
-                    names = ", ".join(value.__name__ for value in found) or "none"
-                    raise MethodError(f"{where}: expected exactly one Method subclass, found {names}")
-                cls: Any = found[0]
+                cls: Any = _method_class(_load_file(self.path), self.path)
             else:
                 module_name, _, attribute = str(self.target).partition(":")
                 cls = getattr(importlib.import_module(module_name), attribute)
@@ -96,6 +87,17 @@ class MethodSource:
         method.name = self.name
         return method
 
+    def anew(self) -> MethodSource:
+        """The same method from a module that is imported once more, so that it remembers nothing.
+
+        A method that comes from an installed package is the same again: its module belongs to others, too.
+        """
+        if self.path is None:
+            return self
+        again = MethodSource(self.name, path=self.path)
+        vars(again)["cls"] = _method_class(_load_file(self.path, anew=True), self.path)
+        return again
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the source that defines the method: an edited method is another method."""
@@ -103,12 +105,27 @@ class MethodSource:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _load_file(path: Path) -> Any:
-    """Import a file under a name that no other module has."""
+def _method_class(module: Any, path: Path) -> Any:
+    """The one Method that a module defines."""
+    from pruneaudit.contract import Method
+
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = ", ".join(value.__name__ for value in found) or "none"
+        raise MethodError(f"{path}: expected exactly one Method subclass, found {names}")
+    return found[0]
+
+
+def _load_file(path: Path, anew: bool = False) -> Any:
+    """Import a file under a name that no other module has; ``anew``: once more, whatever was imported before."""
     content = path.read_bytes()
     identity = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:8]
-    name = f"pruneaudit_method_{path.stem}_{identity}"
-    if name in sys.modules:
+    name = f"pruneaudit_method_{path.stem}_{identity}" + ("_again" if anew else "")
+    if name in sys.modules and not anew:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -187,13 +188,47 @@ def plan(
         )
 
 
-def _existing_ledger(path: Path) -> Any:
+@app.command()
+def merge(
+    ledgers: Annotated[
+        list[Path], typer.Argument(metavar="A B…", help="Ledgers; without --to the first takes in all.")
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="Ledger that takes in all, made where it is missing.")] = None,
+) -> None:
+    """Make one ledger of several, such as those of several machines. Ledgers that contradict each other are refused."""
+    from pruneaudit import merging
     from pruneaudit.errors import ConfigError
+
+    target, sources = (ledgers[0], ledgers[1:]) if to is None else (to, ledgers)
+    if not sources:
+        raise ConfigError(f"nothing to merge into {target}; name a second ledger, or a new one with --to")
+    if to is None:
+        # A mistyped first ledger must not become a new one.
+        _existing_ledger(target)
+    merged = merging.merge(target, sources)
+    typer.echo(f"added to {target}: {merged.runs} run(s), {merged.failures} failure(s), {merged.cells} cell(s)")
+
+
+@app.command()
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my-pruner.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),
+) -> None:
+    """Write a first working method and its test, to be edited."""
+    from pruneaudit import scaffold
+
+    identity, method, test = scaffold.new_method(name, to)
+    typer.echo(f"wrote {method}")
+    typer.echo(f"wrote {test}")
+    typer.echo(f"next: {shlex.join(['pytest', str(test)])}")
+    command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-method", str(method)]
+    typer.echo(f'then: {shlex.join(command)} -k "resnet20-digits and {identity}"')
+
+
+def _existing_ledger(path: Path) -> Any:
     from pruneaudit.ledger import Ledger
 
-    if not (path / "ledger.json").exists():
-        raise ConfigError(f"{path} is no ledger; give one with --ledger, or run 'pytest suite' first")
-    return Ledger(path)
+    return Ledger(path, writable=False)
 
 
 def _show(rows: list[dict[str, Any]], columns: Iterable[str], as_json: bool) -> None:

@@ -5,21 +5,29 @@ Each check prunes a freshly initialised network of a workload under the smoke bu
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 import json
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneaudit.errors import MethodError, unknown
+from pruneaudit.catalog import Catalog, MethodSource, method_id
+from pruneaudit.errors import MethodError, one_line, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pruneaudit.catalog import Catalog
     from pruneaudit.config import Workload
     from pruneaudit.contract import Method
     from pruneaudit.stages import Runtime
     from pruneaudit.training.metering import Consumption
 
+#: Seeds over which a random control's share of kept filters is averaged.
+SEEDS = 3
 #: Largest difference of the outputs of masked and shrunk network in float64, relative to the outputs' scale.
 EQUIVALENCE_TOLERANCE = 1e-9
 
@@ -33,34 +41,118 @@ def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runt
     checks = {**METHOD_CHECKS, **SCRATCH_CHECKS}
     if name not in checks:
         raise unknown("conformance check", name, checks)
-    checks[name](Bench(catalog, method, workload, runtime))
+    checks[name](Bench(catalog.method(method), catalog.workload(workload), runtime))
+
+
+def check_method(method: type[Method] | Method, workload: str = "lenet5-digits") -> None:
+    """Run all checks on a method class: one call for the tests of the repository that the method lives in.
+
+    Args:
+        method: The class; of an instance its class, made anew with the defaults, as in every run.
+        workload: Name of the workload that it prunes.
+
+    Raises:
+        MethodError: The method breaks its contract; the message starts with the name of the first check that fails.
+        ConfigError: There is no such workload.
+    """
+    import torch
+
+    from pruneaudit.contract import Method
+
+    cls = method if isinstance(method, type) else type(method)
+    if not issubclass(cls, Method):
+        what = cls.__name__ if cls is method else f"an object of type {cls.__name__}"
+        raise MethodError(f"{what} is no Method; derive it from pruneaudit.FilterScore or pruneaudit.TrainedMethod")
+    threads = torch.get_num_threads()
+    try:
+        _check_all(cls, Catalog().workload(workload))
+    finally:
+        # Runs train on one thread; the tests around this one need not.
+        torch.set_num_threads(threads)
+
+
+def _check_all(cls: type[Method], workload: Workload) -> None:
+    from pruneaudit.contract import ScratchArm
+    from pruneaudit.stages import Runtime
+
+    source = _GivenClass(method_id(cls.__name__), given=cls)
+    reason = source.create().skip(workload)
+    if reason:
+        raise MethodError(f"method '{source.name}' does not apply to {workload.name} ({reason}); name another workload")
+    bench = Bench(source, workload, Runtime())
+    for name, run in (SCRATCH_CHECKS if issubclass(cls, ScratchArm) else METHOD_CHECKS).items():
+        try:
+            run(bench)
+        except Exception as error:
+            raise MethodError(f"{name}: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _GivenClass(MethodSource):
+    """A class at hand, where the catalogue would know the file to import.
+
+    Attributes:
+        given: The class.
+    """
+
+    given: type[Method] | None = None
+
+    @cached_property
+    def cls(self) -> type[Method]:
+        """The class."""
+        assert self.given is not None
+        return self.given
+
+    def anew(self) -> MethodSource:
+        """The class from its file, imported once more; the same again where that cannot be done."""
+        if self.cls.__module__.endswith("_again"):
+            # The file that is being imported once more calls check_method itself.
+            return self
+        try:
+            again = MethodSource(self.name, path=Path(inspect.getfile(self.cls))).anew()
+        except (Exception, SystemExit):
+            # Typed into a notebook, one of several in its file, a part of a package, …: none of that is a fault.
+            return self
+        return again if again.cls.__qualname__ == self.cls.__qualname__ else self
 
 
 class Bench:
-    """A method on a small job of a workload."""
+    """A method on a small job of a workload.
 
-    def __init__(self, catalog: Catalog, method: str, workload: str, runtime: Runtime) -> None:
+    Args:
+        source: Where instances come from.
+        workload: What is pruned; scaled down here.
+        runtime: Device and data.
+    """
+
+    def __init__(self, source: MethodSource, workload: Workload, runtime: Runtime) -> None:
         from pruneaudit.workloads.datasets import load
 
-        self.source = catalog.method(method)
-        self.workload: Workload = catalog.workload(workload).scaled("smoke")
+        self.source = source
+        self.workload = workload.scaled("smoke")
         self.runtime = runtime
         runtime.prepare()
         self.dataset = load(self.workload.data, runtime.data_root, runtime.download)
+
+    def anew(self) -> Bench:
+        """The same job for the method as its file defines it, imported once more."""
+        bench = copy.copy(self)
+        bench.source = self.source.anew()
+        return bench
 
     def method(self) -> Method:
         """A fresh instance."""
         return self.source.create()
 
-    def dense(self, precision: str = "fp32") -> nn.Module:
-        """The workload's network with the initialisation of seed 0."""
+    def dense(self, precision: str = "fp32", seed: int = 0) -> nn.Module:
+        """The workload's network with the initialisation of a seed."""
         from pruneaudit import shapes
         from pruneaudit.streams import generator
         from pruneaudit.training.precision import place
         from pruneaudit.workloads.models.initialise import initialise
 
         model = shapes.dense_network(self.workload)
-        initialise(model, generator(0, "conformance"))
+        initialise(model, generator(seed, "conformance"))
         return place(model, self.runtime.device, precision)
 
     def prune(self, model: nn.Module, ratio: float, seed: int = 0) -> tuple[dict[str, list[int]], Consumption]:
@@ -110,14 +202,10 @@ def _meets_target(bench: Bench) -> None:
 
 def _is_deterministic(bench: Bench) -> None:
     """The same seed gives the same filters and the same weights."""
-    answers = []
-    for _ in range(2):
-        model = bench.dense()
-        kept, _consumed = bench.prune(model, bench.workload.ratios[0])
-        answers.append((kept, _digest(model)))
-    if answers[0][0] != answers[1][0]:
+    first, second = (_answer(bench, bench.workload.ratios[0], seed=0) for _ in range(2))
+    if first[0] != second[0]:
         raise MethodError(f"method '{bench.source.name}' keeps other filters when run again with the same seed")
-    if answers[0][1] != answers[1][1]:
+    if first[1] != second[1]:
         raise MethodError(f"method '{bench.source.name}' leaves other weights when run again with the same seed")
 
 
@@ -153,13 +241,60 @@ def _spends_its_budget(bench: Bench) -> None:
 
 def _leaves_weights(bench: Bench) -> None:
     """A method that declares no training leaves every weight as it was."""
-    if bench.method().budget(bench.workload).steps:
+    method = bench.method()
+    if method.rewrites or method.budget(bench.workload).steps:
         return
     model = bench.dense()
     before = _digest(model)
     bench.prune(model, bench.workload.ratios[0])
     if _digest(model) != before:
         raise MethodError(f"method '{bench.source.name}' declares no training but changes weights")
+
+
+def _remembers_nothing(bench: Bench) -> None:
+    """Another ratio or seed before does not change an answer: it is the same as from a module that saw nothing yet."""
+    ratios = bench.workload.ratios
+    jobs = [(ratios[0], 0), (ratios[-1], 0), (ratios[-1], 1)]
+    answers = [_answer(bench, *job) for job in jobs]
+    for (ratio, seed), before, answer in zip(jobs[1:], jobs, answers[1:], strict=False):
+        if answer != _answer(bench.anew(), ratio, seed):
+            raise MethodError(
+                f"method '{bench.source.name}' answers otherwise at ratio {ratio:g}, seed {seed}, after it pruned at "
+                f"ratio {before[0]:g}, seed {before[1]}; keep nothing in the module or the class"
+            )
+
+
+def _answer(bench: Bench, ratio: float, seed: int) -> tuple[dict[str, list[int]], str]:
+    """Kept filters, and a digest of the weights that the method leaves."""
+    model = bench.dense(seed=seed)
+    kept, _consumed = bench.prune(model, ratio, seed)
+    return kept, _digest(model)
+
+
+def _keeps_uniformly(bench: Bench) -> None:
+    """A random control keeps the same share of wide and of narrow layers.
+
+    Ranks that are compared across layers, say, empty the narrow ones (Torch-Pruning issue 498). Other methods may
+    prefer layers, and pass.
+    """
+    if bench.source.name != "random" and not bench.source.name.startswith("random-"):
+        return
+    for ratio in bench.workload.ratios:
+        shares: dict[str, list[float]] = {}
+        widths: dict[str, int] = {}
+        for seed in range(SEEDS):
+            model = bench.dense(seed=seed)
+            kept, _consumed = bench.prune(model, ratio, seed)
+            for name, indices in kept.items():
+                widths[name] = model.get_parameter(f"{name}.weight").shape[0]
+                shares.setdefault(name, []).append(len(indices) / widths[name])
+        for name, found in shares.items():
+            share = statistics.fmean(found)
+            if abs(share - (1 - ratio)) > 1 / widths[name] + 1e-9:
+                raise MethodError(
+                    f"method '{bench.source.name}' keeps {share:.0%} of the {widths[name]} filters of layer '{name}'; "
+                    f"a random control keeps {1 - ratio:.0%} of every layer, however wide"
+                )
 
 
 def _trains_the_pruned_shape(bench: Bench) -> None:
@@ -191,6 +326,8 @@ METHOD_CHECKS: dict[str, Any] = {
     "masked-equals-shrunk": _masked_equals_shrunk,
     "spends-its-budget": _spends_its_budget,
     "leaves-weights": _leaves_weights,
+    "remembers-nothing": _remembers_nothing,
+    "uniform-over-width": _keeps_uniformly,
 }
 SCRATCH_CHECKS: dict[str, Any] = {
     "describes-itself": _describes_itself,

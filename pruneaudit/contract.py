@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
@@ -20,11 +21,13 @@ from torch import nn
 
 from pruneaudit.config import Recipe, Workload
 from pruneaudit.errors import AuditError, MethodError, one_line
-from pruneaudit.pruning.layers import PrunableLayer, removed_filters
+from pruneaudit.pruning.layers import PrunableLayer
+from pruneaudit.ratios import removed_filters
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Meter
+from pruneaudit.training.watch import Watch
 from pruneaudit.workloads.datasets import Dataset
 
 Kept = Mapping[str, Sequence[int] | torch.Tensor]
@@ -37,10 +40,12 @@ class Budget:
     Attributes:
         steps: Optimiser steps.
         lr: Learning-rate schedule in steps; None: the workload's learning rate of the pruning stage.
+        samples: Images that pass the network with gradients besides the steps (for gradient-based scores).
     """
 
     steps: int = 0
     lr: str | None = None
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,13 @@ class Method(ABC):
         name: Id, given by the catalogue from the file name (or the class name for ``package.module:Class``).
         published: The paper's retraining recipe, or None where it has none.
         prunes: False for the unpruned control.
+        rewrites: True where the method changes weights without optimiser steps (a least-squares reconstruction, say).
     """
 
     name: str = ""
     published: ClassVar[PublishedRecipe | None] = None
     prunes: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = False
 
     def budget(self, workload: Workload) -> Budget:
         """Training of the pruning stage on a workload. One-shot methods declare none."""
@@ -175,6 +182,8 @@ class PruningTask:
         precision: str = "fp32",
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
+        watch: Watch | None = None,
+        most: int | None = None,
     ) -> None:
         self.model = model
         self.layers = tuple(layers)
@@ -191,7 +200,12 @@ class PruningTask:
         self._precision = precision
         self._checkpoint = checkpoint
         self._progress = progress
+        self._watch = watch
+        # A repetition of the first steps trains no longer, whatever the method asks for.
+        self._most = most
         self._steps_done = 0
+        # Scores are not to change the statistics of a normalisation.
+        model.eval()
 
     @property
     def steps(self) -> int:
@@ -231,6 +245,7 @@ class PruningTask:
             for images, labels in self._dataset.batches(self._seed, f"scoring/{self._method}", epoch, size, dtype):
                 if made == count:
                     return
+                self._meter.admit(images)
                 yield images, labels
                 made += 1
 
@@ -241,6 +256,8 @@ class PruningTask:
         ``hooks.after_step``. Metered. Hooks see the number of the step within this call.
         """
         steps = self.steps if steps is None else steps
+        if self._most is not None:
+            steps = min(steps, self._most - self._steps_done)
         checkpoint = self._checkpoint
         if self._steps_done and checkpoint is not None:
             # Only one call can be continued after a kill; with a second one the whole stage starts again.
@@ -260,7 +277,9 @@ class PruningTask:
             self._progress,
             self.state,
         )
-        history = trainer.fit(hooks)
+        with self._watch.training() if self._watch is not None else nullcontext():
+            history = trainer.fit(hooks)
+        self.model.eval()
         for name, curve in vars(history).items():
             getattr(self.history, name).extend(curve)
         self.resumed_from = max(self.resumed_from, trainer.resumed_from)

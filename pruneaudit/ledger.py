@@ -38,21 +38,29 @@ class Ledger:
 
     Args:
         root: The folder; made where it is missing.
+        writable: False: only look. Nothing is made or written, and writing is a programming error.
 
     Raises:
-        ConfigError: The folder belongs to another layout version or cannot be written.
+        ConfigError: The folder belongs to another layout version, cannot be written, or (to look at) is no ledger.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, writable: bool = True) -> None:
         self.root = root
+        self.writable = writable
         self._records: dict[str, RunRecord] = {}
         self._paths: dict[str, Path] = {}
+        marker = root / "ledger.json"
         try:
-            for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
-                (root / name).mkdir(parents=True, exist_ok=True)
-            marker = root / "ledger.json"
-            if not marker.exists():
-                write_json(marker, {"schema_version": SCHEMA_VERSION})
+            if writable:
+                for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
+                    (root / name).mkdir(parents=True, exist_ok=True)
+                if not marker.exists():
+                    write_json(marker, {"schema_version": SCHEMA_VERSION})
+            elif not marker.exists():
+                raise ConfigError(
+                    f"{root} is no ledger; give the folder of one (--ledger, --audit-ledger), "
+                    "or run 'pytest suite' first"
+                )
             version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
         except OSError as error:
             raise ConfigError(
@@ -115,6 +123,14 @@ class Ledger:
         """
         from safetensors.torch import load
 
+        return load(self.weights_file(record))
+
+    def weights_file(self, record: RunRecord) -> bytes:
+        """Content of the weights file that a run wrote.
+
+        Raises:
+            DamagedError: The file does not have the digest of the record.
+        """
         folder = self.root / "runs" / record.folder
         path = folder / "weights.safetensors"
         try:
@@ -123,10 +139,19 @@ class Ledger:
             raise DamagedError(f"{path}: {error.strerror}; delete {folder} and run again") from None
         if hashlib.sha256(content).hexdigest() != record.weights_digest:
             raise DamagedError(f"{path}: the weights changed after the run wrote them; delete {folder} and run again")
-        return load(content)
+        return content
+
+    def digest_on_disk(self, record: RunRecord) -> str:
+        """SHA-256 of a run's weights file as it is now; empty where it cannot be read."""
+        try:
+            content = (self.root / "runs" / record.folder / "weights.safetensors").read_bytes()
+        except OSError:
+            return ""
+        return hashlib.sha256(content).hexdigest()
 
     def commit(self, record: RunRecord, weights: bytes) -> RunRecord:
         """Add a finished run; whole or not at all."""
+        self._writing()
         target = self.root / "runs" / record.folder
         aside = self.root / "partial" / f"{record.run_id}-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
@@ -143,9 +168,12 @@ class Ledger:
 
     def fail(self, failure: FailureRecord) -> None:
         """Add a failed attempt beside earlier ones."""
-        folder = self.root / "failures"
-        number = len(list(folder.glob(f"*-{failure.spec.run_id}-*.json"))) + 1
-        write_json(folder / f"{failure.spec.folder}-{number}.json", failure.model_dump(mode="json"))
+        self._writing()
+        number = 1
+        # The first free one, not one above their count: somebody may have deleted an earlier one.
+        while (path := self.root / "failures" / f"{failure.spec.folder}-{number}.json").exists():
+            number += 1
+        write_json(path, failure.model_dump(mode="json"))
 
     def failure(self, spec: RunSpec, session: str) -> FailureRecord | None:
         """A failure of this run in this session, or None: the next session tries again."""
@@ -161,17 +189,20 @@ class Ledger:
 
     def lock(self, spec: RunSpec) -> FileLock:
         """Lock of a run: held by the process that trains it, freed by the system if that process dies."""
+        self._writing()
         return FileLock(self.root / "locks" / f"{spec.run_id}.lock")
 
     def workspace(self, spec: RunSpec, create: bool = True) -> Path:
         """Folder for the state of a run under way."""
         folder = self.root / "partial" / spec.run_id
         if create:
+            self._writing()
             folder.mkdir(exist_ok=True)
         return folder
 
     def save_cell(self, record: CellRecord, key: str) -> None:
         """Write what a cell makes of its runs (a view: a later attempt replaces it)."""
+        self._writing()
         write_json(self.root / "cells" / f"{key}.json", record.model_dump(mode="json"))
 
     def cell(self, key: str) -> CellRecord | None:
@@ -184,15 +215,20 @@ class Ledger:
 
     def cells(self) -> list[CellRecord]:
         """Records of all cells, by file name."""
-        return [_read(CellRecord, path) for path in sorted((self.root / "cells").glob("*.json"))]
+        return list(self.cells_by_key().values())
+
+    def cells_by_key(self) -> dict[str, CellRecord]:
+        """Records of all cells, each under the key that it was saved with."""
+        return {path.stem: _read(CellRecord, path) for path in sorted((self.root / "cells").glob("*.json"))}
 
     def report_progress(self, facts: dict[str, Any] | None) -> None:
         """Tell other processes what this one does; None: nothing any more."""
         path = self.root / "progress" / f"{os.getpid()}.json"
-        if facts is None:
-            path.unlink(missing_ok=True)
-        else:
+        if facts is not None:
+            self._writing()
             write_json(path, {**facts, "time": time.time()})
+        elif self.writable:
+            path.unlink(missing_ok=True)
 
     def progress(self) -> list[dict[str, Any]]:
         """What the processes at work are doing."""
@@ -203,6 +239,10 @@ class Ledger:
             except (OSError, ValueError):
                 continue  # just finished, or being replaced
         return found
+
+    def _writing(self) -> None:
+        if not self.writable:
+            raise RuntimeError(f"ledger {self.root} was opened to look only; nothing may be written to it")
 
 
 def write_json(path: Path, content: Any) -> None:

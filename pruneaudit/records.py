@@ -12,7 +12,7 @@ from pydantic import Field
 from pruneaudit.cells import Cell, ratio_text
 from pruneaudit.config import DataConfig, Frozen, Recipe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
 NUMERICS_VERSION = 1
 
@@ -103,6 +103,52 @@ class RunSpec(Frozen):
         return f"{self.slug}-{self.run_id}"
 
 
+class Jacobian(Frozen):
+    """Singular values of the Jacobian of the logits with respect to one image (TPP, Wang & Fu 2023, sec. 4).
+
+    Attributes:
+        mean: Mean over all singular values of all images: the mean JSV.
+        std: Their sample standard deviation.
+        condition: Mean over images of largest / smallest singular value; None where a smallest one is zero.
+        samples: Number of images.
+    """
+
+    mean: float
+    std: float
+    condition: float | None
+    samples: int
+
+
+class Conduct(Frozen):
+    """What a method did while it had the network, beyond the training that the meter counts (prune runs).
+
+    Attributes:
+        channels: Filters of each layer that the method was asked to prune, in the dense network.
+        declared_samples: Images that the method said it scores with gradients, besides its steps.
+        declares_rewriting: Whether the method says that it changes weights without optimiser steps.
+        rewritten: Tensors of prunable layers that changed outside metered training.
+        touched: Tensors of other layers that changed outside metered training.
+        equivalence: Largest difference of the outputs of masked and shrunk network in float64, relative to their scale.
+        foreign_samples: Images that passed the network and were not handed out by the harness.
+        held_out_samples: Those of them that are validation or test images.
+        reached: Files of the ledger or of datasets, hosts and programs that the method's code opened.
+        replay: What came out when the method decided again: ``same``, or in which way it differed.
+        parent_digest_after: SHA-256 of the parent's weights file when the stage was over.
+    """
+
+    channels: dict[str, int]
+    declared_samples: int = 0
+    declares_rewriting: bool = False
+    rewritten: tuple[str, ...] = ()
+    touched: tuple[str, ...] = ()
+    equivalence: float
+    foreign_samples: int = 0
+    held_out_samples: int = 0
+    reached: tuple[str, ...] = ()
+    replay: str
+    parent_digest_after: str
+
+
 class RunRecord(RunSpec):
     """A run with everything it measured. Unit of cost: MACs; of accuracy: percent.
 
@@ -123,11 +169,16 @@ class RunRecord(RunSpec):
         best_epoch: Its 1-based epoch.
         correct: Per-image correctness of the final test pass, packed bits in base64.
         test_images: Number of test images.
+        train_images: Number of training images.
+        initial_accuracy: Test accuracy before the first step (scratch); None elsewhere.
         macs: MACs of the network when the stage ends.
+        macs_recounted: The same by a second, independent counter.
         params: Parameters then.
         base_macs: MACs of the dense network.
         base_params: Parameters of the dense network.
         kept: Filters that stay, by layer (prune).
+        jacobian: Singular values of the Jacobian when the stage ends; None where not measured.
+        conduct: What the method did while it had the network (prune); None elsewhere.
         parent_digest: SHA-256 of the weights it started from.
         weights_digest: SHA-256 of the weights it wrote.
         split_digest: SHA-256 over train, validation and test split.
@@ -162,11 +213,16 @@ class RunRecord(RunSpec):
     best_epoch: int
     correct: str
     test_images: int
+    train_images: int
+    initial_accuracy: float | None = None
     macs: int
+    macs_recounted: int
     params: int
     base_macs: int
     base_params: int
     kept: dict[str, list[int]] = Field(default_factory=dict)
+    jacobian: Jacobian | None = None
+    conduct: Conduct | None = None
     parent_digest: str | None = None
     weights_digest: str
     split_digest: str

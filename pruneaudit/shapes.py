@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from pruneaudit.config import DataConfig, Workload
-from pruneaudit.measure.cost import macs, parameters
-from pruneaudit.pruning.layers import prunable_names, removed_filters
+from pruneaudit.measure.cost import macs, macs_by_torch, parameters
+from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.pruning.removal import shrink, widths_to_kept
+from pruneaudit.ratios import removed_filters
 from pruneaudit.workloads.datasets import facts
 from pruneaudit.workloads.models import build
 
@@ -22,12 +23,14 @@ class Shape:
 
     Attributes:
         widths: Filters left in each pruned layer (empty: dense).
-        macs: MACs of one image.
+        macs: MACs of one image, counted by fvcore.
+        recounted: The same, counted by torch: the audit asks that both agree.
         params: Parameters.
     """
 
     widths: tuple[tuple[str, int], ...]
     macs: int
+    recounted: int
     params: int
 
 
@@ -78,7 +81,7 @@ def _prunable_widths(
 def _shape(model: str, data: DataConfig, widths: tuple[tuple[str, int], ...]) -> Shape:
     """Counting takes a second for a large network: cached by what it depends on, whatever the recipes."""
     built = _network(model, data, dict(widths))
-    return Shape(widths, macs(built, _example(data)), parameters(built))
+    return Shape(widths, macs(built, _example(data)), macs_by_torch(built, _example(data)), parameters(built))
 
 
 def shape_of(workload: Workload, widths: dict[str, int]) -> Shape:

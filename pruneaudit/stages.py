@@ -19,15 +19,15 @@ from torch import nn
 
 from pruneaudit import __version__, shapes
 from pruneaudit.catalog import Catalog
+from pruneaudit.conduct import Job, observe
 from pruneaudit.config import Workload
-from pruneaudit.contract import PruningTask, decide
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.accuracy import evaluate, pack
 from pruneaudit.measure.cost import TRAINING_PASSES, parameters
-from pruneaudit.pruning.layers import prunable_layers
+from pruneaudit.measure.trainability import jacobian
 from pruneaudit.pruning.removal import shrink
-from pruneaudit.records import RunRecord, RunSpec
+from pruneaudit.records import Conduct, RunRecord, RunSpec
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress, Trainer
@@ -45,12 +45,14 @@ class Runtime:
         data_root: Folder of torchvision datasets, or None.
         download: Whether torchvision may download.
         base: The user's own base checkpoint, or None.
+        reports: Folder of reports, which a method has no business with; None where there is none.
     """
 
     device: str = "cpu"
     data_root: Path | None = None
     download: bool = False
     base: Path | None = None
+    reports: Path | None = None
 
     def prepare(self) -> None:
         """Fix what would make numbers depend on the number of workers or on the kernel chosen."""
@@ -83,6 +85,8 @@ class Outcome:
     consumption: Consumption
     history: History = field(default_factory=History)
     kept: dict[str, list[int]] = field(default_factory=dict)
+    conduct: Conduct | None = None
+    initial_accuracy: float | None = None
     declared_steps: int = 0
     resumed: int = 0
     training_seconds: float = 0.0
@@ -148,7 +152,10 @@ class Stages:
     ) -> Outcome:
         model = shapes.network(workload, spec.widths)
         _initialise(model, spec.seed, "scratch")
-        return self._train(model, spec, dataset, "scratch", progress)
+        fresh = evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
+        outcome = self._train(model, spec, dataset, "scratch", progress)
+        outcome.initial_accuracy = fresh.accuracy
+        return outcome
 
     def _prune(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
@@ -157,37 +164,40 @@ class Stages:
         source = self.catalog.method(spec.method)
         if source.digest != spec.method_digest:
             raise MethodError(f"method '{spec.method}' changed while the suite ran; start again")
-        method = source.create()
-        model = self._place(self._inherit(workload, parent), spec)
-        layers = prunable_layers(model, dataset.example(), spec.prunable, spec.skip)
-        with Meter(model) as meter:
-            task = PruningTask(
-                model,
-                layers,
-                workload,
-                spec.ratio,
-                spec.recipe,
-                dataset,
-                spec.seed,
-                meter,
-                spec.method,
-                spec.precision,
-                self._checkpoint(spec),
-                progress,
-            )
-            kept = decide(method, task)
-        shrunk = shrink(model, kept, dataset.example())
-        bad = [name for name, tensor in shrunk.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+        pruned = observe(
+            source,
+            Job.of(spec, lambda: self._place(self._inherit(workload, parent), spec), workload, dataset),
+            lambda: self.ledger.digest_on_disk(parent),
+            self._off_limits(),
+            self._checkpoint(spec),
+            progress,
+        )
+        # Only weights leave the stage: whatever else the method hung on the network stays behind.
+        model = self._place(shapes.network(workload, {name: len(kept) for name, kept in pruned.kept.items()}), spec)
+        try:
+            model.load_state_dict(shrink(pruned.model, pruned.kept, dataset.example()).state_dict())
+        except RuntimeError as error:
+            raise MethodError(f"method '{spec.method}' left another network than it was given: {error}") from None
+        bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise MethodError(f"method '{spec.method}' left values that are not finite in '{bad[0]}'")
         return Outcome(
-            shrunk,
-            meter.consumption,
-            task.history,
-            kept,
+            model,
+            pruned.consumption,
+            pruned.history,
+            pruned.kept,
+            pruned.conduct,
             declared_steps=spec.recipe.steps or 0,
-            resumed=task.resumed_from,
+            resumed=pruned.resumed,
         )
+
+    def _off_limits(self) -> list[Path]:
+        """What a method has no business with: other runs, reports, and datasets on disk."""
+        import sklearn
+
+        places = [self.ledger.root / name for name in ("runs", "cells", "failures")]
+        places += [path for path in (self.runtime.data_root, self.runtime.reports) if path is not None]
+        return [*places, Path(sklearn.__file__).parent / "datasets" / "data"]
 
     def _train(
         self, model: nn.Module, spec: RunSpec, dataset: Dataset, stream: str, progress: Progress | None
@@ -267,6 +277,7 @@ class Stages:
         # During pruning and topping up it is the dense network that trains.
         training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
         test = evaluate(model, dataset, dataset.test, spec.precision)
+        slopes = jacobian(model, dataset)
         validation = evaluate(model, dataset, dataset.validation, spec.precision)
         curve = history.test_accuracy or [test.accuracy]
         best = max(range(len(curve)), key=curve.__getitem__)
@@ -295,11 +306,16 @@ class Stages:
             best_epoch=best + 1,
             correct=pack(test.correct),
             test_images=len(dataset.test),
+            train_images=len(dataset.train),
+            initial_accuracy=outcome.initial_accuracy,
             macs=size.macs,
+            macs_recounted=size.recounted,
             params=parameters(model),
             base_macs=dense.macs,
             base_params=dense.params,
             kept=outcome.kept or (parent.kept if parent is not None and spec.stage == "retrain" else {}),
+            jacobian=slopes,
+            conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             split_digest=dataset.split_digest,

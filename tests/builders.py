@@ -63,6 +63,8 @@ def run_record(spec: RunSpec | None = None, **measured: Any) -> RunRecord:
         "best_epoch": 1,
         "correct": "",
         "test_images": 40,
+        "train_images": IMAGES,
+        "macs_recounted": PRUNED_MACS if pruned else DENSE_MACS,
         "macs": PRUNED_MACS if pruned else DENSE_MACS,
         "params": 50 if pruned else 100,
         "base_macs": DENSE_MACS,

@@ -174,6 +174,15 @@ def test_a_failure_binds_its_own_session_only(ledger, root):
     assert ledger.failure(spec, "second").error == "again"
 
 
+def test_a_failure_overwrites_none_after_one_was_deleted(ledger, root):
+    spec = run_spec()
+    for session in ("first", "second"):
+        ledger.fail(failure(spec, session))
+    (root / "failures" / f"{spec.folder}-1.json").unlink()
+    ledger.fail(failure(spec, "third"))
+    assert {record.session for record in ledger.failures()} == {"second", "third"}
+
+
 def test_a_failed_run_is_not_finished(ledger):
     ledger.fail(failure(run_spec()))
     assert ledger.find(run_spec()) is None
@@ -271,3 +280,69 @@ def test_reading_a_ledger_needs_no_torch(ledger, root):
     )
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+# Looking only
+
+
+def tree(root):
+    """Everything below a folder with its times: what any writing would change."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in [root, *root.rglob("*")]}
+
+
+def test_looking_at_a_ledger_reads_everything_and_writes_nothing(ledger, root, monkeypatch):
+    cell = store(ledger, evidence())
+    ledger.fail(failure(run_spec("scratch")))
+    ledger.report_progress({"run": "a"})
+    # A copy that took files only has no empty folders.
+    (root / "locks").rmdir()
+    before = tree(root)
+    for name in ("mkdir", "unlink", "write_text", "write_bytes", "touch"):
+        # The superuser may write anywhere: say what the system would say to others.
+        monkeypatch.setattr(type(root), name, lambda *_, **__: pytest.fail("wrote"))
+    looked = Ledger(root, writable=False)
+    assert looked.finished() == ledger.finished()
+    assert [run.run_id for run in looked.runs()] == [run.run_id for run in ledger.runs()]
+    assert looked.weights(looked.get(cell.result))["weight"].tolist() == [0, 1, 2, 3]
+    assert looked.cell(cell.cell.id) == cell and looked.cells() == [cell]
+    assert looked.cells_by_key() == {cell.cell.id: cell}
+    assert len(looked.failures()) == 1 and looked.failure(run_spec("scratch"), "session") is not None
+    assert [facts["run"] for facts in looked.progress()] == ["a"]
+    assert not looked.workspace(run_spec(), create=False).exists()
+    # The progress of another process that had this process's id is not ours to take away.
+    looked.report_progress(None)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda ledger: ledger.commit(run_record(), WEIGHTS),
+        lambda ledger: ledger.fail(failure(run_spec())),
+        lambda ledger: ledger.save_cell(evidence().cell, "key"),
+        lambda ledger: ledger.report_progress({"run": "a"}),
+        lambda ledger: ledger.workspace(run_spec()),
+        lambda ledger: ledger.lock(run_spec()),
+    ],
+    ids=["commit", "fail", "save_cell", "report_progress", "workspace", "lock"],
+)
+def test_writing_to_a_ledger_that_was_opened_to_look_is_a_programming_error(ledger, root, write):
+    before = tree(root)
+    with pytest.raises(RuntimeError, match=f"{root} was opened to look only"):
+        write(Ledger(root, writable=False))
+    assert tree(root) == before
+
+
+def test_a_folder_that_is_no_ledger_is_told_and_not_made_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for folder in (tmp_path / "folder", tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match=f"^{folder} is no ledger; ") as caught:
+            Ledger(folder, writable=False)
+        assert "\n" not in str(caught.value)
+    assert list((tmp_path / "folder").iterdir()) == [] and not (tmp_path / "nowhere").exists()
+
+
+def test_looking_at_another_schema_version_is_refused(ledger, root):
+    (root / "ledger.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(ConfigError, match=f"schema version {SCHEMA_VERSION + 1}"):
+        Ledger(root, writable=False)

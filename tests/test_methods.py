@@ -18,7 +18,8 @@ from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.contract import Budget, Method, PruningTask, ScratchArm, checked_kept
 from pruneaudit.errors import MethodError
 from pruneaudit.pruning.growing import GrowingPenalty
-from pruneaudit.pruning.layers import PrunableLayer, prunable_layers, removed_filters
+from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.ratios import removed_filters
 from pruneaudit.streams import generator
 from pruneaudit.training.metering import Meter
 from pruneaudit.workloads.datasets import Part, load

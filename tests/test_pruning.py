@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruneaudit.errors import ConfigError, MethodError
-from pruneaudit.pruning.layers import prunable_layers, prunable_names, removed_filters
+from pruneaudit.pruning.layers import prunable_layers, prunable_names
+from pruneaudit.ratios import removed_filters
 from pruneaudit.pruning.removal import masked, shrink, widths_to_kept
 from pruneaudit.streams import generator
 from pruneaudit.workloads.models import build

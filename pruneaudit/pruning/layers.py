@@ -1,8 +1,7 @@
-"""Prunable layers of a network and how many filters a ratio takes from each."""
+"""Prunable layers of a network."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -40,14 +39,6 @@ class PrunableLayer:
     def channels(self) -> int:
         """Number of filters."""
         return self.weight.shape[0]
-
-
-def removed_filters(channels: int, ratio: float) -> int:
-    """Filters to remove from a layer: ``min(ceil(ratio · N), N − 1)`` (GReg and TPP's rule).
-
-    The epsilon undoes binary noise: 0.07 · 100 is 7.000000000000001 in floats but 7 on paper.
-    """
-    return min(math.ceil(ratio * channels - 1e-9), channels - 1)
 
 
 def prunable_names(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, ...] = ()) -> list[str]:

@@ -127,6 +127,7 @@ class Trainer:
                     break
                 for group in self.optimiser.param_groups:
                     group["lr"] = self.recipe.rate(epoch, step)
+                self.meter.admit(images)
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     logits = self.model(images)
                 logits = logits.float() if self.precision == "bf16" else logits
@@ -215,7 +216,7 @@ class Trainer:
         self.history = History(**facts["history"])
         self.training_seconds = facts["training_seconds"]
         # Scoring before the training was repeated by the resumed method; the snapshot already counts it.
-        vars(self.meter.consumption).update(vars(Consumption(**facts["consumption"])))
+        self.meter.restore(Consumption(**facts["consumption"]))
         device = next(self.model.parameters()).device
         self.state.update(facts["state"], **{name: tensor.to(device) for name, tensor in below("state/").items()})
         self.resumed_from = int(facts["epochs_done"])

@@ -1,12 +1,13 @@
 """Counts what a stage really consumes, whoever drives it.
 
-The meter hangs on the network (forward hooks) and on every optimiser of the process (step hooks), so a method that
-trains in a loop of its own is counted like one that asks the harness to train.
+The meter hangs on the layers of the network (forward hooks) and on every optimiser of the process (step hooks), so a
+method that trains in a loop of its own is counted like one that asks the harness to train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -25,7 +26,8 @@ class Consumption:
         training_samples: Images that passed the network with gradients on.
         scoring_samples: Images that passed it without.
         optimiser_steps: Steps of any optimiser.
-        rates: Learning rate of every step, run-length coded: ``[rate, steps]`` in order.
+        rates: Learning rate of every step, run-length coded: ``[rate, steps]`` in order; of several parameter groups
+            the highest.
         batch: Largest batch that passed with gradients on.
         settings: The optimiser's settings other than the learning rate, as seen at the steps.
     """
@@ -50,40 +52,90 @@ _SETTINGS = ("momentum", "weight_decay", "nesterov", "dampening")
 
 
 class Meter:
-    """Counts, while entered, the passes of one network and the steps of all optimisers."""
+    """Counts, while entered, the passes of one network and the steps of all optimisers.
 
-    def __init__(self, model: nn.Module, consumption: Consumption | None = None) -> None:
+    Samples are counted at every convolution and linear layer, and the busiest layer counts: a method that calls
+    ``model.forward`` or a part of the network by itself is then seen like one that calls the network. A copy of the
+    network carries these hooks and counts here, too.
+
+    Args:
+        model: The network.
+        consumption: Where to go on counting.
+        witness: Called with every batch of images that passes the network and that the harness did not hand out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        consumption: Consumption | None = None,
+        witness: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
         self.consumption = consumption if consumption is not None else Consumption()
         self._model = model
+        self._witness = witness
         self._paused = False
         self._handles: list[Any] = []
+        self._training: list[int] = []
+        self._scoring: list[int] = []
+        self._admitted: weakref.ref[torch.Tensor] | None = None
 
     def __enter__(self) -> Self:
-        # Plain closures: copying the network copies its hooks, and a copied closure still counts here.
-        def forward(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            tensors = [value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor)]
-            if self._paused or not tensors:
-                return
-            images = tensors[0].shape[0]
-            if torch.is_grad_enabled():
-                self.consumption.training_samples += images
-                self.consumption.batch = max(self.consumption.batch, images)
-            else:
-                self.consumption.scoring_samples += images
+        layers = [module for module in self._model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        self._training = [self.consumption.training_samples] * len(layers)
+        self._scoring = [self.consumption.scoring_samples] * len(layers)
 
         def step(optimiser: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
             if self._paused:
                 return
-            group = optimiser.param_groups[0]
-            self.consumption.step(float(group["lr"]))
-            kind = type(optimiser).__name__.lower()
-            self.consumption.settings = {"optimiser": kind} | {key: group[key] for key in _SETTINGS if key in group}
+            groups = optimiser.param_groups
+            rates = [float(group["lr"]) for group in groups]
+            self.consumption.step(max(rates))
+            settings: dict[str, Any] = {"optimiser": type(optimiser).__name__.lower()}
+            for key in _SETTINGS:
+                values = sorted({group[key] for group in groups if key in group})
+                if values:
+                    settings[key] = values[0] if len(values) == 1 else values
+            if len(set(rates)) > 1:
+                settings["learning_rates_of_groups"] = sorted(rate / max(rates) for rate in rates)
+            self.consumption.settings = settings
 
-        self._handles = [
-            self._model.register_forward_pre_hook(forward, with_kwargs=True),
-            register_optimizer_step_pre_hook(step),
-        ]
+        hooks = [layer.register_forward_pre_hook(self._counter(number)) for number, layer in enumerate(layers)]
+        self._handles = [*hooks, register_optimizer_step_pre_hook(step)]
         return self
+
+    def _counter(self, number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """The hook of one layer. A plain closure: copying a network copies its hooks, and a copy still counts here."""
+
+        def forward(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if self._paused or not inputs:
+                return
+            batch = inputs[0]
+            if number == 0 and self._witness is not None and not self._is_admitted(batch):
+                self._witness(batch)
+            images = len(batch)
+            consumption = self.consumption
+            if torch.is_grad_enabled():
+                self._training[number] += images
+                consumption.training_samples = max(consumption.training_samples, self._training[number])
+                consumption.batch = max(consumption.batch, images)
+            else:
+                self._scoring[number] += images
+                consumption.scoring_samples = max(consumption.scoring_samples, self._scoring[number])
+
+        return forward
+
+    def admit(self, images: torch.Tensor) -> None:
+        """Tell the meter that the harness hands out this batch of training images."""
+        self._admitted = weakref.ref(images)
+
+    def _is_admitted(self, images: torch.Tensor) -> bool:
+        return self._admitted is not None and self._admitted() is images
+
+    def restore(self, consumption: Consumption) -> None:
+        """Go on from what an earlier attempt of this stage had counted."""
+        vars(self.consumption).update(vars(consumption))
+        self._training = [consumption.training_samples] * len(self._training)
+        self._scoring = [consumption.scoring_samples] * len(self._scoring)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

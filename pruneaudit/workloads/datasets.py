@@ -37,6 +37,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> Part:
+        """The first images of the split."""
+        return Part(self.images[:count], self.labels[:count])
+
     def to(self, device: torch.device) -> Part:
         """The same split on a device."""
         return Part(self.images.to(device), self.labels.to(device))

@@ -1,0 +1,281 @@
+"""Statistics of a paired comparison over seeds: no claim that this number of seeds cannot carry.
+
+Both arms of a comparison run with the same seeds, so what counts is the difference per seed. The test on it assumes no
+distribution, the interval and the equivalence test assume normal differences. Numbers come from scipy and statsmodels,
+which load in the first call: importing this module loads neither them nor torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, FiniteFloat
+
+from pruneaudit.config import Frozen
+
+#: Rate of false findings per family of comparisons; 1 - ALPHA is the confidence of the intervals.
+ALPHA = 0.05
+#: Chance of finding a difference of the size that ``Difference.detectable`` tells.
+POWER = 0.8
+
+Word = Literal["better", "worse", "equivalent", "indeterminate"]
+
+# Up to this many seeds all 2**n sign vectors are tried.
+_EXACT = 15
+# With more seeds than _EXACT, 2**n random sign vectors are drawn, 2**_FINEST at most.
+_FINEST = 17
+# Means closer than this are ties (percentage points): above float noise, below one image in a million over 50 seeds.
+_TIE = 1e-8
+
+
+class Difference(Frozen):
+    """Left minus right over paired seeds; all differences in percentage points.
+
+    Attributes:
+        n: Paired seeds.
+        mean: Mean difference.
+        std: Standard deviation of the differences (divisor n - 1); None for one seed.
+        low: Lower end of the 95 % t interval of the mean, which assumes normal differences; None for one seed.
+        high: Upper end.
+        p: Two-sided p of the sign-flip test, see :func:`difference`.
+        smallest_p: The smallest ``p`` that so many seeds can reach, whatever the difference: 2 / 2**n.
+        p_equivalent: p of the equivalence test against ``margin``; small: smaller than the margin; None for one seed.
+        margin: Differences smaller than this do not matter.
+        detectable: Difference that a two-sided t test at level 0.05 finds with power 0.8 where the differences scatter
+            by ``std``: of this comparison alone, without correction for others, and only where ``smallest_p`` lets
+            anything be found. None for one seed.
+    """
+
+    n: int = Field(ge=1)
+    mean: FiniteFloat
+    std: FiniteFloat | None
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    p: float = Field(ge=0, le=1)
+    smallest_p: float = Field(gt=0, le=1)
+    p_equivalent: float | None = Field(ge=0, le=1)
+    margin: FiniteFloat = Field(gt=0)
+    detectable: FiniteFloat | None
+
+
+class McNemar(Frozen):
+    """Which images only one arm got right, in one pair of networks.
+
+    Attributes:
+        left_only: Images that only the left arm classified correctly.
+        right_only: Images that only the right arm classified correctly.
+        p: Two-sided p of the exact test; 1.0 where no image tells the arms apart.
+    """
+
+    left_only: int = Field(ge=0)
+    right_only: int = Field(ge=0)
+    p: float = Field(ge=0, le=1)
+
+
+def difference(left: Sequence[float], right: Sequence[float], margin: float) -> Difference:
+    """Compare two arms over paired seeds.
+
+    ``p`` is Fisher's randomisation test (The Design of Experiments, 1935): were the arms exchangeable, each difference
+    could as well have had the other sign. It is exact for any symmetric distribution up to 15 seeds, then an estimate
+    from random signs drawn with a fixed seed. A zero mean does not suffice: for differences distributed like an
+    exponential less its mean, six seeds give p <= 0.05 in 6.6 % of comparisons. ``p_equivalent`` is the larger of two
+    one-sided t tests (TOST; Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987).
+
+    Differences are rounded to 9 decimals, so that float noise makes none. Degenerate cases:
+
+    - one seed: ``p`` is 1.0; no ``std``, interval, ``p_equivalent`` or ``detectable``;
+    - no difference at any seed: ``p`` 1.0, interval (0, 0), ``p_equivalent`` 0.0, ``detectable`` 0.0;
+    - the same difference at every seed: ``p`` is ``smallest_p``, interval (mean, mean), ``p_equivalent`` 0.0 below the
+      margin, else 1.0, ``detectable`` 0.0.
+
+    Args:
+        left: Accuracies in percent, one per seed.
+        right: Accuracies of the other arm, same seeds in the same order.
+        margin: Percentage points; differences smaller than this do not matter.
+
+    Raises:
+        ValueError: Unequal lengths, no seeds, an accuracy that is not finite, or a margin that is not above 0.
+    """
+    n = len(left)
+    if n != len(right):
+        raise ValueError(f"paired arms need one accuracy per seed: left has {n}, right has {len(right)}")
+    if n == 0:
+        raise ValueError("no seeds to compare")
+    if not all(math.isfinite(value) for value in (*left, *right)):
+        raise ValueError("accuracies must be finite numbers")
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin must be above 0 percentage points, not {margin}")
+    margin = float(margin)
+    differences = [round(float(a) - float(b), 9) for a, b in zip(left, right, strict=True)]
+    smallest_p = 2.0 / 2 ** min(n, _FINEST)
+    p = float(_sign_flip(np.array(differences)))
+    mean, std, low, high, p_equivalent, detectable = differences[0], None, None, None, None, None
+    if n > 1 and len(set(differences)) == 1:
+        std, low, high, detectable = 0.0, mean, mean, 0.0
+        p_equivalent = 0.0 if abs(mean) < margin else 1.0
+    elif n > 1:
+        from statsmodels.stats.weightstats import DescrStatsW
+
+        described = DescrStatsW(np.array(differences))
+        mean, std = float(described.mean), float(described.std_ddof(1))
+        low, high = (float(end) for end in described.tconfint_mean(ALPHA))
+        p_equivalent = float(described.ttost_mean(-margin, margin)[0])
+        detectable = _detectable_stds(n) * std
+    return Difference(
+        n=n,
+        mean=mean,
+        std=std,
+        low=low,
+        high=high,
+        p=p,
+        smallest_p=smallest_p,
+        p_equivalent=p_equivalent,
+        margin=margin,
+        detectable=detectable,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p values of a family of comparisons, in their order (Holm, Scand. J. Statist. 6, 1979).
+
+    Where every adjusted p at or below ``ALPHA`` is called a finding, the chance of any false one is at most ``ALPHA``,
+    however the comparisons depend on each other.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    if not p_values:  # statsmodels 0.14 divides by their number.
+        return []
+    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+
+
+def seeds_needed(alpha: float = ALPHA, comparisons: int = 1) -> int:
+    """The fewest paired seeds whose smallest sign-flip p, 2 / 2**n, is at most ``alpha / comparisons``.
+
+    With fewer, no difference can be significant in a family of so many comparisons with as many seeds each. Above
+    3276 comparisons the random signs of :func:`difference` do not resolve so small a p: it stays above.
+
+    Raises:
+        ValueError: ``alpha`` is not in (0, 1], or there is no comparison.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be above 0 and at most 1, not {alpha}")
+    if comparisons < 1:
+        raise ValueError(f"a family has at least 1 comparison, not {comparisons}")
+    return next(n for n in itertools.count(1) if 2.0 ** (1 - n) <= alpha / comparisons)
+
+
+def mcnemar(left: np.ndarray, right: np.ndarray) -> McNemar:
+    """Compare two networks image by image, by the exact binomial form of McNemar's test (Psychometrika 12, 1947).
+
+    Its p tells whether these two trained networks differ on such images, not whether the methods differ over seeds.
+
+    Args:
+        left: Which images the left network got right, ``[N]`` bool.
+        right: The same of the right network, same images in the same order.
+
+    Raises:
+        ValueError: Not two bool vectors of one length above 0.
+    """
+    from statsmodels.stats import contingency_tables
+
+    if left.dtype != bool or right.dtype != bool or left.ndim != 1 or left.shape != right.shape or not left.size:
+        raise ValueError(
+            "correctness must be two bool vectors over the same images, "
+            f"not {left.dtype} {list(left.shape)} and {right.dtype} {list(right.shape)}"
+        )
+    left_only, right_only = int((left & ~right).sum()), int((right & ~left).sum())
+    table = [[int((left & right).sum()), left_only], [right_only, int((~left & ~right).sum())]]
+    p = float(contingency_tables.mcnemar(table, exact=True).pvalue)
+    return McNemar(left_only=left_only, right_only=right_only, p=p)
+
+
+def word(difference: Difference, p_holm: float, p_equivalent_holm: float | None) -> Word:
+    """What a comparison shows, of the left arm.
+
+    Fewer seeds than :func:`seeds_needed` are always ``indeterminate``. ``equivalent`` comes first: a difference proven
+    smaller than the margin does not matter even where it is significant.
+
+    Args:
+        difference: The comparison.
+        p_holm: Its ``p``, adjusted by :func:`holm` over the family it is reported in.
+        p_equivalent_holm: Its ``p_equivalent``, adjusted over the same family; None where there is none.
+    """
+    if difference.n < seeds_needed():
+        return "indeterminate"
+    if p_equivalent_holm is not None and p_equivalent_holm <= ALPHA:
+        return "equivalent"
+    if p_holm <= ALPHA:
+        return "better" if difference.mean > 0 else "worse"
+    return "indeterminate"
+
+
+def describe(difference: Difference, comparisons: int) -> str:
+    """A comparison in one line; p as measured, before any correction.
+
+    Args:
+        difference: The comparison.
+        comparisons: Size of the family it is reported in.
+    """
+    interval = "no interval"
+    if difference.low is not None and difference.high is not None:
+        interval = f"95 % interval [{difference.low:z.2f}, {difference.high:z.2f}]"
+    line = (
+        f"{difference.mean:+z.2f} pp, {interval}, p = {_p_text(difference.p)} "
+        f"(smallest possible {_p_text(difference.smallest_p)}), n = {difference.n}; "
+        f"differences below {difference.margin:g} pp do not matter"
+    )
+    needed = seeds_needed(comparisons=comparisons)
+    family = "" if comparisons == 1 else f" among {comparisons} comparisons"
+    if difference.n < seeds_needed():
+        return f"{line}; descriptive: better or worse{family} needs {needed} seeds"
+    if difference.n < needed:
+        return f"{line}; better or worse{family} needs {needed} seeds"
+    alone = "" if comparisons == 1 else " in a comparison alone"
+    return f"{line}; detectable{alone}: {difference.detectable:.2f} pp"
+
+
+def _sign_flip(differences: np.ndarray) -> np.ndarray:
+    """Two-sided p of the sign-flip test along the last axis."""
+    from scipy.stats import permutation_test
+
+    n = differences.shape[-1]
+    observed = differences.mean(axis=-1)
+    if n == 1:  # Both signs are as far from 0; scipy refuses one observation.
+        return np.ones_like(observed)
+
+    def mean(sample: np.ndarray, axis: int) -> np.ndarray:
+        means = sample.mean(axis=axis)
+        return np.where(np.abs(means - observed) <= _TIE, observed, means)
+
+    return permutation_test(
+        (differences,),
+        mean,
+        permutation_type="samples",
+        vectorized=True,
+        axis=-1,
+        # scipy tries all 2**n sign vectors where that many are allowed.
+        n_resamples=2**n if n <= _EXACT else 2 ** min(n, _FINEST) - 1,
+        batch=2**_EXACT,
+        random_state=np.random.default_rng(0),
+    ).pvalue
+
+
+@lru_cache
+def _detectable_stds(n: int) -> float:
+    """Mean difference that a two-sided one-sample t test finds with the chance POWER, in standard deviations."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=n, alpha=ALPHA, power=POWER, alternative="two-sided"))
+
+
+def _p_text(p: float) -> str:
+    """A p value with 4 decimals, half up (0.03125 is not below 0.0312), or in scientific form where those are few."""
+    if p < 0.001:
+        return f"{p:.1e}"
+    return str(Decimal(p).quantize(Decimal("0.0001"), ROUND_HALF_UP))

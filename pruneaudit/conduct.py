@@ -1,0 +1,263 @@
+"""Lets a method prune while it is metered and watched, and writes down how it behaved."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pruneaudit.catalog import MethodSource
+from pruneaudit.config import Recipe, Workload
+from pruneaudit.contract import Method, PruningTask, decide
+from pruneaudit.errors import AuditError, one_line
+from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.pruning.removal import masked, shrink
+from pruneaudit.records import Conduct
+from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.loop import History, Progress
+from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.training.watch import Watch
+from pruneaudit.workloads.datasets import Dataset
+
+if TYPE_CHECKING:
+    from pruneaudit.records import RunSpec
+
+#: Steps that a training method repeats to show that it is deterministic.
+REPEATED_STEPS = 2
+#: Images on which masked and shrunk network are compared.
+COMPARED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pruning job: everything but the method.
+
+    Attributes:
+        inherit: Gives a fresh copy of the parent's network, placed.
+        workload: Its facts.
+        dataset: Its data.
+        prunable: Patterns of the layers that may lose filters.
+        skip: Patterns taken out again.
+        ratio: Share of filters to remove.
+        recipe: What training in the stage does.
+        seed: The run's seed.
+        precision: Arithmetic.
+    """
+
+    inherit: Callable[[], nn.Module]
+    workload: Workload
+    dataset: Dataset
+    prunable: tuple[str, ...]
+    skip: tuple[str, ...]
+    ratio: float
+    recipe: Recipe
+    seed: int
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, spec: RunSpec, inherit: Callable[[], nn.Module], workload: Workload, dataset: Dataset) -> Job:
+        """The job of a prune run."""
+        assert spec.ratio is not None
+        return cls(
+            inherit,
+            workload,
+            dataset,
+            spec.prunable,
+            spec.skip,
+            spec.ratio,
+            spec.recipe,
+            spec.seed,
+            spec.precision,
+        )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What came out of a pruning job.
+
+    Attributes:
+        model: The dense network as the method left it.
+        kept: Filters that stay, by layer.
+        consumption: What the meter counted.
+        history: Curves of its training.
+        resumed: Epochs that an earlier, killed attempt had done.
+        conduct: How the method behaved.
+    """
+
+    model: nn.Module
+    kept: dict[str, list[int]]
+    consumption: Consumption
+    history: History
+    resumed: int
+    conduct: Conduct
+
+
+def observe(
+    source: MethodSource,
+    job: Job,
+    parent_digest: Callable[[], str],
+    off_limits: Sequence[Path] = (),
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Let a method prune under observation.
+
+    Args:
+        source: Where the method is defined.
+        job: What it prunes.
+        parent_digest: Digest of the parent's weights file as it is on disk when called.
+        off_limits: Files and folders that a method has no business with.
+        checkpoint: State of the stage, or None.
+        progress: Called after every epoch, or None.
+
+    Raises:
+        MethodError: The method raised, or its answer is none.
+    """
+    method = source.create()
+    model = job.inherit()
+    layers = _layers(model, job)
+    watch = Watch(model, _own_modules(model, layers), job.dataset, off_limits)
+    with Meter(model, witness=watch.pictures.see) as meter:
+        task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
+        with watch:
+            kept = decide(method, task)
+    conduct = Conduct(
+        channels={layer.name: layer.channels for layer in layers},
+        declared_samples=method.budget(job.workload).samples,
+        declares_rewriting=method.rewrites,
+        rewritten=tuple(sorted(watch.rewritten)),
+        touched=tuple(sorted(watch.touched)),
+        equivalence=equivalence(model, kept, job.dataset),
+        foreign_samples=watch.pictures.foreign,
+        held_out_samples=watch.pictures.compare(),
+        reached=tuple(sorted(watch.reached)),
+        replay=_replay(source, job, model, kept),
+        parent_digest_after=parent_digest(),
+    )
+    return Pruned(model, kept, meter.consumption, task.history, task.resumed_from, conduct)
+
+
+def equivalence(model: nn.Module, kept: dict[str, list[int]], dataset: Dataset) -> float:
+    """Largest difference of masked and shrunk network in float64, relative to the scale of their outputs.
+
+    Removing filters must compute what silencing them computes: what the method decided is then what is retrained.
+    """
+    device = next(model.parameters()).device
+    images = dataset.normalise(dataset.train.images[:COMPARED_IMAGES], torch.float64).to(device)
+    # Normalisation in eval mode: a batch must not matter.
+    double = _plain_copy(model).double().eval()
+    example = dataset.example(torch.float64).to(device)
+    with torch.no_grad():
+        silenced = masked(double, kept, example)(images)
+        small = shrink(double, kept, example)(images)
+    return float((silenced - small).abs().max() / silenced.abs().max().clamp_min(1e-300))
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """A copy without the hooks that a method may have left on the network."""
+    duplicate = copy.deepcopy(model)
+    for module in duplicate.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()
+    return duplicate
+
+
+def _replay(source: MethodSource, job: Job, model: nn.Module, kept: dict[str, list[int]]) -> str:
+    """Decide again, with the method's file imported anew: ``same``, or how it differs.
+
+    A one-shot method repeats everything. A training method does its first steps twice: repeating all of them would
+    double its cost.
+    """
+    steps = job.recipe.steps or 0
+    try:
+        with _no_test_name():
+            if steps:
+                small = replace(job, recipe=job.recipe.model_copy(update={"steps": min(steps, REPEATED_STEPS)}))
+                first, second = _again(source, small), _again(source, small)
+            else:
+                first, second = (kept, digest(model)), _again(source, job)
+    except AuditError as error:
+        return f"raised: {one_line(error)}"
+    if first[0] != second[0]:
+        return "other filters"
+    return "same" if first[1] == second[1] else "other weights"
+
+
+def _again(source: MethodSource, job: Job) -> tuple[dict[str, list[int]], str]:
+    """Decide in a fresh instance from a fresh module on a fresh network: the answer, and a digest of the weights."""
+    method = source.anew().create()
+    model = job.inherit()
+    few = job.dataset.train.first(COMPARED_IMAGES)
+    # The loop evaluates after every epoch; nothing is read from it here.
+    dataset = replace(job.dataset, validation=few, test=few)
+    layers = _layers(model, job)
+    with Meter(model) as meter:
+        task = _task(method, model, layers, replace(job, dataset=dataset), meter, most=job.recipe.steps)
+        return decide(method, task), digest(model)
+
+
+@contextmanager
+def _no_test_name() -> Iterator[None]:
+    """Hide the name of the running test: a method that reads it would act by the cell that it is in."""
+    name = os.environ.pop("PYTEST_CURRENT_TEST", None)
+    try:
+        yield
+    finally:
+        if name is not None:
+            os.environ["PYTEST_CURRENT_TEST"] = name
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over names and values of all tensors of a network."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _task(
+    method: Method,
+    model: nn.Module,
+    layers: list[PrunableLayer],
+    job: Job,
+    meter: Meter,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    most: int | None = None,
+) -> PruningTask:
+    return PruningTask(
+        model,
+        layers,
+        job.workload,
+        job.ratio,
+        job.recipe,
+        job.dataset,
+        job.seed,
+        meter,
+        method.name,
+        job.precision,
+        checkpoint,
+        progress,
+        watch,
+        most,
+    )
+
+
+def _layers(model: nn.Module, job: Job) -> list[PrunableLayer]:
+    return prunable_layers(model, job.dataset.example(), job.prunable, job.skip)
+
+
+def _own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:
+    """Names of the prunable layers and of the normalisations behind them."""
+    own = {id(module) for layer in layers for module in (layer.module, layer.norm) if module is not None}
+    return [name for name, module in model.named_modules() if id(module) in own]

@@ -1,0 +1,208 @@
+"""Watches a method that holds the network: what it changes outside metered training, and what else it reaches.
+
+Nothing here prevents anything: a method is Python in this process. It is measured, and the audit says what was seen.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from pruneaudit.workloads.datasets import Dataset, Part
+
+#: Correlation from which two images are the same picture: brightness and contrast do not count.
+SAME_PICTURE = 0.995
+#: Foreign pictures that are compared with every held-out one at every shift; all others only as they are.
+COMPARED_PICTURES = 8
+
+
+class Watch:
+    """Watches one network while entered.
+
+    Args:
+        model: The network.
+        own: Names of the modules that the method may change: the layers it prunes and their normalisation.
+        dataset: Data of the run.
+        off_limits: Files and folders that a method has no business with: the ledger, reports, datasets.
+    """
+
+    def __init__(self, model: nn.Module, own: Sequence[str], dataset: Dataset, off_limits: Sequence[Path] = ()) -> None:
+        self.rewritten: set[str] = set()
+        self.touched: set[str] = set()
+        self.reached: set[str] = set()
+        self.pictures = Pictures(dataset)
+        self._model = model
+        self._own = tuple(own)
+        self._off_limits = [str(path.resolve()) for path in off_limits]
+        self._known = _copy(model)
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> Self:
+        _listen()
+        _watching.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _watching.remove(self)
+        self._compare()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Within, changes of weights are metered training."""
+        self._compare()
+        try:
+            yield
+        finally:
+            self._known = _copy(self._model)
+
+    def _compare(self) -> None:
+        """Note every tensor that is not what it was after the last metered training."""
+        now = self._model.state_dict()
+        for name in {*self._known, *now}:
+            before, after = self._known.get(name), now.get(name)
+            if before is None or after is None or before.shape != after.shape or not torch.equal(before, after):
+                own = name.rpartition(".")[0] in self._own
+                (self.rewritten if own else self.touched).add(name)
+
+    def opened(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Note what this process opens, if it is off limits."""
+        if threading.get_ident() != self._thread:
+            return
+        first = arguments[0] if arguments else None
+        if event in ("open", "os.listdir", "os.scandir"):
+            # A file descriptor instead of a name: whoever opened it was seen then.
+            if isinstance(first, str | bytes | Path):
+                path = str(Path(first.decode() if isinstance(first, bytes) else first).absolute())
+                if any(path == place or path.startswith(f"{place}/") for place in self._off_limits):
+                    self.reached.add(f"file {path}")
+        elif event == "socket.connect":
+            self.reached.add(f"host {arguments[1]}")
+        elif event in ("subprocess.Popen", "os.system"):
+            self.reached.add(f"program {first!s}")
+
+
+class Pictures:
+    """Tells whether images that passed a network are held-out ones.
+
+    Attributes:
+        foreign: Images that the harness did not hand out.
+        held_out: Those of them that are validation or test images.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.foreign = 0
+        self.held_out = 0
+        self._dataset = dataset
+        self._keys: frozenset[bytes] | None = None
+        self._sample: list[torch.Tensor] = []
+
+    def see(self, images: torch.Tensor) -> None:
+        """Count a batch that the harness did not hand out, ``[N, C, H, W]``; other shapes are no images."""
+        data = self._dataset
+        if tuple(images.shape[1:]) != (data.channels, data.height, data.height):
+            return
+        if self._keys is None:
+            train = _keys(data.normalise(data.train.images))
+            self._keys = frozenset(
+                key for part in (data.validation, data.test) for key in _keys(data.normalise(part.images))
+            ).difference(train)
+        self.foreign += len(images)
+        unknown = []
+        for image, key in zip(images.detach(), _keys(images), strict=True):
+            if key in self._keys:
+                self.held_out += 1
+            else:
+                unknown.append(image)
+        room = COMPARED_PICTURES - len(self._sample)
+        self._sample += [image.cpu().float() for image in unknown[:room]]
+
+    def compare(self) -> int:
+        """Held-out images among all, those in disguise (shifted, mirrored, scaled) included as far as sampled."""
+        data = self._dataset
+        found = 0
+        for image in self._sample:
+            views = _standard(_views(image, data.config.pad, data.config.flip))
+            if not len(views):
+                continue
+            held_out = max(_closest(views, part) for part in (data.validation, data.test))
+            # A changed training image may resemble a held-out one; it resembles itself more.
+            if held_out >= SAME_PICTURE and held_out > _closest(views, data.train):
+                found += 1
+        return self.held_out + found
+
+
+def _copy(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _keys(images: torch.Tensor) -> list[bytes]:
+    """A key for each image: its pixels to a 64th of a standard deviation."""
+    rounded = (images.detach().double() * 64).round().to(torch.int16).cpu().contiguous().numpy()
+    return [image.tobytes() for image in rounded]
+
+
+def _views(image: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:
+    """An image ``[C, H, W]`` at every shift and mirrored, as augmentation may have changed it: ``[V, C, H, W]``."""
+    padded = nn.functional.pad(image, (pad, pad, pad, pad))
+    side = image.shape[-1]
+    shifted = [
+        padded[:, row : row + side, column : column + side]
+        for row in range(2 * pad + 1)
+        for column in range(2 * pad + 1)
+    ]
+    return torch.stack([*shifted, *(view.flip(-1) for view in shifted)] if flip else shifted)
+
+
+def _standard(images: torch.Tensor) -> torch.Tensor:
+    """Images as vectors of length 1, each channel freed of brightness and contrast, ``[N, C·H·W]``.
+
+    Flat images, which resemble everything, are left out.
+    """
+    channels = images.flatten(2).float()
+    channels = channels - channels.mean(dim=2, keepdim=True)
+    flat = nn.functional.normalize(channels, dim=2, eps=1e-6).flatten(1)
+    length = flat.norm(dim=1)
+    return flat[length > 1e-3] / length[length > 1e-3, None]
+
+
+def _closest(views: torch.Tensor, part: Part) -> float:
+    """Largest correlation of any view with any image of a split."""
+    best = -1.0
+    for start in range(0, len(part), 4096):
+        images = part.images[start : start + 4096].cpu().permute(0, 3, 1, 2)
+        known = _standard(images)
+        if len(known):
+            best = max(best, float((views @ known.T).max()))
+    return best
+
+
+# Python offers audit hooks for a whole process only, and for good: one hook, which asks who is watching.
+_watching: list[Watch] = []
+_listening = False
+
+
+def _listen() -> None:
+    global _listening
+    if _listening:
+        return
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if _watching and event in _EVENTS:
+            for watch in tuple(_watching):
+                watch.opened(event, arguments)
+
+    sys.addaudithook(heard)
+    _listening = True
+
+
+_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "socket.connect", "subprocess.Popen", "os.system"})

@@ -261,9 +261,12 @@ class Planner:
         usual = self.workload.retrain
         if self.protocol.retraining == "tuned":
             return [usual.model_copy(update={"lr": schedule}) for schedule in self.workload.tune.schedules]
-        if self.protocol.retraining == "own" and self.method.published is not None:
-            return [own_recipe(self.method.published, self.workload, self.catalog)]
-        return [usual]
+        published = None
+        if self.protocol.retraining == "own":
+            published = self.method.published
+        elif self.protocol.retraining == "method":
+            published = self.catalog.method(self.protocol.recipe_of).create().published
+        return [usual if published is None else own_recipe(published, self.workload, self.catalog)]
 
     def _scratch(self, arm: ScratchArm) -> RunSpec:
         speedup = shapes.speedup(self.workload, self.cell.ratio)
@@ -271,6 +274,9 @@ class Planner:
         if arm.follows_protocol and self.protocol.scratch != "recipe":
             factor = speedup if self.protocol.scratch == "equal-macs" else 1.0
             recipe = recipe.for_epochs(scratch_epochs(self.workload, factor))
+            # Appendix A, rule 1: scratch and pruned arms end at the same learning rate.
+            last = self.workload.retrain.schedule.points[-1][1]
+            recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
         widths = shapes.widths_at(self.workload, self.cell.ratio)
         return self._run("scratch", recipe, ratio=self.cell.ratio, widths=widths)
 

@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneaudit.config import Protocol, Workload, load_protocol, load_workload
+from pruneaudit.config import Protocol, Study, Workload, load_protocol, load_study, load_workload
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: What a run uses unless told otherwise: the controls, one trained method and the scratch arms.
 CORE_METHODS = ("l1", "random", "tpp", "scratch", "scratch-e", "scratch-b")
+#: ``xv-METHOD``: every arm retrains by the published recipe of METHOD (Wang et al. 2023, sec. 6).
+CROSS_PREFIX = "xv-"
 ENTRY_POINT_GROUP = "pruneaudit.methods"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -192,6 +194,19 @@ class Catalog:
             found[source.name] = source
         return dict(sorted(found.items()))
 
+    @cached_property
+    def studies(self) -> dict[str, Path]:
+        """Files of the studies by name."""
+        return {path.stem: path for path in self._toml("protocols/studies")}
+
+    def study(self, choice: str) -> Study:
+        """The study called so, or in the file called so."""
+        if choice.endswith(".toml"):
+            return load_study(Path(choice))
+        if choice not in self.studies:
+            raise unknown("study", choice, self.studies)
+        return load_study(self.studies[choice])
+
     @property
     def extra_names(self) -> tuple[str, ...]:
         """Names of the methods that ``--audit-method`` brought."""
@@ -205,9 +220,28 @@ class Catalog:
 
     def protocol(self, name: str) -> Protocol:
         """The protocol called ``name``, or an error that names the nearest one."""
+        if name.startswith(CROSS_PREFIX):
+            return self._cross_protocol(self.method(name.removeprefix(CROSS_PREFIX)).name)
         if name not in self.protocols:
             raise unknown("protocol", name, self.protocols)
         return self.protocols[name]
+
+    def _cross_protocol(self, method: str) -> Protocol:
+        """S3.2 with a method's published recipe for every arm (the workload's where it has none, as in S2)."""
+        return self.protocols["s3.2"].model_copy(
+            update={
+                "name": f"{CROSS_PREFIX}{method}",
+                "title": f"S3.2 with the published recipe of {method} for every arm",
+                "source": "Wang et al. 2023 (arXiv 2301.05219), sec. 6",
+                "retraining": "method",
+                "recipe_of": method,
+            }
+        )
+
+    @property
+    def strictness(self) -> tuple[str, ...]:
+        """Protocols that compare pruning arms, from loosest to strictest."""
+        return tuple(name for name, protocol in self.protocols.items() if protocol.compare == "pruning")
 
     def workload(self, name: str) -> Workload:
         """The workload called ``name``, or an error that names the nearest one."""

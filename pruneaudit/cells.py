@@ -11,6 +11,11 @@ from pruneaudit.config import Protocol, Workload
 
 #: Methods that train the pruned shape from random weights; known by name so that selecting cells imports no method.
 SCRATCH_PREFIX = "scratch"
+#: The controls, by name for the same reason: the dense network with the same retraining, and what every method must be
+#: compared with (Blalock et al. 2020, appendix B).
+UNPRUNED = "unpruned"
+RANDOM = "random"
+MAGNITUDE = "l1"
 
 
 def ratio_text(ratio: float) -> str:
@@ -40,6 +45,31 @@ class Cell:
 
 
 @dataclass(frozen=True, order=True)
+class Arm:
+    """One method under one protocol at one ratio, over seeds."""
+
+    workload: str
+    protocol: str
+    method: str
+    ratio: float
+    seeds: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        """Readable id, such as ``resnet56-digits-l1-s3.2-r0.5``."""
+        return f"{self.workload}-{self.method}-{self.protocol}-{ratio_text(self.ratio)}"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Its method."""
+        return (self.method,)
+
+    def cells(self) -> list[Cell]:
+        """Its cells, by seed."""
+        return [Cell(self.workload, self.protocol, self.method, self.ratio, seed) for seed in self.seeds]
+
+
+@dataclass(frozen=True, order=True)
 class Comparison:
     """Two arms under one protocol at one ratio, over paired seeds."""
 
@@ -55,9 +85,20 @@ class Comparison:
         """Readable id, such as ``resnet56-digits-l1-vs-tpp-s3.2-r0.5``."""
         return f"{self.workload}-{self.left}-vs-{self.right}-{self.protocol}-{ratio_text(self.ratio)}"
 
-    def cells(self, method: str) -> list[Cell]:
-        """The cells of one of its arms, by seed."""
-        return [Cell(self.workload, self.protocol, method, self.ratio, seed) for seed in self.seeds]
+    @property
+    def methods(self) -> tuple[str, str]:
+        """Its two methods."""
+        return (self.left, self.right)
+
+    @property
+    def arms(self) -> tuple[Arm, Arm]:
+        """Its two arms."""
+        left, right = (Arm(self.workload, self.protocol, name, self.ratio, self.seeds) for name in self.methods)
+        return left, right
+
+    def cells(self) -> list[Cell]:
+        """The cells of both arms."""
+        return [cell for arm in self.arms for cell in arm.cells()]
 
 
 @dataclass(frozen=True)
@@ -69,12 +110,21 @@ class Selection:
         methods: Chosen methods.
         protocols: Chosen protocols.
         seeds: Number of seeds, or None for each workload's own list.
+        workloads: Chosen workloads; empty: all.
+        against: Rivals: only comparisons of other methods with these are judged. Empty: all pairs.
     """
 
     catalog: Catalog
     methods: tuple[str, ...]
     protocols: tuple[str, ...]
     seeds: int | None = None
+    workloads: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+
+    def chosen(self) -> list[Workload]:
+        """The workloads."""
+        names = self.workloads or tuple(self.catalog.workloads)
+        return [self.catalog.workload(name) for name in names]
 
     def seeds_of(self, workload: Workload) -> tuple[int, ...]:
         """Seeds of a workload: its own list, or the first N natural numbers."""
@@ -88,7 +138,7 @@ class Selection:
         """
         return [
             Cell(workload.name, protocol, method, ratio, seed)
-            for workload in self.catalog.workloads.values()
+            for workload in self.chosen()
             for scratch_first in (True, False)
             for ratio in sorted(workload.ratios, reverse=True)
             for protocol in reversed(self.protocols)
@@ -101,20 +151,33 @@ class Selection:
         """All pairs that the protocols judge."""
         return [
             Comparison(workload.name, protocol.name, left, right, ratio, self.seeds_of(workload))
-            for workload in self.catalog.workloads.values()
+            for workload in self.chosen()
             for protocol in map(self.catalog.protocol, self.protocols)
             for ratio in workload.ratios
-            for left, right in pairs(protocol, self.methods)
+            for left, right in pairs(protocol, self.methods, self.against)
+        ]
+
+    def arms(self) -> list[Arm]:
+        """All arms."""
+        return [
+            Arm(workload.name, protocol, method, ratio, self.seeds_of(workload))
+            for workload in self.chosen()
+            for protocol in self.protocols
+            for ratio in workload.ratios
+            for method in self.methods
         ]
 
 
-def pairs(protocol: Protocol, methods: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of arms that a protocol judges.
+def pairs(protocol: Protocol, methods: Iterable[str], against: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """Pairs of arms that a protocol judges; with rivals, each other method (first) with each rival (second).
 
     Between pruning methods: all pairs. Against scratch: each pruning method with the arm whose budget the protocol
     sets; scratch-e and scratch-b keep Liu et al.'s budgets and stand beside them as references.
     """
-    pruning = [method for method in methods if not is_scratch(method) and method != "unpruned"]
+    pruning = [method for method in methods if not is_scratch(method) and method != UNPRUNED]
+    if against:
+        rivals = [name for name in against if name in ([SCRATCH_PREFIX] if protocol.compare == "scratch" else pruning)]
+        return [(name, rival) for name in pruning if name not in against for rival in rivals]
     if protocol.compare == "pruning":
         return list(combinations(pruning, 2))
     return [(method, SCRATCH_PREFIX) for method in pruning if SCRATCH_PREFIX in methods]

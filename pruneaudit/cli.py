@@ -96,7 +96,7 @@ def rules(
     as_json: Json = False,
 ) -> None:
     """List the fairness rules, or explain one."""
-    from pruneaudit.audit.catalogue import get_rule
+    from pruneaudit.audit.catalogue import get_rule, required
     from pruneaudit.audit.catalogue import rules as all_rules
     from pruneaudit.catalog import Catalog
 
@@ -107,11 +107,17 @@ def rules(
             "claim": rule.claim,
             "source": rule.source,
             "measures": rule.explanation,
-            "required_by": [name for name, protocol in Catalog().protocols.items() if rule.id in protocol.requires],
+            "example": rule.example,
+            "looks_at": rule.scope if rule.scope != "arm" else f"arm ({rule.on})",
+            "required_by": [name for name, protocol in Catalog().protocols.items() if rule.id in required(protocol)],
         }
         for rule in known
     ]
-    _show(rows, ["id", "claim", "source", "required_by", *(["measures"] if rule_id else [])], as_json)
+    _show(
+        rows,
+        ["id", "claim", "source", "required_by", *(["looks_at", "measures", "example"] if rule_id else [])],
+        as_json,
+    )
 
 
 @app.command()
@@ -139,6 +145,7 @@ def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
 def report(
     ledger: LedgerPath = _LEDGER,
     to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
+    study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
     from pruneaudit.catalog import Catalog
@@ -147,7 +154,8 @@ def report(
     from pruneaudit.report.terminal import summary
     from pruneaudit.report.writer import write
 
-    results = gather_ledger(Catalog(), _existing_ledger(ledger))
+    catalog = Catalog()
+    results = gather_ledger(catalog, _existing_ledger(ledger), catalog.study(study) if study else None)
     if not results.cells:
         raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
     for line in summary(results):
@@ -223,6 +231,49 @@ def new_method(
     typer.echo(f"next: {shlex.join(['pytest', str(test)])}")
     command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-method", str(method)]
     typer.echo(f'then: {shlex.join(command)} -k "resnet20-digits and {identity}"')
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def crossvalidate(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="A", help="A method, or its file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+) -> None:
+    """Run A and B under each other's published retraining recipe: the four arms that rule F701 judges.
+
+    Takes every option of pytest and of the suite, such as -k and -n. Add --audit-protocols to run other setups as well.
+    """
+    import pytest
+
+    from pruneaudit.catalog import CROSS_PREFIX, Catalog, content_root, method_id
+
+    specs = [name for name in (first, second) if name.endswith(".py") or ":" in name]
+    known = Catalog(extra_methods=tuple(specs))
+    names = [known.method(_method_name(name, method_id)).name for name in (first, second)]
+    if names[0] == names[1]:
+        raise ConfigError(f"crossvalidate needs two methods, not '{names[0]}' twice")
+    protocols = [f"{CROSS_PREFIX}{name}" for name in names]
+    rest = list(context.args)
+    if "--audit-protocols" in rest:
+        place = rest.index("--audit-protocols")
+        protocols += rest[place + 1].split(",") if place + 1 < len(rest) else []
+        del rest[place : place + 2]
+    arguments = ["--audit-methods", ",".join(name for name in names if name not in known.extra_names) or names[0]]
+    for spec in specs:
+        arguments += ["--audit-method", spec]
+    if len(specs) == len(names):
+        # Both come from files: no built-in method beside them.
+        arguments[1] = names[0]
+    raise typer.Exit(
+        pytest.main([str(content_root() / "suite"), *arguments, "--audit-protocols", ",".join(protocols), *rest])
+    )
+
+
+def _method_name(spec: str, method_id: Any) -> str:
+    """Id of a method given by name, file or ``package.module:Class``."""
+    if spec.endswith(".py"):
+        return str(method_id(Path(spec).stem))
+    return str(method_id(spec.partition(":")[2])) if ":" in spec else spec
 
 
 def _existing_ledger(path: Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +104,7 @@ def observe(
     source: MethodSource,
     job: Job,
     parent_digest: Callable[[], str],
-    off_limits: Sequence[Path] = (),
+    off_limits: Mapping[str, Sequence[Path]] | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
@@ -114,7 +114,7 @@ def observe(
         source: Where the method is defined.
         job: What it prunes.
         parent_digest: Digest of the parent's weights file as it is on disk when called.
-        off_limits: Files and folders that a method has no business with.
+        off_limits: Folders that a method has no business with, by what they hold.
         checkpoint: State of the stage, or None.
         progress: Called after every epoch, or None.
 

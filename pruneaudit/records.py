@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from pruneaudit.cells import Cell, ratio_text
@@ -27,6 +29,16 @@ def total(values: Iterable[Number | None]) -> Number | None:
     listed = list(values)
     known = [value for value in listed if value is not None]
     return sum(known) if len(known) == len(listed) else None
+
+
+def pack(correct: np.ndarray) -> str:
+    """Per-image correctness ``[N]`` bool as base64 of packed bits, for a record."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+
+
+def unpack(text: str, images: int) -> np.ndarray:
+    """Per-image correctness ``[images]`` bool from its packed form."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8))[:images].astype(bool)
 
 
 class RunSpec(Frozen):

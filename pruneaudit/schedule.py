@@ -79,6 +79,22 @@ class Schedule:
                 moved[position] = rate
         return Schedule("step", tuple(sorted(moved.items())))
 
+    def ending_at(self, rate: float, length: int) -> Schedule:
+        """The same schedule with ``rate`` as its last learning rate.
+
+        Stages below the rate are left out. Where the schedule ends above it, the second half of its last stage goes on
+        at the rate: halving keeps Wang et al. 2023, appendix A, rule 2 (N/2 at the first rate, N/4 at the second, …).
+        A last stage that is too short to halve stays as it is.
+        """
+        if self.kind == "cosine":
+            return Schedule("cosine", (self.points[0], (1, rate)))
+        points = tuple(point for number, point in enumerate(self.points) if not number or point[1] >= rate)
+        start, last = points[-1]
+        middle = start + (length - start + 1) // 2
+        if last > rate and start < middle < length:
+            points = (*points, (middle, rate))
+        return Schedule("step", points)
+
     @property
     def first_stage(self) -> int | None:
         """Length of the first learning-rate stage, or None where there is only one (or a cosine)."""

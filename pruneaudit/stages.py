@@ -23,11 +23,11 @@ from pruneaudit.conduct import Job, observe
 from pruneaudit.config import Workload
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.ledger import Ledger
-from pruneaudit.measure.accuracy import evaluate, pack
+from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.measure.cost import TRAINING_PASSES, parameters
 from pruneaudit.measure.trainability import jacobian
 from pruneaudit.pruning.removal import shrink
-from pruneaudit.records import Conduct, RunRecord, RunSpec
+from pruneaudit.records import Conduct, RunRecord, RunSpec, pack
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress, Trainer
@@ -191,13 +191,16 @@ class Stages:
             resumed=pruned.resumed,
         )
 
-    def _off_limits(self) -> list[Path]:
-        """What a method has no business with: other runs, reports, and datasets on disk."""
+    def _off_limits(self) -> dict[str, list[Path]]:
+        """What a method has no business with: datasets on disk, other runs, reports."""
         import sklearn
 
-        places = [self.ledger.root / name for name in ("runs", "cells", "failures")]
-        places += [path for path in (self.runtime.data_root, self.runtime.reports) if path is not None]
-        return [*places, Path(sklearn.__file__).parent / "datasets" / "data"]
+        root, reports = self.runtime.data_root, self.runtime.reports
+        return {
+            "data": [Path(sklearn.__file__).parent / "datasets" / "data", *([root] if root else [])],
+            "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
+            "reports": [reports] if reports else [],
+        }
 
     def _train(
         self, model: nn.Module, spec: RunSpec, dataset: Dataset, stream: str, progress: Progress | None

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from pruneaudit.config import DataConfig
-from pruneaudit.measure.accuracy import evaluate, pack, unpack
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.records import pack, unpack
 from pruneaudit.workloads.datasets import Dataset, Part
 
 torch.set_num_threads(1)

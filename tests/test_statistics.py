@@ -27,7 +27,7 @@ from pruneaudit.audit.statistics import (
     seeds_needed,
     word,
 )
-from pruneaudit.measure.accuracy import pack, unpack
+from pruneaudit.records import pack, unpack
 
 FLIPPED = {"better": "worse", "worse": "better", "equivalent": "equivalent", "indeterminate": "indeterminate"}
 #: Splits whose accuracies are short decimals, endless decimals and short binary fractions.

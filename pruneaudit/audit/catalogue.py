@@ -1,72 +1,131 @@
 """Rules by id, and how a rule is written.
 
-A rule compares two arms at one seed. It is a pure function of measured records, registered with a stable id, a one-line
-claim and a citation::
+A rule is a pure function of measured records, registered with a stable id, a one-line claim and a citation. Its
+docstring says what is measured and gives an example of what passes and what does not. Three kinds::
+
+    @arm_rule("F501", "Declared budget equals measured", "DESIGN of the meter", on="pruning")
+    def spends_what_it_declares(arm: Evidence) -> Outcome: ...            # one arm at one seed
 
     @rule("F311", "Same retraining epochs", "Wang et al. 2023, Table 2, S3.1")
-    def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
-        ...
+    def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome: ...   # two arms at one seed
+
+    @series_rule("F603", "Enough paired seeds", "Bouthillier et al. 2021")
+    def enough_seeds(case: Case) -> Outcome: ...                          # two arms over all seeds, and their table
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
-from pruneaudit.audit.evidence import Evidence
-from pruneaudit.errors import unknown
+from pruneaudit.audit.evidence import Case, Evidence
+from pruneaudit.cells import UNPRUNED, is_scratch
+from pruneaudit.config import Protocol
+from pruneaudit.errors import ConfigError, nearest, unknown
 
 Verdict = Literal["pass", "fail", "not measured", "incomplete"]
 Value = str | int | float | None
+Scope = Literal["arm", "pair", "series"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rule sees at one seed.
+    """What a rule sees.
 
     Attributes:
         verdict: ``pass``, ``fail``, or ``not measured`` where a record lacks what the rule reads.
-        left: Measured value of the first arm.
+        left: Measured value of the first (or only) arm.
         right: Measured value of the second arm.
         note: Why, where the values do not say it alone.
     """
 
     verdict: Verdict
     left: Value
-    right: Value
+    right: Value = None
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A registered rule."""
+    """A registered rule.
+
+    Attributes:
+        id: Stable id.
+        claim: What holds where it passes, in one line.
+        source: Who asks for it.
+        scope: What it looks at: one ``arm`` or a ``pair`` at one seed, or a ``series`` of pairs over all seeds.
+        check: The function.
+        on: Arms that an arm rule applies to: ``all``, ``pruning``, ``scratch``, or a pattern of method names.
+        whole_table: True where it reads other cells than the comparison's own: judged when a session ends, so that no
+            protocol can require it of a single test.
+    """
 
     id: str
     claim: str
     source: str
-    check: Callable[[Evidence, Evidence], Outcome]
+    scope: Scope
+    check: Callable[..., Outcome]
+    on: str = "all"
+    whole_table: bool = False
 
     @property
     def explanation(self) -> str:
-        """The docstring of its check, on one line."""
-        return " ".join((self.check.__doc__ or "").split())
+        """What is measured, on one line."""
+        return " ".join((self.check.__doc__ or "").partition("Example:")[0].split())
+
+    @property
+    def example(self) -> str:
+        """What passes and what does not, on one line."""
+        return " ".join((self.check.__doc__ or "").partition("Example:")[2].split())
+
+    def applies(self, method: str) -> bool:
+        """Whether an arm rule looks at a method's arms."""
+        if self.on == "all":
+            return True
+        if self.on in ("pruning", "scratch"):
+            return is_scratch(method) == (self.on == "scratch") and method != UNPRUNED
+        return fnmatchcase(method, self.on)
 
 
 _RULES: dict[str, Rule] = {}
 
 
 def rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evidence, Evidence], Outcome]], Rule]:
-    """Register a check as a rule.
+    """Register a check of two arms at one seed.
 
     Raises:
         ValueError: The id is taken.
     """
+    return _register(rule_id, claim, source, "pair")
 
-    def register(check: Callable[[Evidence, Evidence], Outcome]) -> Rule:
+
+def arm_rule(rule_id: str, claim: str, source: str, on: str = "all") -> Callable[[Callable[[Evidence], Outcome]], Rule]:
+    """Register a check of one arm at one seed.
+
+    Raises:
+        ValueError: The id is taken.
+    """
+    return _register(rule_id, claim, source, "arm", on=on)
+
+
+def series_rule(
+    rule_id: str, claim: str, source: str, whole_table: bool = False
+) -> Callable[[Callable[[Case], Outcome]], Rule]:
+    """Register a check of two arms over all seeds.
+
+    Raises:
+        ValueError: The id is taken.
+    """
+    return _register(rule_id, claim, source, "series", whole_table=whole_table)
+
+
+def _register(rule_id: str, claim: str, source: str, scope: Scope, **more: Any) -> Any:
+    def register(check: Callable[..., Outcome]) -> Rule:
         if rule_id in _RULES:
             raise ValueError(f"rule {rule_id} is registered twice")
-        _RULES[rule_id] = Rule(rule_id, claim, source, check)
+        _RULES[rule_id] = Rule(rule_id, claim, source, scope, check, **more)
         return _RULES[rule_id]
 
     return register
@@ -85,6 +144,35 @@ def get_rule(rule_id: str) -> Rule:
     if rule_id not in known:
         raise unknown("rule", rule_id, known)
     return known[rule_id]
+
+
+def select(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Ids for a list of ids and prefixes: ``F5`` means every rule whose id starts so.
+
+    Raises:
+        ConfigError: An entry selects no rule.
+    """
+    known = rules()
+    found: dict[str, None] = {}
+    for entry in wanted:
+        chosen = [rule_id for rule_id in known if rule_id == entry or (len(entry) < 4 and rule_id.startswith(entry))]
+        if not chosen:
+            raise ConfigError(f"unknown rule '{entry}'.{nearest(entry, known)} Known: {', '.join(known)}.")
+        found.update(dict.fromkeys(chosen))
+    return tuple(sorted(found))
+
+
+def required(protocol: Protocol) -> tuple[str, ...]:
+    """Ids of the rules that must hold under a protocol.
+
+    Raises:
+        ConfigError: It requires a rule that there is not, or one that only a whole table can answer.
+    """
+    chosen = select(protocol.requires)
+    for rule_id in chosen:
+        if rules()[rule_id].whole_table:
+            raise ConfigError(f"rule {rule_id} looks at a whole table; a protocol cannot require it of one comparison")
+    return chosen
 
 
 def equal(left: Value, right: Value, note: str = "") -> Outcome:

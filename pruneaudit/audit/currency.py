@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Cell
+from pruneaudit.config import Protocol, Workload
+from pruneaudit.errors import ConfigError
 from pruneaudit.ledger import Ledger
 from pruneaudit.records import NUMERICS_VERSION, CellRecord
 from pruneaudit.settings import Settings
@@ -29,14 +31,17 @@ def method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecor
 
 def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]) -> str:
     """Why a cell no longer counts, or nothing."""
-    for kind, name, version, known in (
-        ("workload", record.workload, record.workload_version, catalog.workloads),
-        ("protocol", record.protocol, record.protocol_version, catalog.protocols),
-    ):
-        if name not in known:
+    find: tuple[tuple[str, str, int, Callable[[str], Workload | Protocol]], ...] = (
+        ("workload", record.workload, record.workload_version, catalog.workload),
+        ("protocol", record.protocol, record.protocol_version, catalog.protocol),
+    )
+    for kind, name, version, known in find:
+        try:
+            current = known(name).version
+        except ConfigError:
             return f"{kind} {name} is gone"
-        if known[name].version != version:
-            return f"measured under {kind} version {version}, now {known[name].version}; run it again"
+        if current != version:
+            return f"measured under {kind} version {version}, now {current}; run it again"
     if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
         return "measured by another version of the training code; run it again"
     digest = digests.get(record.method)

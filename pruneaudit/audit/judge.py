@@ -1,30 +1,27 @@
-"""From records to findings: one comparison × one rule, over paired seeds."""
+"""From records to findings: one arm or comparison × one rule, over paired seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pruneaudit.audit.catalogue import Outcome, Value, Verdict, get_rule
-from pruneaudit.audit.evidence import Evidence
-from pruneaudit.cells import Cell, Comparison
+from pruneaudit.audit.evidence import Case
 from pruneaudit.config import Frozen
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord
 
-# Worst first: the verdict of a comparison is the worst of its seeds.
+# Worst first: the verdict over seeds is the worst of them.
 _ORDER: tuple[Verdict, ...] = ("fail", "incomplete", "not measured", "pass")
 
 
 class Finding(Frozen):
-    """What a rule reports of a comparison.
+    """What a rule reports of an arm or a comparison.
 
     Attributes:
         rule: Id of the rule.
         verdict: ``pass``, ``fail``, ``not measured`` or ``incomplete``.
-        workload: And the three fields below it: what was compared.
-        arms: The two methods.
+        required: Whether the protocol requires the rule; where not, a failure means "not controlled".
+        waived: Reason why a failure does not count, or nothing. It is recorded and printed.
+        workload: And the three fields below it: what was judged.
+        arms: The method, or the two methods.
         seeds: Paired seeds.
-        seed: The seed whose values are shown: the first with the worst verdict.
+        seed: The seed whose values are shown: the first with the worst verdict; None where all seeds were seen at once.
         measured: Measured value by method.
         labels: Settings that are not the default.
         runs: Ids of the runs that the values come from.
@@ -33,72 +30,70 @@ class Finding(Frozen):
 
     rule: str
     verdict: Verdict
+    required: bool = True
+    waived: str = ""
     workload: str
     protocol: str
     ratio: float
-    arms: tuple[str, str]
+    arms: tuple[str, ...]
     seeds: tuple[int, ...]
-    seed: int
+    seed: int | None
     measured: dict[str, Value]
     runs: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     note: str = ""
 
     @property
+    def holds(self) -> bool:
+        """Whether it stands in no comparison's way."""
+        return self.verdict == "pass" or not self.required or bool(self.waived)
+
+    @property
     def line(self) -> str:
         """The finding in one line."""
-        left, right = self.arms
-        claim = get_rule(self.rule).claim
-        values = f"{left}: {self.measured.get(left)}; {right}: {self.measured.get(right)}"
-        note = f" ({self.note})" if self.note else ""
-        return f"{self.rule} {claim}: {self.verdict}, seed {self.seed}: {values}{note}"
+        values = "; ".join(f"{arm}: {self.measured.get(arm)}" for arm in self.arms)
+        notes = [self.note, f"waived: {self.waived}" if self.waived else ""]
+        note = f" ({'; '.join(text for text in notes if text)})" if any(notes) else ""
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f"{self.rule} {get_rule(self.rule).claim}: {self.verdict}{seed}: {values}{note}"
 
 
-def judge(
-    comparison: Comparison,
-    rule_id: str,
-    cell_of: Callable[[Cell], CellRecord | None],
-    ledger: Ledger,
-    labels: tuple[str, ...] = (),
-) -> Finding:
-    """Apply one rule to one comparison.
+def judge(rule_id: str, case: Case, required: bool = True, waived: str = "", labels: tuple[str, ...] = ()) -> Finding:
+    """Apply one rule to one case.
 
     Args:
-        comparison: Two arms over paired seeds.
         rule_id: The rule.
-        cell_of: Gives the record of a cell, or None where it was not measured.
-        ledger: Where the runs are.
+        case: The arm or comparison.
+        required: Whether its protocol requires the rule.
+        waived: Reason why a failure does not count, or nothing.
         labels: Settings that are not the default.
     """
     rule = get_rule(rule_id)
-    seen: list[tuple[int, Outcome, list[str]]] = []
-    for seed in comparison.seeds:
-        arms = []
-        for method in (comparison.left, comparison.right):
-            cell = Cell(comparison.workload, comparison.protocol, method, comparison.ratio, seed)
-            arms.append((cell, cell_of(cell)))
-        broken = [(cell, record) for cell, record in arms if record is None or record.status != "ok"]
-        if broken:
-            cell, record = broken[0]
-            reason = record.error if record is not None else "not measured"
-            seen.append((seed, Outcome("incomplete", None, None, f"{cell.id}: {reason}"), []))
-            continue
-        left, right = (Evidence.read(record, ledger) for _, record in arms if record is not None)
-        runs = [run for _, record in arms if record is not None for run in record.runs]
-        seen.append((seed, rule.check(left, right), list(dict.fromkeys(runs))))
-    worst = min((outcome.verdict for _, outcome, _ in seen), key=_ORDER.index)
-    seed, outcome, runs = next(entry for entry in seen if entry[1].verdict == worst)
+    subject = case.subject
+    if rule.scope == "series":
+        seen: list[tuple[int | None, Outcome]] = [(None, rule.check(case))]
+    else:
+        seen = [
+            (seed, rule.check(*arms) if arms else Outcome("incomplete", None, None, case.broken[seed]))
+            for seed, arms in case.seeds.items()
+        ]
+    worst = min((outcome.verdict for _, outcome in seen), key=_ORDER.index)
+    seed, outcome = next(entry for entry in seen if entry[1].verdict == worst)
+    shown = case.pairs if seed is None else [case.seeds[seed]]
+    runs = [run for arms in shown for arm in arms for run in arm.cell.runs]
     return Finding(
         rule=rule_id,
         verdict=worst,
-        workload=comparison.workload,
-        protocol=comparison.protocol,
-        ratio=comparison.ratio,
-        arms=(comparison.left, comparison.right),
-        seeds=comparison.seeds,
+        required=required,
+        waived=waived if worst != "pass" else "",
+        workload=subject.workload,
+        protocol=subject.protocol,
+        ratio=subject.ratio,
+        arms=subject.methods,
+        seeds=subject.seeds,
         seed=seed,
-        measured={comparison.left: outcome.left, comparison.right: outcome.right},
-        runs=tuple(runs),
+        measured=dict(zip(subject.methods, (outcome.left, outcome.right), strict=False)),
+        runs=tuple(dict.fromkeys(runs)),
         labels=labels,
         note=outcome.note,
     )

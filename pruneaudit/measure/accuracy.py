@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +45,3 @@ def evaluate(model: nn.Module, dataset: Dataset, part: Part, precision: str = "f
     correct = torch.cat(hits).cpu().numpy()
     loss = float(torch.stack(losses).sum() / len(part))
     return Score(accuracy=100.0 * int(correct.sum()) / len(part), loss=loss, correct=correct)
-
-
-def pack(correct: np.ndarray) -> str:
-    """Per-image correctness as base64 of packed bits, for a record."""
-    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
-
-
-def unpack(text: str, images: int) -> np.ndarray:
-    """Per-image correctness ``[images]`` bool from its packed form."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8))[:images].astype(bool)

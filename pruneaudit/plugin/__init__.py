@@ -84,36 +84,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("audit_conformance", "conformance"),
         ("audit_cell", "cells"),
         ("audit_check", "checks"),
+        ("audit_gate", "gates"),
     ):
         if name in metafunc.fixturenames:
             targets = getattr(audit_session(metafunc.config), cases)()
             metafunc.parametrize(name, targets, ids=[target.id for target in targets])
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what has no cases: conformance where nothing may train, the gate where nothing is gated."""
+    if _SESSION not in config.stash or collection_path.parent.name != "suite":
+        return None
+    session = config.stash[_SESSION]
+    absent = {"test_conformance.py": session.only_judges, "test_gate.py": not session.fail_on}
+    return True if absent.get(collection_path.name) else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Conformance first, then cells, then fairness; remember the selected cells.
+    """Conformance first, then cells, fairness, and the gate; remember the selected cells.
 
     ``trylast``: ``-k`` and ``-m`` have taken out what they take out.
     """
     if _SESSION not in config.stash:
         return
     from pruneaudit.cells import Cell
-    from pruneaudit.plugin.session import Check, ConformanceCase, item_target
+    from pruneaudit.plugin.session import Check, ConformanceCase, Gate, item_target
 
     targets = [(item_target(item), item) for item in items]
-    order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3}
+    order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}
     items[:] = [item for _, item in sorted(targets, key=lambda pair: order[type(pair[0])])]
     selected: dict[Any, None] = {}
     for target, _ in targets:
         if isinstance(target, Cell):
             selected[target] = None
     for target, _ in targets:
-        if isinstance(target, Check):
-            comparison = target.comparison
-            for method in (comparison.left, comparison.right):
-                selected.update(dict.fromkeys(comparison.cells(method)))
-    config.stash[_SESSION].selected = list(selected)
+        if isinstance(target, Check | Gate):
+            selected.update(dict.fromkeys(target.subject.cells()))
+    session = config.stash[_SESSION]
+    session.selected = list(selected)
+    session.judged = [target.subject for target, _ in targets if isinstance(target, Gate)]
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pruneaudit.cells import Cell
+from pruneaudit.audit.verdicts import Verdict
+from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, one_line
-from pruneaudit.plugin.session import AuditSession, Check
+from pruneaudit.plugin.session import AuditSession, Check, Gate
 
 if TYPE_CHECKING:
     from pruneaudit.report.results import Results
@@ -38,6 +39,7 @@ class Controller:
         self.missing: list[str] = []
         self.results: Results | None = None
         self.nothing_measured = ""
+        self.lacking = ""
         self.report_error = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -68,8 +70,10 @@ class Controller:
         if report.when not in ("setup", "call"):
             self.complete.add(report.nodeid)
         before = self.outcomes.get(report.nodeid, "passed")
-        if report.outcome != "passed" or before == "passed":
-            self.outcomes[report.nodeid] = report.outcome
+        # A waived finding is an expected failure, which pytest reports as a skip.
+        outcome = "waived" if hasattr(report, "wasxfail") else report.outcome
+        if outcome != "passed" or before == "passed":
+            self.outcomes[report.nodeid] = outcome
         if report.skipped and isinstance(report.longrepr, tuple):
             self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
@@ -88,14 +92,16 @@ class Controller:
                 self._report(selected)
         except (AuditError, OSError) as error:
             self.report_error = one_line(error)
-        if exitstatus == pytest.ExitCode.OK and (self.missing or self.nothing_measured or self.report_error):
+        incomplete = self.missing or self.nothing_measured or self.report_error or self.lacking
+        if exitstatus == pytest.ExitCode.OK and incomplete:
             session.exitstatus = INCOMPLETE
 
-    def _selected(self) -> dict[Cell | Check, str]:
-        """Selected cells and checks, each with the node id of its item."""
-        known: dict[str, Cell | Check] = {cell.id: cell for cell in self.audit.cells()}
+    def _selected(self) -> dict[Cell | Check | Gate, str]:
+        """Selected cells, checks and gates, each with the node id of its item."""
+        known: dict[str, Cell | Check | Gate] = {cell.id: cell for cell in self.audit.cells()}
         known |= {check.id: check for check in self.audit.checks()}
-        found: dict[Cell | Check, str] = {}
+        known |= {gate.id: gate for gate in self.audit.gates()}
+        found: dict[Cell | Check | Gate, str] = {}
         for nodeid in sorted(self.expected):
             _, bracket, name = nodeid.partition("[")
             target = known.get(name.removesuffix("]")) if bracket else None
@@ -103,45 +109,64 @@ class Controller:
                 found[target] = nodeid
         return found
 
-    def _report(self, selected: dict[Cell | Check, str]) -> None:
-        from pruneaudit.report.results import gather
+    def _report(self, selected: dict[Cell | Check | Gate, str]) -> None:
+        from pruneaudit.report.github import tell_github
+        from pruneaudit.report.results import Asked, gather
         from pruneaudit.report.writer import write
 
+        audit = self.audit
         skipped = {target for target, nodeid in selected.items() if self.outcomes.get(nodeid) == "skipped"}
         if len(skipped) == len(selected):
             reasons = sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()})
             self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {'; '.join(reasons)}"
-        cells = list(
-            dict.fromkeys([*(target for target in selected if isinstance(target, Cell)), *self._needed(selected)])
-        )
-        reasons_by_cell = {
-            target: self.reasons.get(nodeid, "")
-            for target, nodeid in selected.items()
-            if isinstance(target, Cell) and target in skipped
-        }
         judged = [
-            self.audit.stored_finding(target)
-            for target in selected
-            if isinstance(target, Check) and not self._excluded(target, selected)
+            target
+            for target, nodeid in selected.items()
+            if not isinstance(target, Cell) and not self._excluded(target, nodeid)
         ]
-        self.results = gather(
-            self.audit.catalog, self.audit.settings, self.audit.ledger, cells, judged, reasons_by_cell
+        cells = dict.fromkeys(target for target in selected if isinstance(target, Cell))
+        cells.update(dict.fromkeys(cell for target in judged for cell in target.subject.cells()))
+        wanted: dict[Arm | Comparison, set[str]] = {}
+        for target in judged:
+            if isinstance(target, Check):
+                wanted.setdefault(target.subject, set()).add(target.rule)
+        gates = [target for target in judged if isinstance(target, Gate)]
+        compared = [gate.subject for gate in gates if isinstance(gate.subject, Comparison)]
+        asked = Asked(
+            subjects=list(dict.fromkeys([*wanted, *compared])),
+            required=wanted,
+            regressions=self._regressions(gates),
+            skipped={
+                target: self.reasons.get(nodeid, "")
+                for target, nodeid in selected.items()
+                # What only the ledger lacks is missing, not excused.
+                if isinstance(target, Cell) and target in skipped and not audit.only_judges
+            },
+            study=audit.study,
         )
-        write(self.results, self.audit.report_path)
+        self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked)
+        if audit.only_judges:
+            lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
+            self.lacking = f"{len(lacking)} of {len(cells)} cells are not in {audit.ledger_path}" if lacking else ""
+        write(self.results, audit.report_path)
+        tell_github(self.results, audit.fails_row, audit.report_path)
 
-    def _needed(self, selected: dict[Cell | Check, str]) -> list[Cell]:
-        """Cells that selected checks stand on."""
-        found: list[Cell] = []
-        for target in selected:
-            if isinstance(target, Check) and not self._excluded(target, selected):
-                for method in (target.comparison.left, target.comparison.right):
-                    found += target.comparison.cells(method)
+    def _regressions(self, gates: list[Gate]) -> list[Verdict]:
+        """Verdicts against the baseline, from what the ledgers hold."""
+        audit = self.audit
+        subjects = [gate.subject for gate in gates if isinstance(gate.subject, Arm)]
+        found: list[Verdict] = []
+        for workload in dict.fromkeys(subject.workload for subject in subjects):
+            docket = audit.docket(workload, audit.stored)
+            found += audit.regressions(docket, [arm for arm in subjects if arm.workload == workload]).values()
         return found
 
-    def _excluded(self, check: Check, selected: dict[Cell | Check, str]) -> bool:
+    def _excluded(self, target: Check | Gate, nodeid: str) -> bool:
         """Whether a check was skipped because its workload cannot run here."""
-        nodeid = selected[check]
-        return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, "").startswith(check.rule)
+        if self.audit.only_judges:
+            return False
+        prefix = target.rule if isinstance(target, Check) else target.subject.workload
+        return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, "").startswith(prefix)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Tables, audit matrix, what is missing, and where the files are."""
@@ -151,10 +176,13 @@ class Controller:
             return
         terminalreporter.write_sep("=", "pruneaudit")
         if self.results is not None:
-            for line in summary(self.results):
+            for line in summary(self.results, self.audit.fails_row):
                 terminalreporter.write_line(line)
         if self.nothing_measured:
             terminalreporter.write_line(f"INCOMPLETE: nothing was measured; {self.nothing_measured}", red=True)
+        if self.lacking:
+            text = f"INCOMPLETE: {self.lacking}; run the suite with --audit-ledger to measure them"
+            terminalreporter.write_line(text, red=True)
         if self.report_error:
             terminalreporter.write_line(f"INCOMPLETE: no report: {self.report_error}", red=True)
         if self.missing:

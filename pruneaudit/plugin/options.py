@@ -20,6 +20,11 @@ DEFAULTS: dict[str, Any] = {
     "audit_device": "auto",
     "audit_precision": "fp32",
     "audit_base": None,
+    "audit_study": None,
+    "audit_against": None,
+    "audit_fail_on": None,
+    "audit_from": None,
+    "audit_baseline": None,
 }
 
 
@@ -99,4 +104,35 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         metavar="FILE",
         help="Base model of every selected workload: a safetensors file. Default: train one for each seed.",
+    )
+    group.addoption(
+        "--audit-study",
+        default=None,
+        metavar="NAME|FILE",
+        help="A comparison written down in TOML: methods, protocols, rivals, waivers. Other options win over it.",
+    )
+    group.addoption(
+        "--audit-against",
+        default=None,
+        metavar="A,B",
+        help="Judge the other methods against these rivals only; verdicts become tests that can fail.",
+    )
+    group.addoption(
+        "--audit-fail-on",
+        default=None,
+        metavar="LIST",
+        help="Verdicts that fail: worse, unfair, indeterminate, equivalent, better. Default with rivals or a baseline: "
+        "worse,unfair.",
+    )
+    group.addoption(
+        "--audit-from",
+        default=None,
+        metavar="DIR",
+        help="Judge what this ledger holds and train nothing; what it lacks makes the session incomplete.",
+    )
+    group.addoption(
+        "--audit-baseline",
+        default=None,
+        metavar="DIR",
+        help="Compare results with those of an earlier version in this ledger.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pruneaudit.audit.catalogue import rules
+from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.currency import stored_cell
-from pruneaudit.audit.judge import Finding, judge
+from pruneaudit.audit.docket import Docket
+from pruneaudit.audit.evidence import Evidence, Table
+from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Cell, Comparison, Selection, is_scratch
+from pruneaudit.cells import Arm, Cell, Comparison, Selection, is_scratch
+from pruneaudit.config import FAIL_ON, Study
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
 from pruneaudit.ledger import Ledger
 from pruneaudit.plugin.device import visible_gpus
+from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.records import CellRecord
 from pruneaudit.settings import Settings
 
@@ -29,15 +35,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """A fairness item: one comparison × one rule."""
+    """A fairness item: one arm or comparison × one rule."""
 
-    comparison: Comparison
+    subject: Arm | Comparison
     rule: str
 
     @property
     def id(self) -> str:
         """Readable id, such as ``resnet56-digits-l1-vs-tpp-s3.2-r0.5-F321``."""
-        return f"{self.comparison.id}-{self.rule}"
+        return f"{self.subject.id}-{self.rule}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate item: the verdict of a comparison, or of an arm against the baseline."""
+
+    subject: Arm | Comparison
+
+    @property
+    def id(self) -> str:
+        """Readable id, such as ``resnet56-digits-mine-vs-tpp-s3.2-r0.5-verdict``."""
+        return f"{self.subject.id}-{'verdict' if isinstance(self.subject, Comparison) else 'vs-baseline'}"
 
 
 @dataclass(frozen=True)
@@ -68,27 +86,31 @@ class AuditSession:
         option = config.option
         try:
             self.catalog = Catalog(extra_methods=tuple(option.audit_method))
-            methods = self.catalog.select_methods(option.audit_methods)
-            protocols = self.catalog.select_protocols(option.audit_protocols)
-            if option.audit_seeds is not None and option.audit_seeds < 1:
-                raise ConfigError("--audit-seeds: expected a number of at least 1")
-            self.selection = Selection(self.catalog, methods, protocols, option.audit_seeds)
+            self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
+            self.selection = self._select(option)
             base = Path(option.audit_base) if option.audit_base else None
             self.settings = Settings(option.audit_budget, option.audit_precision, base)
             # Reads every TOML file and every base's digest now: a wrong one is told before anything runs.
             self.labels = {name: self.settings.labels(job) for name, job in self.catalog.workloads.items()}
             for protocol in self.catalog.protocols.values():
-                for rule in protocol.requires:
-                    if rule not in rules():
-                        path = self.catalog.root / "protocols" / f"{protocol.name}.toml"
-                        raise ConfigError(f"{path}: requires: {unknown('rule', rule, rules())}")
+                try:
+                    required(protocol)
+                except ConfigError as error:
+                    path = self.catalog.root / "protocols" / f"{protocol.name}.toml"
+                    raise ConfigError(f"{path}: requires: {error}") from None
+            for rule in self.study.waive:
+                get_rule(rule)
             self.root = config.rootpath
-            self.ledger_path = self.root / option.audit_ledger
+            self.only_judges = option.audit_from is not None
+            self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
             self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
-            self.ledger = Ledger(self.ledger_path)
+            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges)
+            before = option.audit_baseline
+            self.baseline = Ledger(self.root / before, writable=False) if before else None
+            self.fail_on = self._fail_on(option)
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
         self.data_root_option: str | None = option.audit_data_root
@@ -97,8 +119,45 @@ class AuditSession:
         # Workers of one session share its id, so that a run that failed for one of them is not tried by the next.
         self.id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
         self.selected: list[Cell] = []
+        # Comparisons and arms that are judged together: p values are adjusted over them.
+        self.judged: list[Arm | Comparison] = []
         self._measured: dict[Cell, CellRecord] = {}
+        self._dockets: dict[str, Docket] = {}
+        self._verdicts: dict[tuple[str, str, type], dict[Arm | Comparison, Verdict]] = {}
         self._obstacles: dict[str, str | None] = {}
+
+    def _select(self, option: Any) -> Selection:
+        """What options and study select."""
+        study = self.study
+        rivals = _names(option.audit_against) or study.against
+        against = tuple(self.catalog.method(name).name for name in rivals)
+        chosen = option.audit_methods
+        if chosen == DEFAULTS["audit_methods"]:
+            # With rivals the candidates are the user's own methods, unless told otherwise.
+            chosen = ",".join(study.methods) if study.methods else "" if against else chosen
+        methods = tuple(dict.fromkeys([*self.catalog.select_methods(chosen), *against]))
+        if against and not set(methods) - set(against):
+            raise ConfigError(
+                "--audit-against: nothing to compare with the rivals; add --audit-method or --audit-methods"
+            )
+        protocols = option.audit_protocols
+        if protocols == DEFAULTS["audit_protocols"] and study.protocols:
+            protocols = ",".join(study.protocols)
+        seeds = study.seeds if option.audit_seeds is None else option.audit_seeds
+        if seeds is not None and seeds < 1:
+            raise ConfigError("--audit-seeds: expected a number of at least 1")
+        workloads = tuple(self.catalog.workload(name).name for name in study.workloads)
+        return Selection(self.catalog, methods, self.catalog.select_protocols(protocols), seeds, workloads, against)
+
+    def _fail_on(self, option: Any) -> tuple[str, ...]:
+        """Verdicts that fail; empty where nothing is gated."""
+        words = _names(option.audit_fail_on) or self.study.fail_on
+        for word in words:
+            if word not in FAIL_ON:
+                raise ConfigError(f"--audit-fail-on: {unknown('verdict', word, FAIL_ON)}")
+        if not words and (self.selection.against or self.baseline is not None):
+            return ("worse", "unfair")
+        return words
 
     @cached_property
     def device(self) -> str:
@@ -116,7 +175,7 @@ class AuditSession:
         root = data_root(self.data_root_option)
         if root is None and self.download:
             root = self.root / ".pruneaudit" / "data"
-        return Runtime(self.device, root, self.download, self.settings.base)
+        return Runtime(self.device, root, self.download, self.settings.base, self.report_path)
 
     @cached_property
     def campaign(self) -> Campaign:
@@ -136,12 +195,26 @@ class AuditSession:
         return self.selection.cells()
 
     def checks(self) -> list[Check]:
-        """All comparisons × the rules that their protocol requires."""
+        """All arms and comparisons × the rules that their protocol requires."""
+        subjects: list[Arm | Comparison] = [*self.selection.arms(), *self.selection.comparisons()]
+        needed = {name: required(self.catalog.protocol(name)) for name in self.selection.protocols}
         return [
-            Check(comparison, rule)
-            for comparison in self.selection.comparisons()
-            for rule in self.catalog.protocol(comparison.protocol).requires
+            Check(subject, rule.id)
+            for subject in subjects
+            for rule in self._docket(subject.workload).rules(subject)
+            if rule.id in needed[subject.protocol]
         ]
+
+    def gates(self) -> list[Gate]:
+        """Verdicts that can fail; none where nothing is gated."""
+        if not self.fail_on:
+            return []
+        arms = [
+            Gate(arm)
+            for arm in (self.selection.arms() if self.baseline is not None else [])
+            if arm.method not in self.selection.against
+        ]
+        return [*map(Gate, self.selection.comparisons()), *arms]
 
     def conformance(self) -> list[ConformanceCase]:
         """All conformance cases."""
@@ -149,13 +222,15 @@ class AuditSession:
 
         return [
             ConformanceCase(workload, method, check)
-            for workload in self.catalog.workloads
+            for workload in (job.name for job in self.selection.chosen())
             for method in self.selection.methods
             for check in (SCRATCH_CHECKS if is_scratch(method) else METHOD_CHECKS)
         ]
 
     def obstacle(self, workload: str) -> str | None:
-        """Why a workload cannot run here, in one line that says what to do; None where it can."""
+        """Why a workload cannot run here, in one line that says what to do; None where it can, or need not."""
+        if self.only_judges:
+            return None
         if workload not in self._obstacles:
             self._obstacles[workload] = self._look_for_obstacle(workload)
         return self._obstacles[workload]
@@ -176,19 +251,61 @@ class AuditSession:
             return f"{name}: {error}"
         return None
 
-    def measure(self, cell: Cell) -> CellRecord:
-        """The record of a cell, measured now where the ledger lacks it."""
+    def measure(self, cell: Cell) -> CellRecord | None:
+        """The record of a cell, measured now where the ledger lacks it; None where nothing is to be trained."""
+        if self.only_judges:
+            return self.stored(cell)
         if cell not in self._measured:
             self._measured[cell] = self.campaign.obtain(cell)
         return self._measured[cell]
 
+    def _docket(self, workload: str) -> Docket:
+        """Judges a workload, measuring what is missing."""
+        if workload not in self._dockets:
+            self._dockets[workload] = self.docket(workload, self.measure)
+        return self._dockets[workload]
+
+    def docket(self, workload: str, cell_of: Callable[[Cell], CellRecord | None], table: Table | None = None) -> Docket:
+        """Judges a workload from the cells that it is given."""
+        return Docket(self.catalog, self.ledger, cell_of, self.labels[workload], self.study.waive, table)
+
     def judge(self, check: Check) -> Finding:
         """The finding of a fairness item, measuring what is missing."""
-        return judge(check.comparison, check.rule, self.measure, self.ledger, self.labels[check.comparison.workload])
+        return self._docket(check.subject.workload).finding(check.subject, check.rule)
 
-    def stored_finding(self, check: Check) -> Finding:
-        """The finding of a fairness item from what the ledger holds."""
-        return judge(check.comparison, check.rule, self.stored, self.ledger, self.labels[check.comparison.workload])
+    def verdict(self, gate: Gate) -> Verdict:
+        """The verdict of a gate item, measuring what its table lacks."""
+        subject = gate.subject
+        key = (subject.workload, subject.protocol, type(subject))
+        if key not in self._verdicts:
+            table = [other for other in self.judged if (other.workload, other.protocol, type(other)) == key]
+            docket = self._docket(subject.workload)
+            comparisons = [other for other in table if isinstance(other, Comparison)]
+            found: dict[Arm | Comparison, Verdict] = {}
+            found.update(docket.verdicts(comparisons).items())
+            found.update(self.regressions(docket, table).items())
+            self._verdicts[key] = found
+        return self._verdicts[key][subject]
+
+    def regressions(self, docket: Docket, subjects: Iterable[Arm | Comparison]) -> dict[Arm, Verdict]:
+        """Verdicts of the arms among some subjects against the baseline."""
+        return docket.regressions((arm for arm in subjects if isinstance(arm, Arm)), self._baseline_of)
+
+    def _baseline_of(self, cell: Cell) -> Evidence | None:
+        """Earlier evidence of a cell; None where the baseline has none."""
+        assert self.baseline is not None
+        record = self.baseline.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
+        return None if record is None or record.status != "ok" else Evidence.read(record, self.baseline)
+
+    def fails(self, verdict: str) -> bool:
+        """Whether a verdict is among those that fail."""
+        return ("unfair" if verdict == "not comparable" else verdict) in self.fail_on
+
+    def fails_row(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a report stands for a failure: of the gate, or of a required rule."""
+        return self.fails(row["verdict"]) or (
+            row["verdict"] == "fail" and bool(row.get("required")) and not row.get("waived")
+        )
 
     def stored(self, cell: Cell) -> CellRecord | None:
         """The record of a cell as the ledger holds it; None where it holds none that still counts."""
@@ -220,8 +337,12 @@ class AuditSession:
             seeds,
             f"{self.device} {self.settings.precision}",
             f"budget {self.settings.budget}",
-            f"ledger {self.ledger_path}",
+            f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",
         ]
+        parts += [f"against {' '.join(self.selection.against)}"] if self.selection.against else []
+        parts += [f"fails on {' '.join(self.fail_on)}"] if self.fail_on else []
+        parts += [f"study {self.study.name}"] if self.study.name else []
+        parts += [f"WAIVED {rule}: {reason}" for rule, reason in sorted(self.study.waive.items())]
         return "pruneaudit: " + " · ".join(parts)
 
 
@@ -232,11 +353,16 @@ def _check_folder(path: Path, option: str) -> None:
         raise ConfigError(f"{option} {path}: {existing} is no folder that can be written; choose another")
 
 
-def item_target(item: Any) -> Cell | Check | ConformanceCase | None:
+def _names(text: str | None) -> tuple[str, ...]:
+    """Names in a comma-separated list."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def item_target(item: Any) -> Cell | Check | ConformanceCase | Gate | None:
     """What an item of the suite measures or judges; None for other tests."""
     callspec = getattr(item, "callspec", None)
-    for name in ("audit_conformance", "audit_cell", "audit_check"):
+    for name in ("audit_conformance", "audit_cell", "audit_check", "audit_gate"):
         if callspec is not None and name in callspec.params:
-            target: Cell | Check | ConformanceCase = callspec.params[name]
+            target: Cell | Check | ConformanceCase | Gate = callspec.params[name]
             return target
     return None

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from pruneaudit import __version__
-from pruneaudit.audit.catalogue import get_rule
+from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.currency import method_digests, stored_cell, why_outdated
-from pruneaudit.audit.judge import Finding, judge
+from pruneaudit.audit.docket import Docket
+from pruneaudit.audit.evidence import Table
+from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Cell, Comparison, pairs
+from pruneaudit.cells import Arm, Cell, Comparison, pairs
+from pruneaudit.config import Study
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord
+from pruneaudit.measure.trainability import trainability_accuracy
+from pruneaudit.records import CellRecord, RunRecord
+from pruneaudit.report.standings import profiles, standings, strictest_setups
 from pruneaudit.settings import Settings
 
 #: Version of the layout of results.json.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 _CELL_FIELDS = (
     "workload",
     "workload_version",
@@ -41,6 +47,7 @@ _CELL_FIELDS = (
     "macs",
     "total_epochs",
     "total_macs",
+    "result",
 )
 
 
@@ -71,25 +78,52 @@ class Results:
     Attributes:
         cells: One row for each cell, sorted.
         findings: One row for each finding, sorted.
+        verdicts: One row for each comparison, sorted.
+        regressions: One row for each arm that was compared with its own earlier results, sorted.
+        standings: Methods at each operating point, in groups that nothing tells apart.
+        strictest: For each pair of methods the strictest setup whose rules hold between them.
+        profiles: Share of operating points at which each method is within some points of the best.
         protocols: Title, version and requirements of each protocol.
+        rules: Claim and source of each rule that was applied.
         environments: Distinct environments of the runs.
+        study: What the session's study says, waivers included; None without one.
     """
 
     cells: list[dict[str, Any]]
     findings: list[dict[str, Any]]
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    regressions: list[dict[str, Any]] = field(default_factory=list)
+    standings: list[dict[str, Any]] = field(default_factory=list)
+    strictest: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rules: dict[str, dict[str, str]] = field(default_factory=dict)
     environments: list[dict[str, str]] = field(default_factory=list)
+    study: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Content of results.json."""
         return {
             "schema_version": RESULTS_VERSION,
             "pruneaudit": __version__,
+            "study": self.study,
+            "verdicts": self.verdicts,
+            "regressions": self.regressions,
+            "standings": self.standings,
+            "strictest": self.strictest,
+            "profiles": self.profiles,
             "protocols": self.protocols,
+            "rules": self.rules,
             "environments": self.environments,
             "cells": self.cells,
             "findings": self.findings,
         }
+
+    @property
+    def attempted(self) -> str:
+        """How many cells were attempted, and how many count."""
+        valid = sum(row["status"] == "ok" for row in self.cells)
+        return f"{len(self.cells)} attempted, {valid} valid"
 
     def groups(self) -> list[tuple[str, tuple[str, ...]]]:
         """Workloads with their labels: what may stand in one table."""
@@ -124,39 +158,58 @@ def _statistic(values: list[float], speedup: float) -> Statistic:
     return Statistic(statistics.fmean(values), std, len(values), speedup)
 
 
-def gather(
-    catalog: Catalog,
-    settings: Settings,
-    ledger: Ledger,
-    cells: Iterable[Cell],
-    findings: Iterable[Finding],
-    skipped: Mapping[Cell, str] | None = None,
-) -> Results:
-    """Rows of a session: every selected cell and every finding.
+@dataclass(frozen=True)
+class Asked:
+    """What a session asked, beyond its cells.
+
+    Attributes:
+        subjects: Arms and comparisons to judge.
+        required: Required checks that were selected, by subject; a subject that is not named: all of them.
+        regressions: Verdicts against a baseline.
+        skipped: Reason for each cell that was skipped.
+        study: What is compared and what is waived.
+    """
+
+    subjects: Sequence[Arm | Comparison] = ()
+    required: Mapping[Arm | Comparison, Set[str]] = field(default_factory=dict)
+    regressions: Sequence[Verdict] = ()
+    skipped: Mapping[Cell, str] = field(default_factory=dict)
+    study: Study | None = None
+
+
+def gather(catalog: Catalog, settings: Settings, ledger: Ledger, cells: Iterable[Cell], asked: Asked) -> Results:
+    """Rows of a session: every selected cell, and what is found of every selected arm and comparison.
 
     Args:
         catalog: Where protocols are described.
         settings: Settings of the session.
         ledger: Where the records are.
         cells: Selected cells.
-        findings: Findings of the selected comparisons.
-        skipped: Reason for each cell that was skipped.
+        asked: What is judged.
     """
-    skipped = skipped or {}
-    rows, records = [], []
+    rows = []
+    known: dict[Cell, CellRecord] = {}
     for cell in cells:
         # One that no longer counts was stored by an earlier session, and this one ended before measuring it anew.
-        record = None if cell in skipped else stored_cell(cell, catalog, settings, ledger)
+        record = None if cell in asked.skipped else stored_cell(cell, catalog, settings, ledger)
         if record is not None:
             rows.append(_cell_row(record))
-            records.append(record)
+            known[cell] = record
         else:
             labels = settings.labels(catalog.workload(cell.workload))
-            rows.append(_empty_row(cell, settings, labels, skipped.get(cell)))
-    return _results(catalog, ledger, rows, records, findings)
+            rows.append(_empty_row(cell, settings, labels, asked.skipped.get(cell)))
+    groups = []
+    waive = asked.study.waive if asked.study is not None else {}
+    for workload in sorted({cell.workload for cell in known} | {subject.workload for subject in asked.subjects}):
+        labels = settings.labels(catalog.workload(workload))
+        members = {cell: record for cell, record in known.items() if cell.workload == workload}
+        docket = Docket(catalog, ledger, members.get, labels, waive, Table(members, catalog.strictness))
+        subjects = [subject for subject in asked.subjects if subject.workload == workload]
+        groups.append((docket, subjects))
+    return _results(catalog, ledger, rows, groups, asked)
 
 
-def gather_ledger(catalog: Catalog, ledger: Ledger) -> Results:
+def gather_ledger(catalog: Catalog, ledger: Ledger, study: Study | None = None) -> Results:
     """Rows of everything a ledger holds: all cells, and all comparisons between them.
 
     Cells measured by another version of a protocol, workload, method or of the training code are listed as outdated,
@@ -165,53 +218,104 @@ def gather_ledger(catalog: Catalog, ledger: Ledger) -> Results:
     everything = ledger.cells()
     digests = method_digests(catalog, ledger, everything)
     outdated = {id(record): why_outdated(record, catalog, ledger, digests) for record in everything}
-    records = [record for record in everything if not outdated[id(record)]]
-    by_group: dict[tuple[str, str, float, tuple[str, ...]], list[CellRecord]] = defaultdict(list)
-    for record in records:
-        by_group[record.workload, record.protocol, record.ratio, record.labels].append(record)
-    findings = []
-    for (workload, name, ratio, labels), members in by_group.items():
-        protocol = catalog.protocol(name)
-        seeds = tuple(sorted({record.seed for record in members}))
-        methods = sorted({record.method for record in members})
-        known = {record.cell: record for record in members}
-        for left, right in pairs(protocol, methods):
-            comparison = Comparison(workload, name, left, right, ratio, seeds)
-            findings += [judge(comparison, rule, known.get, ledger, labels) for rule in protocol.requires]
+    tables: dict[tuple[str, tuple[str, ...]], dict[Cell, CellRecord]] = defaultdict(dict)
+    for record in everything:
+        if not outdated[id(record)]:
+            tables[record.workload, record.labels][record.cell] = record
+    groups = []
+    for (workload, labels), members in sorted(tables.items()):
+        points: dict[tuple[str, float], list[Cell]] = defaultdict(list)
+        for cell in members:
+            points[cell.protocol, cell.ratio].append(cell)
+        subjects: list[Arm | Comparison] = []
+        for (name, ratio), cells in sorted(points.items()):
+            seeds = tuple(sorted({cell.seed for cell in cells}))
+            methods = sorted({cell.method for cell in cells})
+            subjects += [Arm(workload, name, method, ratio, seeds) for method in methods]
+            subjects += [
+                Comparison(workload, name, left, right, ratio, seeds)
+                for left, right in pairs(catalog.protocol(name), methods)
+            ]
+        table = Table(members, catalog.strictness)
+        waive = study.waive if study is not None else {}
+        groups.append((Docket(catalog, ledger, members.get, labels, waive, table), subjects))
     rows = [
         _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
         for record in everything
     ]
-    return _results(catalog, ledger, rows, records, findings)
+    return _results(catalog, ledger, rows, groups, Asked(study=study))
 
 
 def _results(
     catalog: Catalog,
     ledger: Ledger,
     rows: list[dict[str, Any]],
-    records: list[CellRecord],
-    findings: Iterable[Finding],
+    groups: list[tuple[Docket, list[Arm | Comparison]]],
+    asked: Asked,
 ) -> Results:
+    findings: list[Finding] = []
+    verdicts: list[Verdict] = []
+    for docket, subjects in groups:
+        for subject in subjects:
+            wanted = asked.required.get(subject)
+            findings += [
+                finding
+                for finding in docket.findings(subject)
+                if wanted is None or not finding.required or finding.rule in wanted
+            ]
+        verdicts += docket.verdicts(subject for subject in subjects if isinstance(subject, Comparison)).values()
+    records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
     environments = {tuple(sorted(run.environment.items())) for run in runs.values()}
-    names = [name for name in catalog.protocols if any(row["protocol"] == name for row in rows)]
+    _add_trainability(rows, runs)
+    names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
+    applied = sorted({finding.rule for finding in findings})
     return Results(
         cells=sorted(
             rows,
             key=lambda row: (row["workload"], row["labels"], row["protocol"], row["method"], row["ratio"], row["seed"]),
         ),
         findings=sorted(map(_finding_row, findings), key=_finding_order),
+        verdicts=_verdict_rows(verdicts),
+        regressions=_verdict_rows(asked.regressions),
+        standings=standings(rows, verdicts),
+        strictest=strictest_setups(catalog, findings),
+        profiles=profiles(rows),
         protocols={
             name: {
                 "version": catalog.protocol(name).version,
                 "title": catalog.protocol(name).title,
                 "base": catalog.protocol(name).base,
-                "requires": list(catalog.protocol(name).requires),
+                "requires": list(required(catalog.protocol(name))),
+                "margin": catalog.protocol(name).margin,
             }
             for name in names
         },
+        rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
         environments=[dict(environment) for environment in sorted(environments)],
+        study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
     )
+
+
+def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord]) -> None:
+    """Add what the runs say of trainability to the rows of cells."""
+    for row in rows:
+        chain = [runs[run] for run in row["runs"] if run in runs]
+        by_stage = {run.stage: run.jacobian.mean for run in chain if run.jacobian is not None}
+        result = runs.get(row["result"]) if row["result"] else None
+        row["jsv"] = {
+            "base": by_stage.get("pretrain") if "prune" in by_stage else None,
+            "pruned": by_stage.get("prune"),
+            "end": result.jacobian.mean if result is not None and result.jacobian is not None else None,
+        }
+        row["trainability_accuracy"] = (
+            trainability_accuracy(result.test_accuracy, result.recipe) if result is not None else None
+        )
+
+
+def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    rows = [verdict.model_dump(mode="json") for verdict in verdicts]
+    return sorted(rows, key=lambda row: (row["workload"], row["labels"], row["protocol"], row["ratio"], row["arms"]))
 
 
 def _cell_row(record: CellRecord) -> dict[str, Any]:
@@ -239,7 +343,10 @@ def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: 
 
 def _finding_row(finding: Finding) -> dict[str, Any]:
     row = finding.model_dump(mode="json")
-    return {"rule": row.pop("rule"), "claim": get_rule(finding.rule).claim, **row}
+    if finding.verdict == "pass":
+        # The rows of its cells name them; a report of thousands of checks should not repeat them.
+        del row["runs"]
+    return row
 
 
 def _finding_order(row: dict[str, Any]) -> tuple[Any, ...]:

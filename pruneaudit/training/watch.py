@@ -31,17 +31,23 @@ class Watch:
         model: The network.
         own: Names of the modules that the method may change: the layers it prunes and their normalisation.
         dataset: Data of the run.
-        off_limits: Files and folders that a method has no business with: the ledger, reports, datasets.
+        off_limits: Folders that a method has no business with, by what they hold: ``data``, ``ledger``, ``reports``.
     """
 
-    def __init__(self, model: nn.Module, own: Sequence[str], dataset: Dataset, off_limits: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        own: Sequence[str],
+        dataset: Dataset,
+        off_limits: Mapping[str, Sequence[Path]] | None = None,
+    ) -> None:
         self.rewritten: set[str] = set()
         self.touched: set[str] = set()
         self.reached: set[str] = set()
         self.pictures = Pictures(dataset)
         self._model = model
         self._own = tuple(own)
-        self._off_limits = [str(path.resolve()) for path in off_limits]
+        self._off_limits = [(kind, str(path.resolve())) for kind, paths in (off_limits or {}).items() for path in paths]
         self._known = _copy(model)
         self._thread = threading.get_ident()
 
@@ -83,12 +89,13 @@ class Watch:
             # A file descriptor instead of a name: whoever opened it was seen then.
             if isinstance(first, str | bytes | Path):
                 path = str(Path(first.decode() if isinstance(first, bytes) else first).absolute())
-                if any(path == place or path.startswith(f"{place}/") for place in self._off_limits):
-                    self.reached.add(f"file {path}")
+                for kind, place in self._off_limits:
+                    if path == place or path.startswith(f"{place}/"):
+                        self.reached.add(f"{kind}: {path}")
         elif event == "socket.connect":
-            self.reached.add(f"host {arguments[1]}")
+            self.reached.add(f"host: {arguments[1]}")
         elif event in ("subprocess.Popen", "os.system"):
-            self.reached.add(f"program {first!s}")
+            self.reached.add(f"program: {first!s}")
 
 
 class Pictures:

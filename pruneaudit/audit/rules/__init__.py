@@ -1,5 +1,5 @@
 """The rules. Importing this package registers them."""
 
-from pruneaudit.audit.rules import comparability
+from pruneaudit.audit.rules import attribution, comparability, honesty, measurement
 
-__all__ = ["comparability"]
+__all__ = ["attribution", "comparability", "honesty", "measurement"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pruneaudit.audit.catalogue import Outcome, equal, rule
+from pruneaudit.audit.catalogue import Outcome, arm_rule, equal, rule
 from pruneaudit.audit.evidence import Evidence
 from pruneaudit.records import RunRecord, total
 
@@ -37,7 +37,10 @@ def _epochs(runs: Iterable[RunRecord]) -> float | None:
 
 @rule("F101", "Same data and split", f"{_TABLE_2}, S1")
 def same_split(left: Evidence, right: Evidence) -> Outcome:
-    """Digest over all pixels and labels of the train, validation and test split that the runs loaded."""
+    """Digest over all pixels and labels of the train, validation and test split that the runs loaded.
+
+    Example: both arms loaded the split 0a1b2c: passes. One retrained on another validation split: caught.
+    """
 
     def digests(arm: Evidence) -> str:
         return "+".join(sorted({_short(run.split_digest) for run in arm.stages}))
@@ -47,7 +50,10 @@ def same_split(left: Evidence, right: Evidence) -> Outcome:
 
 @rule("F102", "Same architecture", f"{_TABLE_2}, S1")
 def same_architecture(left: Evidence, right: Evidence) -> Outcome:
-    """Architecture, and parameters and MACs of the dense network that both prune."""
+    """Architecture, and parameters and MACs of the dense network that both prune.
+
+    Example: ResNet-56 with 853,018 parameters in both arms passes; ResNet-56 with projection shortcuts is another.
+    """
 
     def network(arm: Evidence) -> str:
         run = arm.result
@@ -56,9 +62,26 @@ def same_architecture(left: Evidence, right: Evidence) -> Outcome:
     return equal(network(left), network(right))
 
 
+@rule("F104", "Same preprocessing", f"{_TABLE_2}, S1; RobustBench, issue 59 (one resize line swapped two ranks)")
+def same_preprocessing(left: Evidence, right: Evidence) -> Outcome:
+    """Size and normalisation of the images at training and test.
+
+    Example: ImageNet's mean and deviation in both arms pass; CIFAR's own in one of them do not.
+    """
+
+    def prepared(arm: Evidence) -> str:
+        data = arm.result.data
+        return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
+
+    return equal(prepared(left), prepared(right))
+
+
 @rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")
 def matched_macs(left: Evidence, right: Evidence) -> Outcome:
-    """MACs of the two pruned networks, counted by one counter on the networks that were tested."""
+    """MACs of the two pruned networks, counted by one counter on the networks that were tested.
+
+    Example: 35.0 and 35.5 million MACs are 1.4 % apart and pass; 35.0 and 37.0 million are 5.4 % apart.
+    """
     ours, theirs = left.result, right.result
     apart = abs(ours.macs - theirs.macs) / max(ours.macs, theirs.macs)
 
@@ -72,7 +95,10 @@ def matched_macs(left: Evidence, right: Evidence) -> Outcome:
 
 @rule("F201", "Same base weights", f"{_TABLE_2}, S2")
 def same_base(left: Evidence, right: Evidence) -> Outcome:
-    """Digest of the weights that the pruning stage (or its top-up) started from."""
+    """Digest of the weights that the pruning stage (or its top-up) started from.
+
+    Example: both start from the base model of seed 0; caught: one arm trained its own, better base model.
+    """
 
     def digest(arm: Evidence) -> str | None:
         first = next(iter(arm.pruning_stage), None)
@@ -83,13 +109,19 @@ def same_base(left: Evidence, right: Evidence) -> Outcome:
 
 @rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
 def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
-    """Images that passed the network with gradients during retraining, in passes over the training split."""
+    """Images that passed the network with gradients during retraining, in passes over the training split.
+
+    Example: 120 and 120 epochs pass; 40 epochs of L1's paper against 120 of TPP's do not.
+    """
     return equal(_epochs([left.result]), _epochs([right.result]))
 
 
 @rule("F312", "Equal tuning budget: same grid, same number of trials", f"{_TABLE_2}, S3.1; DomainBed, model selection")
 def same_tuning_budget(left: Evidence, right: Evidence) -> Outcome:
-    """Learning rates that the trials of each arm really used, and how many trials there were."""
+    """Learning rates that the trials of each arm really used, and how many trials there were.
+
+    Example: three trials at 0.1, 0.01 and 0.001 in both arms pass; five trials for one's own method do not.
+    """
 
     def grid(arm: Evidence) -> str:
         return f"{len(arm.trials)} trials: " + " | ".join(sorted(_rates([run]) for run in arm.trials))
@@ -99,7 +131,10 @@ def same_tuning_budget(left: Evidence, right: Evidence) -> Outcome:
 
 @rule("F314", "Tuned on validation only", f"{_TABLE_2}, S3.1; DomainBed, oracle selection")
 def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
-    """The reported trial is the one with the best validation accuracy (first of the grid on ties), in each arm."""
+    """The reported trial is the one with the best validation accuracy (first of the grid on ties), in each arm.
+
+    Example: the trial with 92.1 % validation is reported though another has the better test accuracy: passes.
+    """
 
     def chosen(arm: Evidence) -> tuple[bool, str]:
         best = max(arm.trials, key=lambda run: run.validation_accuracy)
@@ -110,15 +145,48 @@ def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
     return Outcome("pass" if left_fine and right_fine else "fail", left_text, right_text)
 
 
+@arm_rule("F313", "Tuned learning rate not at the edge of its grid", f"{_TABLE_2}, S3.1; AlgoPerf, tuning rules")
+def inside_the_grid(arm: Evidence) -> Outcome:
+    """First learning rate of the reported trial, beside those of all trials: at an edge the best may lie outside.
+
+    Example: 0.01 chosen out of 0.001, 0.01 and 0.1 passes; 0.1 chosen does not.
+    """
+    grid = sorted({run.learning_rates[0][0] for run in arm.trials if run.learning_rates})
+    if len(grid) < 2 or not arm.result.learning_rates:
+        return Outcome("not measured", _rates([arm.result]), note="the learning rate was not tuned")
+    chosen = arm.result.learning_rates[0][0]
+    value = f"{chosen:g} of {', '.join(f'{rate:g}' for rate in grid)}"
+    return Outcome("fail" if chosen in (grid[0], grid[-1]) else "pass", value)
+
+
+@arm_rule(
+    "F315", "Base model has not seen the validation images", "DomainBed, model selection (held-out data)", on="pruning"
+)
+def validation_is_new(arm: Evidence) -> Outcome:
+    """Where the base model comes from: one from elsewhere was mostly trained on all training images.
+
+    Example: a base model trained here on the training split passes; of a public checkpoint nobody knows.
+    """
+    known = arm.base is not None and arm.base.provenance == "trained here"
+    value = arm.base.provenance if arm.base is not None else None
+    return Outcome("pass" if known else "not measured", value)
+
+
 @rule("F321", "Same retraining learning rate at every step", f"{_TABLE_2}, S3.2")
 def same_retraining_rates(left: Evidence, right: Evidence) -> Outcome:
-    """Learning rate read from the optimiser at every step of retraining."""
+    """Learning rate read from the optimiser at every step of retraining.
+
+    Example: 0.01 for 60 epochs, then 0.001 in both arms passes; the same rates with a later drop do not.
+    """
     return equal(_rates([left.result]), _rates([right.result]))
 
 
 @rule("F322", "Same other retraining hyper-parameters", f"{_TABLE_2}, S3.2; sec. 6 (report every retraining detail)")
 def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
-    """Batch, momentum, weight decay, augmentation, precision and label smoothing, as seen while retraining."""
+    """Batch, momentum, weight decay, augmentation, precision and label smoothing, as seen while retraining.
+
+    Example: batch 128 and weight decay 5e-4 in both arms pass; batch 64 in one arm does not.
+    """
 
     def listed(arm: Evidence) -> str:
         return ", ".join(f"{key}={value}" for key, value in sorted(arm.result.hyper_parameters.items()))
@@ -128,19 +196,28 @@ def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
 
 @rule("F411", "Same pruning epochs", f"{_TABLE_2}, S4.1")
 def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
-    """Images that passed the network with gradients between base model and retraining, in epochs; top-ups count."""
+    """Images that passed the network with gradients between base model and retraining, in epochs; top-ups count.
+
+    Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not.
+    """
     return equal(_epochs(left.pruning_stage), _epochs(right.pruning_stage))
 
 
 @rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")
 def same_pruning_rates(left: Evidence, right: Evidence) -> Outcome:
-    """Learning rate read from the optimiser at every step between base model and retraining."""
+    """Learning rate read from the optimiser at every step between base model and retraining.
+
+    Example: 0.001 at all 110,000 steps in both arms passes; a top-up at 0.01 does not.
+    """
     return equal(_rates(left.pruning_stage), _rates(right.pruning_stage))
 
 
 @rule("F801", "Same total epochs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-A")
 def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
-    """Measured epochs over all stages; half an epoch apart is rounding."""
+    """Measured epochs over all stages; half an epoch apart is rounding.
+
+    Example: 200 + 281 + 120 epochs against 601 from scratch pass; against the usual 200 they do not.
+    """
     ours, theirs = _epochs(left.stages), _epochs(right.stages)
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
@@ -149,7 +226,11 @@ def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
 
 @rule("F802", "Same total training MACs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-B")
 def same_total_macs(left: Evidence, right: Evidence) -> Outcome:
-    """Measured training MACs over all stages; half an epoch of the pruned network apart is rounding."""
+    """Measured training MACs over all stages; half an epoch of the pruned network apart is rounding.
+
+    Example: K1 = 481 dense and K2 = 120 pruned epochs at a speedup of 2 equal 481 · 2 + 120 = 1082 epochs from
+    scratch; Liu et al.'s budget leaves out K2 and does not pass.
+    """
     ours, theirs = (total(run.training_macs for run in arm.stages) for arm in (left, right))
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")

@@ -1,0 +1,124 @@
+"""Judges one table: all rules on all arms and comparisons of a workload, and the verdicts that follow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pruneaudit.audit.catalogue import Rule, required, rules
+from pruneaudit.audit.evidence import Case, Evidence, Table
+from pruneaudit.audit.judge import Finding, judge
+from pruneaudit.audit.verdicts import Judged, Verdict, decide
+from pruneaudit.catalog import Catalog
+from pruneaudit.cells import Arm, Cell, Comparison
+from pruneaudit.ledger import Ledger
+from pruneaudit.records import CellRecord
+
+#: Name of the second arm where results are compared with those of an earlier version.
+BASELINE = "baseline"
+
+
+@dataclass
+class Docket:
+    """What is judged of one workload under one set of labels.
+
+    Attributes:
+        catalog: Where protocols are.
+        ledger: Where the runs are.
+        cell_of: Gives the record of a cell, or None where it was not measured.
+        labels: Settings that are not the default.
+        waive: Reason by rule.
+        table: Everything that was measured, once a session is over; None before: rules that need it are then left out.
+    """
+
+    catalog: Catalog
+    ledger: Ledger
+    cell_of: Callable[[Cell], CellRecord | None]
+    labels: tuple[str, ...] = ()
+    waive: Mapping[str, str] = field(default_factory=dict)
+    table: Table | None = None
+    _cases: dict[Arm | Comparison, Case] = field(default_factory=dict)
+    _findings: dict[Arm | Comparison, list[Finding]] = field(default_factory=dict)
+
+    def rules(self, subject: Arm | Comparison) -> list[Rule]:
+        """Rules that look at an arm, or at a comparison."""
+        if isinstance(subject, Arm):
+            return [rule for rule in rules().values() if rule.scope == "arm" and rule.applies(subject.method)]
+        return [
+            rule for rule in rules().values() if rule.scope != "arm" and not (rule.whole_table and self.table is None)
+        ]
+
+    def finding(self, subject: Arm | Comparison, rule_id: str) -> Finding:
+        """What one rule says."""
+        return self._judge(rule_id, self._case(subject), subject.protocol)
+
+    def findings(self, subject: Arm | Comparison) -> list[Finding]:
+        """What all rules say: those that the protocol requires, and stricter ones."""
+        if subject not in self._findings:
+            case = self._case(subject)
+            self._findings[subject] = [self._judge(rule.id, case, subject.protocol) for rule in self.rules(subject)]
+        return self._findings[subject]
+
+    def verdicts(self, comparisons: Iterable[Comparison]) -> dict[Comparison, Verdict]:
+        """Verdicts, with p values adjusted over the comparisons of each protocol."""
+        tables: dict[str, dict[Comparison, Judged]] = defaultdict(dict)
+        for comparison in comparisons:
+            margin = self.catalog.protocol(comparison.protocol).margin
+            tables[comparison.protocol][comparison] = self._judged(comparison, margin)
+        return _decided(tables.values())
+
+    def regressions(self, arms: Iterable[Arm], baseline: Callable[[Cell], Evidence | None]) -> dict[Arm, Verdict]:
+        """Verdicts of arms against their own earlier results.
+
+        Args:
+            arms: The arms.
+            baseline: Gives the earlier evidence of a cell, or None where there is none.
+        """
+        tables: dict[str, dict[Arm, Judged]] = defaultdict(dict)
+        for arm in arms:
+            subject = Comparison(arm.workload, arm.protocol, arm.method, BASELINE, arm.ratio, arm.seeds)
+            now = self._case(arm)
+            seeds: dict[int, tuple[Evidence, ...]] = {}
+            broken = dict(now.broken)
+            for cell in arm.cells():
+                before = baseline(cell)
+                seeds[cell.seed] = (*now.seeds[cell.seed], before) if now.seeds[cell.seed] and before else ()
+                if before is None:
+                    broken.setdefault(cell.seed, f"{cell.id}: not in the baseline")
+            case = Case(subject, seeds, broken, now.failed)
+            protocol = self.catalog.protocol(arm.protocol)
+            wanted = [rules()[rule_id] for rule_id in required(protocol) if rules()[rule_id].scope != "arm"]
+            findings = [self._judge(rule.id, case, arm.protocol) for rule in wanted] + self._needed(arm)
+            tables[arm.protocol][arm] = Judged(case, tuple(findings), protocol.margin, self.labels)
+        return _decided(tables.values())
+
+    def _judged(self, comparison: Comparison, margin: float) -> Judged:
+        # Stricter rules on one arm alone say nothing about the difference of two.
+        findings = [*self.findings(comparison), *(found for arm in comparison.arms for found in self._needed(arm))]
+        return Judged(self._case(comparison), tuple(findings), margin, self.labels)
+
+    def _needed(self, arm: Arm) -> list[Finding]:
+        return [finding for finding in self.findings(arm) if finding.required]
+
+    def _judge(self, rule_id: str, case: Case, protocol: str) -> Finding:
+        needed = rule_id in required(self.catalog.protocol(protocol))
+        return judge(rule_id, case, needed, self.waive.get(rule_id, ""), self.labels)
+
+    def _case(self, subject: Arm | Comparison) -> Case:
+        if subject not in self._cases:
+            self._cases[subject] = Case.read(subject, self.cell_of, self.ledger, self.table)
+        return self._cases[subject]
+
+
+Subject = TypeVar("Subject", Arm, Comparison)
+
+
+def _decided(tables: Iterable[Mapping[Subject, Judged]]) -> dict[Subject, Verdict]:
+    """Verdicts table by table."""
+    return {
+        subject: verdict
+        for table in tables
+        for subject, verdict in zip(table, decide(list(table.values())), strict=True)
+    }

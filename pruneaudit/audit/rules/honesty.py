@@ -1,0 +1,221 @@
+"""Does an arm do what it says? Measured by hooks, digests and repetition, whatever a method declares."""
+
+from __future__ import annotations
+
+from pruneaudit.audit.catalogue import Outcome, arm_rule
+from pruneaudit.audit.evidence import Evidence
+from pruneaudit.config import steps_per_epoch
+from pruneaudit.ratios import removed_filters
+from pruneaudit.records import Conduct, RunRecord
+
+#: Largest difference of masked and shrunk network in float64, relative to the scale of their outputs.
+EQUIVALENCE_TOLERANCE = 1e-9
+#: A network that has not been trained is at most this many times as good as guessing.
+CHANCE_FACTOR = 3.0
+_ALGOPERF = "AlgoPerf, submission rules (what information is used, what action is taken on it)"
+
+
+def _conduct(arm: Evidence) -> Conduct | None:
+    return arm.prune.conduct if arm.prune is not None else None
+
+
+def _not_watched() -> Outcome:
+    return Outcome("not measured", None, note="the run does not say how the method behaved")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """A few names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@arm_rule("F501", "Declared budget equals measured", "Wang et al. 2023, Table 2 (S4.1); Torch-Pruning, reproduce logs")
+def spends_what_it_declares(arm: Evidence) -> Outcome:
+    """Optimiser steps, and images through the network with gradients, of every stage against its recipe.
+
+    Steps are counted at every optimiser of the process and images at every layer, whoever drives them. A pruning stage
+    may also pass the images that the method declares for its scores.
+
+    Example: a one-shot method takes 0 steps: passes. One that trains 2 epochs in a loop of its own is caught.
+    """
+    problems = [text for run in arm.runs if (text := _overspent(run))]
+    return Outcome("fail" if problems else "pass", "; ".join(problems) or "as declared")
+
+
+def _overspent(run: RunRecord) -> str:
+    """What a run spent beyond (or below) its recipe, or nothing."""
+    if run.epochs is None:
+        return ""
+    steps = run.recipe.total_steps(steps_per_epoch(run.train_images, run.recipe.batch))
+    if run.optimiser_steps != steps:
+        return f"{run.stage}: {run.optimiser_steps} steps, declared {steps}"
+    images = run.recipe.images(run.train_images)
+    if run.stage == "prune":
+        # A method may train in several calls, each of which begins a pass of its own.
+        most = steps * run.recipe.batch + (run.conduct.declared_samples if run.conduct is not None else 0)
+        return f"{run.stage}: {run.samples} images with gradients, declared {most}" if run.samples > most else ""
+    return f"{run.stage}: {run.samples} images, declared {images}" if run.samples != images else ""
+
+
+@arm_rule("F502", "Kept weights change in metered training only", _ALGOPERF, on="pruning")
+def leaves_weights(arm: Evidence) -> Outcome:
+    """Tensors of the prunable layers that differ bit for bit outside metered training, before anything is removed.
+
+    A one-shot method leaves all of them as they were. One that reconstructs weights says so (``rewrites``).
+
+    Example: L1 leaves every weight: passes. A "score" that swaps in better weights is caught.
+    """
+    conduct = _conduct(arm)
+    if conduct is None:
+        return _not_watched()
+    if conduct.declares_rewriting:
+        return Outcome("pass", f"{len(conduct.rewritten)} rewritten, declared")
+    return Outcome("fail" if conduct.rewritten else "pass", _some(conduct.rewritten) or "unchanged")
+
+
+@arm_rule("F503", "Target ratio met in every prunable layer", "Wang et al. 2023, Table 2 (S1)", on="pruning")
+def meets_target(arm: Evidence) -> Outcome:
+    """Filters that stay in each prunable layer, against min(ceil(ratio · N), N − 1) removed ones.
+
+    Example: 8 of 16 filters stay at ratio 0.5: passes. 9 of 16 are one too many.
+    """
+    conduct = _conduct(arm)
+    if conduct is None or arm.prune is None or arm.prune.ratio is None:
+        return _not_watched()
+    wrong = []
+    for name, channels in conduct.channels.items():
+        target = channels - removed_filters(channels, arm.prune.ratio)
+        stay = len(arm.prune.kept.get(name, ()))
+        if stay != target:
+            wrong.append(f"{name} keeps {stay} of {channels}, target {target}")
+    return Outcome("fail" if wrong else "pass", _some(tuple(wrong)) or f"{len(conduct.channels)} layers as asked")
+
+
+@arm_rule("F504", "Masked network equals shrunk network", "NNI, issue 5095; DepGraph (CVPR 2023), sec. 3", on="pruning")
+def masked_equals_shrunk(arm: Evidence) -> Outcome:
+    """Largest difference of the outputs of the masked and of the shrunk network in float64, relative to their scale.
+
+    Example: 4e-16 passes; 0.03 says that what was retrained is not what was scored.
+    """
+    conduct = _conduct(arm)
+    if conduct is None:
+        return _not_watched()
+    return Outcome("pass" if conduct.equivalence <= EQUIVALENCE_TOLERANCE else "fail", float(conduct.equivalence))
+
+
+@arm_rule("F505", "Validation and test data never reached the method", _ALGOPERF, on="pruning")
+def no_held_out_data(arm: Evidence) -> Outcome:
+    """Held-out images that passed the network in the pruning stage, and dataset files that the method opened.
+
+    Example: scores on training batches pass; training on the test set, loaded again from disk, is caught.
+    """
+    conduct = _conduct(arm)
+    if conduct is None:
+        return _not_watched()
+    files = tuple(place for place in conduct.reached if place.startswith("data: "))
+    bad = ([f"{conduct.held_out_samples} held-out images"] if conduct.held_out_samples else []) + (
+        [f"opened {_some(files)}"] if files else []
+    )
+    note = f"{conduct.foreign_samples} images were not handed out by the harness" if conduct.foreign_samples else ""
+    return Outcome("fail" if bad else "pass", "; ".join(bad) or "none", note=note)
+
+
+@arm_rule("F506", "Scratch arm is the small network with fresh weights", "Liu et al. 2019, sec. 3", on="scratch")
+def starts_fresh(arm: Evidence) -> Outcome:
+    """No parent and no checkpoint, a network smaller than the dense one, no better than guessing before its first step.
+
+    Example: 9.7 % of ten classes before training passes; 61 % says that somebody trained it already.
+    """
+    run = arm.result
+    value = f"{run.macs} of {run.base_macs} MACs, {_percent(run.initial_accuracy)} before training"
+    if run.initial_accuracy is None:
+        return Outcome("not measured", value)
+    inherited = run.parent is not None or run.checkpoint is not None
+    fresh = run.initial_accuracy <= CHANCE_FACTOR * 100 / run.classes
+    fine = fresh and not inherited and run.macs < run.base_macs
+    return Outcome("pass" if fine else "fail", value, note="it starts from other weights" if inherited else "")
+
+
+def _percent(accuracy: float | None) -> str:
+    return "unknown accuracy" if accuracy is None else f"{accuracy:.2f} %"
+
+
+@arm_rule(
+    "F507", "Only declared prunable layers changed", "Wang et al. 2023, sec. 3 (what may earn credit)", on="pruning"
+)
+def touches_declared_layers_only(arm: Evidence) -> Outcome:
+    """Tensors of all other layers that differ bit for bit outside metered training.
+
+    Example: the stem and the classifier are as they were: passes. A stem with sharper filters is caught.
+    """
+    conduct = _conduct(arm)
+    if conduct is None:
+        return _not_watched()
+    if conduct.declares_rewriting:
+        return Outcome("pass", f"{len(conduct.touched)} rewritten, declared")
+    return Outcome("fail" if conduct.touched else "pass", _some(conduct.touched) or "unchanged")
+
+
+@arm_rule(
+    "F508",
+    "Base weights on disk unchanged",
+    "Wang et al. 2023, Table 2 (S2); MLPerf, starting checkpoints",
+    on="pruning",
+)
+def leaves_the_base(arm: Evidence) -> Outcome:
+    """Digest of the parent's weights file before and after the pruning stage.
+
+    Example: the same digest passes; a method that retrains the base model in place is caught.
+    """
+    conduct = _conduct(arm)
+    if conduct is None or arm.prune is None:
+        return _not_watched()
+    before, after = arm.prune.parent_digest or "", conduct.parent_digest_after
+    return Outcome("pass" if before == after else "fail", f"{before[:12]} before, {after[:12] or 'missing'} after")
+
+
+@arm_rule("F509", "Deterministic given its seed", "ShrinkBench (seeds set after masks are drawn)", on="pruning")
+def repeats_itself(arm: Evidence) -> Outcome:
+    """What came out when the method, imported anew, decided a second time from the same weights and seed.
+
+    Training methods repeat their first steps. The name of the running test is hidden in the repetition.
+
+    Example: the same filters and weights pass; filters drawn from an unseeded generator, taken from an earlier cell, or
+    chosen by the name of the cell are caught.
+    """
+    conduct = _conduct(arm)
+    if conduct is None:
+        return _not_watched()
+    return Outcome("pass" if conduct.replay == "same" else "fail", conduct.replay)
+
+
+@arm_rule("F510", "Random control does not depend on layer width", "Torch-Pruning, issue 498", on="random*")
+def random_is_uniform(arm: Evidence) -> Outcome:
+    """Share of filters that the random control keeps in each layer, against 1 − ratio, within four standard errors.
+
+    Example: 51 of 100 and 9 of 16 at ratio 0.5 pass; wide layers that keep 80 % and narrow ones that keep 20 % do not.
+    """
+    conduct = _conduct(arm)
+    if conduct is None or arm.prune is None or arm.prune.ratio is None:
+        return _not_watched()
+    share = 1 - arm.prune.ratio
+    wrong = []
+    for name, channels in conduct.channels.items():
+        stay = len(arm.prune.kept.get(name, ()))
+        # At least one filter always stays, and counts are whole: one filter is rounding.
+        allowed = 1 + 4 * (channels * share * (1 - share)) ** 0.5
+        if abs(stay - channels * share) > allowed:
+            wrong.append(f"{name} keeps {stay} of {channels}")
+    return Outcome("fail" if wrong else "pass", _some(tuple(wrong)) or f"about {share:.0%} of every layer")
+
+
+@arm_rule("F511", "The method reaches nothing but its task", _ALGOPERF, on="pruning")
+def reaches_nothing_else(arm: Evidence) -> Outcome:
+    """Records of other runs, reports, hosts and programs that the method's code opened while it pruned.
+
+    Example: nothing passes; reading the ledger for what rivals score, or downloading better weights, is caught.
+    """
+    conduct = _conduct(arm)
+    if conduct is None:
+        return _not_watched()
+    places = tuple(place for place in conduct.reached if not place.startswith("data: "))
+    return Outcome("fail" if places else "pass", _some(places) or "nothing")

@@ -1,0 +1,194 @@
+"""Is the reported number the right one, and can it carry the claim?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pruneaudit.audit.catalogue import Outcome, Value, arm_rule, equal, rule, series_rule
+from pruneaudit.audit.evidence import Case, Evidence
+from pruneaudit.audit.statistics import ALPHA, seeds_needed
+from pruneaudit.cells import MAGNITUDE, RANDOM
+from pruneaudit.records import RunRecord, unpack
+
+#: Epochs without which no slope can be told from noise.
+FEWEST_EPOCHS = 3
+#: Operating points that a trade-off claim needs.
+OPERATING_POINTS = 5
+_WANG = "Wang et al. 2023 (arXiv 2301.05219)"
+_BLALOCK = "Blalock et al. 2020"
+
+
+@arm_rule("F601", "Last epoch reported, not the best on test", "DomainBed, issue 24; Torch-Pruning, reproduce logs")
+def reports_the_last_epoch(arm: Evidence) -> Outcome:
+    """The cell's accuracy, the run's, the last value of its test curve, and a recount of the images that were right.
+
+    Example: 93.1 everywhere passes, though epoch 97 had 93.4; reporting 93.4 does not.
+    """
+    run = arm.result
+    recount = 100.0 * int(unpack(run.correct, run.test_images).sum()) / run.test_images
+    last = run.test_accuracy[-1] if run.test_accuracy else recount
+    reported = arm.cell.accuracy
+    same = all(reported is not None and math.isclose(reported, value, abs_tol=1e-6) for value in (last, recount))
+    return Outcome(
+        "pass" if same else "fail",
+        f"reported {reported}, last epoch {last}, recounted {recount:.6g}",
+        note=f"best on test: {run.best_accuracy:g} in epoch {run.best_epoch}",
+    )
+
+
+@arm_rule("F602", "One MAC counter, two counters agree", f"{_BLALOCK}, sec. 5.2 (FLOPs of AlexNet differ fourfold)")
+def counters_agree(arm: Evidence) -> Outcome:
+    """MACs of the tested network by fvcore, which traces it, and by torch, which watches it run.
+
+    Example: 125,485,706 by both passes; twice as many by one of them is the multiply-and-add convention.
+    """
+    run = arm.result
+    return Outcome("pass" if run.macs == run.macs_recounted else "fail", f"{run.macs} and {run.macs_recounted} MACs")
+
+
+@series_rule("F603", "Enough seeds, paired", "Exact sign-flip test: smallest two-sided p of n seeds is 2/2^n")
+def enough_seeds(case: Case) -> Outcome:
+    """Seeds that both arms ran with, each once, against the number from which a paired test can find anything.
+
+    Example: six paired seeds reach p = 0.031 and pass; three reach 0.25 and only describe.
+    """
+    sides = [[arms[side].result.seed for arms in case.pairs] for side in range(len(case.subject.methods))]
+    values = [f"{len(set(seeds))} seeds" for seeds in sides]
+    paired = all(seeds == sides[0] for seeds in sides) and len(set(sides[0])) == len(sides[0])
+    needed = seeds_needed(ALPHA)
+    note = f"smallest possible p {2 / 2 ** len(sides[0]):.3g}; {needed} seeds are needed" if sides[0] else ""
+    return Outcome("pass" if paired and len(sides[0]) >= needed else "fail", values[0], values[-1], note)
+
+
+@rule("F604", "Equal final learning rate", f"{_WANG}, appendix A, rule 1")
+def same_final_rate(left: Evidence, right: Evidence) -> Outcome:
+    """Learning rate of the last step of both arms (of retraining, or of training from scratch).
+
+    Example: both end at 1e-4: passes. Scratch that ends at 1e-3 has not been annealed as far.
+    """
+
+    def last(arm: Evidence) -> Value:
+        return arm.result.learning_rates[-1][0] if arm.result.learning_rates else None
+
+    return equal(last(left), last(right))
+
+
+@arm_rule("F605", "Converged before the first learning-rate decay", f"{_WANG}, Fig. 2")
+def converged_before_decay(arm: Evidence) -> Outcome:
+    """Slope of the validation accuracy over the last third of the first learning-rate stage.
+
+    Rising means that the rate fell before the network had converged, so that another one would have looked better.
+
+    Example: 91.2, 91.3, 91.2, 91.3 % passes; 74.0, 75.1, 76.2, 77.4 % does not.
+    """
+    run = arm.result
+    schedule = run.recipe.schedule
+    if run.recipe.epochs is None or schedule.kind != "step":
+        return Outcome("not measured", None, note="no stage of constant learning rate")
+    length = min(schedule.first_stage or run.recipe.epochs, run.recipe.epochs)
+    return _flat(run.validation_accuracy_curve[:length], "the first learning-rate stage")
+
+
+@arm_rule("F606", "Plateaued at the end", f"{_WANG}, sec. 5.2 (the gap closes with epochs)")
+def plateaued(arm: Evidence) -> Outcome:
+    """Slope of the validation accuracy over the last third of the last learning-rate stage.
+
+    Example: 92.0, 92.1, 92.0 % passes; still rising by a point per epoch says that more epochs would change the table.
+    """
+    run: RunRecord = arm.result
+    schedule = run.recipe.schedule
+    if run.recipe.epochs is None:
+        return Outcome("not measured", None, note="no epochs")
+    starts = [start for start, _ in schedule.points if start < run.recipe.epochs] if schedule.kind == "step" else [0]
+    return _flat(run.validation_accuracy_curve[starts[-1] :], "the last learning-rate stage")
+
+
+def _flat(curve: Sequence[float], where: str) -> Outcome:
+    """Pass where the last third of a curve does not rise significantly (least squares, t test of the slope)."""
+    tail = list(curve)[-math.ceil(len(curve) / 3) :]
+    if len(tail) < FEWEST_EPOCHS:
+        needed = 3 * (FEWEST_EPOCHS - 1) + 1
+        return Outcome("not measured", None, note=f"{where} has {len(curve)} epochs; {needed} show a slope")
+    if max(tail) == min(tail):
+        return Outcome("pass", "+0 points per epoch")
+    from scipy.stats import linregress
+
+    fit = linregress(range(len(tail)), tail)
+    rising = fit.slope > 0 and fit.pvalue < ALPHA
+    value = f"{fit.slope:+.2g} points per epoch"
+    return Outcome("fail" if rising else "pass", value, note=f"p = {fit.pvalue:.2g} over {len(tail)} epochs")
+
+
+@series_rule("F607", "No missing, failed or excluded cell", "MLPerf training, issue 848 (cherry-picking)")
+def nothing_left_out(case: Case) -> Outcome:
+    """Cells attempted and valid. Failed ones stay in the ledger and count.
+
+    Example: 3 attempted, 3 valid passes; a diverged seed that is left out of the mean does not.
+    """
+    valid, attempted = len(case.pairs), len(case.seeds)
+    value = f"{attempted} attempted, {valid} valid"
+    verdict = "pass" if valid == attempted else "fail" if case.failed else "incomplete"
+    return Outcome(verdict, value, value, "; ".join(dict.fromkeys(case.broken.values())))  # type: ignore[arg-type]
+
+
+@series_rule(
+    "F608", "One software stack, device kind, protocol and workload version", "MTEB, issue 5228; lm-eval, 2211"
+)
+def one_stack(case: Case) -> Outcome:
+    """Versions of torch, Python, pruneaudit and its training code, kind of device, versions of protocol and workload.
+
+    Example: torch 2.15 on CPU in all runs passes; one arm on a GPU, or from last year's version, does not.
+    """
+    sides: list[set[str]] = [set() for _ in case.subject.methods]
+    for arms in case.pairs:
+        for side, arm in zip(sides, arms, strict=True):
+            side.update(_stack(arm, run) for run in arm.runs)
+    values = [" and ".join(sorted(side)) for side in sides]
+    if not case.pairs:
+        return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
+    return Outcome("pass" if len(set().union(*sides)) == 1 else "fail", values[0], values[-1])
+
+
+def _stack(arm: Evidence, run: RunRecord) -> str:
+    known = run.environment
+    kind = f"{run.device} {known.get('device', '')}".strip() if run.device != "cpu" else "cpu"
+    return (
+        f"torch {known.get('torch')}, python {known.get('python')}, pruneaudit {known.get('pruneaudit')}, "
+        f"training code {run.numerics}, {kind}, {run.precision}, {arm.cell.protocol}@{arm.cell.protocol_version}, "
+        f"{arm.cell.workload}@{run.workload_version}"
+    )
+
+
+@series_rule("F609", "At least 5 operating points for a trade-off claim", f"{_BLALOCK}, sec. 6, R7", whole_table=True)
+def enough_operating_points(case: Case) -> Outcome:
+    """Ratios at which an arm was measured under this protocol.
+
+    Example: ratios 0.3, 0.5, 0.7, 0.9 and 0.95 pass; one ratio shows one point, not a curve.
+    """
+    values = [
+        sorted(
+            ratio
+            for protocol, name, ratio in case.table.points()
+            if (protocol, name) == (case.subject.protocol, method)
+        )
+        for method in case.subject.methods
+    ]
+    common = set(values[0]).intersection(*values)
+    texts = [f"{len(ratios)}: {', '.join(f'{ratio:g}' for ratio in ratios)}" for ratios in values]
+    return Outcome("pass" if len(common) >= OPERATING_POINTS else "fail", texts[0], texts[-1])
+
+
+@series_rule("F610", "Magnitude and random controls present", f"{_BLALOCK}, appendix B, C14 and C15", whole_table=True)
+def controls_present(case: Case) -> Outcome:
+    """Controls measured under the same protocol at the same ratio.
+
+    Example: l1 and random beside the method pass; a table of new methods alone does not.
+    """
+    subject = case.subject
+    here = {
+        name for protocol, name, ratio in case.table.points() if (protocol, ratio) == (subject.protocol, subject.ratio)
+    }
+    missing = [name for name in (MAGNITUDE, RANDOM) if name not in here]
+    value = f"{', '.join(missing)} missing" if missing else f"{MAGNITUDE}, {RANDOM} present"
+    return Outcome("fail" if missing else "pass", value, value)

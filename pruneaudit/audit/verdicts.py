@@ -1,0 +1,178 @@
+"""From findings and paired differences to verdicts: what may be said of two arms, and what forbids saying it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pruneaudit.audit.evidence import Case, Evidence
+from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.statistics import Difference, McNemar, describe, difference, holm, mcnemar, word
+from pruneaudit.cells import Comparison
+from pruneaudit.config import Frozen
+from pruneaudit.records import unpack
+
+Judgement = Literal["better", "worse", "equivalent", "indeterminate", "not comparable"]
+
+
+class Verdict(Frozen):
+    """What may be said of the first arm of a comparison, seen from the second.
+
+    Attributes:
+        verdict: ``better``, ``worse``, ``equivalent``, ``indeterminate`` or ``not comparable``.
+        workload: And the four fields below it: what was compared.
+        labels: Settings that are not the default.
+        forbidden_by: Required rules that do not hold: why it is ``not comparable``.
+        waived: Reason by rule, of rules that did not hold and were waived.
+        uncontrolled: Rules that were not required and do not hold: what else may explain the difference.
+        seeds: Paired seeds that were measured.
+        difference: Statistics of the paired differences, percentage points; None where no seed is complete.
+        family: Comparisons of this table, over which p values are adjusted.
+        p_adjusted: p after Holm's correction over the family.
+        p_equivalent_adjusted: The same of the equivalence test.
+        images: McNemar's test on the test images, by seed: a second line, it does not decide.
+        summary: One line for people.
+    """
+
+    verdict: Judgement
+    workload: str
+    protocol: str
+    ratio: float
+    arms: tuple[str, str]
+    labels: tuple[str, ...] = ()
+    forbidden_by: tuple[str, ...] = ()
+    waived: dict[str, str] = {}
+    uncontrolled: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    difference: Difference | None = None
+    family: int = 1
+    p_adjusted: float | None = None
+    p_equivalent_adjusted: float | None = None
+    images: dict[int, McNemar] = {}
+    summary: str = ""
+
+    @property
+    def line(self) -> str:
+        """The verdict in one line."""
+        left, right = self.arms
+        where = f"{self.workload} {self.protocol} ratio {self.ratio:g}"
+        return f"{where}: {left} against {right}: {self.verdict}; {self.summary}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison with everything that was found about it.
+
+    Attributes:
+        case: The comparison and its evidence.
+        findings: Findings of the comparison and of both of its arms.
+        margin: Differences below this do not matter, in percentage points.
+        labels: Settings that are not the default.
+    """
+
+    case: Case
+    findings: tuple[Finding, ...]
+    margin: float
+    labels: tuple[str, ...] = ()
+
+
+def decide(table: Sequence[Judged]) -> list[Verdict]:
+    """Verdicts of the comparisons of one table, p values adjusted over those that may be compared.
+
+    Args:
+        table: All comparisons of one workload under one protocol.
+    """
+    differences = [_difference(entry) for entry in table]
+    forbidden = [_forbidden(entry) for entry in table]
+    judged = [place for place, gap in enumerate(differences) if gap is not None and not forbidden[place]]
+    known = {place: gap for place, gap in enumerate(differences) if gap is not None}
+    adjusted = dict(zip(judged, holm([known[place].p for place in judged]), strict=True))
+    testable = [place for place in judged if known[place].p_equivalent is not None]
+    equivalence = dict(zip(testable, holm([known[place].p_equivalent or 0.0 for place in testable]), strict=True))
+    return [
+        _verdict(entry, differences[place], forbidden[place], adjusted.get(place), equivalence.get(place), len(judged))
+        for place, entry in enumerate(table)
+    ]
+
+
+def _verdict(
+    entry: Judged,
+    gap: Difference | None,
+    forbidden: tuple[str, ...],
+    p: float | None,
+    p_equivalent: float | None,
+    family: int,
+) -> Verdict:
+    subject = entry.case.subject
+    assert isinstance(subject, Comparison)
+    judgement: Judgement = "not comparable" if gap is None or p is None else word(gap, p, p_equivalent)
+    failing = [finding for finding in entry.findings if finding.verdict != "pass"]
+    parts = [f"not comparable because of {', '.join(forbidden)}"] if forbidden else []
+    parts += [describe(gap, max(family, 1))] if gap is not None else ["no seed is complete"]
+    waived = {finding.rule: finding.waived for finding in failing if finding.waived}
+    parts += [f"{rule} waived: {reason}" for rule, reason in waived.items()]
+    return Verdict(
+        verdict=judgement,
+        workload=subject.workload,
+        protocol=subject.protocol,
+        ratio=subject.ratio,
+        arms=subject.methods,
+        labels=entry.labels,
+        forbidden_by=forbidden,
+        waived=waived,
+        uncontrolled=tuple(sorted({found.rule for found in failing if not found.required and found.verdict == "fail"})),
+        seeds=tuple(seed for seed, arms in entry.case.seeds.items() if arms),
+        difference=gap,
+        family=max(family, 1),
+        p_adjusted=p,
+        p_equivalent_adjusted=p_equivalent,
+        images={seed: images for seed, arms in entry.case.seeds.items() if arms and (images := _images(*arms))},
+        summary="; ".join(parts),
+    )
+
+
+def _forbidden(entry: Judged) -> tuple[str, ...]:
+    return tuple(sorted({finding.rule for finding in entry.findings if not finding.holds}))
+
+
+def _difference(entry: Judged) -> Difference | None:
+    pairs = entry.case.pairs
+    if not pairs:
+        return None
+    left, right = ([arms[side].result.accuracy for arms in pairs] for side in (0, 1))
+    return difference(left, right, entry.margin)
+
+
+def _images(left: Evidence, right: Evidence) -> McNemar | None:
+    """McNemar's test of one seed; None where the arms were tested on different images."""
+    ours, theirs = left.result, right.result
+    if ours.split_digest != theirs.split_digest or not ours.correct or not theirs.correct:
+        return None
+    return mcnemar(*(unpack(run.correct, run.test_images) for run in (ours, theirs)))
+
+
+def tiers(accuracies: Mapping[str, float], verdicts: Iterable[Verdict]) -> list[tuple[str, ...]]:
+    """Methods of one operating point in groups that nothing tells apart: ties are grouped, never ranked.
+
+    A group holds the best method that is left and every method that is not shown to be worse than it.
+
+    Args:
+        accuracies: Mean accuracy by method.
+        verdicts: Verdicts between them.
+    """
+    worse = set()
+    for verdict in verdicts:
+        left, right = verdict.arms
+        if verdict.verdict == "worse":
+            worse.add((left, right))
+        elif verdict.verdict == "better":
+            worse.add((right, left))
+    left_over = sorted(accuracies, key=lambda name: (-accuracies[name], name))
+    groups = []
+    while left_over:
+        best = left_over[0]
+        group = tuple(name for name in left_over if (name, best) not in worse)
+        groups.append(group)
+        left_over = [name for name in left_over if name not in group]
+    return groups

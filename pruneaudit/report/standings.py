@@ -1,0 +1,136 @@
+"""Across comparisons: ties in groups, the strictest setup two methods share, performance profiles."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pruneaudit.audit.catalogue import get_rule, required
+from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.verdicts import Verdict, tiers
+from pruneaudit.catalog import CROSS_PREFIX, Catalog
+from pruneaudit.cells import UNPRUNED
+
+#: Distances from the best method at which a profile is read, in percentage points of accuracy.
+PROFILE_POINTS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+#: Operating points below which a profile says nothing.
+FEWEST_POINTS = 2
+
+
+def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Methods of each operating point in groups that nothing tells apart, best group first.
+
+    Only methods that may be compared with each other stand in one row: those of a ``not comparable`` pair that no
+    verdict connects are listed apart.
+    """
+    means = _means(rows)
+    found: dict[tuple[Any, ...], list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        found[verdict.workload, verdict.labels, verdict.protocol, verdict.ratio].append(verdict)
+    result = []
+    for (workload, labels, protocol, ratio), members in sorted(found.items()):
+        fair = [verdict for verdict in members if verdict.verdict != "not comparable"]
+        names = {name for verdict in fair for name in verdict.arms}
+        apart = sorted({name for verdict in members for name in verdict.arms} - names)
+        accuracies = {
+            name: means[workload, labels, protocol, name, ratio]
+            for name in names
+            if (workload, labels, protocol, name, ratio) in means
+        }
+        result.append(
+            {
+                "workload": workload,
+                "labels": list(labels),
+                "protocol": protocol,
+                "ratio": ratio,
+                "groups": [list(group) for group in tiers(accuracies, fair)],
+                "not_comparable": apart,
+            }
+        )
+    return result
+
+
+def strictest_setups(catalog: Catalog, findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """The strictest setup of Wang et al. 2023, Table 2, whose comparability rules were measured to hold between a pair.
+
+    A pair may meet a stricter setup than the one that it was run under: two one-shot methods under S3.2 meet S4.2.
+    """
+    passed: dict[tuple[Any, ...], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for finding in findings:
+        if len(finding.arms) == 2 and catalog.protocol(finding.protocol).compare == "pruning":
+            key = (finding.workload, finding.labels, finding.ratio, tuple(sorted(finding.arms)))
+            met = passed[key][finding.protocol]
+            if finding.verdict == "pass" or finding.waived:
+                met.add(finding.rule)
+    demands = {
+        name: {rule_id for rule_id in required(catalog.protocol(name)) if _is_comparability(rule_id)}
+        for name in catalog.strictness
+    }
+    result = []
+    for (workload, labels, ratio, arms), by_protocol in sorted(passed.items()):
+        setups = [name for name, demand in demands.items() if any(demand <= met for met in by_protocol.values())]
+        result.append(
+            {
+                "workload": workload,
+                "labels": list(labels),
+                "ratio": ratio,
+                "arms": list(arms),
+                "setup": setups[-1] if setups else None,
+            }
+        )
+    return result
+
+
+def _is_comparability(rule_id: str) -> bool:
+    return rule_id[1] in "1234" and get_rule(rule_id).scope == "pair"
+
+
+def profiles(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Share of operating points (workload × ratio) at which a method's mean is within some points of the best one's.
+
+    Dolan and Moré 2002, on accuracy. Only where every method has every cell: a profile over other points would compare
+    methods on other tasks.
+    """
+    listed = [row for row in rows if not row["protocol"].startswith(CROSS_PREFIX) and row["method"] != UNPRUNED]
+    means = _means(listed)
+    result = []
+    for protocol, labels in sorted({(row["protocol"], tuple(row["labels"])) for row in listed}):
+        members = [row for row in listed if row["protocol"] == protocol and tuple(row["labels"]) == labels]
+        methods = sorted({row["method"] for row in members})
+        points = sorted({(row["workload"], row["ratio"]) for row in members})
+        complete = all(row["status"] == "ok" for row in members) and all(
+            (workload, labels, protocol, method, ratio) in means for workload, ratio in points for method in methods
+        )
+        if len(points) < FEWEST_POINTS or len(methods) < 2 or not complete:
+            continue
+        gaps: dict[str, list[float]] = {method: [] for method in methods}
+        for workload, ratio in points:
+            here = {method: means[workload, labels, protocol, method, ratio] for method in methods}
+            for method, mean in here.items():
+                gaps[method].append(max(here.values()) - mean)
+        result.append(
+            {
+                "protocol": protocol,
+                "labels": list(labels),
+                "points": [f"{workload} r{ratio:g}" for workload, ratio in points],
+                "within": list(PROFILE_POINTS),
+                "share": {
+                    method: [sum(gap <= most + 1e-9 for gap in found) / len(found) for most in PROFILE_POINTS]
+                    for method, found in gaps.items()
+                },
+            }
+        )
+    return result
+
+
+def _means(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """Mean accuracy over seeds by workload, labels, protocol, method and ratio."""
+    values: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["status"] == "ok":
+            values[row["workload"], tuple(row["labels"]), row["protocol"], row["method"], row["ratio"]].append(
+                row["accuracy"]
+            )
+    return {key: statistics.fmean(found) for key, found in values.items()}

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pruneaudit import __version__
-from pruneaudit.errors import AuditError
+from pruneaudit.errors import AuditError, ConfigError
 
 app = typer.Typer(
     add_completion=False,
@@ -149,7 +149,6 @@ def report(
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
     from pruneaudit.catalog import Catalog
-    from pruneaudit.errors import ConfigError
     from pruneaudit.report.results import gather_ledger
     from pruneaudit.report.terminal import summary
     from pruneaudit.report.writer import write
@@ -205,7 +204,6 @@ def merge(
 ) -> None:
     """Make one ledger of several, such as those of several machines. Ledgers that contradict each other are refused."""
     from pruneaudit import merging
-    from pruneaudit.errors import ConfigError
 
     target, sources = (ledgers[0], ledgers[1:]) if to is None else (to, ledgers)
     if not sources:
@@ -258,12 +256,9 @@ def crossvalidate(
         place = rest.index("--audit-protocols")
         protocols += rest[place + 1].split(",") if place + 1 < len(rest) else []
         del rest[place : place + 2]
-    arguments = ["--audit-methods", ",".join(name for name in names if name not in known.extra_names) or names[0]]
+    arguments = ["--audit-methods", ",".join(names)]
     for spec in specs:
         arguments += ["--audit-method", spec]
-    if len(specs) == len(names):
-        # Both come from files: no built-in method beside them.
-        arguments[1] = names[0]
     raise typer.Exit(
         pytest.main([str(content_root() / "suite"), *arguments, "--audit-protocols", ",".join(protocols), *rest])
     )

@@ -145,6 +145,17 @@ def observe(
     return Pruned(model, kept, meter.consumption, task.history, task.resumed_from, conduct)
 
 
+def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[dict[str, list[int]], Consumption]:
+    """Let a method prune a network, metered but not watched: its checked answer, and what the meter read.
+
+    Raises:
+        MethodError: The method raised, or its answer is none.
+    """
+    method = source.create()
+    with Meter(model) as meter:
+        return decide(method, _task(method, model, _layers(model, job), job, meter)), meter.consumption
+
+
 def equivalence(model: nn.Module, kept: dict[str, list[int]], dataset: Dataset) -> float:
     """Largest difference of masked and shrunk network in float64, relative to the scale of their outputs.
 

@@ -6,7 +6,6 @@ Each check prunes a freshly initialised network of a workload under the smoke bu
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
 import statistics
@@ -21,6 +20,7 @@ from pruneaudit.errors import MethodError, one_line, unknown
 if TYPE_CHECKING:
     from torch import nn
 
+    from pruneaudit.conduct import Job, Pruned
     from pruneaudit.config import Workload
     from pruneaudit.contract import Method
     from pruneaudit.stages import Runtime
@@ -157,23 +157,37 @@ class Bench:
 
     def prune(self, model: nn.Module, ratio: float, seed: int = 0) -> tuple[dict[str, list[int]], Consumption]:
         """Let the method prune a network; its checked answer, and what the meter read."""
+        from pruneaudit.conduct import prune
+
+        return prune(self.source, self._job(ratio, seed), model)
+
+    def observe(self, ratio: float, seed: int = 0) -> Pruned:
+        """Let the method prune a fresh network while it is watched, and once more."""
+        import sklearn
+
+        from pruneaudit.conduct import observe
+
+        places = [Path(sklearn.__file__).parent / "datasets" / "data"]
+        places += [self.runtime.data_root] if self.runtime.data_root else []
+        return observe(self.source, self._job(ratio, seed), lambda: "", {"data": places})
+
+    def _job(self, ratio: float, seed: int) -> Job:
         import torch
 
-        from pruneaudit.contract import PruningTask, decide
-        from pruneaudit.pruning.layers import prunable_layers
-        from pruneaudit.training.metering import Meter
+        from pruneaudit.conduct import Job
 
-        method = self.method()
-        budget = method.budget(self.workload)
-        recipe = self.workload.prune.model_copy(
-            update={"steps": budget.steps, "lr": budget.lr or self.workload.prune.lr}
+        workload = self.workload
+        budget = self.method().budget(workload)
+        return Job(
+            inherit=lambda: self.dense(seed=seed),
+            workload=workload,
+            dataset=self.dataset.to(torch.device(self.runtime.device)),
+            prunable=workload.prunable,
+            skip=workload.skip,
+            ratio=ratio,
+            recipe=workload.prune.model_copy(update={"steps": budget.steps, "lr": budget.lr or workload.prune.lr}),
+            seed=seed,
         )
-        layers = prunable_layers(model, self.dataset.example(), self.workload.prunable, self.workload.skip)
-        dataset = self.dataset.to(torch.device(self.runtime.device))
-        with Meter(model) as meter:
-            task = PruningTask(model, layers, self.workload, ratio, recipe, dataset, seed, meter, method.name)
-            kept = decide(method, task)
-        return kept, meter.consumption
 
 
 def _describes_itself(bench: Bench) -> None:
@@ -191,7 +205,10 @@ def _describes_itself(bench: Bench) -> None:
     budget = method.budget(bench.workload)
     if not isinstance(budget, Budget):
         raise MethodError(f"method '{method.name}': budget() must return a Budget, not {type(budget).__name__}")
-    Recipe(steps=budget.steps, lr=budget.lr or bench.workload.prune.lr, batch=1)
+    try:
+        Recipe(steps=budget.steps, lr=budget.lr or bench.workload.prune.lr, batch=1)
+    except ValueError as error:
+        raise MethodError(f"method '{method.name}': budget() cannot be planned: {one_line(error)}") from None
 
 
 def _meets_target(bench: Bench) -> None:
@@ -211,44 +228,57 @@ def _is_deterministic(bench: Bench) -> None:
 
 def _masked_equals_shrunk(bench: Bench) -> None:
     """In float64 the network without the filters computes what the network with silenced filters computes."""
-    import torch
-
-    from pruneaudit.pruning.removal import masked, shrink
+    from pruneaudit.conduct import equivalence
 
     model = bench.dense("fp64")
-    device = bench.runtime.device
     kept, _ = bench.prune(model, bench.workload.ratios[0])
-    example = bench.dataset.example(torch.float64).to(device)
-    images = torch.randn(8, *example.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    images = images.to(device)
-    with torch.no_grad():
-        silenced = masked(model, kept, example).eval()(images)
-        small = shrink(model, kept, example).eval()(images)
-    apart = float((silenced - small).abs().max() / silenced.abs().max().clamp_min(1e-300))
+    apart = equivalence(model, kept, bench.dataset)
     if not apart <= EQUIVALENCE_TOLERANCE:
         raise MethodError(f"method '{bench.source.name}': masked and shrunk network differ by {apart:.1e} in float64")
 
 
 def _spends_its_budget(bench: Bench) -> None:
-    """The steps that the meter reads are the steps that the method declares."""
-    declared = bench.method().budget(bench.workload).steps
+    """The steps and the images with gradients that the meter reads are those that the method declares."""
+    budget = bench.method().budget(bench.workload)
     _, consumed = bench.prune(bench.dense(), bench.workload.ratios[0])
-    if consumed.optimiser_steps != declared:
+    who = f"method '{bench.source.name}'"
+    if consumed.optimiser_steps != budget.steps:
+        raise MethodError(f"{who} declares {budget.steps} optimiser steps and takes {consumed.optimiser_steps}")
+    most = budget.steps * bench.workload.prune.batch + budget.samples
+    if consumed.training_samples > most:
         raise MethodError(
-            f"method '{bench.source.name}' declares {declared} optimiser steps and takes {consumed.optimiser_steps}"
+            f"{who} passes {consumed.training_samples} images with gradients, declares {most}; give budget() the rest "
+            "as samples, or score under torch.no_grad()"
         )
 
 
 def _leaves_weights(bench: Bench) -> None:
     """A method that declares no training leaves every weight as it was."""
+    from pruneaudit.conduct import digest
+
     method = bench.method()
     if method.rewrites or method.budget(bench.workload).steps:
         return
     model = bench.dense()
-    before = _digest(model)
+    before = digest(model)
     bench.prune(model, bench.workload.ratios[0])
-    if _digest(model) != before:
+    if digest(model) != before:
         raise MethodError(f"method '{bench.source.name}' declares no training but changes weights")
+
+
+def _behaves(bench: Bench) -> None:
+    """What the audit will ask of every run: rules F502, F505, F507, F509 and F511, on an untrained network."""
+    conduct = bench.observe(bench.workload.ratios[0]).conduct
+    who = f"method '{bench.source.name}'"
+    changed = (*conduct.rewritten, *conduct.touched)
+    if changed and not conduct.declares_rewriting:
+        raise MethodError(f"{who} changes '{changed[0]}' outside metered training; if that is its idea, set rewrites")
+    if conduct.held_out_samples:
+        raise MethodError(f"{who} passes {conduct.held_out_samples} validation or test images through the network")
+    if conduct.reached:
+        raise MethodError(f"{who} opens {conduct.reached[0]}; a method has no business there")
+    if conduct.replay != "same":
+        raise MethodError(f"{who} gives another answer when it decides again: {conduct.replay}")
 
 
 def _remembers_nothing(bench: Bench) -> None:
@@ -266,9 +296,11 @@ def _remembers_nothing(bench: Bench) -> None:
 
 def _answer(bench: Bench, ratio: float, seed: int) -> tuple[dict[str, list[int]], str]:
     """Kept filters, and a digest of the weights that the method leaves."""
+    from pruneaudit.conduct import digest
+
     model = bench.dense(seed=seed)
     kept, _consumed = bench.prune(model, ratio, seed)
-    return kept, _digest(model)
+    return kept, digest(model)
 
 
 def _keeps_uniformly(bench: Bench) -> None:
@@ -311,14 +343,6 @@ def _trains_the_pruned_shape(bench: Bench) -> None:
             raise MethodError(f"scratch arm '{arm.name}' must train in epochs")
 
 
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 METHOD_CHECKS: dict[str, Any] = {
     "describes-itself": _describes_itself,
     "meets-target": _meets_target,
@@ -326,6 +350,7 @@ METHOD_CHECKS: dict[str, Any] = {
     "masked-equals-shrunk": _masked_equals_shrunk,
     "spends-its-budget": _spends_its_budget,
     "leaves-weights": _leaves_weights,
+    "behaves": _behaves,
     "remembers-nothing": _remembers_nothing,
     "uniform-over-width": _keeps_uniformly,
 }

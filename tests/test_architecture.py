@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pruneaudit"
 # From the ground up; members of one floor may import each other.
 FLOORS = [
-    {"errors", "schedule", "streams"},
+    {"errors", "ratios", "schedule", "streams"},
     {"config"},
     {"catalog", "cells", "scaffold", "settings"},
     {"records", "ledger", "merging"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"pruning", "shapes"},
     {"training"},
     {"contract"},
-    {"stages", "conformance"},
+    {"stages", "conduct", "conformance"},
     {"campaign", "executors"},
     {"audit"},
     {"report"},
@@ -35,10 +35,12 @@ NO_TORCH = [
     "pruneaudit.ledger",
     "pruneaudit.merging",
     "pruneaudit.scaffold",
-    "pruneaudit.audit.judge",
+    "pruneaudit.audit.docket",
+    "pruneaudit.measure.trainability",
     "pruneaudit.audit.rules",
     "pruneaudit.report.writer",
     "pruneaudit.report.terminal",
+    "pruneaudit.report.github",
     "pruneaudit.conformance",
     "pruneaudit.cli",
 ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pruneaudit.audit.catalogue import Outcome, arm_rule
 from pruneaudit.audit.evidence import Evidence
 from pruneaudit.config import steps_per_epoch
+from pruneaudit.conformance import EQUIVALENCE_TOLERANCE
 from pruneaudit.ratios import removed_filters
 from pruneaudit.records import Conduct, RunRecord
 
-#: Largest difference of masked and shrunk network in float64, relative to the scale of their outputs.
-EQUIVALENCE_TOLERANCE = 1e-9
 #: A network that has not been trained is at most this many times as good as guessing.
 CHANCE_FACTOR = 3.0
 _ALGOPERF = "AlgoPerf, submission rules (what information is used, what action is taken on it)"

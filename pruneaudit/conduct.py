@@ -152,8 +152,10 @@ def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[dict[str, l
         MethodError: The method raised, or its answer is none.
     """
     method = source.create()
+    # Before the meter: tracing the network passes an image through it.
+    layers = _layers(model, job)
     with Meter(model) as meter:
-        return decide(method, _task(method, model, _layers(model, job), job, meter)), meter.consumption
+        return decide(method, _task(method, model, layers, job, meter)), meter.consumption
 
 
 def equivalence(model: nn.Module, kept: dict[str, list[int]], dataset: Dataset) -> float:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pruneaudit.audit.evidence import Case, Evidence
@@ -57,7 +56,7 @@ class Rule:
         source: Who asks for it.
         scope: What it looks at: one ``arm`` or a ``pair`` at one seed, or a ``series`` of pairs over all seeds.
         check: The function.
-        on: Arms that an arm rule applies to: ``all``, ``pruning``, ``scratch``, or a pattern of method names.
+        on: Arms that an arm rule applies to: ``all``, ``pruning``, ``scratch``, or the family of a control (``random``).
         whole_table: True where it reads other cells than the comparison's own: judged when a session ends, so that no
             protocol can require it of a single test.
     """
@@ -86,7 +85,7 @@ class Rule:
             return True
         if self.on in ("pruning", "scratch"):
             return is_scratch(method) == (self.on == "scratch") and method != UNPRUNED
-        return fnmatchcase(method, self.on)
+        return method == self.on or method.startswith(f"{self.on}-")
 
 
 _RULES: dict[str, Rule] = {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.cells import is_scratch
 from pruneaudit.report.results import Results
 
@@ -14,9 +16,20 @@ Table = tuple[list[str], list[list[str]]]
 Matrix = dict[tuple[str, ...], dict[str, str]]
 
 _MARKS = {"pass": "ok", "fail": "FAIL", "not measured": "n/m", "incomplete": "INC"}
-_WORST = ("FAIL", "INC", "waived", "n/m", "no", "ok")
-#: What the marks of an audit matrix mean.
-LEGEND = "FAIL: required and broken; INC: cells are missing; n/m: not measured; no: not required and not so"
+#: What the marks of an audit matrix mean, worst first.
+_MEANING = {
+    "FAIL": "required and broken",
+    "INC": "cells are missing",
+    "waived": "broken, and waived by the study",
+    "n/m": "not measured",
+    "no": "does not hold, not required",
+    "ok": "holds",
+}
+_WORST = tuple(_MEANING)
+#: What stands in a table of verdicts where seeds are few.
+FEW_SEEDS = "Seeds n of m: better or worse needs m paired seeds among so many comparisons; fewer only describe."
+#: Rules that a row names before it only counts them.
+MOST_RULES = 4
 
 
 def _mark(row: Mapping[str, Any]) -> str:
@@ -66,38 +79,74 @@ def _matrix(rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]]
 
 
 def audit_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
-    """Comparisons × rules that some protocol requires: the worst verdict over ratios and seeds.
+    """Comparisons × rules: the worst verdict over ratios and seeds.
 
-    The last column names stricter rules that do not hold: what else may explain a difference.
+    How many of the required rules hold, a column for each one that somewhere does not, and the names of stricter rules
+    that do not hold: what else may explain a difference.
     """
     rows = [row for row in _of(results.findings, workload, labels) if len(row["arms"]) == 2]
     marks = _matrix(rows, lambda row: (row["protocol"], " vs ".join(row["arms"])))
-    needed = sorted({row["rule"] for row in rows if row["required"]})
-    header = ["protocol", "comparison", *needed, "not controlled"]
+    needed = {(row["protocol"], row["rule"]) for row in rows if row["required"]}
+    required = {key: {rule: mark for rule, mark in marks[key].items() if (key[0], rule) in needed} for key in marks}
+    shown = _not_ok(required)
     table = []
-    for key, found in sorted(marks.items()):
-        demanded = results.protocols[key[0]]["requires"]
-        loose = [rule for rule, mark in sorted(found.items()) if mark == "no"]
-        table.append([*key, *(found.get(rule, "") if rule in demanded else "" for rule in needed), " ".join(loose)])
-    return (header, table) if needed else (header, [])
+    for key in sorted(marks):
+        found = required[key]
+        loose = sorted(rule for rule, mark in marks[key].items() if mark == "no" and rule not in found)
+        table.append([*key, _holding(found), *(found.get(rule, "") for rule in shown), " ".join(loose)])
+    return ["protocol", "comparison", "required", *shown, "not controlled"], table if needed else []
 
 
 def arm_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
-    """Methods × rules on single arms: the worst verdict over protocols, ratios and seeds."""
+    """Methods × rules on single arms, required or not: the worst verdict over protocols, ratios and seeds.
+
+    How many hold, and a column for each one that somewhere does not.
+    """
     rows = [row for row in _of(results.findings, workload, labels) if len(row["arms"]) == 1]
     marks = _matrix(rows, lambda row: tuple(row["arms"]))
-    rules = sorted({rule for found in marks.values() for rule in found})
+    shown = _not_ok(marks)
     order = sorted(marks, key=lambda arms: (is_scratch(arms[0]), arms))
-    return ["method", *rules], [[*arms, *(marks[arms].get(rule, "") for rule in rules)] for arms in order]
+    return (
+        ["method", "rules", *shown],
+        [[*arms, _holding(marks[arms]), *(marks[arms].get(rule, "") for rule in shown)] for arms in order],
+    )
+
+
+def _not_ok(marks: Matrix) -> list[str]:
+    """Rules with another mark than ok in some line."""
+    return sorted({rule for found in marks.values() for rule, mark in found.items() if mark != "ok"})
+
+
+def _holding(found: Mapping[str, str]) -> str:
+    """How many rules of a line hold."""
+    holding = sum(mark == "ok" for mark in found.values())
+    return f"all {holding} ok" if holding == len(found) else f"{holding} of {len(found)} ok"
+
+
+def legend(matrix: Table) -> str:
+    """What the marks in an audit matrix mean; nothing where all is well."""
+    marks = {cell for row in matrix[1] for cell in row}
+    return "; ".join(f"{mark}: {text}" for mark, text in _MEANING.items() if mark in marks)
+
+
+def named_rules(matrix: Table) -> list[str]:
+    """Rules that an audit matrix names, in its head or as not controlled."""
+    header, rows = matrix
+    loose = {rule for row in rows for rule in row[-1].split()} if header[-1] == "not controlled" else set()
+    return sorted({name for name in header if _is_rule(name)} | loose)
+
+
+def _is_rule(name: str) -> bool:
+    return name[:1] == "F" and name[1:].isdigit()
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Verdicts with their evidence; differences in percentage points, first arm minus second."""
-    header = ["protocol", "ratio", "comparison", "verdict", "difference", "95 % interval", "p", "n", "because of"]
+    header = ["protocol", "ratio", "comparison", "verdict", "difference", "95 % interval", "p", "seeds", "because of"]
     table = []
     for row in rows:
         gap = row["difference"]
-        interval = "" if gap is None or gap["low"] is None else f"[{gap['low']:+.2f}, {gap['high']:+.2f}]"
+        interval = "" if gap is None or gap["low"] is None else f"{gap['low']:+.2f} to {gap['high']:+.2f}"
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.3g}"
         reasons = [*row["forbidden_by"], *(f"{rule} waived" for rule in row["waived"])]
         table.append(
@@ -109,23 +158,36 @@ def verdict_table(rows: Iterable[Mapping[str, Any]]) -> Table:
                 "" if gap is None else f"{gap['mean']:+.2f}",
                 interval,
                 p,
-                str(len(row["seeds"])),
-                " ".join(reasons),
+                _seeds(row),
+                ", ".join(reasons),
             ]
         )
     return header, table
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    """Paired seeds, with the number that better or worse needs where there are fewer."""
+    n, needed = len(row["seeds"]), seeds_needed(comparisons=row["family"])
+    return f"{n} of {needed}" if n < needed else str(n)
+
+
+def has_few_seeds(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether some row has fewer paired seeds than better or worse needs."""
+    return any(" of " in _seeds(row) for row in rows)
 
 
 def standings_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Groups of methods that nothing tells apart, best first, by protocol and ratio."""
     rows = _of(results.standings, workload, labels)
     most = max((len(row["groups"]) for row in rows), default=0)
-    header = ["protocol", "ratio", *(f"group {number + 1}" for number in range(most)), "not comparable"]
+    apart = any(row["not_comparable"] for row in rows)
+    header = ["protocol", "ratio", *(f"group {number + 1}" for number in range(most))]
     table = []
     for row in rows:
         groups = [", ".join(group) for group in row["groups"]] + [""] * (most - len(row["groups"]))
-        table.append([row["protocol"], f"{row['ratio']:g}", *groups, ", ".join(row["not_comparable"])])
-    return header, table
+        last = [", ".join(row["not_comparable"])] if apart else []
+        table.append([row["protocol"], f"{row['ratio']:g}", *groups, *last])
+    return [*header, *(["not comparable"] if apart else [])], table
 
 
 def strictest_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
@@ -159,8 +221,9 @@ def trainability_table(results: Results, workload: str, labels: tuple[str, ...])
     for (protocol, method, ratio), rows in sorted(grouped.items()):
         values = [[row["jsv"][stage] for row in rows] for stage in ("base", "pruned", "end")]
         accuracies = [row["trainability_accuracy"] for row in rows]
-        shown = [_mean(found, "{:.3g}") for found in values]
-        table.append([protocol, method, f"{ratio:g}", *shown, _mean(accuracies, "{:.2f}")])
+        shown = [*(_mean(found, "{:.3g}") for found in values), _mean(accuracies, "{:.2f}")]
+        if any(shown):
+            table.append([protocol, method, f"{ratio:g}", *shown])
     return header, table
 
 
@@ -173,8 +236,59 @@ def _of(rows: Iterable[dict[str, Any]], workload: str, labels: tuple[str, ...]) 
 
 
 def failed_findings(results: Results) -> list[dict[str, Any]]:
-    """Required findings that are no pass."""
-    return [row for row in results.findings if row["verdict"] != "pass" and row["required"]]
+    """Required findings that are no pass, what is waived last; ``rules`` names all rules that saw the same.
+
+    A cell that is missing leaves every rule of its comparisons incomplete, for one reason: that is one row.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for row in results.findings:
+        if row["verdict"] != "pass" and row["required"]:
+            seen = {name: value for name, value in row.items() if name not in ("rule", "runs")}
+            found = merged.setdefault(json.dumps(seen, sort_keys=True), {**seen, "rules": []})
+            found["rules"].append(row["rule"])
+    order = ("fail", "incomplete", "not measured")
+    return sorted(merged.values(), key=lambda row: (bool(row["waived"]), order.index(row["verdict"])))
+
+
+def rules_text(row: Mapping[str, Any]) -> str:
+    """The rules of a row of :func:`failed_findings`, the first few by name."""
+    rules = row["rules"]
+    return " ".join(rules) if len(rules) <= MOST_RULES else f"{' '.join(rules[:2])} and {len(rules) - 2} more rules"
+
+
+def measured_text(row: Mapping[str, Any]) -> str:
+    """Measured value of each arm of a finding; nothing where nothing was measured."""
+    values = [row["measured"].get(arm) for arm in row["arms"]]
+    if all(value is None for value in values):
+        return ""
+    return "; ".join(f"{arm}: {value}" for arm, value in zip(row["arms"], values, strict=True))
+
+
+def why_text(row: Mapping[str, Any]) -> str:
+    """Note of a finding, and why it was waived."""
+    return "; ".join(text for text in (row["note"], f"waived: {row['waived']}" if row["waived"] else "") if text)
+
+
+def verdict_line(row: Mapping[str, Any]) -> str:
+    """A verdict in one line."""
+    where = f"{title(row['workload'], tuple(row['labels']))} {row['protocol']} ratio {row['ratio']:g}"
+    return f"{where}: {' against '.join(row['arms'])}: {row['verdict']}; {row['summary']}"
+
+
+def verdict_counts(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many comparisons ended how."""
+    counts = Counter(row["verdict"] for row in rows)
+    total = sum(counts.values())
+    words = ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
+    return f"{total} comparison{'' if total == 1 else 's'}, {words}"
+
+
+def groups_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by heading of their workload and labels: rows of different labels never share a table."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(title(row["workload"], tuple(row["labels"])), []).append(row)
+    return found
 
 
 def unmeasured_cells(results: Results) -> list[dict[str, Any]]:

@@ -8,20 +8,28 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
-    LEGEND,
+    FEW_SEEDS,
     Table,
     accuracy_table,
     arm_matrix,
     audit_matrix,
     base_line,
     failed_findings,
+    groups_of,
+    has_few_seeds,
+    legend,
+    measured_text,
+    named_rules,
+    rules_text,
     standings_table,
     title,
     unmeasured_cells,
+    verdict_counts,
+    verdict_line,
     verdict_table,
+    why_text,
 )
 
 #: Rows of a table of verdicts, and lines of findings, that a terminal shows; the report has all.
@@ -36,28 +44,27 @@ def summary(results: Results, fails: Callable[[Mapping[str, Any]], bool] = lambd
         results: What was measured and found.
         fails: Whether a verdict's row fails the session's gate.
     """
-    lines = _verdicts(results, fails)
-    lines += _problems(results)
+    lines = [*_verdicts(results, fails), *_problems(results)]
     for workload, labels in results.groups():
         name = title(workload, labels)
-        header, rows = accuracy_table(results, workload, labels)
-        if rows:
+        accuracies = accuracy_table(results, workload, labels)
+        if accuracies[1]:
+            base = base_line(results, workload, labels)
             lines += ["", f"{name}: test accuracy in percent at the last epoch, mean ± sample std"]
-            lines += [base_line(results, workload, labels)] if base_line(results, workload, labels) else []
-            lines += _lines((header, rows))
+            lines += [*([base] if base else []), *_lines(accuracies)]
         ties = standings_table(results, workload, labels)
         if ties[1]:
-            lines += ["", f"{name}: methods in groups that nothing tells apart, best first"]
-            lines += _lines(ties)
+            lines += ["", f"{name}: methods in groups that nothing tells apart, best first", *_lines(ties)]
         for heading, matrix in (
             ("comparisons, worst over ratios and seeds", audit_matrix(results, workload, labels)),
             ("arms, worst over protocols, ratios and seeds", arm_matrix(results, workload, labels)),
         ):
             if matrix[1]:
                 lines += ["", f"{name}: audit of {heading}", *_lines(matrix)]
-                lines += [f"  {rule} {get_rule(rule).claim}" for rule in matrix[0] if rule in results.rules]
-    lines += [f"  {LEGEND}"] if results.findings else []
-    return lines
+                lines += [f"  {legend(matrix)}"] if legend(matrix) else []
+                lines += [f"  {rule} {results.rules[rule]['claim']}" for rule in named_rules(matrix)]
+    # One line each, whatever is in a name or an error message: those of a merged ledger come from strangers.
+    return ["".join(mark if mark.isprintable() else " " for mark in line) for line in lines]
 
 
 def _verdicts(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> list[str]:
@@ -65,23 +72,16 @@ def _verdicts(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> l
     for heading, rows in (("verdicts", results.verdicts), ("against the baseline", results.regressions)):
         if not rows:
             continue
-        counts = Counter(row["verdict"] for row in rows)
-        words = ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
-        lines += ["", f"{heading}: {len(rows)} comparisons, {words}"]
+        lines += ["", f"{heading}: {verdict_counts(rows)}"]
         failing = [row for row in rows if fails(row)]
-        lines += [
-            f"  FAILS: {row['workload']} {row['protocol']} ratio {row['ratio']:g}: {' against '.join(row['arms'])}: "
-            f"{row['verdict']}; {row['summary']}"
-            for row in failing[:MOST_FINDINGS]
-        ]
+        lines += [f"  FAILS: {verdict_line(row)}" for row in failing[:MOST_FINDINGS]]
         lines += [f"  and {len(failing) - MOST_FINDINGS} more that fail"] if len(failing) > MOST_FINDINGS else []
-        for workload in dict.fromkeys(row["workload"] for row in rows):
-            members = [row for row in rows if row["workload"] == workload]
-            lines += [f"{workload}: first arm minus second, percentage points; p after Holm over each protocol's table"]
+        for name, members in groups_of(rows).items():
+            lines += ["", f"{name}: first arm minus second, percentage points; p after Holm over each protocol's table"]
             lines += _lines(verdict_table(members[:MOST_ROWS]))
             lines += [f"… {len(members) - MOST_ROWS} more in report.md"] if len(members) > MOST_ROWS else []
-    needed = {row["summary"].partition("descriptive: ")[2].partition(";")[0] for row in results.verdicts} - {""}
-    return lines + [f"descriptive only: {text}" for text in sorted(needed)]
+            lines += [f"  {FEW_SEEDS}"] if has_few_seeds(members) else []
+    return lines
 
 
 def _problems(results: Results) -> list[str]:
@@ -98,16 +98,19 @@ def _problems(results: Results) -> list[str]:
         lines.append(f"findings: {len(required)} required checks, {parts}")
     wrong = failed_findings(results)
     for row in wrong[:MOST_FINDINGS]:
-        values = "; ".join(f"{arm}: {row['measured'].get(arm)}" for arm in row["arms"])
-        notes = [row["note"], f"waived: {row['waived']}" if row["waived"] else ""]
-        note = f" ({'; '.join(text for text in notes if text)})" if any(notes) else ""
         seed = "" if row["seed"] is None else f" seed {row['seed']}"
-        where = f"{row['workload']} {row['protocol']} ratio {row['ratio']:g}{seed}"
-        lines.append(f"  {row['rule']} {row['verdict']}: {where}: {values}{note}")
+        where = f"{title(row['workload'], tuple(row['labels']))} {row['protocol']} ratio {row['ratio']:g}{seed}"
+        values = measured_text(row) or " vs ".join(row["arms"])
+        note = f" ({why_text(row)})" if why_text(row) else ""
+        lines.append(f"  {rules_text(row)} {row['verdict']}: {where}: {values}{note}")
     lines += [f"  and {len(wrong) - MOST_FINDINGS} more in report.md"] if len(wrong) > MOST_FINDINGS else []
+    if results.study is not None:
+        waived = sorted(results.study["waive"].items())
+        lines += [f"waived by study {results.study['name']}: {rule}: {reason}" for rule, reason in waived]
     return lines
 
 
 def _lines(table: Table) -> list[str]:
     header, rows = table
-    return tabulate(rows, header, tablefmt="simple", disable_numparse=True).splitlines()
+    plain = [[" ".join(cell.split()) for cell in row] for row in rows]
+    return tabulate(plain, header, tablefmt="simple", disable_numparse=True).splitlines()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,26 @@ from tabulate import tabulate
 from pruneaudit.ledger import write_json
 from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
-    LEGEND,
+    FEW_SEEDS,
     accuracy_table,
     arm_matrix,
     audit_matrix,
     base_line,
     failed_findings,
+    groups_of,
+    has_few_seeds,
+    legend,
+    measured_text,
     profile_table,
+    rules_text,
     standings_table,
     strictest_matrix,
     title,
     trainability_table,
     unmeasured_cells,
+    verdict_counts,
     verdict_table,
+    why_text,
 )
 
 
@@ -52,12 +61,12 @@ def markdown(results: Results) -> str:
     """The report as Markdown."""
     required = [row for row in results.findings if row["required"]]
     passed = sum(row["verdict"] == "pass" for row in required)
-    blocks = [
-        "# pruneaudit report",
-        "",
-        f"{len(results.cells)} cells: {results.attempted}. {len(required)} required fairness checks, {passed} passed.",
-        "",
+    facts = [
+        f"{len(results.cells)} cells: {results.attempted}.",
+        f"{len(required)} required fairness checks, {passed} passed.",
+        f"{verdict_counts(results.verdicts)}." if results.verdicts else "",
     ]
+    blocks = ["# pruneaudit report", "", " ".join(text for text in facts if text), ""]
     for heading, body in markdown_sections(results):
         blocks += [f"## {heading}", "", body, ""]
     blocks += ["Every number comes from a run record in the ledger; `results.json` names the runs of each cell.", ""]
@@ -68,9 +77,7 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
     """Heading and body of every section: verdicts, what is wrong, tables, how it was measured."""
     sections: list[tuple[str, str]] = []
     for heading, rows in (("Verdicts", results.verdicts), ("Against the baseline", results.regressions)):
-        for workload, labels in dict.fromkeys((row["workload"], tuple(row["labels"])) for row in rows):
-            members = [row for row in rows if (row["workload"], tuple(row["labels"])) == (workload, labels)]
-            sections.append((f"{heading}: {_text(title(workload, labels))}", _verdicts(members)))
+        sections += [(f"{heading}: {_text(name)}", _verdicts(members)) for name, members in groups_of(rows).items()]
     sections += _problems(results)
     if results.study is not None and results.study["waive"]:
         lines = [f"- {rule}: {_text(reason)}" for rule, reason in sorted(results.study["waive"].items())]
@@ -85,40 +92,38 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
         )
         name = title(profile["protocol"], tuple(profile["labels"]))
         sections.append((f"Performance profile: {_text(name)}", f"{text}\n\n{_table(*profile_table(profile))}"))
-    lines = [
-        f"- {name} (version {facts['version']}): {facts['title']}; margin {facts['margin']:g} percentage points; "
-        f"requires {', '.join(facts['requires'])}"
+    protocols = [
+        f"- {_text(name)} (version {facts['version']}): {_text(facts['title'])}; margin {facts['margin']:g} percentage "
+        f"points; requires {', '.join(facts['requires'])}"
         for name, facts in results.protocols.items()
     ]
-    sections.append(("Protocols", "\n".join(lines)))
-    if results.rules:
-        lines = [f"- {rule}: {facts['claim']} ({facts['source']})" for rule, facts in results.rules.items()]
-        sections.append(("Rules", "\n".join(lines)))
-    lines = [
-        "- " + ", ".join(f"{key} {value}" for key, value in environment.items()) for environment in results.environments
+    rules = [f"- {rule}: {_text(facts['claim'])}. {_text(facts['source'])}" for rule, facts in results.rules.items()]
+    environments = [
+        "- " + ", ".join(f"{_text(key)} {_text(value)}" for key, value in environment.items())
+        for environment in results.environments
     ]
-    return [*sections, ("Environment", "\n".join(lines))]
+    ends = (("Protocols", protocols), ("Rules", rules), ("Environment", environments))
+    return [*sections, *((heading, "\n".join(lines)) for heading, lines in ends if lines)]
 
 
-def _verdicts(rows: list[dict[str, Any]]) -> str:
-    seeds = [row["summary"].partition("descriptive: ")[2].partition(";")[0] for row in rows]
+def _verdicts(rows: list[Mapping[str, Any]]) -> str:
     note = (
         "First arm minus second, percentage points, over paired seeds: mean, 95 % t interval, p of the exact sign-flip "
         "test after Holm's correction over the protocol's table. Ties stay ties: indeterminate is no verdict on either."
     )
-    descriptive = [f"Descriptive: {text}." for text in sorted(set(seeds) - {""})]
-    return "\n\n".join([note, *descriptive, _table(*verdict_table(rows))])
+    return "\n\n".join([note, *([FEW_SEEDS] if has_few_seeds(rows) else []), _table(*verdict_table(rows))])
 
 
 def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[tuple[str, str]]:
     """Tables of one workload."""
     name = _text(title(workload, labels))
     base = base_line(results, workload, labels)
+    comparisons, arms = (matrix(results, workload, labels) for matrix in (audit_matrix, arm_matrix))
     parts = [
         (
             "accuracy",
             "Test accuracy in percent after the last epoch, mean ± sample standard deviation over n seeds. "
-            f"In brackets the speedup, MACs(base) / MACs(pruned). {base}".rstrip(),
+            f"In brackets the speedup, MACs(base) / MACs(pruned). {base}",
             accuracy_table(results, workload, labels),
         ),
         (
@@ -128,13 +133,16 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
         ),
         (
             "audit of comparisons",
-            f"Worst verdict over ratios and seeds. {LEGEND}.",
-            audit_matrix(results, workload, labels),
+            "How many of the rules hold that the protocol requires, a column for each one that somewhere does not, worst "
+            "over ratios and seeds; not controlled: stricter rules that do not hold, so that they may explain a "
+            f"difference. {_sentence(legend(comparisons))}",
+            comparisons,
         ),
         (
             "audit of arms",
-            f"Worst verdict over protocols, ratios and seeds. {LEGEND}.",
-            arm_matrix(results, workload, labels),
+            "How many of the rules on single arms hold, and a column for each one that somewhere does not, worst over "
+            f"protocols, ratios and seeds. {_sentence(legend(arms))}",
+            arms,
         ),
         (
             "strictest common setup",
@@ -143,29 +151,35 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
         ),
         (
             "trainability",
-            "Mean Jacobian singular value of the base model, after pruning and at the end; trainability accuracy (TA): "
-            "mean test accuracy over the first learning-rate stage, under one schedule only. Means over seeds.",
+            "Mean Jacobian singular value (JSV) of the base model, after pruning and at the end; trainability accuracy "
+            "(TA): mean test accuracy over the first learning-rate stage, to be compared only between arms with the same "
+            "retraining schedule. Means over seeds.",
             trainability_table(results, workload, labels),
         ),
     ]
-    return [(f"{name}: {what}", f"{text}\n\n{_table(*table)}") for what, text, table in parts if table[1]]
+    return [(f"{name}: {what}", f"{text.rstrip()}\n\n{_table(*table)}") for what, text, table in parts if table[1]]
+
+
+def _sentence(text: str) -> str:
+    return f"{text}." if text else ""
 
 
 def _problems(results: Results) -> list[tuple[str, str]]:
     sections: list[tuple[str, str]] = []
     findings, cells = failed_findings(results), unmeasured_cells(results)
     if findings:
-        header = ["rule", "verdict", "workload", "protocol", "ratio", "seed", "measured", "note"]
+        header = ["rules", "verdict", "workload", "protocol", "ratio", "seed", "arms", "measured", "note"]
         rows = [
             [
-                row["rule"],
+                rules_text(row),
                 f"{row['verdict']}, waived" if row["waived"] else row["verdict"],
-                row["workload"],
+                title(row["workload"], tuple(row["labels"])),
                 row["protocol"],
                 f"{row['ratio']:g}",
                 "all" if row["seed"] is None else str(row["seed"]),
-                "; ".join(f"{arm}: {row['measured'].get(arm)}" for arm in row["arms"]),
-                "; ".join(text for text in (row["note"], row["waived"]) if text),
+                " vs ".join(row["arms"]),
+                measured_text(row),
+                why_text(row),
             ]
             for row in findings
         ]
@@ -174,7 +188,7 @@ def _problems(results: Results) -> list[tuple[str, str]]:
         rows = [
             [
                 row["status"],
-                row["workload"],
+                title(row["workload"], tuple(row["labels"])),
                 row["protocol"],
                 row["method"],
                 f"{row['ratio']:g}",
@@ -190,11 +204,10 @@ def _problems(results: Results) -> list[tuple[str, str]]:
 
 def _text(value: str) -> str:
     """Text from records, safe inside Markdown: method names and error messages come from strangers."""
-    escaped = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # Links and images too: a report must not fetch what an error message names.
-    for mark in "|`[]!":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return " ".join(escaped.split())
+    plain = " ".join("".join(mark if mark.isprintable() else " " for mark in value).split())
+    escaped = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Links and images too: a report must not fetch what an error message names. An underscore inside a word is text.
+    return re.sub(r"[\\|`\[\]!*~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", escaped)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

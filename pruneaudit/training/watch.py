@@ -5,6 +5,7 @@ Nothing here prevents anything: a method is Python in this process. It is measur
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ class Watch:
         if event in ("open", "os.listdir", "os.scandir"):
             # A file descriptor instead of a name: whoever opened it was seen then.
             if isinstance(first, str | bytes | Path):
-                path = str(Path(first.decode() if isinstance(first, bytes) else first).absolute())
+                path = os.path.realpath(os.fsdecode(first))
                 for kind, place in self._off_limits:
                     if path == place or path.startswith(f"{place}/"):
                         self.reached.add(f"{kind}: {path}")

@@ -187,7 +187,7 @@ def repeats_itself(arm: Evidence) -> Outcome:
     return Outcome("pass" if conduct.replay == "same" else "fail", conduct.replay)
 
 
-@arm_rule("F510", "Random control does not depend on layer width", "Torch-Pruning, issue 498", on="random*")
+@arm_rule("F510", "Random control does not depend on layer width", "Torch-Pruning, issue 498", on="random")
 def random_is_uniform(arm: Evidence) -> Outcome:
     """Share of filters that the random control keeps in each layer, against 1 − ratio, within four standard errors.
 

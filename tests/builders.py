@@ -1,33 +1,46 @@
-"""Hand-made identities, records and evidence: the smallest ones that every upper floor accepts. Imports no torch."""
+"""Hand-made identities, records and evidence: the smallest ones that pass every rule. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
-from pruneaudit.audit.evidence import Evidence
+from pruneaudit import __version__
+from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Cell, is_scratch
-from pruneaudit.config import DataConfig, Recipe
+from pruneaudit.catalog import CROSS_PREFIX, Catalog
+from pruneaudit.cells import MAGNITUDE, RANDOM, Cell, Comparison, is_scratch
+from pruneaudit.config import DataConfig, Recipe, steps_per_epoch
+from pruneaudit.errors import ConfigError
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord, FailureRecord, RunRecord, RunSpec
+from pruneaudit.ratios import removed_filters
+from pruneaudit.records import CellRecord, Conduct, FailureRecord, Jacobian, RunRecord, RunSpec, pack, total
 
 DATA = DataConfig(name="digits", size=32, mean=(0.3,), std=(0.4,), pad=2)
 RECIPE = Recipe(epochs=3, lr="0:0.01,2:0.001", batch=64, weight_decay=1e-4)
 NOTHING = Recipe(steps=0, lr="0:0.003", batch=64)
 WEIGHTS = save({"weight": np.arange(4, dtype=np.float32)})
-METHODS = Catalog().methods
+CATALOG = Catalog()
+METHODS = CATALOG.methods
 WEIGHTS_DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 # One pass over the training split in MACs of the dense and of the pruned network.
 IMAGES, DENSE_MACS, PRUNED_MACS = 100, 1000, 400
+#: Filters of each prunable layer of the dense network.
+CHANNELS = {"conv1": 6, "conv2": 16}
+TEST_IMAGES = 40
+ENVIRONMENT = {"pruneaudit": __version__, "python": "3.12.3", "torch": "2.9.0", "device": "made up"}
+#: Seeds of a comparison that can carry a claim, and one that may be lost.
+SEEDS = tuple(range(7))
 
 
 def run_spec(stage: str = "pretrain", **identity: Any) -> RunSpec:
@@ -36,45 +49,75 @@ def run_spec(stage: str = "pretrain", **identity: Any) -> RunSpec:
     return RunSpec.model_validate({**fields, "stage": stage, "seed": 0, "numerics": 1, **identity})
 
 
+def right_answers(accuracy: float, images: int = TEST_IMAGES) -> str:
+    """Per-image correctness, packed: the first images are right."""
+    return pack(np.arange(images) < round(images * accuracy / 100))
+
+
 def run_record(spec: RunSpec | None = None, **measured: Any) -> RunRecord:
-    """What a run with this identity might have measured: 3 epochs over 100 images in 6 steps."""
+    """What a run with this identity might have measured, by default 3 epochs over 100 images in 6 steps.
+
+    What follows from other values follows from ``measured`` too: curves and answers from ``accuracy``, for one.
+    """
     spec = spec or run_spec()
-    trains = spec.recipe.total_steps(2)
+    recipe = spec.recipe
+    per_epoch = steps_per_epoch(IMAGES, recipe.batch)
+    steps = recipe.total_steps(per_epoch)
+    passes = -(-steps // per_epoch)
+    rates = [recipe.rate(step // per_epoch, step) for step in range(steps)]
     pruned = spec.stage in ("prune", "retrain", "scratch")
-    images = IMAGES * trains // 2
+    images = recipe.images(IMAGES)
     per_image = PRUNED_MACS if spec.stage in ("retrain", "scratch") else DENSE_MACS
+    accuracy = measured.get("accuracy", 75.0)
+    validation_accuracy = measured.get("validation_accuracy", 70.0)
+    parent_digest = None if spec.parent is None else WEIGHTS_DIGEST
+    kept = {name: list(range(n - removed_filters(n, spec.ratio or 0.5))) for name, n in CHANNELS.items()}
     fields: dict[str, Any] = {
         "epochs": images / IMAGES,
         "samples": images,
         "scoring_samples": 0,
-        "optimiser_steps": trains,
+        "optimiser_steps": steps,
         "training_macs": 3 * per_image * images,
-        "learning_rates": [(0.01, trains - 2), (0.001, 2)] if trains else [],
-        "hyper_parameters": {"batch": 64, "momentum": 0.9, "weight_decay": 1e-4} if trains else {},
-        "train_loss": [0.5],
-        "train_accuracy": [80.0],
-        "validation_loss": [0.6],
-        "validation_accuracy_curve": [70.0],
-        "test_loss": [0.6],
-        "test_accuracy": [75.0],
-        "accuracy": 75.0,
-        "validation_accuracy": 70.0,
-        "best_accuracy": 75.0,
+        "learning_rates": [(rate, len(list(same))) for rate, same in groupby(rates)],
+        "hyper_parameters": {name: getattr(recipe, name) for name in ("batch", "momentum", "weight_decay") if steps},
+        "declared_steps": steps if spec.stage == "prune" else 0,
+        "train_loss": [0.5] * passes,
+        "train_accuracy": [80.0] * passes,
+        "validation_loss": [0.6] * passes,
+        "validation_accuracy_curve": [validation_accuracy] * passes,
+        "test_loss": [0.6] * passes,
+        "test_accuracy": [accuracy] * passes,
+        "accuracy": accuracy,
+        "validation_accuracy": validation_accuracy,
+        "best_accuracy": accuracy,
         "best_epoch": 1,
-        "correct": "",
-        "test_images": 40,
+        "correct": right_answers(accuracy, measured.get("test_images", TEST_IMAGES)),
+        "test_images": TEST_IMAGES,
         "train_images": IMAGES,
-        "macs_recounted": PRUNED_MACS if pruned else DENSE_MACS,
+        "initial_accuracy": 10.0 if spec.stage == "scratch" else None,
         "macs": PRUNED_MACS if pruned else DENSE_MACS,
+        "macs_recounted": measured.get("macs", PRUNED_MACS if pruned else DENSE_MACS),
         "params": 50 if pruned else 100,
         "base_macs": DENSE_MACS,
         "base_params": 100,
-        "parent_digest": None if spec.parent is None else "feed" * 16,
+        "kept": kept if spec.stage in ("prune", "retrain") else {},
+        "jacobian": Jacobian(mean=1.2, std=0.5, condition=8.0, samples=64),
+        "conduct": (
+            Conduct(
+                channels=CHANNELS,
+                equivalence=1e-16,
+                replay="same",
+                parent_digest_after=measured.get("parent_digest", parent_digest) or "",
+            )
+            if spec.stage == "prune"
+            else None
+        ),
+        "parent_digest": parent_digest,
         "weights_digest": WEIGHTS_DIGEST,
         "split_digest": "5b" * 32,
         "classes": 10,
         "device": "cpu",
-        "environment": {"pruneaudit": "0.1.0", "device": "made up"},
+        "environment": ENVIRONMENT,
         "seconds": 1.0,
         "training_seconds": 0.5,
         "finished": "2026-01-01T00:00:00+00:00",
@@ -95,7 +138,15 @@ def changed(record: RunRecord, **fields: Any) -> RunRecord:
 
 
 def evidence(method: str = "l1", protocol: str = "s3.2", seed: int = 0, trials: int = 1, **labels: Any) -> Evidence:
-    """An arm as its protocol makes it: base, top-up, prune and ``trials`` retrainings; or one scratch training."""
+    """An arm that passes every rule: base, top-up, prune and ``trials`` retrainings; or one scratch training.
+
+    Args:
+        method: Its name.
+        protocol: Its protocol; against scratch the top-up is another run, since it counts steps.
+        seed: Seed of all its runs.
+        trials: Number of retrainings; the first is the result.
+        labels: Identity of all runs that is not the default (budget, precision).
+    """
     if is_scratch(method):
         # Equal totals: 3 base + 3 top-up + 3 retraining epochs, of which 6 at 2.5 times the MACs.
         epochs = 18 if protocol == "sx-b" else 9
@@ -103,8 +154,10 @@ def evidence(method: str = "l1", protocol: str = "s3.2", seed: int = 0, trials: 
         runs: tuple[RunRecord | None, ...] = (None, None, None)
         retrainings = (result,)
     else:
-        base = run_record(run_spec(seed=seed, **labels), macs=DENSE_MACS, accuracy=90.0)
-        topup = run_record(run_spec("topup", seed=seed, parent=base.run_id, **labels), parent_digest="ba5e" * 16)
+        base = run_record(run_spec(seed=seed, **labels), accuracy=90.0)
+        longer = Recipe(steps=6, lr="0:0.01,4:0.001", batch=64, weight_decay=1e-4)
+        recipe = longer if protocol.startswith("sx") else RECIPE
+        topup = run_record(run_spec("topup", seed=seed, parent=base.run_id, recipe=recipe, **labels))
         pruning = run_spec(
             "prune",
             seed=seed,
@@ -117,7 +170,6 @@ def evidence(method: str = "l1", protocol: str = "s3.2", seed: int = 0, trials: 
             **labels,
         )
         prune = run_record(pruning)
-        rates = [0.01, 0.03, 0.001][:trials]
         retrainings = tuple(
             run_record(
                 run_spec(
@@ -129,15 +181,65 @@ def evidence(method: str = "l1", protocol: str = "s3.2", seed: int = 0, trials: 
                     recipe=RECIPE.model_copy(update={"lr": f"0:{rate:g},2:0.001"}),
                     **labels,
                 ),
-                learning_rates=[(rate, 4), (0.001, 2)],
                 validation_accuracy=70.0 - number,
             )
-            for number, rate in enumerate(rates)
+            for number, rate in enumerate([0.01, 0.03, 0.001][:trials])
         )
         result, runs = retrainings[0], (base, topup, prune)
     return Evidence(
         cell_record(method, protocol, seed, runs, retrainings, result, **labels), *runs, retrainings, result
     )
+
+
+def scored(arm: Evidence, accuracy: float, images: int = 2000) -> Evidence:
+    """The same arm with another accuracy, throughout: cell, result run, its curve and its answers."""
+    result = changed(
+        arm.result,
+        accuracy=accuracy,
+        best_accuracy=accuracy,
+        test_accuracy=[accuracy] * len(arm.result.test_accuracy),
+        test_images=images,
+        correct=right_answers(accuracy, images),
+    )
+    trials = tuple(result if run.run_id == result.run_id else run for run in arm.trials)
+    cell = arm.cell.model_copy(update={"accuracy": accuracy})
+    return replace(arm, cell=cell, result=result, trials=trials)
+
+
+def series(
+    left: str = "l1", right: str = "tpp", protocol: str = "s4.2", seeds: Iterable[int] = SEEDS, trials: int = 1
+) -> Case:
+    """A comparison that passes every rule: both arms at every seed, and the table that it stands in."""
+    subject = Comparison("lenet5-digits", protocol, left, right, 0.5, tuple(seeds))
+    arms = {seed: tuple(evidence(name, protocol, seed, trials) for name in (left, right)) for seed in subject.seeds}
+    return Case(subject, arms, table=table(protocol, left, right, subject.seeds))
+
+
+@lru_cache
+def table(protocol: str, left: str, right: str, seeds: tuple[int, ...]) -> Table:
+    """Everything that the rules on whole tables look for: six ratios, both controls, cross-validated recipes.
+
+    The first arm is one point better everywhere.
+    """
+    order = CATALOG.strictness
+    cells = {}
+    for setup in dict.fromkeys((protocol, order[-1], CROSS_PREFIX + left, CROSS_PREFIX + right)):
+        for method in dict.fromkeys((left, right, MAGNITUDE, RANDOM)):
+            known = evidence(method, setup).cell
+            for ratio in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9):
+                for seed in seeds:
+                    fields = {"ratio": ratio, "seed": seed, "accuracy": 76.0 if method == left else 75.0}
+                    record = known.model_copy(update=fields)
+                    cells[record.cell] = record
+    return Table(cells, order)
+
+
+def protocol_version(protocol: str) -> int:
+    """Version of a protocol as it is today; 1 where there is none of this name."""
+    try:
+        return CATALOG.protocol(protocol).version
+    except ConfigError:
+        return 1
 
 
 def cell_record(
@@ -151,11 +253,12 @@ def cell_record(
 ) -> CellRecord:
     """What a cell makes of its runs."""
     base, topup, prune = (None if run is None else run.run_id for run in runs)
+    stages = [run for run in (*runs, result) if run is not None]
     return CellRecord(
         workload="lenet5-digits",
         workload_version=1,
         protocol=protocol,
-        protocol_version=1,
+        protocol_version=protocol_version(protocol),
         method=method,
         ratio=0.5,
         seed=seed,
@@ -167,8 +270,8 @@ def cell_record(
         speedup=result.speedup,
         params=result.params,
         macs=result.macs,
-        total_epochs=9.0,
-        total_macs=2_100_000,
+        total_epochs=total(run.epochs for run in stages),
+        total_macs=total(run.training_macs for run in stages),
         base=base,
         topup=topup,
         prune=prune,
@@ -180,14 +283,24 @@ def cell_record(
 
 def failed_cell(cell: Cell, error: str = "run lenet5 failed: it broke") -> CellRecord:
     """A cell that could not be measured."""
-    names = {"workload": cell.workload, "protocol": cell.protocol, "method": cell.method}
     return CellRecord(
-        **names, ratio=cell.ratio, seed=cell.seed, workload_version=1, protocol_version=1, status="failed", error=error
+        workload=cell.workload,
+        workload_version=1,
+        protocol=cell.protocol,
+        protocol_version=protocol_version(cell.protocol),
+        method=cell.method,
+        ratio=cell.ratio,
+        seed=cell.seed,
+        status="failed",
+        error=error,
     )
 
 
 def store(ledger: Ledger, arm: Evidence, accuracy: float | None = None) -> CellRecord:
-    """Commit the runs and the cell of an arm, as a campaign would; optionally with another accuracy."""
+    """Commit the runs and the cell of an arm, as a campaign would.
+
+    Another ``accuracy`` is the cell's alone, so that the cell and its run disagree; ``scored`` changes both.
+    """
     for run in (arm.base, arm.topup, arm.prune, *arm.trials):
         if run is not None and ledger.find(run) is None:
             ledger.commit(run, WEIGHTS)

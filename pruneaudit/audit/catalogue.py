@@ -56,7 +56,7 @@ class Rule:
         source: Who asks for it.
         scope: What it looks at: one ``arm`` or a ``pair`` at one seed, or a ``series`` of pairs over all seeds.
         check: The function.
-        on: Arms that an arm rule applies to: ``all``, ``pruning``, ``scratch``, or the family of a control (``random``).
+        on: Arms that an arm rule looks at: ``all``, ``pruning``, ``scratch``, or a control and its kin (``random``).
         whole_table: True where it reads other cells than the comparison's own: judged when a session ends, so that no
             protocol can require it of a single test.
     """

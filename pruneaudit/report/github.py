@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from pruneaudit.report.results import Results
-from pruneaudit.report.writer import markdown_sections
+from pruneaudit.report.tables import measured_text, title, verdict_counts, verdict_line
+from pruneaudit.report.writer import as_text, markdown_sections
 
 #: GitHub drops a step summary above 1 MiB as a whole.
 SUMMARY_LIMIT = 1024 * 1024
 #: GitHub shows about ten annotations of a kind for a step.
 MOST_ANNOTATIONS = 10
+#: Lines of a section that is shown unfolded.
+MOST_LINES = 12
+
+Fails = Callable[[Mapping[str, Any]], bool]
 
 
 def tell_github(
     results: Results,
-    fails: Callable[[Mapping[str, Any]], bool],
+    fails: Fails,
     report: Path,
     environment: Mapping[str, str] = os.environ,
     output: TextIO | None = None,
@@ -35,54 +41,96 @@ def tell_github(
     """
     if environment.get("GITHUB_ACTIONS") != "true":
         return
+    lines = error_lines(results, fails)
     path = environment.get("GITHUB_STEP_SUMMARY")
     if path:
-        used = Path(path).stat().st_size if Path(path).exists() else 0
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(step_summary(results, report, SUMMARY_LIMIT - used))
+        try:
+            _append(Path(path), results, fails, report)
+        except OSError as error:
+            # The report itself is written: a session is not incomplete for want of a summary.
+            lines.append(_annotation("warning", "pruneaudit", f"no step summary: {error.strerror or error}"))
     stream = output or sys.stdout
-    for line in error_lines(results, fails):
-        stream.write(f"{line}\n")
+    # GitHub reads commands at the start of a line, and pytest's line of dots may still be open.
+    stream.write("".join(f"\n{line}" for line in lines) + ("\n" if lines else ""))
+    stream.flush()
 
 
-def step_summary(results: Results, report: Path, limit: int = SUMMARY_LIMIT) -> str:
-    """The report as Markdown, verdicts first, long tables folded; cut between sections to ``limit`` bytes."""
-    pointer = f"\nThe rest is in `{report / 'report.md'}`: upload it as an artefact.\n"
-    text = f"### pruneaudit\n\n{results.attempted}.\n\n"
-    for heading, body in markdown_sections(results):
-        folded = body.count("\n") > MOST_ANNOTATIONS + 2
-        section = f"#### {heading}\n\n"
-        section += f"<details><summary>show</summary>\n\n{body}\n\n</details>\n\n" if folded else f"{body}\n\n"
-        if len((text + section + pointer).encode()) > limit:
-            # A summary that is too long is dropped as a whole.
-            return (text + pointer) if len((text + pointer).encode()) <= limit else ""
-        text += section
-    return text
+def _append(path: Path, results: Results, fails: Fails, report: Path) -> None:
+    used = path.stat().st_size if path.exists() else 0
+    gap = "\n\n" if used else ""
+    text = step_summary(results, fails, report, SUMMARY_LIMIT - used - len(gap))
+    if text:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(gap + text)
 
 
-def error_lines(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> list[str]:
-    """``::error`` lines for verdicts and findings that fail, and one that counts the rest."""
-    lines = []
+def step_summary(results: Results, fails: Fails, report: Path, limit: int = SUMMARY_LIMIT) -> str:
+    """The report as Markdown, verdicts first, long sections folded; cut between sections to ``limit`` bytes.
+
+    Nothing where not even the first lines fit: GitHub would drop what was there before as well.
+    """
+    pointer = f"The rest is in `{report / 'report.md'}`: upload it as an artefact.\n"
+    counts = [f"{results.attempted}."]
+    for name, rows in (("Verdicts", results.verdicts), ("Against the baseline", results.regressions)):
+        counts += [f"{name}: {verdict_counts(rows)}."] if rows else []
+    parts = [f"### pruneaudit\n\n{' '.join(counts)}\n\n"]
+    failing = [row for row in (*results.verdicts, *results.regressions) if fails(row)]
+    if failing:
+        lines = [f"- {as_text(verdict_line(row))}" for row in failing[:MOST_ANNOTATIONS]]
+        more = len(failing) - len(lines)
+        lines += [f"- and {more} more"] if more else []
+        parts.append("#### Fails\n\n" + "\n".join(lines) + "\n\n")
+    parts += [_section(heading, body) for heading, body in markdown_sections(results)]
+    sizes = [len(part.encode()) for part in parts]
+    if sum(sizes) <= limit:
+        return "".join(parts)
+    room = limit - len(pointer.encode())
+    kept = 0
+    while sum(sizes[: kept + 1]) <= room:
+        kept += 1
+    return "".join([*parts[:kept], pointer]) if kept else ""
+
+
+def _section(heading: str, body: str) -> str:
+    lines = body.count("\n") + 1
+    if lines <= MOST_LINES:
+        return f"#### {heading}\n\n{body}\n\n"
+    return f"#### {heading}\n\n<details><summary>{lines} lines</summary>\n\n{body}\n\n</details>\n\n"
+
+
+def error_lines(results: Results, fails: Fails) -> list[str]:
+    """``::error`` lines for cells, verdicts and findings that fail, and one that counts what is too many.
+
+    Cells come first, one line for each reason: a cell that failed is why verdicts and findings behind it fail.
+    """
+    broken = Counter(
+        (title(row["workload"], tuple(row["labels"])), row["error"])
+        for row in results.cells
+        if row["status"] == "failed"
+    )
+    found = [
+        (f"{count} cell{'' if count == 1 else 's'} failed", f"{where}: {reason}")
+        for (where, reason), count in broken.items()
+    ]
     for row in (*results.verdicts, *results.regressions):
         if fails(row):
-            where = f"{row['workload']} {row['protocol']} ratio {row['ratio']:g}"
-            lines.append(
-                _annotation(f"{' against '.join(row['arms'])}: {row['verdict']}", f"{where}: {row['summary']}")
-            )
+            found.append((f"{' against '.join(row['arms'])}: {row['verdict']}", f"{_where(row)}: {row['summary']}"))
     for row in results.findings:
         if fails(row):
-            values = "; ".join(f"{arm}: {row['measured'].get(arm)}" for arm in row["arms"])
-            where = f"{row['workload']} {row['protocol']} ratio {row['ratio']:g}"
             claim = results.rules[row["rule"]]["claim"]
-            lines.append(_annotation(f"{row['rule']} {claim}", f"{where}: {values}"))
-    if len(lines) > MOST_ANNOTATIONS:
-        more = len(lines) - MOST_ANNOTATIONS + 1
-        lines = [*lines[: MOST_ANNOTATIONS - 1], _annotation("pruneaudit", f"{more} more failures in the report")]
-    return lines
+            found.append((f"{row['rule']} {claim}", f"{_where(row)}: {measured_text(row)}"))
+    if len(found) > MOST_ANNOTATIONS:
+        more = len(found) - MOST_ANNOTATIONS + 1
+        found = [*found[: MOST_ANNOTATIONS - 1], ("pruneaudit", f"{more} more failures in the report")]
+    return [_annotation("error", *texts) for texts in found]
 
 
-def _annotation(title: str, message: str) -> str:
-    return f"::error title={_escaped(title, ':,')}::{_escaped(message)}"
+def _where(row: Mapping[str, Any]) -> str:
+    return f"{title(row['workload'], tuple(row['labels']))} {row['protocol']} ratio {row['ratio']:g}"
+
+
+def _annotation(kind: str, heading: str, message: str) -> str:
+    return f"::{kind} title={_escaped(heading, ':,')}::{_escaped(message)}"
 
 
 def _escaped(text: str, more: Iterable[str] = ()) -> str:

@@ -77,29 +77,31 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
     """Heading and body of every section: verdicts, what is wrong, tables, how it was measured."""
     sections: list[tuple[str, str]] = []
     for heading, rows in (("Verdicts", results.verdicts), ("Against the baseline", results.regressions)):
-        sections += [(f"{heading}: {_text(name)}", _verdicts(members)) for name, members in groups_of(rows).items()]
+        sections += [(f"{heading}: {as_text(name)}", _verdicts(members)) for name, members in groups_of(rows).items()]
     sections += _problems(results)
     if results.study is not None and results.study["waive"]:
-        lines = [f"- {rule}: {_text(reason)}" for rule, reason in sorted(results.study["waive"].items())]
-        sections.append((f"Waived by study {_text(results.study['name'])}", "\n".join(lines)))
+        lines = [f"- {rule}: {as_text(reason)}" for rule, reason in sorted(results.study["waive"].items())]
+        sections.append((f"Waived by study {as_text(results.study['name'])}", "\n".join(lines)))
     for workload, labels in results.groups():
         sections += _workload(results, workload, labels)
     for profile in results.profiles:
         points = ", ".join(profile["points"])
         text = (
-            f"Share of operating points ({_text(points)}) at which the method's mean accuracy is within so many "
+            f"Share of operating points ({as_text(points)}) at which the method's mean accuracy is within so many "
             "percentage points of the best one's."
         )
         name = title(profile["protocol"], tuple(profile["labels"]))
-        sections.append((f"Performance profile: {_text(name)}", f"{text}\n\n{_table(*profile_table(profile))}"))
+        sections.append((f"Performance profile: {as_text(name)}", f"{text}\n\n{_table(*profile_table(profile))}"))
     protocols = [
-        f"- {_text(name)} (version {facts['version']}): {_text(facts['title'])}; margin {facts['margin']:g} percentage "
-        f"points; requires {', '.join(facts['requires'])}"
+        f"- {as_text(name)} (version {facts['version']}): {as_text(facts['title'])}; margin {facts['margin']:g} "
+        f"percentage points; requires {', '.join(facts['requires'])}"
         for name, facts in results.protocols.items()
     ]
-    rules = [f"- {rule}: {_text(facts['claim'])}. {_text(facts['source'])}" for rule, facts in results.rules.items()]
+    rules = [
+        f"- {rule}: {as_text(facts['claim'])}. {as_text(facts['source'])}" for rule, facts in results.rules.items()
+    ]
     environments = [
-        "- " + ", ".join(f"{_text(key)} {_text(value)}" for key, value in environment.items())
+        "- " + ", ".join(f"{as_text(key)} {as_text(value)}" for key, value in environment.items())
         for environment in results.environments
     ]
     ends = (("Protocols", protocols), ("Rules", rules), ("Environment", environments))
@@ -116,7 +118,7 @@ def _verdicts(rows: list[Mapping[str, Any]]) -> str:
 
 def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[tuple[str, str]]:
     """Tables of one workload."""
-    name = _text(title(workload, labels))
+    name = as_text(title(workload, labels))
     base = base_line(results, workload, labels)
     comparisons, arms = (matrix(results, workload, labels) for matrix in (audit_matrix, arm_matrix))
     parts = [
@@ -133,8 +135,8 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
         ),
         (
             "audit of comparisons",
-            "How many of the rules hold that the protocol requires, a column for each one that somewhere does not, worst "
-            "over ratios and seeds; not controlled: stricter rules that do not hold, so that they may explain a "
+            "How many of the rules that the protocol requires hold, and a column for each one that somewhere does not, "
+            "worst over ratios and seeds. Not controlled: stricter rules that do not hold, so that they may explain a "
             f"difference. {_sentence(legend(comparisons))}",
             comparisons,
         ),
@@ -152,7 +154,7 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
         (
             "trainability",
             "Mean Jacobian singular value (JSV) of the base model, after pruning and at the end; trainability accuracy "
-            "(TA): mean test accuracy over the first learning-rate stage, to be compared only between arms with the same "
+            "(TA): mean test accuracy over the first learning-rate stage, comparable only between arms with the same "
             "retraining schedule. Means over seeds.",
             trainability_table(results, workload, labels),
         ),
@@ -202,7 +204,7 @@ def _problems(results: Results) -> list[tuple[str, str]]:
     return sections
 
 
-def _text(value: str) -> str:
+def as_text(value: str) -> str:
     """Text from records, safe inside Markdown: method names and error messages come from strangers."""
     plain = " ".join("".join(mark if mark.isprintable() else " " for mark in value).split())
     escaped = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -211,8 +213,8 @@ def _text(value: str) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    safe = [[_text(value) for value in row] for row in rows]
-    return tabulate(safe, [_text(name) for name in header], tablefmt="pipe", disable_numparse=True)
+    safe = [[as_text(value) for value in row] for row in rows]
+    return tabulate(safe, [as_text(name) for name in header], tablefmt="pipe", disable_numparse=True)
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

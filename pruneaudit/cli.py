@@ -148,13 +148,17 @@ def report(
     study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
+    from pruneaudit.audit.catalogue import get_rule
     from pruneaudit.catalog import Catalog
     from pruneaudit.report.results import gather_ledger
     from pruneaudit.report.terminal import summary
     from pruneaudit.report.writer import write
 
     catalog = Catalog()
-    results = gather_ledger(catalog, _existing_ledger(ledger), catalog.study(study) if study else None)
+    chosen = catalog.study(study) if study else None
+    for rule in chosen.waive if chosen is not None else ():
+        get_rule(rule)
+    results = gather_ledger(catalog, _existing_ledger(ledger), chosen)
     if not results.cells:
         raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
     for line in summary(results):
@@ -251,7 +255,7 @@ def crossvalidate(
     if names[0] == names[1]:
         raise ConfigError(f"crossvalidate needs two methods, not '{names[0]}' twice")
     protocols = [f"{CROSS_PREFIX}{name}" for name in names]
-    rest = list(context.args)
+    rest = [part for word in context.args for part in _option_and_value(word, "--audit-protocols")]
     if "--audit-protocols" in rest:
         place = rest.index("--audit-protocols")
         protocols += rest[place + 1].split(",") if place + 1 < len(rest) else []
@@ -262,6 +266,11 @@ def crossvalidate(
     raise typer.Exit(
         pytest.main([str(content_root() / "suite"), *arguments, "--audit-protocols", ",".join(protocols), *rest])
     )
+
+
+def _option_and_value(word: str, option: str) -> list[str]:
+    """``--option=value`` as two words; any other word as it is."""
+    return [option, word.removeprefix(f"{option}=")] if word.startswith(f"{option}=") else [word]
 
 
 def _method_name(spec: str, method_id: Any) -> str:

@@ -16,8 +16,8 @@ from torch import nn
 
 from pruneaudit.catalog import MethodSource
 from pruneaudit.config import Recipe, Workload
-from pruneaudit.contract import Method, PruningTask, decide
-from pruneaudit.errors import AuditError, one_line
+from pruneaudit.contract import Method, PruningTask, RepetitionOverError, decide
+from pruneaudit.errors import MethodError, one_line
 from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
 from pruneaudit.pruning.removal import masked, shrink
 from pruneaudit.records import Conduct
@@ -25,7 +25,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.watch import Watch
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.datasets import Dataset, load
 
 if TYPE_CHECKING:
     from pruneaudit.records import RunSpec
@@ -119,29 +119,36 @@ def observe(
         progress: Called after every epoch, or None.
 
     Raises:
-        MethodError: The method raised, or its answer is none.
+        MethodError: The method raised, its answer is none, or it left another network or other data.
     """
     method = source.create()
     model = job.inherit()
     layers = _layers(model, job)
+    given = _shapes(model)
     watch = Watch(model, _own_modules(model, layers), job.dataset, off_limits)
-    with Meter(model, witness=watch.pictures.see) as meter:
-        task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
-        with watch:
-            kept = decide(method, task)
-    conduct = Conduct(
-        channels={layer.name: layer.channels for layer in layers},
-        declared_samples=method.budget(job.workload).samples,
-        declares_rewriting=method.rewrites,
-        rewritten=tuple(sorted(watch.rewritten)),
-        touched=tuple(sorted(watch.touched)),
-        equivalence=equivalence(model, kept, job.dataset),
-        foreign_samples=watch.pictures.foreign,
-        held_out_samples=watch.pictures.compare(),
-        reached=tuple(sorted(watch.reached)),
-        replay=_replay(source, job, model, kept),
-        parent_digest_after=parent_digest(),
-    )
+    with _same_data(job.dataset, method):
+        with Meter(model, witness=watch.pictures.see) as meter:
+            task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
+            with watch:
+                kept = decide(method, task)
+        if task._dataset is not job.dataset:
+            raise MethodError(f"method '{method.name}' replaced the data that it was given")
+        strange = [name for name, _ in sorted(given.items() ^ _shapes(model).items())]
+        if strange:
+            raise MethodError(f"method '{method.name}' left another network than it was given: see '{strange[0]}'")
+        conduct = Conduct(
+            channels={layer.name: layer.channels for layer in layers},
+            declared_samples=method.budget(job.workload).samples,
+            declares_rewriting=method.rewrites,
+            rewritten=tuple(sorted(watch.rewritten)),
+            touched=tuple(sorted(watch.touched)),
+            equivalence=equivalence(model, kept, job.dataset),
+            foreign_samples=watch.pictures.foreign,
+            held_out_samples=watch.pictures.compare(),
+            reached=tuple(sorted(watch.reached)),
+            replay=_replay(source, job, model, kept),
+            parent_digest_after=parent_digest(),
+        )
     return Pruned(model, kept, meter.consumption, task.history, task.resumed_from, conduct)
 
 
@@ -156,6 +163,23 @@ def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[dict[str, l
     layers = _layers(model, job)
     with Meter(model) as meter:
         return decide(method, _task(method, model, layers, job, meter)), meter.consumption
+
+
+@contextmanager
+def _same_data(dataset: Dataset, method: Method) -> Iterator[None]:
+    """See to it that nobody else in this process gets images or labels that a method has changed.
+
+    Raises:
+        MethodError: It has.
+    """
+    parts = (dataset.train, dataset.validation, dataset.test)
+    before = [part.digest for part in parts]
+    try:
+        yield
+    finally:
+        if [part.digest for part in parts] != before:
+            load.cache_clear()
+            raise MethodError(f"method '{method.name}' changed the data that it was given")
 
 
 def equivalence(model: nn.Module, kept: dict[str, list[int]], dataset: Dataset) -> float:
@@ -186,18 +210,17 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 def _replay(source: MethodSource, job: Job, model: nn.Module, kept: dict[str, list[int]]) -> str:
     """Decide again, with the method's file imported anew: ``same``, or how it differs.
 
-    A one-shot method repeats everything. A training method does its first steps twice: repeating all of them would
-    double its cost.
+    A one-shot method repeats everything. A training method does its first steps twice, the first time in the module
+    that has just pruned: repeating all of them would double its cost.
     """
     steps = job.recipe.steps or 0
     try:
+        if steps:
+            job = replace(job, recipe=job.recipe.model_copy(update={"steps": min(steps, REPEATED_STEPS)}))
+        first = _again(source, job) if steps else (kept, digest(model))
         with _no_test_name():
-            if steps:
-                small = replace(job, recipe=job.recipe.model_copy(update={"steps": min(steps, REPEATED_STEPS)}))
-                first, second = _again(source, small), _again(source, small)
-            else:
-                first, second = (kept, digest(model)), _again(source, job)
-    except AuditError as error:
+            second = _again(source.anew(), job)
+    except Exception as error:
         return f"raised: {one_line(error)}"
     if first[0] != second[0]:
         return "other filters"
@@ -205,16 +228,21 @@ def _replay(source: MethodSource, job: Job, model: nn.Module, kept: dict[str, li
 
 
 def _again(source: MethodSource, job: Job) -> tuple[dict[str, list[int]], str]:
-    """Decide in a fresh instance from a fresh module on a fresh network: the answer, and a digest of the weights."""
-    method = source.anew().create()
+    """Decide in a fresh instance on a fresh network: the answer, and a digest of the weights."""
+    method = source.create()
     model = job.inherit()
     few = job.dataset.train.first(COMPARED_IMAGES)
     # The loop evaluates after every epoch; nothing is read from it here.
     dataset = replace(job.dataset, validation=few, test=few)
     layers = _layers(model, job)
     with Meter(model) as meter:
-        task = _task(method, model, layers, replace(job, dataset=dataset), meter, most=job.recipe.steps)
-        return decide(method, task), digest(model)
+        # A method that declares no step and takes some all the same takes them again.
+        task = _task(method, model, layers, replace(job, dataset=dataset), meter, most=job.recipe.steps or None)
+        try:
+            return decide(method, task), digest(model)
+        except RepetitionOverError:
+            # In the middle of its training: the weights must tell.
+            return {}, digest(model)
 
 
 @contextmanager
@@ -226,6 +254,10 @@ def _no_test_name() -> Iterator[None]:
     finally:
         if name is not None:
             os.environ["PYTEST_CURRENT_TEST"] = name
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def digest(model: nn.Module) -> str:

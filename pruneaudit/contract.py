@@ -72,6 +72,10 @@ class PublishedRecipe:
     weight_decay: float | None = None
 
 
+class RepetitionOverError(Exception):
+    """A method that repeats its first steps has done them."""
+
+
 class Method(ABC):
     """What happens in the prune stage, and nothing else.
 
@@ -257,6 +261,9 @@ class PruningTask:
         """
         steps = self.steps if steps is None else steps
         if self._most is not None:
+            if self._steps_done >= self._most:
+                # Else a method that trains until some loss is small would never end.
+                raise RepetitionOverError
             steps = min(steps, self._most - self._steps_done)
         checkpoint = self._checkpoint
         if self._steps_done and checkpoint is not None:
@@ -297,7 +304,7 @@ def decide(method: Method, task: PruningTask) -> dict[str, list[int]]:
     """
     try:
         answer = method.prune(task)
-    except AuditError:
+    except (AuditError, RepetitionOverError):
         raise
     except Exception as error:
         raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error

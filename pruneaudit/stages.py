@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -164,9 +166,11 @@ class Stages:
         source = self.catalog.method(spec.method)
         if source.digest != spec.method_digest:
             raise MethodError(f"method '{spec.method}' changed while the suite ran; start again")
+        # Read once: every repetition starts from the same weights, whatever becomes of their file.
+        dense = self._inherit(workload, parent)
         pruned = observe(
             source,
-            Job.of(spec, lambda: self._place(self._inherit(workload, parent), spec), workload, dataset),
+            Job.of(spec, lambda: self._place(copy.deepcopy(dense), spec), workload, dataset),
             lambda: self.ledger.digest_on_disk(parent),
             self._off_limits(),
             self._checkpoint(spec),
@@ -181,6 +185,8 @@ class Stages:
         bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise MethodError(f"method '{spec.method}' left values that are not finite in '{bad[0]}'")
+        if not math.isfinite(pruned.conduct.equivalence):
+            raise MethodError(f"method '{spec.method}' left values that are not finite in filters that it removes")
         return Outcome(
             model,
             pruned.consumption,

@@ -9,7 +9,7 @@ def test_gate(audit, audit_gate, record_property):
     audit.require(subject.workload, *subject.methods)
     verdict = audit.verdict(audit_gate)
     record_property("verdict", verdict.line)
-    if not verdict.seeds and audit.only_judges:
+    if audit.only_judges and any(audit.stored(cell) is None for cell in subject.cells()):
         pytest.skip(verdict.line)
     if audit.fails(verdict.verdict):
         pytest.fail(verdict.line, pytrace=False)

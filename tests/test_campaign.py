@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruneaudit import shapes
+from pruneaudit.audit.catalogue import get_rule, required
+from pruneaudit.audit.evidence import Case
 from pruneaudit.audit.judge import judge
 from pruneaudit.campaign import Campaign, own_recipe, scratch_epochs
 from pruneaudit.catalog import Catalog, content_root
-from pruneaudit.cells import Cell, Comparison
+from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.config import steps_per_epoch
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.executors.local import LocalExecutor
@@ -307,6 +309,30 @@ def test_the_loose_protocols_retrain_by_the_published_recipe(protocol):
     assert run.recipe != usual
 
 
+@pytest.mark.parametrize("recipe_of", ["l1", "tpp", "greg-1", "random"])
+def test_a_cross_validated_recipe_is_one_recipe_for_all_arms(recipe_of):
+    """``xv-METHOD``: S3.2, but every arm retrains by METHOD's published recipe; the workload's, where there is none."""
+    campaign, workload = planning(), CATALOG.workload(WORKLOAD)
+    plans = {method: campaign.plan(cell(f"xv-{recipe_of}", method)) for method in (*PRUNING, "greg-1")}
+    recipes = {run.recipe for plan in plans.values() for run in plan.trials}
+    published = CATALOG.method(recipe_of).create().published
+    assert recipes == {workload.retrain if published is None else own_recipe(published, workload, CATALOG)}
+    for method, plan in plans.items():
+        usual = campaign.plan(cell("s3.2", method))
+        assert (plan.base, plan.topup, plan.prune) == (usual.base, usual.topup, usual.prune), "only retraining differs"
+        assert len(plan.trials) == 1
+    # The method's own arm is the one of S2: nothing is trained for it that S2 did not train.
+    assert plans[recipe_of].trials == campaign.plan(cell("s2", recipe_of)).trials
+
+
+def test_cross_validated_recipes_differ_where_published_ones_do():
+    campaign = planning()
+    (ours,), (theirs,) = (campaign.plan(cell(f"xv-{name}", "random")).trials for name in ("l1", "tpp"))
+    assert (ours.recipe.epochs, ours.recipe.lr) == (3, "0:0.001")
+    assert theirs.recipe.epochs == 10 and theirs.recipe.lr.startswith("0:0.01,")
+    assert ours.run_id != theirs.run_id and ours.parent == theirs.parent
+
+
 # Scratch arms
 
 
@@ -397,6 +423,89 @@ def test_scratch_epochs_equal_the_total_to_half_an_epoch(name, pretrain, steps, 
     )
     total = (pretrain + epochs_of(prune, facts(usual.data).train)) * factor + retrain
     assert abs(scratch_epochs(workload, factor) - total) <= 0.5 * (1 + 1e-9)
+
+
+def paper_workload(pretrain, prune, retrain):
+    """A workload of whole epochs, as the paper counts them."""
+    usual = CATALOG.workload("resnet56-cifar10")
+    images, batch = facts(usual.data).train, usual.prune.batch
+    stage = usual.prune.model_copy(update={"steps": prune * steps_per_epoch(images, batch)})
+    return usual.model_copy(
+        update={
+            "pretrain": usual.pretrain.for_epochs(pretrain),
+            "prune": stage,
+            "retrain": usual.retrain.for_epochs(retrain),
+        }
+    )
+
+
+@pytest.mark.parametrize("pretrain", [1, 120])
+@pytest.mark.parametrize("speedup", [1.0, 1.11, 1.93, 3.09, 7.68, 12.06])
+@pytest.mark.parametrize(("prune", "retrain"), [(15, 105), (30, 90), (60, 60), (90, 30)])
+def test_scratch_equivalents_of_the_papers_setups(pretrain, prune, retrain, speedup):
+    """P30F90 at 1.93x (Table 4): (K1 + 30) · 1.93 + 90 epochs from scratch cost the same, K1 + 120 are as long."""
+    workload = paper_workload(pretrain, prune, retrain)
+    assert scratch_epochs(workload, 1.0) == pretrain + prune + retrain
+    equal = (pretrain + prune) * speedup + retrain
+    assert abs(scratch_epochs(workload, speedup) - equal) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("setup", "speedup", "epochs"),
+    [
+        # Pretraining of 120 epochs (Table 4), by hand: 150 · 1.93 + 90 = 379.5 rounds to even, 150 · 7.68 + 90 = 1242.
+        ((120, 30, 90), 1.93, 380),
+        ((120, 30, 90), 7.68, 1242),
+        ((120, 60, 60), 3.09, 616),
+        ((120, 90, 30), 12.06, 2563),
+        # The rule's own example: 481 dense and 120 pruned epochs at a speedup of 2.
+        ((200, 281, 120), 2.0, 1082),
+    ],
+)
+def test_scratch_epochs_by_hand(setup, speedup, epochs):
+    assert scratch_epochs(paper_workload(*setup), speedup) == epochs
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    pretrain=st.integers(1, 300),
+    prune=st.integers(1, 200),
+    retrain=st.integers(1, 200),
+    speedup=st.floats(1, 30),
+    pruned=st.integers(1_000, 10**9),
+)
+def test_scratch_costs_the_macs_of_the_pruned_arm_to_half_an_epoch(pretrain, prune, retrain, speedup, pruned):
+    """Summed stage by stage in MACs, as F802 sums what was measured, for any network and any lengths."""
+    workload = paper_workload(pretrain, prune, retrain)
+    images = facts(workload.data).train
+    dense = pruned * speedup
+    arm = images * (pretrain * dense + prune * dense + retrain * pruned)
+    scratch = scratch_epochs(workload, speedup) * images * pruned
+    assert abs(scratch - arm) <= images * pruned / 2 * (1 + 1e-9)
+    assert scratch_epochs(workload, speedup) >= scratch_epochs(workload, 1.0) == pretrain + prune + retrain
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        *((name, budget) for name in ("lenet5-digits", "resnet20-digits") for budget in ("smoke", "short", "full")),
+        ("resnet56-cifar10", "full"),
+    ],
+)
+def test_scratch_ends_at_the_rate_of_the_pruned_arm(name, budget):
+    """Appendix A, rule 1, wherever the budgets are to be equal; a scratch arm of its own recipe is left alone."""
+    campaign, workload = planning(choice=Settings(budget)), CATALOG.workload(name).scaled(budget)
+    last = workload.retrain.rate(workload.retrain.epochs - 1, 0)
+    for protocol in ("sx-a", "sx-b"):
+        (run,) = campaign.plan(cell(protocol, "scratch", ratio=workload.ratios[0], workload=name)).trials
+        assert run.recipe.rate(run.recipe.epochs - 1, 0) == last
+        assert run.recipe.rate(0, 0) == workload.scratch.rate(0, 0)
+        if name == "resnet56-cifar10":
+            # Scratch ends at 1e-3 in its own recipe, retraining at 1e-4.
+            start, rate = run.recipe.schedule.points[-1]
+            assert rate == 1e-4 and start > run.recipe.schedule.points[-2][0] > 0
+    (usual,) = campaign.plan(cell("s3.2", "scratch", ratio=workload.ratios[0], workload=name)).trials
+    assert usual.recipe == workload.scratch
 
 
 # An external base
@@ -539,11 +648,21 @@ def test_every_stage_starts_from_the_weights_its_parent_wrote(real):
 @pytest.mark.parametrize("protocol", ["s3.2", "sx-b"])
 def test_honest_arms_pass_every_rule(real, protocol):
     arms = ("l1", "tpp") if protocol == "s3.2" else ("tpp", "scratch")
-    comparison = Comparison(WORKLOAD, protocol, *arms, 0.5, (0,))
     known = {record.cell: record for record in real.ledger.cells()}
-    for rule in CATALOG.protocol(protocol).requires:
-        finding = judge(comparison, rule, known.get, real.ledger, ("smoke",))
-        assert finding.verdict == "pass", finding.line
+    comparison = Comparison(WORKLOAD, protocol, *arms, 0.5, (0,))
+    subjects = (comparison, *comparison.arms)
+    cases = {subject: Case.read(subject, known.get, real.ledger) for subject in subjects}
+    judged = set()
+    for rule_id in required(CATALOG.protocol(protocol)):
+        rule = get_rule(rule_id)
+        for subject in subjects:
+            if (rule.scope == "arm") == isinstance(subject, Arm) and all(map(rule.applies, subject.methods)):
+                finding = judge(rule_id, cases[subject], labels=("smoke",))
+                assert finding.verdict == "pass", finding.line
+                judged.add(rule_id)
+    # Rules on scratch arms and on the random control look at none of these.
+    other = {"F506", "F510"} - ({"F506"} if "scratch" in arms else set())
+    assert judged == set(required(CATALOG.protocol(protocol))) - other
 
 
 def test_order_of_cells_does_not_change_a_number(real, tmp_path):
@@ -583,7 +702,8 @@ def test_an_external_base_is_evaluated_and_its_cost_is_not_measured(real, tmp_pa
     assert ours.run_id != theirs.run_id and ours.weights_digest == theirs.weights_digest
     assert records["l1"].labels == ("smoke", f"base{external.checkpoint[:8]}")
     comparison = Comparison(WORKLOAD, "sx-b", "l1", "scratch", 0.5, (0,))
+    known = {record.cell: record for record in records.values()}
+    case = Case.read(comparison, known.get, campaign.ledger)
     for rule in ("F801", "F802"):
-        known = {record.cell: record for record in records.values()}
-        finding = judge(comparison, rule, known.get, campaign.ledger)
+        finding = judge(rule, case)
         assert finding.verdict == "not measured" and "external base" in finding.note

@@ -123,6 +123,48 @@ def test_extra_methods_join_every_choice(tmp_path):
     assert catalog.select_methods("all").count("my-pruner") == 1
 
 
+# Cross-validated recipes, studies
+
+
+@pytest.mark.parametrize("method", ["l1", "random", "greg-1"])
+def test_a_cross_validated_protocol_is_s32_with_another_recipe(method):
+    catalog = Catalog()
+    made, usual = catalog.protocol(f"xv-{method}"), catalog.protocol("s3.2")
+    assert (made.name, made.retraining, made.recipe_of) == (f"xv-{method}", "method", method)
+    differing = {name for name in type(made).model_fields if getattr(made, name) != getattr(usual, name)}
+    assert differing == {"name", "title", "source", "retraining", "recipe_of"}, "it requires what S3.2 requires"
+    assert type(made).model_validate(made.model_dump()) == made
+
+
+def test_cross_validated_protocols_are_chosen_by_name_only():
+    catalog = Catalog()
+    assert catalog.select_protocols("xv-l1, s3.2,xv-l1") == ("xv-l1", "s3.2")
+    assert not any(name.startswith("xv-") for name in (*catalog.select_protocols("all"), *catalog.strictness))
+    with pytest.raises(ConfigError, match=r"unknown method 'tp'\. Did you mean 'tpp'"):
+        catalog.protocol("xv-tp")
+
+
+def test_a_users_method_has_a_cross_validated_protocol(tmp_path):
+    path = write(tmp_path / "my_pruner.py", METHOD.format(name="Mine"))
+    assert Catalog(extra_methods=(str(path),)).protocol("xv-my-pruner").recipe_of == "my-pruner"
+
+
+def test_studies_are_found_by_name_and_by_file(tmp_path):
+    folder = tmp_path / "protocols" / "studies"
+    folder.mkdir(parents=True)
+    write(folder / "yearly.toml", 'against = ["l1"]\n')
+    elsewhere = write(tmp_path / "mine.toml", 'against = ["tpp"]\n')
+    catalog = Catalog(root=tmp_path)
+    assert list(catalog.studies) == ["yearly"]
+    assert (catalog.study("yearly").name, catalog.study("yearly").against) == ("yearly", ("l1",))
+    assert (catalog.study(str(elsewhere)).name, catalog.study(str(elsewhere)).against) == ("mine", ("tpp",))
+    with pytest.raises(ConfigError, match=r"unknown study 'yearley'\. Did you mean 'yearly'"):
+        catalog.study("yearley")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file"):
+        catalog.study(str(tmp_path / "nowhere.toml"))
+    assert catalog.protocols == {}, "a study is no protocol"
+
+
 # Specs
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from builders import WEIGHTS, evidence, failure, run_record, run_spec, store, write_method
+from builders import WEIGHTS, evidence, failure, run_record, run_spec, scored, store, write_method
 
 from pruneaudit import __version__, cli
 from pruneaudit.audit.catalogue import rules
@@ -61,8 +61,8 @@ def refused(answer, *words):
 def ledger(tmp_path):
     """Two arms, one more run that failed."""
     store_of_runs = Ledger(tmp_path / "ledger")
-    store(store_of_runs, evidence("l1"), 90.0)
-    store(store_of_runs, evidence("tpp"), 91.0)
+    store(store_of_runs, scored(evidence("l1"), 90.0))
+    store(store_of_runs, scored(evidence("tpp"), 91.0))
     store_of_runs.fail(failure(run_spec("scratch", ratio=0.5), error="run lenet5-digits-scratch failed: out of memory"))
     return store_of_runs
 
@@ -124,6 +124,25 @@ def test_rules_explains_one(run):
     assert code == 0 and row["id"] == "F802" and row["required_by"] == ["sx-b"]
 
 
+@pytest.mark.parametrize("rule_id", sorted(rules()))
+def test_rules_explains_every_one(run, rule_id):
+    """Claim, source, what is measured and an example: the page that a finding sends its reader to."""
+    code, out, _ = run("rules", rule_id)
+    rule = rules()[rule_id]
+    lines = dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
+    assert code == 0
+    assert (lines["id"], lines["claim"], lines["source"]) == (rule_id, rule.claim, rule.source)
+    assert lines["measures"] == rule.explanation != "" and lines["example"] == rule.example != ""
+    assert lines["looks_at"] == (f"arm ({rule.on})" if rule.scope == "arm" else rule.scope)
+
+
+def test_rules_explains_convergence(run):
+    code, out, _ = run("rules", "F605")
+    assert code == 0
+    assert "claim: Converged before the first learning-rate decay" in out
+    assert "source: Wang et al. 2023" in out and "example: 91.2, 91.3, 91.2, 91.3 % passes" in out
+
+
 def test_an_unknown_rule_names_the_nearest(run):
     refused(run("rules", "F8o2"), "unknown rule 'F8o2'", "Did you mean 'F802'?")
 
@@ -178,10 +197,60 @@ def test_report_judges_and_writes(run, ledger, tmp_path):
     assert (code, err) == (0, "")
     results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
     assert {row["method"]: row["accuracy"] for row in results["cells"]} == {"l1": 90.0, "tpp": 91.0}
-    assert {row["verdict"] for row in results["findings"]} == {"pass"}
-    assert "cells: 2 selected, 2 ok" in out and "findings: 7 checks, 7 pass" in out
+    required = [row for row in results["findings"] if row["required"]]
+    assert {row["verdict"] for row in required} == {"pass"}
+    # Every rule that S3.2 requires: of the pair, and of each arm that it applies to.
+    wanted = set(results["protocols"]["s3.2"]["requires"])
+    arms = {rule_id for rule_id in wanted if rules()[rule_id].scope == "arm"}
+    assert {row["rule"] for row in required if len(row["arms"]) == 2} == wanted - arms
+    for method in ("l1", "tpp"):
+        applied = {rule_id for rule_id in arms if rules()[rule_id].applies(method)}
+        assert {row["rule"] for row in required if row["arms"] == [method]} == applied
+    (verdict,) = results["verdicts"]
+    assert (verdict["arms"], verdict["verdict"], verdict["forbidden_by"]) == (["l1", "tpp"], "indeterminate", [])
+    assert verdict["difference"]["mean"] == -1.0
+    assert "cells: 2 selected, 2 ok" in out
+    assert f"findings: {len(required)} required checks, {len(required)} pass" in out
     for name in ("report.md", "results.json", "tables/cells.csv"):
         assert f"wrote {tmp_path / 'report' / name}" in out.replace("\n", " ").replace("  ", " ") or name in out
+
+
+def test_report_takes_the_waivers_of_a_study(run, tmp_path):
+    """The cell of L1 reports another accuracy than its run: F601 fails, unless somebody stands in for it."""
+    ledger = Ledger(tmp_path / "ledger")
+    store(ledger, scored(evidence("l1"), 90.0), 93.0)
+    store(ledger, scored(evidence("tpp"), 91.0))
+    study = tmp_path / "mine.toml"
+    study.write_text('[waive]\nF601 = "the last epoch was lost, see issue 7"\n', encoding="utf-8")
+    found = {}
+    for name, options in {"plain": (), "waived": ("--study", study)}.items():
+        code, out, err = run("report", "--ledger", ledger.root, "--to", tmp_path / name, *options)
+        assert (code, err) == (0, "")
+        found[name] = (json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")), out)
+    plain, waived = (found[name][0] for name in ("plain", "waived"))
+    assert [row["forbidden_by"] for row in plain["verdicts"]] == [["F601"]]
+    assert [row["verdict"] for row in plain["verdicts"]] == ["not comparable"] and plain["study"] is None
+    assert [row["verdict"] for row in waived["verdicts"]] == ["indeterminate"]
+    assert (
+        waived["study"]["waive"] == waived["verdicts"][0]["waived"] == {"F601": "the last epoch was lost, see issue 7"}
+    )
+    assert "the last epoch was lost, see issue 7" in found["waived"][1]
+    assert "the last epoch was lost, see issue 7" in (tmp_path / "waived" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[waive]\nF6o1 = "a reason"\n', "unknown rule 'F6o1'. Did you mean 'F601'?"),
+        ('[waive]\nF601 = ""\n', "F601: a waiver needs a reason"),
+    ],
+    ids=["rule", "reason"],
+)
+def test_report_refuses_a_wrong_waiver(run, ledger, tmp_path, content, said):
+    study = tmp_path / "mine.toml"
+    study.write_text(content, encoding="utf-8")
+    refused(run("report", "--ledger", ledger.root, "--to", tmp_path / "report", "--study", study), said)
+    assert not (tmp_path / "report").exists()
 
 
 def test_report_on_an_empty_ledger_is_one_line(run, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pruneaudit.catalog import content_root
-from pruneaudit.config import Recipe, load_protocol, load_workload, steps_per_epoch
+from pruneaudit.config import FAIL_ON, Recipe, Study, load_protocol, load_study, load_workload, steps_per_epoch
 from pruneaudit.errors import ConfigError
 
 BASE = {
@@ -262,6 +262,89 @@ def test_protocol_value_outside_its_choices(tmp_path):
     path.write_text(shipped.replace('base = "shared"', 'base = "lucky"'), encoding="utf-8")
     message = refusal(load_protocol, path)
     assert "mine.toml: base: " in message and "'shared'" in message and "'lucky'" in message
+
+
+@pytest.mark.parametrize(
+    ("retraining", "recipe_of", "fine"),
+    [("method", "tpp", True), ("method", "", False), ("workload", "tpp", False), ("workload", "", True)],
+)
+def test_a_recipe_of_a_method_needs_the_method(tmp_path, retraining, recipe_of, fine):
+    text = (content_root() / "protocols" / "s3.2.toml").read_text(encoding="utf-8")
+    assert 'retraining = "workload"' in text
+    path = tmp_path / "mine.toml"
+    text = text.replace('retraining = "workload"', f'retraining = "{retraining}"\nrecipe_of = "{recipe_of}"')
+    path.write_text(text, encoding="utf-8")
+    if fine:
+        assert (load_protocol(path).retraining, load_protocol(path).recipe_of) == (retraining, recipe_of)
+    else:
+        assert "mine.toml: retraining = 'method' and recipe_of go together" in refusal(load_protocol, path)
+
+
+def test_a_margin_is_positive(tmp_path):
+    text = (content_root() / "protocols" / "s3.2.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text + "margin = 0.0\n", encoding="utf-8")
+    assert "mine.toml: margin: " in refusal(load_protocol, path)
+
+
+# Studies
+
+
+STUDY = {
+    "title": "Is mine better?",
+    "workloads": ["lenet5-digits"],
+    "methods": ["l1", "tpp"],
+    "protocols": ["s3.2"],
+    "against": ["l1"],
+    "fail_on": ["worse", "unfair"],
+    "seeds": 6,
+    "waive": {"F604": "the scratch arm is annealed further"},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    def load(**changes):
+        path = tmp_path / "mine.toml"
+        path.write_text(toml({**STUDY, **changes}), encoding="utf-8")
+        return load_study(path)
+
+    return load
+
+
+def test_a_study_is_read(study, tmp_path):
+    loaded = study()
+    assert loaded.name == "mine" and loaded.title == "Is mine better?"
+    assert (loaded.methods, loaded.against, loaded.protocols) == (("l1", "tpp"), ("l1",), ("s3.2",))
+    assert (loaded.fail_on, loaded.seeds, loaded.workloads) == (("worse", "unfair"), 6, ("lenet5-digits",))
+    assert loaded.waive == {"F604": "the scratch arm is annealed further"}
+    (tmp_path / "empty.toml").write_text("", encoding="utf-8")
+    assert load_study(tmp_path / "empty.toml") == Study(name="empty"), "everything is the option's default"
+
+
+@pytest.mark.parametrize("reason", ["", " ", "\t\n"])
+def test_a_waiver_without_a_reason_is_refused(study, reason):
+    assert "mine.toml: waive: F604: a waiver needs a reason" in refusal(study, waive={"F604": reason})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"againts": ["l1"]}, "againts: unknown key. Did you mean 'against'?"),
+        ({"fail_on": ["wrse"]}, "fail_on.0: "),
+        ({"seeds": 0}, "seeds: "),
+        ({"methods": "l1"}, "methods: "),
+        ({"name": "other"}, "name: the file name is the name; delete this key"),
+    ],
+)
+def test_a_wrong_study_names_file_key_and_expectation(study, change, said):
+    message = refusal(study, **change)
+    assert "mine.toml: " in message and said in message
+
+
+@pytest.mark.parametrize("word", FAIL_ON)
+def test_a_study_may_fail_on_every_verdict_that_the_option_knows(study, word):
+    assert study(fail_on=[word]).fail_on == (word,)
 
 
 # Everything that is shipped

@@ -83,7 +83,8 @@ def task_of(layers, ratio, seed=0, name="random"):
     """A task that is only scored."""
     model = nn.ModuleList(layer.module for layer in layers)
     recipe = Recipe(steps=0, lr="0:1", batch=1)
-    return PruningTask(model, layers, CATALOG.workload("resnet20-digits"), ratio, recipe, digits(), seed, None, name)
+    workload = CATALOG.workload("resnet20-digits")
+    return PruningTask(model, layers, workload, ratio, recipe, digits(), seed, Meter(model), name)
 
 
 def lowest_l1(weight, ratio):
@@ -539,6 +540,21 @@ def test_scoring_batches_are_the_methods_own_and_reproducible():
     joined = [torch.cat([images.flatten() for images, _ in batches]) for batches in drawn]
     assert torch.equal(joined[0], joined[1])
     assert not torch.equal(joined[0], joined[2]) and not torch.equal(joined[0], joined[3])
+
+
+def test_a_method_gets_the_network_in_eval_mode_and_back_from_training():
+    """Scores must not change the statistics of a normalisation."""
+    model = network("resnet8").train()
+    layers = prunable_layers(model, digits().example(torch.float64), ("layer*.conv1",))
+    recipe = Recipe(steps=1, lr="0:0.1", batch=BATCH)
+    with Meter(model) as meter:
+        task = PruningTask(
+            model, layers, CATALOG.workload("resnet20-digits"), 0.5, recipe, digits(), 0, meter, "a", "fp64"
+        )
+        assert not any(module.training for module in model.modules())
+        task.train()
+        assert not any(module.training for module in model.modules())
+    assert meter.consumption.optimiser_steps == 1
 
 
 def test_generators_are_apart_by_seed_method_and_name():

@@ -5,6 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from pruneaudit.audit.catalogue import get_rule, required
+from pruneaudit.catalog import Catalog
 from pruneaudit.ledger import Ledger
 from pruneaudit.records import VOLATILE
 
@@ -53,22 +55,30 @@ def test_terminal_and_files(checkout):
     )
     assert outcome.code == 0, outcome.text
     header = next(line for line in outcome.lines if line.startswith("pruneaudit: "))
-    for part in ("protocols s3.2@1", "methods l1 random", "seeds 0-0", "cpu fp32", "budget smoke", "ledger "):
+    protocol = Catalog().protocol("s3.2")
+    version = f"protocols s3.2@{protocol.version} "
+    for part in (version, "methods l1 random", "seeds 0-0", "cpu fp32", "budget smoke", "ledger "):
         assert part in header
     assert any(line.startswith("lenet5-digits [smoke]: test accuracy") for line in outcome.lines)
-    matrix = next(line for line in outcome.lines if line.startswith("s3.2") and "l1 vs random" in line)
-    assert matrix.split()[-7:] == ["ok"] * 7
-    assert "cells: 2 selected, 2 ok" in outcome.lines
+    pairs = [rule_id for rule_id in required(protocol) if get_rule(rule_id).scope != "arm"]
+    matrix = [line for line in outcome.lines if line.startswith("s3.2") and "l1 vs random" in line]
+    assert any(f"all {len(pairs)} ok" in line for line in matrix), outcome.text
+    assert any("indeterminate" in line for line in matrix), "the verdict stands above"
+    assert "cells: 2 selected, 2 ok; 2 attempted, 2 valid" in outcome.lines
+    assert any(line.startswith("verdicts: 1 comparison, 1 indeterminate") for line in outcome.lines)
     assert outcome.lines[-2].startswith("results: ") and outcome.lines[-3].startswith("report: ")
     assert (checkout.report / "report.md").read_text().startswith("# pruneaudit report")
     assert {path.name for path in (checkout.report / "tables").iterdir()} == {
         "cells.csv",
         "findings.csv",
         "accuracy.csv",
+        "verdicts.csv",
     }
     names = [case.get("name") for case in ET.parse(checkout.root / "junit.xml").iter("testcase")]
     assert "test_cell[lenet5-digits-l1-s3.2-r0.5-seed0]" in names
     assert "test_fairness[lenet5-digits-l1-vs-random-s3.2-r0.5-F321]" in names
+    assert "test_fairness[lenet5-digits-l1-s3.2-r0.5-F501]" in names
+    assert not any(name.startswith("test_gate") for name in names), "nothing is gated unless asked for"
 
 
 def test_order_is_conformance_then_cells_then_fairness(checkout):
@@ -152,8 +162,12 @@ def test_a_broken_method_costs_its_own_cells(checkout):
         assert message.replace("bad", kind) in line
         assert not list((checkout.ledger / "runs").glob(f"*-{kind}-*"))
         assert len(list((checkout.ledger / "failures").glob(f"*-prune-{kind}-*.json"))) == 1
-    for row in results(checkout)["findings"]:
-        assert row["verdict"] == ("pass" if set(row["arms"]) == {"l1", "tpp"} else "incomplete")
+    needed = [row for row in results(checkout)["findings"] if row["required"]]
+    assert {tuple(row["arms"]) for row in needed} >= {("l1", "tpp"), ("l1",), ("raises",), ("l1", "raises")}
+    for row in needed:
+        # A cell that was tried and failed is a failure of completeness, and of nothing else.
+        broken = "fail" if row["rule"] == "F607" else "incomplete"
+        assert row["verdict"] == ("pass" if set(row["arms"]) <= {"l1", "tpp"} else broken), row
 
 
 def test_a_method_that_declines_a_workload_is_skipped_with_its_reason(checkout):
@@ -173,8 +187,13 @@ def test_a_method_that_declines_a_workload_is_skipped_with_its_reason(checkout):
     outcome = checkout.pytest(*selection, "-rs")
     assert outcome.code == 0, outcome.text
     assert "picky does not apply to lenet5-digits: needs more channels" in outcome.text
-    assert {row["method"]: row["status"] for row in results(checkout)["cells"]} == {"l1": "ok", "picky": "skipped"}
-    assert not results(checkout)["findings"]
+    found = results(checkout)
+    assert {row["method"]: row["status"] for row in found["cells"]} == {"l1": "ok", "picky": "skipped"}
+    assert {tuple(row["arms"]) for row in found["findings"]} == {("l1",)} and not found["verdicts"]
+    # It is not missing from the ledger either.
+    outcome = checkout.pytest(*selection, "--audit-from", str(checkout.ledger))
+    assert outcome.code == 0 and results(checkout) == found, outcome.text
+    assert all(record.method == "l1" for record in Ledger(checkout.ledger).cells()), "it was never tried"
 
 
 USAGE = {

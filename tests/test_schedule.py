@@ -100,6 +100,69 @@ def test_stretching_keeps_first_rate_and_order(schedule, factor):
     assert all(rate in kept for _, rate in moved.points), "rates must come in their old order"
 
 
+@pytest.mark.parametrize(
+    ("text", "rate", "length", "ending"),
+    [
+        # CIFAR: scratch 200 epochs, and retraining that ends at 1e-4. The last stage, 150 to 200, is halved.
+        ("0:0.1,100:0.01,150:0.001", 1e-4, 200, "0:0.1,100:0.01,150:0.001,175:0.0001"),
+        # ImageNet, as published (appendix A): 120 epochs from scratch end at 1e-5.
+        ("0:0.1,30:0.01,60:0.001,90:1e-4", 1e-5, 120, "0:0.1,30:0.01,60:0.001,90:1e-4,105:1e-5"),
+        # P30F90 and P60F60, as published: the longer half of an odd rest stays at the old rate.
+        ("0:1e-1,30:1e-2,60:1e-3,75:1e-4", 1e-5, 90, "0:1e-1,30:1e-2,60:1e-3,75:1e-4,83:1e-5"),
+        ("0:1e-2,30:1e-3,45:1e-4", 1e-5, 60, "0:1e-2,30:1e-3,45:1e-4,53:1e-5"),
+        # It ends there already.
+        ("0:0.1,100:0.01,150:0.001", 1e-3, 200, "0:0.1,100:0.01,150:0.001"),
+        # Lower stages are left out.
+        ("0:0.1,100:0.01,150:0.001", 1e-2, 200, "0:0.1,100:0.01"),
+        # Nothing but the first is left, and half of all epochs follows it.
+        ("0:0.1,150:0.001", 1e-2, 200, "0:0.1,100:0.01"),
+        # No room to halve one epoch.
+        ("0:0.1", 1e-2, 1, "0:0.1"),
+        ("0:0.1,9:0.01", 1e-3, 10, "0:0.1,9:0.01"),
+        ("cosine:1e-1:1e-3", 1e-4, 200, "cosine:1e-1:1e-4"),
+    ],
+)
+def test_ending_at(text, rate, length, ending):
+    assert Schedule.parse(text).ending_at(rate, length) == Schedule.parse(ending)
+
+
+@st.composite
+def falling_schedules(draw):
+    """Schedules as papers write them, and a length that reaches into the last stage."""
+    starts = [0, *sorted(draw(st.sets(st.integers(1, 500), max_size=5)))]
+    rates = sorted(draw(st.sets(st.floats(1e-6, 1), min_size=len(starts), max_size=len(starts))), reverse=True)
+    return Schedule("step", tuple(zip(starts, rates, strict=True))), starts[-1] + draw(st.integers(1, 300))
+
+
+@settings(deadline=None)
+@given(falling_schedules(), st.floats(1e-7, 1))
+def test_ending_keeps_the_first_rate_and_reaches_the_last(given_schedule, rate):
+    schedule, length = given_schedule
+    ended = schedule.ending_at(rate, length)
+    rates = [ended.rate(epoch, length) for epoch in range(length)]
+    assert rates[0] == schedule.rate(0, length)
+    assert all(start < length for start, _ in ended.points)
+    assert all(later <= earlier for earlier, later in pairwise(rates)) or rate > rates[0]
+    kept = [point for number, point in enumerate(schedule.points) if not number or point[1] >= rate]
+    room = length - kept[-1][0] > 1
+    if rate <= rates[0] and room:
+        assert rates[-1] == rate
+    # What is above the rate stays where it was, but for the second half of the last stage.
+    assert ended.points[: len(kept)] == tuple(kept)
+    if len(ended.points) > len(kept):
+        (start, new) = ended.points[-1]
+        before, after = start - kept[-1][0], length - start
+        assert new == rate and 0 <= before - after <= 1
+    assert ended.ending_at(rate, length) == ended, "twice is as good as once"
+
+
+@settings(deadline=None)
+@given(falling_schedules())
+def test_a_schedule_that_ends_there_already_is_left_alone(given_schedule):
+    schedule, length = given_schedule
+    assert schedule.ending_at(schedule.points[-1][1], length) == schedule
+
+
 @settings(deadline=None)
 @given(step_schedules())
 def test_stretching_by_one_changes_nothing(schedule):

@@ -430,7 +430,36 @@ def test_meter_counts_images_given_by_keyword():
     model = build("lenet5", 1, 10)
     with Meter(model) as meter, torch.no_grad():
         model(images=torch.zeros(5, 1, 32, 32))
-    assert meter.consumption.scoring_samples == 5
+        assert meter.consumption.scoring_samples == 5
+        model.conv1(input=torch.zeros(2, 1, 32, 32))
+    assert meter.consumption.scoring_samples == 7
+
+
+def test_meter_reads_settings_of_all_parameter_groups():
+    model = network()
+    groups = [
+        {"params": model[0].parameters(), "weight_decay": 0.0},
+        {"params": model[4].parameters(), "lr": 0.4, "momentum": 0.5},
+        {"params": model[1].parameters(), "lr": 0.2},
+    ]
+    optimiser = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    with Meter(model) as meter:
+        optimiser.step()
+        optimiser.param_groups[1]["lr"] = 0.1
+        optimiser.step()
+        assert meter.consumption.settings["learning_rates_of_groups"] == [0.5, 0.5, 1.0]
+        for group in optimiser.param_groups:
+            group["lr"] = 0.05
+        optimiser.step()
+    # The highest of each step; how the groups differ stands beside the settings.
+    assert meter.consumption.rates == [[0.4, 1], [0.2, 1], [0.05, 1]]
+    assert meter.consumption.settings == {
+        "optimiser": "sgd",
+        "momentum": [0.5, 0.9],
+        "weight_decay": [0.0, 5e-4],
+        "nesterov": False,
+        "dampening": 0,
+    }
 
 
 def test_meter_counts_nothing_while_paused_or_left():

@@ -108,10 +108,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if _SESSION not in config.stash:
         return
-    from pruneaudit.cells import Cell
-    from pruneaudit.plugin.session import Check, ConformanceCase, Gate, item_target
+    from pruneaudit.cells import Cell, Comparison
+    from pruneaudit.plugin.session import Check, ConformanceCase, Gate, is_placeholder, item_target
 
-    targets = [(item_target(item), item) for item in items]
+    targets = [(item_target(item), item) for item in items if not is_placeholder(item)]
     order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}
     items[:] = [item for _, item in sorted(targets, key=lambda pair: order[type(pair[0])])]
     selected: dict[Any, None] = {}
@@ -123,7 +123,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             selected.update(dict.fromkeys(target.subject.cells()))
     session = config.stash[_SESSION]
     session.selected = list(selected)
-    session.judged = [target.subject for target, _ in targets if isinstance(target, Gate)]
+    # The report judges every selected comparison; p values must be adjusted over the same ones.
+    judged = [
+        target.subject
+        for target, _ in targets
+        if isinstance(target, Gate) or (isinstance(target, Check) and isinstance(target.subject, Comparison))
+    ]
+    session.judged = list(dict.fromkeys(judged))
 
 
 @pytest.fixture(scope="session")

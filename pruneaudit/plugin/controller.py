@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Controller:
         self.nothing_measured = ""
         self.lacking = ""
         self.report_error = ""
+        self.annotations = io.StringIO()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -115,15 +117,8 @@ class Controller:
         from pruneaudit.report.writer import write
 
         audit = self.audit
-        skipped = {target for target, nodeid in selected.items() if self.outcomes.get(nodeid) == "skipped"}
-        if len(skipped) == len(selected):
-            reasons = sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()})
-            self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {'; '.join(reasons)}"
-        judged = [
-            target
-            for target, nodeid in selected.items()
-            if not isinstance(target, Cell) and not self._excluded(target, nodeid)
-        ]
+        excused = {target: self.reasons[nodeid] for target, nodeid in selected.items() if self._excused(target, nodeid)}
+        judged = [target for target in selected if not isinstance(target, Cell) and target not in excused]
         cells = dict.fromkeys(target for target in selected if isinstance(target, Cell))
         cells.update(dict.fromkeys(cell for target in judged for cell in target.subject.cells()))
         wanted: dict[Arm | Comparison, set[str]] = {}
@@ -136,20 +131,18 @@ class Controller:
             subjects=list(dict.fromkeys([*wanted, *compared])),
             required=wanted,
             regressions=self._regressions(gates),
-            skipped={
-                target: self.reasons.get(nodeid, "")
-                for target, nodeid in selected.items()
-                # What only the ledger lacks is missing, not excused.
-                if isinstance(target, Cell) and target in skipped and not audit.only_judges
-            },
+            skipped={target: reason for target, reason in excused.items() if isinstance(target, Cell)},
             study=audit.study,
         )
         self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked)
         if audit.only_judges:
             lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
             self.lacking = f"{len(lacking)} of {len(cells)} cells are not in {audit.ledger_path}" if lacking else ""
+        if not self.lacking and all(self.outcomes.get(nodeid) == "skipped" for nodeid in selected.values()):
+            reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
+            self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
         write(self.results, audit.report_path)
-        tell_github(self.results, audit.fails_row, audit.report_path)
+        tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
 
     def _regressions(self, gates: list[Gate]) -> list[Verdict]:
         """Verdicts against the baseline, from what the ledgers hold."""
@@ -161,12 +154,14 @@ class Controller:
             found += audit.regressions(docket, [arm for arm in subjects if arm.workload == workload]).values()
         return found
 
-    def _excluded(self, target: Check | Gate, nodeid: str) -> bool:
-        """Whether a check was skipped because its workload cannot run here."""
-        if self.audit.only_judges:
-            return False
-        prefix = target.rule if isinstance(target, Check) else target.subject.workload
-        return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, "").startswith(prefix)
+    def _excused(self, target: Cell | Check | Gate, nodeid: str) -> bool:
+        """Whether an item was skipped because its workload cannot run here, or its method does not apply."""
+        if isinstance(target, Gate):
+            own = f"{target.subject.workload} {target.subject.protocol} ratio"
+        else:
+            own = f"{target.id}: " if isinstance(target, Cell) else target.rule
+        # What was looked at and not judged says so in a line that begins with its own name.
+        return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, own).startswith(own)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Tables, audit matrix, what is missing, and where the files are."""
@@ -175,6 +170,8 @@ class Controller:
         if self.results is None and not self.missing and not self.report_error:
             return
         terminalreporter.write_sep("=", "pruneaudit")
+        # GitHub reads an annotation only at the start of a line: not behind the dots.
+        terminalreporter.write(self.annotations.getvalue())
         if self.results is not None:
             for line in summary(self.results, self.audit.fails_row):
                 terminalreporter.write_line(line)

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {
     "audit_method": [],
-    "audit_methods": "core",
-    "audit_protocols": "all",
+    "audit_methods": None,
+    "audit_protocols": None,
     "audit_seeds": None,
     "audit_budget": "full",
     "audit_ledger": ".pruneaudit/ledger",

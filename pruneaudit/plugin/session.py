@@ -24,7 +24,6 @@ from pruneaudit.config import FAIL_ON, Study
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
 from pruneaudit.ledger import Ledger
 from pruneaudit.plugin.device import visible_gpus
-from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.records import CellRecord
 from pruneaudit.settings import Settings
 
@@ -107,10 +106,17 @@ class AuditSession:
             _check_folder(self.report_path, "--audit-report")
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
-            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges)
             before = option.audit_baseline
             self.baseline = Ledger(self.root / before, writable=False) if before else None
             self.fail_on = self._fail_on(option)
+            if self.fail_on and not self.gates():
+                # A gate that never judges would always be open.
+                raise ConfigError(
+                    f"nothing can fail on {', '.join(self.fail_on)}: {' '.join(self.selection.protocols)} compare "
+                    f"no two of {' '.join(self.selection.methods)} (sx-a and sx-b compare with scratch)"
+                )
+            # Last: a wrong option leaves no folder behind.
+            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges)
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
         self.data_root_option: str | None = option.audit_data_root
@@ -132,17 +138,17 @@ class AuditSession:
         rivals = _names(option.audit_against) or study.against
         against = tuple(self.catalog.method(name).name for name in rivals)
         chosen = option.audit_methods
-        if chosen == DEFAULTS["audit_methods"]:
+        if chosen is None:
             # With rivals the candidates are the user's own methods, unless told otherwise.
-            chosen = ",".join(study.methods) if study.methods else "" if against else chosen
+            chosen = ",".join(study.methods) or ("" if against else "core")
         methods = tuple(dict.fromkeys([*self.catalog.select_methods(chosen), *against]))
         if against and not set(methods) - set(against):
             raise ConfigError(
                 "--audit-against: nothing to compare with the rivals; add --audit-method or --audit-methods"
             )
         protocols = option.audit_protocols
-        if protocols == DEFAULTS["audit_protocols"] and study.protocols:
-            protocols = ",".join(study.protocols)
+        if protocols is None:
+            protocols = ",".join(study.protocols) or "all"
         seeds = study.seeds if option.audit_seeds is None else option.audit_seeds
         if seeds is not None and seeds < 1:
             raise ConfigError("--audit-seeds: expected a number of at least 1")
@@ -278,7 +284,12 @@ class AuditSession:
         subject = gate.subject
         key = (subject.workload, subject.protocol, type(subject))
         if key not in self._verdicts:
-            table = [other for other in self.judged if (other.workload, other.protocol, type(other)) == key]
+            table = [
+                other
+                for other in self.judged
+                if (other.workload, other.protocol, type(other)) == key
+                and not any(self._declined(name, other.workload) for name in other.methods)
+            ]
             docket = self._docket(subject.workload)
             comparisons = [other for other in table if isinstance(other, Comparison)]
             found: dict[Arm | Comparison, Verdict] = {}
@@ -363,6 +374,12 @@ def item_target(item: Any) -> Cell | Check | ConformanceCase | Gate | None:
     callspec = getattr(item, "callspec", None)
     for name in ("audit_conformance", "audit_cell", "audit_check", "audit_gate"):
         if callspec is not None and name in callspec.params:
-            target: Cell | Check | ConformanceCase | Gate = callspec.params[name]
-            return target
+            target = callspec.params[name]
+            return target if isinstance(target, Cell | Check | ConformanceCase | Gate) else None
     return None
+
+
+def is_placeholder(item: Any) -> bool:
+    """Whether an item stands for an empty list of cases: pytest makes one that is always skipped."""
+    names = {"audit_conformance", "audit_cell", "audit_check", "audit_gate"}
+    return item_target(item) is None and bool(names & set(getattr(item, "fixturenames", ())))

@@ -37,7 +37,7 @@ def tell_github(
         fails: Whether a row of a verdict or finding fails the session.
         report: Folder of the whole report.
         environment: Environment of the process.
-        output: Where annotations go.
+        output: Where annotations go, at the start of a line: elsewhere GitHub does not read them.
     """
     if environment.get("GITHUB_ACTIONS") != "true":
         return
@@ -50,9 +50,8 @@ def tell_github(
             # The report itself is written: a session is not incomplete for want of a summary.
             lines.append(_annotation("warning", "pruneaudit", f"no step summary: {error.strerror or error}"))
     stream = output or sys.stdout
-    # GitHub reads commands at the start of a line, and pytest's line of dots may still be open.
-    stream.write("".join(f"\n{line}" for line in lines) + ("\n" if lines else ""))
-    stream.flush()
+    for line in lines:
+        stream.write(f"{line}\n")
 
 
 def _append(path: Path, results: Results, fails: Fails, report: Path) -> None:

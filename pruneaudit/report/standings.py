@@ -20,7 +20,7 @@ FEWEST_POINTS = 2
 
 
 def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """Methods of each operating point in groups that nothing tells apart, best group first.
+    """Methods of each operating point in groups that nothing tells apart, best group first, by name within a group.
 
     Only methods that may be compared with each other stand in one row: those of a ``not comparable`` pair that no
     verdict connects are listed apart.
@@ -45,7 +45,7 @@ def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) ->
                 "labels": list(labels),
                 "protocol": protocol,
                 "ratio": ratio,
-                "groups": [list(group) for group in tiers(accuracies, fair)],
+                "groups": [sorted(group) for group in tiers(accuracies, fair)],
                 "not_comparable": apart,
             }
         )
@@ -62,7 +62,7 @@ def strictest_setups(catalog: Catalog, findings: Iterable[Finding]) -> list[dict
         if len(finding.arms) == 2 and catalog.protocol(finding.protocol).compare == "pruning":
             key = (finding.workload, finding.labels, finding.ratio, tuple(sorted(finding.arms)))
             met = passed[key][finding.protocol]
-            if finding.verdict == "pass" or finding.waived:
+            if finding.verdict == "pass":
                 met.add(finding.rule)
     demands = {
         name: {rule_id for rule_id in required(catalog.protocol(name)) if _is_comparability(rule_id)}

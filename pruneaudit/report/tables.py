@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pruneaudit.audit.statistics import seeds_needed
@@ -148,7 +148,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         gap = row["difference"]
         interval = "" if gap is None or gap["low"] is None else f"{gap['low']:+.2f} to {gap['high']:+.2f}"
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.3g}"
-        reasons = [*row["forbidden_by"], *(f"{rule} waived" for rule in row["waived"])]
+        reasons = [_names(row["forbidden_by"]), *(f"{rule} waived" for rule in row["waived"])]
         table.append(
             [
                 row["protocol"],
@@ -159,7 +159,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]]) -> Table:
                 interval,
                 p,
                 _seeds(row),
-                ", ".join(reasons),
+                ", ".join(text for text in reasons if text),
             ]
         )
     return header, table
@@ -251,8 +251,12 @@ def failed_findings(results: Results) -> list[dict[str, Any]]:
 
 
 def rules_text(row: Mapping[str, Any]) -> str:
-    """The rules of a row of :func:`failed_findings`, the first few by name."""
-    rules = row["rules"]
+    """The rules of a row of :func:`failed_findings`."""
+    return _names(row["rules"])
+
+
+def _names(rules: Sequence[str]) -> str:
+    """Rules by name; of many the first two and how many more."""
     return " ".join(rules) if len(rules) <= MOST_RULES else f"{' '.join(rules[:2])} and {len(rules) - 2} more rules"
 
 

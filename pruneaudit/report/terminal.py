@@ -62,7 +62,8 @@ def summary(results: Results, fails: Callable[[Mapping[str, Any]], bool] = lambd
             if matrix[1]:
                 lines += ["", f"{name}: audit of {heading}", *_lines(matrix)]
                 lines += [f"  {legend(matrix)}"] if legend(matrix) else []
-                lines += [f"  {rule} {results.rules[rule]['claim']}" for rule in named_rules(matrix)]
+                named = [rule for rule in named_rules(matrix) if rule in results.rules]
+                lines += [f"  {rule} {results.rules[rule]['claim']}" for rule in named]
     # One line each, whatever is in a name or an error message: those of a merged ledger come from strangers.
     return ["".join(mark if mark.isprintable() else " " for mark in line) for line in lines]
 

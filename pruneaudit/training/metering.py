@@ -77,7 +77,7 @@ class Meter:
         self._handles: list[Any] = []
         self._training: list[int] = []
         self._scoring: list[int] = []
-        self._admitted: weakref.ref[torch.Tensor] | None = None
+        self._admitted: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
 
     def __enter__(self) -> Self:
         layers = [module for module in self._model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -99,20 +99,26 @@ class Meter:
                 settings["learning_rates_of_groups"] = sorted(rate / max(rates) for rate in rates)
             self.consumption.settings = settings
 
-        hooks = [layer.register_forward_pre_hook(self._counter(number)) for number, layer in enumerate(layers)]
+        hooks = [
+            layer.register_forward_pre_hook(self._counter(number), with_kwargs=True)
+            for number, layer in enumerate(layers)
+        ]
         self._handles = [*hooks, register_optimizer_step_pre_hook(step)]
         return self
 
-    def _counter(self, number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _counter(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """The hook of one layer. A plain closure: copying a network copies its hooks, and a copy still counts here."""
 
-        def forward(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self._paused or not inputs:
+        def forward(_layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            batch = inputs[0] if inputs else named.get("input")
+            if self._paused or batch is None:
                 return
-            batch = inputs[0]
-            if number == 0 and self._witness is not None and not self._is_admitted(batch):
-                self._witness(batch)
-            images = len(batch)
+            plain = _plain(batch)
+            images = plain.numel() * len(batch) // max(1, batch.numel())
+            if number == 0 and self._witness is not None and not self._is_admitted(plain):
+                # Within a transformation of torch.func every operation is part of it.
+                with torch._C._DisableFuncTorch():
+                    self._witness(plain.detach().reshape(images, *batch.shape[1:]))
             consumption = self.consumption
             if torch.is_grad_enabled():
                 self._training[number] += images
@@ -126,10 +132,10 @@ class Meter:
 
     def admit(self, images: torch.Tensor) -> None:
         """Tell the meter that the harness hands out this batch of training images."""
-        self._admitted = weakref.ref(images)
+        self._admitted[id(images)] = images
 
     def _is_admitted(self, images: torch.Tensor) -> bool:
-        return self._admitted is not None and self._admitted() is images
+        return self._admitted.get(id(images)) is images
 
     def restore(self, consumption: Consumption) -> None:
         """Go on from what an earlier attempt of this stage had counted."""
@@ -152,3 +158,10 @@ class Meter:
             yield
         finally:
             self._paused = before
+
+
+def _plain(batch: torch.Tensor) -> torch.Tensor:
+    """A batch without the wrapping of torch.func: under ``vmap`` one image is seen, and many pass."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(batch):
+        batch = torch._C._functorch.get_unwrapped(batch)
+    return batch

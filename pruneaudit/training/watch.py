@@ -5,6 +5,7 @@ Nothing here prevents anything: a method is Python in this process. It is measur
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ from pruneaudit.workloads.datasets import Dataset, Part
 
 #: Correlation from which two images are the same picture: brightness and contrast do not count.
 SAME_PICTURE = 0.995
-#: Foreign pictures that are compared with every held-out one at every shift; all others only as they are.
+#: Foreign pictures, a sample, that are compared with every held-out one at every shift; all others only as they are.
 COMPARED_PICTURES = 8
 
 
@@ -88,15 +89,15 @@ class Watch:
         first = arguments[0] if arguments else None
         if event in ("open", "os.listdir", "os.scandir"):
             # A file descriptor instead of a name: whoever opened it was seen then.
-            if isinstance(first, str | bytes | Path):
+            if isinstance(first, str | bytes | os.PathLike):
                 path = os.path.realpath(os.fsdecode(first))
                 for kind, place in self._off_limits:
                     if path == place or path.startswith(f"{place}/"):
                         self.reached.add(f"{kind}: {path}")
         elif event == "socket.connect":
             self.reached.add(f"host: {arguments[1]}")
-        elif event in ("subprocess.Popen", "os.system"):
-            self.reached.add(f"program: {first!s}")
+        elif event in _PROGRAMS:
+            self.reached.add(f"program: {event if first is None else os.fsdecode(first)}")
 
 
 class Pictures:
@@ -112,12 +113,12 @@ class Pictures:
         self.held_out = 0
         self._dataset = dataset
         self._keys: frozenset[bytes] | None = None
-        self._sample: list[torch.Tensor] = []
+        self._sample: dict[bytes, torch.Tensor] = {}
 
     def see(self, images: torch.Tensor) -> None:
         """Count a batch that the harness did not hand out, ``[N, C, H, W]``; other shapes are no images."""
         data = self._dataset
-        if tuple(images.shape[1:]) != (data.channels, data.height, data.height):
+        if images.is_meta or tuple(images.shape[1:]) != (data.channels, data.height, data.height):
             return
         if self._keys is None:
             train = _keys(data.normalise(data.train.images))
@@ -125,26 +126,32 @@ class Pictures:
                 key for part in (data.validation, data.test) for key in _keys(data.normalise(part.images))
             ).difference(train)
         self.foreign += len(images)
-        unknown = []
         for image, key in zip(images.detach(), _keys(images), strict=True):
             if key in self._keys:
                 self.held_out += 1
             else:
-                unknown.append(image)
-        room = COMPARED_PICTURES - len(self._sample)
-        self._sample += [image.cpu().float() for image in unknown[:room]]
+                self._remember(image, hashlib.sha256(key).digest())
+
+    def _remember(self, image: torch.Tensor, digest: bytes) -> None:
+        """Keep the images with the smallest digests: a fair sample, whatever order they come in."""
+        if len(self._sample) < COMPARED_PICTURES or digest < max(self._sample):
+            self._sample[digest] = image.cpu().float()
+            if len(self._sample) > COMPARED_PICTURES:
+                del self._sample[max(self._sample)]
 
     def compare(self) -> int:
         """Held-out images among all, those in disguise (shifted, mirrored, scaled) included as far as sampled."""
         data = self._dataset
         found = 0
-        for image in self._sample:
-            views = _standard(_views(image, data.config.pad, data.config.flip))
+        margin = min(data.config.pad, (data.height - 1) // 2)
+        for image in self._sample.values():
+            views = _standard(_views(image, margin, data.config.flip))
             if not len(views):
                 continue
-            held_out = max(_closest(views, part) for part in (data.validation, data.test))
-            # A changed training image may resemble a held-out one; it resembles itself more.
-            if held_out >= SAME_PICTURE and held_out > _closest(views, data.train):
+            held_out = max(_closest(views, part, margin) for part in (data.validation, data.test))
+            # A changed training image may resemble a held-out one; it resembles itself more (or, where a picture is
+            # in both, as much).
+            if held_out >= SAME_PICTURE and held_out > _closest(views, data.train, margin) + 1e-5:
                 found += 1
         return self.held_out + found
 
@@ -159,14 +166,16 @@ def _keys(images: torch.Tensor) -> list[bytes]:
     return [image.tobytes() for image in rounded]
 
 
-def _views(image: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:
-    """An image ``[C, H, W]`` at every shift and mirrored, as augmentation may have changed it: ``[V, C, H, W]``."""
-    padded = nn.functional.pad(image, (pad, pad, pad, pad))
-    side = image.shape[-1]
+def _views(image: torch.Tensor, margin: int, flip: bool) -> torch.Tensor:
+    """What may be the middle of an image ``[C, H, W]`` that augmentation shifted and mirrored: ``[V, C, h, w]``.
+
+    The middle alone is compared: whatever an image is padded with, its middle stays in the picture at every shift.
+    """
+    side = image.shape[-1] - 2 * margin
     shifted = [
-        padded[:, row : row + side, column : column + side]
-        for row in range(2 * pad + 1)
-        for column in range(2 * pad + 1)
+        image[:, row : row + side, column : column + side]
+        for row in range(2 * margin + 1)
+        for column in range(2 * margin + 1)
     ]
     return torch.stack([*shifted, *(view.flip(-1) for view in shifted)] if flip else shifted)
 
@@ -183,11 +192,12 @@ def _standard(images: torch.Tensor) -> torch.Tensor:
     return flat[length > 1e-3] / length[length > 1e-3, None]
 
 
-def _closest(views: torch.Tensor, part: Part) -> float:
-    """Largest correlation of any view with any image of a split."""
+def _closest(views: torch.Tensor, part: Part, margin: int) -> float:
+    """Largest correlation of any view with the middle of any image of a split."""
     best = -1.0
+    inside = slice(margin, part.images.shape[1] - margin)
     for start in range(0, len(part), 4096):
-        images = part.images[start : start + 4096].cpu().permute(0, 3, 1, 2)
+        images = part.images[start : start + 4096, inside, inside].cpu().permute(0, 3, 1, 2)
         known = _standard(images)
         if len(known):
             best = max(best, float((views @ known.T).max()))
@@ -213,4 +223,8 @@ def _listen() -> None:
     _listening = True
 
 
-_EVENTS = frozenset({"open", "os.listdir", "os.scandir", "socket.connect", "subprocess.Popen", "os.system"})
+#: What is done in another process is neither metered nor watched.
+_PROGRAMS = frozenset(
+    {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
+)
+_EVENTS = _PROGRAMS | {"open", "os.listdir", "os.scandir", "socket.connect"}

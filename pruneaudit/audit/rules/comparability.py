@@ -97,7 +97,7 @@ def matched_macs(left: Evidence, right: Evidence) -> Outcome:
 def same_base(left: Evidence, right: Evidence) -> Outcome:
     """Digest of the weights that the pruning stage (or its top-up) started from.
 
-    Example: both start from the base model of seed 0; caught: one arm trained its own, better base model.
+    Example: both start from the base model of seed 0: passes. One arm that trained its own, better base is caught.
     """
 
     def digest(arm: Evidence) -> str | None:

@@ -172,7 +172,12 @@ def leaves_the_base(arm: Evidence) -> Outcome:
     return Outcome("pass" if before == after else "fail", f"{before[:12]} before, {after[:12] or 'missing'} after")
 
 
-@arm_rule("F509", "Deterministic given its seed", "ShrinkBench (seeds set after masks are drawn)", on="pruning")
+@arm_rule(
+    "F509",
+    "Deterministic given its seed",
+    "Blalock et al. 2020, ShrinkBench (seeds set after masks are drawn)",
+    on="pruning",
+)
 def repeats_itself(arm: Evidence) -> Outcome:
     """What came out when the method, imported anew, decided a second time from the same weights and seed.
 

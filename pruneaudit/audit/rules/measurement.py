@@ -29,10 +29,12 @@ def reports_the_last_epoch(arm: Evidence) -> Outcome:
     recount = 100.0 * int(unpack(run.correct, run.test_images).sum()) / run.test_images
     last = run.test_accuracy[-1] if run.test_accuracy else recount
     reported = arm.cell.accuracy
-    same = all(reported is not None and math.isclose(reported, value, abs_tol=1e-6) for value in (last, recount))
+    # Verdicts are made of the run's own number.
+    known = (run.accuracy, last, recount)
+    same = reported is not None and all(math.isclose(reported, value, abs_tol=1e-6) for value in known)
     return Outcome(
         "pass" if same else "fail",
-        f"reported {reported}, last epoch {last}, recounted {recount:.6g}",
+        f"reported {reported}, run {run.accuracy}, last epoch {last}, recounted {recount:.6g}",
         note=f"best on test: {run.best_accuracy:g} in epoch {run.best_epoch}",
     )
 
@@ -47,15 +49,15 @@ def counters_agree(arm: Evidence) -> Outcome:
     return Outcome("pass" if run.macs == run.macs_recounted else "fail", f"{run.macs} and {run.macs_recounted} MACs")
 
 
-@series_rule("F603", "Enough seeds, paired", "Exact sign-flip test: smallest two-sided p of n seeds is 2/2^n")
+@series_rule("F603", "Enough seeds, paired", "Fisher 1935 (sign-flip test): smallest two-sided p of n seeds is 2/2^n")
 def enough_seeds(case: Case) -> Outcome:
     """Seeds that both arms ran with, each once, against the number from which a paired test can find anything.
 
     Example: six paired seeds reach p = 0.031 and pass; three reach 0.25 and only describe.
     """
     sides = [[arms[side].result.seed for arms in case.pairs] for side in range(len(case.subject.methods))]
-    values = [f"{len(set(seeds))} seeds" for seeds in sides]
     paired = all(seeds == sides[0] for seeds in sides) and len(set(sides[0])) == len(sides[0])
+    values = [f"{len(set(seeds))} seeds" + ("" if paired else f": {', '.join(map(str, seeds))}") for seeds in sides]
     needed = seeds_needed(ALPHA)
     note = f"smallest possible p {2 / 2 ** len(sides[0]):.3g}; {needed} seeds are needed" if sides[0] else ""
     return Outcome("pass" if paired and len(sides[0]) >= needed else "fail", values[0], values[-1], note)

@@ -1,0 +1,1 @@
+"""Rogues: what each rule of the audit must catch. ``records`` holds changed records, the other files methods."""

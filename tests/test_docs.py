@@ -1,0 +1,372 @@
+"""What docs/gate-your-method.md says and what the GitHub action does, run in an environment that has the wheel only."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from conftest import ROOT, Outcome
+from pruneaudit.audit.statistics import seeds_needed
+from pruneaudit.config import FAIL_ON
+
+PAGE = ROOT / "docs" / "gate-your-method.md"
+ACTION = ROOT / ".github" / "actions" / "pruneaudit" / "action.yml"
+WORKFLOW = ROOT / ".github" / "workflows" / "gate.yml"
+
+
+@dataclass
+class Installed:
+    """A fresh virtual environment with the project's wheel; what it depends on comes from the running interpreter."""
+
+    root: Path
+
+    @property
+    def bin(self) -> Path:
+        return self.root / "bin"
+
+    def bash(self, script: str, cwd: Path, **environ: str) -> Outcome:
+        """Run a script as GitHub Actions does, with the environment's commands first on the path."""
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PYTEST_", "PRUNEAUDIT_", "GITHUB_", "COV_", "PYTHONPATH", "VIRTUAL_ENV"))
+        }
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+            cwd=cwd,
+            env=inherited | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"} | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=300,
+        )
+        return Outcome(done.returncode, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("installed")
+
+    def run(*command):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
+    (wheel,) = folder.glob("pruneaudit-*.whl")
+    environment = Installed(folder / "env")
+    run(sys.executable, "-m", "venv", "--without-pip", str(environment.root))
+    python = environment.bin / "python"
+    # Before the line below: pip must not take the checkout's own installation for one in this environment.
+    run(*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
+    base = {"base": str(environment.root), "platbase": str(environment.root)}
+    (libraries,) = {sysconfig.get_path(name, "venv", base) for name in ("purelib", "platlib")}
+    borrowed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    Path(libraries, "borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed), encoding="utf-8")
+    for name, code in (("pytest", "import pytest, sys; sys.exit(pytest.main())"), ("pip", "import pip.__main__")):
+        script = environment.bin / name
+        script.write_text(f"#!{python}\n{code}\n" if name == "pytest" else f'#!/bin/sh\nexec "{python}" -m pip "$@"\n')
+        script.chmod(0o755)
+    return environment
+
+
+def blocks(*languages):
+    """Fenced blocks of the page in these languages, in order."""
+    text = PAGE.read_text(encoding="utf-8")
+    return [
+        block for language, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S) if language in languages
+    ]
+
+
+def test_the_environment_has_the_wheel_only(installed, tmp_path):
+    code = """
+        import pruneaudit, torch, pytest
+        from importlib.metadata import files
+        from importlib.util import find_spec
+        from pruneaudit.catalog import Catalog, content_root
+        places = [pruneaudit.__file__, content_root(), find_spec("pruneaudit.suite").origin]
+        places += [Catalog().method("l1").path]
+        print(*places, sep="\\n")
+    """
+    code = "\n".join(line.strip() for line in code.splitlines())
+    outcome = installed.bash(f"python -c '{code}'", tmp_path)
+    assert outcome.code == 0, outcome.text
+    package = next(installed.root.glob("lib/python*/site-packages/pruneaudit"))
+    init, content, suite, method = (Path(line) for line in outcome.lines[-4:])
+    assert content == package and init == package / "__init__.py"
+    assert suite == package / "suite" / "__init__.py" and method == package / "methods" / "l1.py"
+    assert (package / "protocols" / "workloads" / "lenet5-digits.toml").is_file()
+
+
+# The page
+
+
+def test_the_page_does_what_it_says(installed, tmp_path):
+    """Every command, in order; smoke-sized by the environment, as the page tells nobody to wait for hours."""
+    for block in blocks("toml", "python"):
+        named = re.match(r"# ([\w./-]+\.(?:toml|py))\n", block)
+        if named:
+            path = tmp_path / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block, encoding="utf-8")
+    commands = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    assert len(commands) >= 15
+    told = {}
+    for command in commands:
+        given = command
+        if command.startswith("pip install"):
+            if command == "pip install pruneaudit":
+                continue
+            assert command == "pip install .", "nothing that would be downloaded"
+            given = "pip install --quiet --no-deps --no-index --no-build-isolation ."
+        outcome = installed.bash(given, tmp_path, PYTEST_ADDOPTS="--audit-budget smoke -p no:cacheprovider")
+        told[command] = outcome.text
+        # At this budget a rival may be better by chance; nothing may be unfair, unmeasured or misspelt.
+        lost = [line for line in outcome.lines if "FAILS:" in line]
+        assert outcome.code == 0 or (outcome.code == 1 and lost), f"{command}\n{outcome.text}"
+        assert all(": worse; " in line for line in lost), outcome.text
+
+    def texts(*words):
+        return [text for command, text in told.items() if all(word in command for word in words)]
+
+    (methods,) = texts("pruneaudit methods")
+    assert "example-pruner" in methods
+    assert (tmp_path / "reports" / "latest" / "report.md").is_file()
+    (gate, _) = texts("--audit-against l1,random", "--audit-seeds 7")
+    assert "verdicts: 2 comparisons" in gate and "seeds n of m" not in gate.lower()
+    (baseline,) = texts("--audit-baseline")
+    assert "against the baseline: 1 comparison, 1 equivalent" in baseline
+    (merged,) = texts("--audit-from")
+    assert "cells: 4 selected, 4 ok" in merged
+    for text in (*texts("--audit-study"), *texts("pruneaudit report --study")):
+        assert "F608" in text and "different versions of torch" in text
+    properties = {
+        (case.get("name"), found.get("name"))
+        for case in ElementTree.parse(tmp_path / "audit.xml").iter("testcase")
+        for found in case.iter("property")
+    }
+    assert ("test_gate[lenet5-digits-example-pruner-vs-l1-s3.2-r0.5-verdict]", "verdict") in properties
+    assert ("test_fairness[lenet5-digits-example-pruner-vs-l1-s3.2-r0.5-F321]", "finding") in properties
+
+
+def rows(start):
+    """Rows of the page's table whose head begins so, as lists of cells."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"| {start} |")) + 2
+    table = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    return table
+
+
+def test_the_page_counts_seeds_as_the_audit_does():
+    table = rows("comparisons in the table")[1:]
+    bounds = [(re.findall(r"\d+", comparisons), int(seeds)) for comparisons, seeds in table]
+    for numbers, seeds in bounds:
+        for comparisons in range(int(numbers[0]), int(numbers[-1]) + 1):
+            assert seeds_needed(comparisons=comparisons) == seeds
+    assert seeds_needed(comparisons=int(bounds[-1][0][-1]) + 1) > bounds[-1][1]
+
+
+def test_the_page_names_every_verdict_that_can_fail():
+    named = {word for row in rows("verdict, of your method") for word in re.findall(r"`(\w+)`", row[-1])}
+    assert named == set(FAIL_ON)
+
+
+def test_the_page_lists_the_inputs_of_the_action():
+    inputs = yaml.safe_load(ACTION.read_text(encoding="utf-8"))["inputs"]
+    listed = {name.strip("`"): default.strip("`") for name, default, _ in rows("input of the action")}
+    assert listed == {name: facts.get("default", "") for name, facts in inputs.items()}
+
+
+def test_the_page_names_files_that_are_there():
+    for target in re.findall(r"\]\(([^)#]+)", PAGE.read_text(encoding="utf-8")):
+        assert (PAGE.parent / target).resolve().is_file(), target
+
+
+# The action
+
+
+def load(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def steps_of(content):
+    """All steps of an action or a workflow."""
+    jobs = content.get("jobs", {"": content.get("runs")})
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+def test_the_action_uses_every_input_and_no_other():
+    content = load(ACTION)
+    used = set(re.findall(r"inputs\.([\w-]+)", str(content["runs"])))
+    assert used == set(content["inputs"])
+    assert [name for name, facts in content["inputs"].items() if facts.get("required")] == ["method"]
+    assert all(
+        isinstance(facts.get("default", ""), str) and facts["description"] for facts in content["inputs"].values()
+    )
+
+
+@pytest.mark.parametrize("path", [ACTION, WORKFLOW], ids=["action", "workflow"])
+def test_no_value_becomes_text_of_a_script(path):
+    """An input or a branch's name inside a script would be run."""
+    scripts = [step["run"] for step in steps_of(load(path)) if "run" in step]
+    assert scripts and not any("${{" in script for script in scripts)
+    for script in scripts:
+        bare = re.sub(r'"[^"]*"', "", script)
+        assert not re.search(r"\$\{?[A-Z_]", bare), "a variable outside quotes is split and expanded"
+
+
+@pytest.mark.parametrize("path", [ACTION, WORKFLOW], ids=["action", "workflow"])
+def test_other_actions_are_pinned_to_their_major_version(path):
+    pinned = {
+        "actions/checkout@v4",
+        "actions/setup-python@v5",
+        "actions/upload-artifact@v4",
+        "actions/download-artifact@v4",
+        "./.github/actions/pruneaudit",
+    }
+    assert {step["uses"] for step in steps_of(load(path)) if "uses" in step} <= pinned
+
+
+def test_results_are_kept_after_a_failure():
+    *_, keep = load(ACTION)["runs"]["steps"]
+    assert keep["if"] == "always()" and keep["uses"].startswith("actions/upload-artifact@")
+    folder = load(ACTION)["inputs"]["results"]["default"]
+    assert not folder.startswith("."), "hidden files are left out of artefacts"
+
+
+def test_the_workflow_measures_in_parts_and_judges_the_whole():
+    content = load(WORKFLOW)
+    # YAML 1.1 takes the key ``on`` for true.
+    assert content[True] == "pull_request" and content["permissions"] == {"contents": "read"}
+    measure, judge = content["jobs"]["measure"], content["jobs"]["judge"]
+    workloads = measure["strategy"]["matrix"]["workload"]
+    assert len(workloads) == 2 and measure["strategy"]["fail-fast"] is False
+    assert judge["needs"] == "measure" and judge["if"] == "${{ !cancelled() }}"
+    inputs = load(ACTION)["inputs"]
+    one, whole = (
+        next(step["with"] for step in job["steps"] if step.get("uses", "").startswith("./")) for job in (measure, judge)
+    )
+    for given in (one, whole):
+        assert set(given) <= set(inputs) and "method" in given
+        known = set(re.findall(r"env\.(\w+)", str(given)))
+        assert known <= set(content["env"])
+    assert whole["workload"].split(" or ") == workloads and "--audit-from merged" in whole["arguments"]
+    assert {name: one[name] for name in ("method", "against", "protocols", "seeds")} == {
+        name: whole[name] for name in ("method", "against", "protocols", "seeds")
+    }
+    (download,) = (step["with"] for step in judge["steps"] if "download-artifact" in step.get("uses", ""))
+    prefix = download["pattern"].removesuffix("*")
+    assert one["artefact"] == f"{prefix}${{{{ matrix.workload }}}}" and not whole["artefact"].startswith(prefix)
+
+
+def audit(installed, folder, **inputs):
+    """Run the action's own step, with inputs as GitHub would give them."""
+    content = load(ACTION)
+    given = {name: facts.get("default", "") for name, facts in content["inputs"].items()}
+    given |= {name.replace("_", "-"): value for name, value in inputs.items()}
+    (step,) = (step for step in content["runs"]["steps"] if step.get("name") == "Audit")
+    assert step["shell"] == "bash"
+    environ = {
+        key: given[re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value)[1]] for key, value in step["env"].items()
+    }
+    return installed.bash(step["run"], folder, **environ, PYTEST_ADDOPTS="-p no:cacheprovider")
+
+
+SMALL = {
+    "method": "l1",
+    "against": "random",
+    "workload": "lenet5-digits and r0.5 and (verdict or baseline)",
+    "seeds": "1",
+    "workers": "0",
+    "arguments": "--audit-budget smoke\n  -q",
+}
+
+
+@pytest.fixture(scope="module")
+def measured(installed, tmp_path_factory):
+    """A folder in which the action has run once."""
+    folder = tmp_path_factory.mktemp("action")
+    outcome = audit(installed, folder, **SMALL | {"workers": "2"})
+    assert outcome.code == 0, outcome.text
+    return folder
+
+
+def test_the_action_measures_and_judges(measured):
+    results = measured / "audit-results"
+    assert (results / "ledger" / "ledger.json").is_file() and (results / "report" / "report.md").is_file()
+    names = [case.get("name") for case in ElementTree.parse(results / "junit.xml").iter("testcase")]
+    assert names == ["test_gate[lenet5-digits-l1-vs-random-s3.2-r0.5-verdict]"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code"),
+    [
+        ({"fail_on": "indeterminate"}, 1),
+        ({"seeds": "2", "arguments": "--audit-budget smoke -q --audit-from audit-results/ledger"}, 3),
+        ({"against": "l3"}, 4),
+        ({"workload": "nothing-like-this"}, 5),
+    ],
+    ids=["a verdict fails", "incomplete", "wrong usage", "nothing selected"],
+)
+def test_the_action_ends_as_pytest_does(installed, measured, inputs, code):
+    """The exit statuses of the page's table."""
+    outcome = audit(installed, measured, **(SMALL | inputs))
+    assert outcome.code == code, outcome.text
+    assert str(code) in [row[0] for row in rows("exit status")]
+
+
+def test_the_action_compares_with_a_baseline(installed, measured):
+    shutil.copytree(measured / "audit-results" / "ledger", measured / "before it all")
+    outcome = audit(installed, measured, **(SMALL | {"baseline": "before it all"}))
+    assert outcome.code == 0 and "against the baseline: 1 comparison" in outcome.text, outcome.text
+
+
+@pytest.mark.parametrize("method", ["my_pruner.py", "my_pruner:MyPruner"])
+def test_the_action_takes_a_method_in_a_file_or_a_module(installed, tmp_path, method):
+    text = "from pruneaudit import FilterScore\n\n\nclass MyPruner(FilterScore):\n    pass\n"
+    (tmp_path / "my_pruner.py").write_text(text)
+    less = {"against": "", "protocols": "", "seeds": "", "fail_on": ""}
+    given = SMALL | {
+        "method": method,
+        "workload": "lenet5-digits and my-pruner",
+        "arguments": "--collect-only -q",
+        **less,
+    }
+    outcome = audit(installed, tmp_path, **given)
+    assert outcome.code == 0, outcome.text
+    assert "lenet5-digits-my-pruner-s1-r0.5-seed0" in outcome.text
+
+
+@pytest.mark.parametrize(
+    "name", ["method", "against", "protocols", "workload", "seeds", "fail_on", "workers", "baseline"]
+)
+def test_inputs_are_never_run(installed, tmp_path, name):
+    rogue = "x'\"; touch pwned; $(touch pwned) `touch pwned` #"
+    outcome = audit(
+        installed, tmp_path, **(SMALL | {"arguments": "-q --collect-only $(touch pwned) `touch pwned`", name: rogue})
+    )
+    assert outcome.code in (4, 5), outcome.text
+    assert not list(tmp_path.rglob("pwned*"))
+
+
+def test_the_last_job_judges_what_the_others_measured(installed, measured, tmp_path):
+    shutil.copytree(measured / "audit-results", tmp_path / "parts" / "pruneaudit-lenet5-digits")
+    (merge,) = (step["run"] for step in steps_of(load(WORKFLOW)) if step.get("name") == "Merge")
+    script = "".join(line for line in merge.splitlines(keepends=True) if not line.startswith("python -m pip"))
+    outcome = installed.bash(script, tmp_path)
+    assert outcome.code == 0 and "added to merged" in outcome.text, outcome.text
+    outcome = audit(installed, tmp_path, **(SMALL | {"arguments": "--audit-from merged --audit-budget smoke"}))
+    assert outcome.code == 0 and "cells: 2 selected, 2 ok" in outcome.text, outcome.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,8 +122,8 @@ class Results:
     @property
     def attempted(self) -> str:
         """How many cells were attempted, and how many count."""
-        valid = sum(row["status"] == "ok" for row in self.cells)
-        return f"{len(self.cells)} attempted, {valid} valid"
+        counts = Counter(row["status"] for row in self.cells)
+        return f"{counts['ok'] + counts['failed']} attempted, {counts['ok']} valid"
 
     def groups(self) -> list[tuple[str, tuple[str, ...]]]:
         """Workloads with their labels: what may stand in one table."""

@@ -241,7 +241,7 @@ def test_report_takes_the_waivers_of_a_study(run, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[waive]\nF6o1 = "a reason"\n', "unknown rule 'F6o1'. Did you mean 'F601'?"),
+        ('[waive]\nF6o4 = "a reason"\n', "unknown rule 'F6o4'. Did you mean 'F604'?"),
         ('[waive]\nF601 = ""\n', "F601: a waiver needs a reason"),
     ],
     ids=["rule", "reason"],

@@ -285,7 +285,7 @@ datasets.load = local.LocalExecutor.obtain = refuse
 def test_same_bytes_with_workers_without_and_from_a_ledger(checkout, measured):
     """-n2 trains anew, what -n0 trained is judged, and both ledgers say the same to the last byte."""
     checkout.write("spy.py", SPY)
-    arguments = (*GATE, "l1", "-k", WHERE, "--audit-seeds", "2")
+    arguments = (*GATE, "l1", "-k", WHERE, "--audit-seeds", "1")
     trained = checkout.root / "trained"
     outcome = checkout.pytest(*arguments, "-n2", "--audit-ledger", str(trained), "--audit-report", "trains")
     assert outcome.code == 0, outcome.text
@@ -428,7 +428,7 @@ def test_a_build_server_sees_the_verdict_first_and_each_failure_once(checkout, c
     # What fails may be said once more above them, but nothing else.
     assert next(line for line in sections if line != "#### Fails").startswith("#### Verdicts")
     (error,) = [line for line in outcome.lines if "::error" in line]
-    assert error.startswith("::error title=mine against l1%3A worse::lenet5-digits s3.2 ratio 0.5: -13.")
+    assert error.startswith("::error title=mine against l1%3A worse::lenet5-digits [smoke] s3.2 ratio 0.5: -13.")
     names = {case.get("name") for case in ET.parse(checkout.root / "junit.xml").iter("testcase")}
     found = {name: properties(checkout.root / "junit.xml", name) for name in ("finding", "verdict")}
     assert set(found["finding"]) == {name for name in names if name.startswith("test_fairness")}

@@ -38,6 +38,15 @@ def content_root() -> Path:
     return checkout if (checkout / "protocols" / "workloads").is_dir() else package
 
 
+def suite_arguments() -> list[str]:
+    """What pytest takes to run the suite: its folder in a checkout, its module where it is installed.
+
+    With a path into site-packages pytest would look for its root directory, and we for the ledger, over there.
+    """
+    root = content_root()
+    return ["--pyargs", "pruneaudit.suite"] if root == Path(__file__).resolve().parent else [str(root / "suite")]
+
+
 @dataclass(frozen=True)
 class MethodSource:
     """Where a method's class can be found, without importing it.

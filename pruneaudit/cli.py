@@ -247,7 +247,7 @@ def crossvalidate(
     """
     import pytest
 
-    from pruneaudit.catalog import CROSS_PREFIX, Catalog, content_root, method_id
+    from pruneaudit.catalog import CROSS_PREFIX, Catalog, method_id, suite_arguments
 
     specs = [name for name in (first, second) if name.endswith(".py") or ":" in name]
     known = Catalog(extra_methods=tuple(specs))
@@ -263,9 +263,7 @@ def crossvalidate(
     arguments = ["--audit-methods", ",".join(names)]
     for spec in specs:
         arguments += ["--audit-method", spec]
-    raise typer.Exit(
-        pytest.main([str(content_root() / "suite"), *arguments, "--audit-protocols", ",".join(protocols), *rest])
-    )
+    raise typer.Exit(pytest.main([*suite_arguments(), *arguments, "--audit-protocols", ",".join(protocols), *rest]))
 
 
 def _option_and_value(word: str, option: str) -> list[str]:

@@ -46,14 +46,14 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
         ConfigError: The selection is wrong or empty.
     """
     from pruneaudit.campaign import Campaign
-    from pruneaudit.catalog import content_root
+    from pruneaudit.catalog import suite_arguments
     from pruneaudit.executors.local import LocalExecutor
     from pruneaudit.stages import Stages
 
     collector = _Collector()
     output = io.StringIO()
     arguments = [
-        str(content_root() / "suite"),
+        *suite_arguments(),
         "--collect-only",
         "-q",
         "-p",

@@ -187,7 +187,7 @@ def test_a_session_lists_every_selected_cell(ledger):
     assert list(cells) == [("l1", 0), ("random", 0), ("tpp", 2), ("unpruned", 0)]
     assert {one["status"] for one in cells.values()} == {"ok", "failed", "skipped", "missing"}
     assert cells["tpp", 2]["error"] == "lenet5-digits needs data"
-    assert cells["unpruned", 0]["error"] == "the session ended before it was measured"
+    assert cells["unpruned", 0]["error"] == "not measured"
     assert "RuntimeError" in cells["random", 0]["error"]
     for key in (("tpp", 2), ("unpruned", 0), ("random", 0)):
         assert cells[key]["accuracy"] is None and cells[key]["runs"] == []
@@ -858,7 +858,7 @@ def test_the_summary_says_what_is_missing_and_why(ledger):
     assert line.startswith("cells: 5 selected, 1 failed, 1 missing, 2 ok, 1 skipped")
     assert line.endswith(", 2 valid")
     assert "  skipped (1): no data" in lines
-    assert "  missing (1): the session ended before it was measured" in lines
+    assert "  missing (1): not measured" in lines
     assert "  failed (1): run lenet5-digits-prune-random failed: RuntimeError: a | b" in lines
     assert "findings: 2 required checks, 1 fail, 1 pass" in lines
     (line,) = [line for line in lines if line.startswith("  F321 fail: ")]

@@ -335,7 +335,7 @@ def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: 
         "precision": settings.precision,
         "labels": list(labels),
         "status": "missing" if reason is None else "skipped",
-        "error": reason or "the session ended before it was measured",
+        "error": reason or "not measured",
         "runs": [],
     }
     return row

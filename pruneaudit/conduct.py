@@ -215,8 +215,6 @@ def _replay(source: MethodSource, job: Job, model: nn.Module, kept: dict[str, li
     """
     steps = job.recipe.steps or 0
     try:
-        if steps:
-            job = replace(job, recipe=job.recipe.model_copy(update={"steps": min(steps, REPEATED_STEPS)}))
         first = _again(source, job) if steps else (kept, digest(model))
         with _no_test_name():
             second = _again(source.anew(), job)
@@ -236,8 +234,10 @@ def _again(source: MethodSource, job: Job) -> tuple[dict[str, list[int]], str]:
     dataset = replace(job.dataset, validation=few, test=few)
     layers = _layers(model, job)
     with Meter(model) as meter:
-        # A method that declares no step and takes some all the same takes them again.
-        task = _task(method, model, layers, replace(job, dataset=dataset), meter, most=job.recipe.steps or None)
+        # A method that declares no step and takes some all the same takes them again. One that trains still sees its
+        # whole budget, from which it may derive a schedule.
+        most = REPEATED_STEPS if job.recipe.steps else None
+        task = _task(method, model, layers, replace(job, dataset=dataset), meter, most=most)
         try:
             return decide(method, task), digest(model)
         except RepetitionOverError:

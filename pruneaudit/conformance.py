@@ -163,13 +163,11 @@ class Bench:
 
     def observe(self, ratio: float, seed: int = 0) -> Pruned:
         """Let the method prune a fresh network while it is watched, and once more."""
-        import sklearn
-
         from pruneaudit.conduct import observe
+        from pruneaudit.workloads.datasets import stored_at
 
-        places = [Path(sklearn.__file__).parent / "datasets" / "data"]
-        places += [self.runtime.data_root] if self.runtime.data_root else []
-        return observe(self.source, self._job(ratio, seed), lambda: "", {"data": places})
+        places = {"data": stored_at(self.runtime.data_root)}
+        return observe(self.source, self._job(ratio, seed), lambda: "", places)
 
     def _job(self, ratio: float, seed: int) -> Job:
         import torch

@@ -35,7 +35,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, load
+from pruneaudit.workloads.datasets import Dataset, load, stored_at
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,9 @@ class Stages:
 
     def _off_limits(self) -> dict[str, list[Path]]:
         """What a method has no business with: datasets on disk, other runs, reports."""
-        import sklearn
-
-        root, reports = self.runtime.data_root, self.runtime.reports
+        reports = self.runtime.reports
         return {
-            "data": [Path(sklearn.__file__).parent / "datasets" / "data", *([root] if root else [])],
+            "data": stored_at(self.runtime.data_root),
             "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
             "reports": [reports] if reports else [],
         }

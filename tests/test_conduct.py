@@ -27,7 +27,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.watch import COMPARED_PICTURES, Pictures, Watch
-from pruneaudit.workloads.datasets import Dataset, Part, load
+from pruneaudit.workloads.datasets import Dataset, Part, load, stored_at
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.resnet import CifarResNet
@@ -911,3 +911,14 @@ def test_both_counters_agree_on_a_shrunk_network():
     )
     example = torch.zeros(1, 1, 8, 8)
     assert macs(small, example) == macs_by_torch(small, example) < macs(model, example)
+
+
+def test_a_method_that_is_repeated_sees_its_whole_budget(tmp_path):
+    body = "growing = range(0, task.steps, task.steps // 5)\ntask.train(len(growing))"
+    assert behaviour(written(tmp_path, body), job(5)).replay == "same"
+
+
+def test_a_data_root_is_off_limits_where_datasets_lie_only(tmp_path):
+    places = stored_at(tmp_path)
+    assert tmp_path not in places and tmp_path / "MNIST" in places
+    assert [place for place in stored_at(None) if place.is_dir()] == stored_at(None)

@@ -218,6 +218,18 @@ def _download_lock(root: Path) -> FileLock:
     return FileLock(root / ".download.lock")
 
 
+# Where torchvision keeps a dataset below its root.
+_FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST")
+
+
+def stored_at(root: Path | None) -> list[Path]:
+    """Folders that hold datasets: scikit-learn's own, and torchvision's below a data root."""
+    import sklearn
+
+    bundled = Path(sklearn.__file__).parent / "datasets" / "data"
+    return [bundled, *(root / folder for folder in _FOLDERS if root is not None)]
+
+
 def _how_to_get(class_name: str, root: Path | None) -> str:
     if root is None:
         return f"{class_name} needs a data folder: give --audit-data-root DIR --audit-download, or set {DATA_VARIABLE}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pruneaudit.ledger import write_json
 from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
     FEW_SEEDS,
@@ -40,21 +40,33 @@ from pruneaudit.report.tables import (
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write all files of a report; each is whole or not there. Returns their paths."""
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    # First, because it refuses what is no JSON: nothing else is then replaced.
-    write_json(folder / "results.json", results.as_json())
     files = {
+        # First, because it refuses what is no JSON: nothing is then replaced.
+        folder / "results.json": _json(results.as_json()),
         folder / "report.md": markdown(results),
         folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
         folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
         folder / "tables" / "verdicts.csv": _verdicts_csv(results),
         folder / "tables" / "accuracy.csv": _accuracy_csv(results),
     }
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         part = path.with_name(f".{path.name}.part")
         part.write_text(text, encoding="utf-8", newline="")
         os.replace(part, path)
-    return [*files, folder / "results.json"]
+    return list(files)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """Strict JSON with one row of a list on a line: thousands of findings stay readable and comparable line by line."""
+    entries = []
+    for key, value in sorted(content.items()):
+        if isinstance(value, list) and value:
+            rows = ",\n  ".join(json.dumps(row, sort_keys=True, allow_nan=False) for row in value)
+            entries.append(f"{json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            entries.append(f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}")
+    return "{\n " + ",\n ".join(entries) + "\n}\n"
 
 
 def markdown(results: Results) -> str:

@@ -41,6 +41,7 @@ class Docket:
     table: Table | None = None
     _cases: dict[Arm | Comparison, Case] = field(default_factory=dict)
     _findings: dict[Arm | Comparison, list[Finding]] = field(default_factory=dict)
+    _required: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def rules(self, subject: Arm | Comparison) -> list[Rule]:
         """Rules that look at an arm, or at a comparison."""
@@ -103,8 +104,9 @@ class Docket:
         return [finding for finding in self.findings(arm) if finding.required]
 
     def _judge(self, rule_id: str, case: Case, protocol: str) -> Finding:
-        needed = rule_id in required(self.catalog.protocol(protocol))
-        return judge(rule_id, case, needed, self.waive.get(rule_id, ""), self.labels)
+        if protocol not in self._required:
+            self._required[protocol] = frozenset(required(self.catalog.protocol(protocol)))
+        return judge(rule_id, case, rule_id in self._required[protocol], self.waive.get(rule_id, ""), self.labels)
 
     def _case(self, subject: Arm | Comparison) -> Case:
         if subject not in self._cases:

@@ -24,9 +24,9 @@ from torchvision import transforms
 from pruneaudit import shapes
 from pruneaudit.catalog import Catalog
 from pruneaudit.config import Recipe, Workload
-from pruneaudit.contract import PruningTask
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.streams import generator
+from pruneaudit.task import PruningTask
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place

@@ -11,26 +11,34 @@ if TYPE_CHECKING:
     from pruneaudit.conformance import check_method
     from pruneaudit.contract import (
         Budget,
+        Card,
         FilterScore,
+        Hooks,
         Kept,
         Method,
         PruningTask,
         PublishedRecipe,
+        RetrainingTask,
         ScratchArm,
         TrainedMethod,
+        WeightScore,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Card",
     "FilterScore",
+    "Hooks",
     "Kept",
     "Method",
     "PruningTask",
     "PublishedRecipe",
+    "RetrainingTask",
     "ScratchArm",
     "TrainedMethod",
+    "WeightScore",
     "__version__",
     "check_method",
 ]

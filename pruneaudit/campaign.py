@@ -8,12 +8,12 @@ know them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Cell, is_scratch
+from pruneaudit.catalog import Catalog, is_scratch
+from pruneaudit.cells import Cell
 from pruneaudit.config import Recipe, Workload
 from pruneaudit.contract import Method, ScratchArm
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
@@ -43,6 +43,7 @@ class CellPlan:
         base: The dense base model.
         topup: Plain training that fills a shorter pruning stage, or None.
         prune: The prune stage, or None for scratch arms.
+        found: Runs that find the architecture of a scratch arm; their cost is not the arm's.
         trials: Retrainings (or the scratch training); more than one where the learning rate is tuned.
     """
 
@@ -50,11 +51,12 @@ class CellPlan:
     topup: RunSpec | None
     prune: RunSpec | None
     trials: tuple[RunSpec, ...]
+    found: tuple[RunSpec, ...] = ()
 
     @property
     def runs(self) -> list[RunSpec]:
         """All runs, parents first."""
-        return [run for run in (self.base, self.topup, self.prune, *self.trials) if run is not None]
+        return [run for run in (self.base, *self.found, self.topup, self.prune, *self.trials) if run is not None]
 
 
 @dataclass
@@ -125,7 +127,7 @@ class Campaign:
         stages = (
             [result]
             if plan.prune is None
-            else [done[run.run_id] for run in plan.runs if run not in plan.trials] + [result]
+            else [done[run.run_id] for run in (plan.base, plan.topup, plan.prune) if run is not None] + [result]
         )
         return self._record(
             cell,
@@ -191,7 +193,7 @@ class Planner:
     def plan(self) -> CellPlan:
         """The cell's runs."""
         if isinstance(self.method, ScratchArm):
-            return CellPlan(self._base(own=False), None, None, (self._scratch(self.method),))
+            return self._scratch_plan(self.method)
         base = self._base(own=self.protocol.base == "own")
         topup, recipe = self._pruning(self.method)
         topup_run = None if topup is None else self._run("topup", topup, parent=base.run_id)
@@ -205,9 +207,20 @@ class Planner:
             ratio=self.cell.ratio,
             prunable=self.workload.prunable,
             skip=self.workload.skip,
+            layer_ratios=self.workload.layer_ratios.get(self.cell.ratio, {}),
+            operating_point=self.workload.operating_point if self.method.scope == "global" else "macs",
         )
+        # Retraining depends on the method's code only where the method acts in it.
+        acts: dict[str, Any] = {"method_digest": self.source.digest, "method_parameters": self.method.parameters()}
         trials = tuple(
-            self._run("retrain", recipe, parent=prune.run_id, method=self.cell.method, ratio=self.cell.ratio)
+            self._run(
+                "retrain",
+                recipe,
+                parent=prune.run_id,
+                method=self.cell.method,
+                ratio=self.cell.ratio,
+                **(acts if self.method.in_retraining else {}),
+            )
             for recipe in self._retraining()
         )
         return CellPlan(base, topup_run, prune, trials)
@@ -268,7 +281,21 @@ class Planner:
             published = self.catalog.method(self.protocol.recipe_of).create().published
         return [usual if published is None else own_recipe(published, self.workload, self.catalog)]
 
-    def _scratch(self, arm: ScratchArm) -> RunSpec:
+    def _scratch_plan(self, arm: ScratchArm) -> CellPlan:
+        """A scratch arm: the architecture of uniform pruning, or the one that a method found."""
+        base = self._base(own=False)
+        if self.source.found_by is None:
+            widths = shapes.widths_at(self.workload, self.cell.ratio)
+            return CellPlan(base, None, None, (self._scratch(arm, widths=widths),))
+        finder = Planner(self.catalog, self.settings, replace(self.cell, method=self.source.found_by)).plan()
+        if finder.prune is None:
+            raise ConfigError(
+                f"'{self.cell.method}': '{self.source.found_by}' finds no architecture; it prunes nothing"
+            )
+        found = tuple(run for run in (finder.base, finder.topup, finder.prune) if run is not None)
+        return CellPlan(base, None, None, (self._scratch(arm, shape_of=finder.prune.run_id),), found)
+
+    def _scratch(self, arm: ScratchArm, **shape: Any) -> RunSpec:
         speedup = shapes.speedup(self.workload, self.cell.ratio)
         recipe = arm.recipe(self.workload, speedup)
         if arm.follows_protocol and self.protocol.scratch != "recipe":
@@ -277,8 +304,7 @@ class Planner:
             # Appendix A, rule 1: scratch and pruned arms end at the same learning rate.
             last = self.workload.retrain.schedule.points[-1][1]
             recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
-        widths = shapes.widths_at(self.workload, self.cell.ratio)
-        return self._run("scratch", recipe, ratio=self.cell.ratio, widths=widths)
+        return self._run("scratch", recipe, ratio=self.cell.ratio, **shape)
 
 
 def scratch_epochs(workload: Workload, factor: float) -> int:

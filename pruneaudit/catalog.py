@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,8 +27,17 @@ if TYPE_CHECKING:
 CORE_METHODS = ("l1", "random", "tpp", "scratch", "scratch-e", "scratch-b")
 #: ``xv-METHOD``: every arm retrains by the published recipe of METHOD (Wang et al. 2023, sec. 6).
 CROSS_PREFIX = "xv-"
+#: Methods that train the pruned shape from random weights; known by name so that selecting cells imports no method.
+SCRATCH_PREFIX = "scratch"
+#: ``scratch-of-METHOD``: a scratch arm that trains exactly the architecture that METHOD found.
+FOUND_BY = "-of-"
 ENTRY_POINT_GROUP = "pruneaudit.methods"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def is_scratch(method: str) -> bool:
+    """Whether a method id names a scratch arm: ``scratch`` or ``scratch-…``."""
+    return method == SCRATCH_PREFIX or method.startswith(f"{SCRATCH_PREFIX}-")
 
 
 def content_root() -> Path:
@@ -55,11 +64,13 @@ class MethodSource:
         name: Id of the method, such as ``"greg-1"``.
         path: Python file that defines it, or None.
         target: ``package.module:Class`` where there is no file.
+        found_by: For a scratch arm: the method whose architecture it trains; None: that of uniform pruning.
     """
 
     name: str
     path: Path | None = None
     target: str | None = None
+    found_by: str | None = None
 
     @cached_property
     def cls(self) -> type[Method]:
@@ -222,7 +233,13 @@ class Catalog:
         return tuple(self._from_spec(spec).name for spec in self.extra_methods)
 
     def method(self, name: str) -> MethodSource:
-        """The method called ``name``, or an error that names the nearest one."""
+        """The method called ``name``, or an error that names the nearest one.
+
+        ``scratch-of-METHOD`` (and so for every scratch arm) trains the architecture that METHOD found.
+        """
+        arm, of, finder = name.partition(FOUND_BY)
+        if of and arm in self.methods and is_scratch(arm):
+            return replace(self.methods[arm], name=name, found_by=self.method(finder).name)
         if name not in self.methods:
             raise unknown("method", name, self.methods)
         return self.methods[name]

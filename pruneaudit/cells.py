@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog import FOUND_BY, SCRATCH_PREFIX, Catalog, is_scratch
 from pruneaudit.config import Protocol, Workload
 
-#: Methods that train the pruned shape from random weights; known by name so that selecting cells imports no method.
-SCRATCH_PREFIX = "scratch"
 #: The controls, by name for the same reason: the dense network with the same retraining, and what every method must be
 #: compared with (Blalock et al. 2020, appendix B).
 UNPRUNED = "unpruned"
@@ -21,11 +19,6 @@ MAGNITUDE = "l1"
 def ratio_text(ratio: float) -> str:
     """A ratio as it stands in ids: ``r0.5``."""
     return f"r{ratio:g}"
-
-
-def is_scratch(method: str) -> bool:
-    """Whether a method id names a scratch arm: ``scratch`` or ``scratch-…``."""
-    return method == SCRATCH_PREFIX or method.startswith(f"{SCRATCH_PREFIX}-")
 
 
 @dataclass(frozen=True, order=True)
@@ -172,7 +165,8 @@ def pairs(protocol: Protocol, methods: Iterable[str], against: tuple[str, ...] =
     """Pairs of arms that a protocol judges; with rivals, each other method (first) with each rival (second).
 
     Between pruning methods: all pairs. Against scratch: each pruning method with the arm whose budget the protocol
-    sets; scratch-e and scratch-b keep Liu et al.'s budgets and stand beside them as references.
+    sets (with the one of exactly its architecture, ``scratch-of-METHOD``, where that was chosen); scratch-e and
+    scratch-b keep Liu et al.'s budgets and stand beside them as references.
     """
     pruning = [method for method in methods if not is_scratch(method) and method != UNPRUNED]
     if against:
@@ -180,4 +174,10 @@ def pairs(protocol: Protocol, methods: Iterable[str], against: tuple[str, ...] =
         return [(name, rival) for name in pruning if name not in against for rival in rivals]
     if protocol.compare == "pruning":
         return list(combinations(pruning, 2))
-    return [(method, SCRATCH_PREFIX) for method in pruning if SCRATCH_PREFIX in methods]
+    listed = list(methods)
+    rivals_of = {method: [f"{SCRATCH_PREFIX}{FOUND_BY}{method}", SCRATCH_PREFIX] for method in pruning}
+    return [
+        (method, next(name for name in rivals if name in listed))
+        for method, rivals in rivals_of.items()
+        if set(rivals) & set(listed)
+    ]

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pruneaudit import shapes
+from pruneaudit.answers import Answer, decide
 from pruneaudit.catalog import MethodSource
 from pruneaudit.config import Recipe, Workload
-from pruneaudit.contract import Method, PruningTask, RepetitionOverError, decide
+from pruneaudit.contract import Method
 from pruneaudit.errors import MethodError, one_line
 from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
-from pruneaudit.pruning.removal import masked, shrink
+from pruneaudit.pruning.removal import masked, shrink, thinned
 from pruneaudit.records import Conduct
+from pruneaudit.task import PruningTask, RepetitionOverError
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress
 from pruneaudit.training.metering import Consumption, Meter
@@ -50,6 +53,7 @@ class Job:
         recipe: What training in the stage does.
         seed: The run's seed.
         precision: Arithmetic.
+        initial: Gives the base model's state after some epochs of its training; None where it is not known.
     """
 
     inherit: Callable[[], nn.Module]
@@ -61,9 +65,17 @@ class Job:
     recipe: Recipe
     seed: int
     precision: str = "fp32"
+    initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None
 
     @classmethod
-    def of(cls, spec: RunSpec, inherit: Callable[[], nn.Module], workload: Workload, dataset: Dataset) -> Job:
+    def of(
+        cls,
+        spec: RunSpec,
+        inherit: Callable[[], nn.Module],
+        workload: Workload,
+        dataset: Dataset,
+        initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+    ) -> Job:
         """The job of a prune run."""
         assert spec.ratio is not None
         return cls(
@@ -76,6 +88,7 @@ class Job:
             spec.recipe,
             spec.seed,
             spec.precision,
+            initial,
         )
 
 
@@ -85,7 +98,7 @@ class Pruned:
 
     Attributes:
         model: The dense network as the method left it.
-        kept: Filters that stay, by layer.
+        answer: What stays.
         consumption: What the meter counted.
         history: Curves of its training.
         resumed: Epochs that an earlier, killed attempt had done.
@@ -93,7 +106,7 @@ class Pruned:
     """
 
     model: nn.Module
-    kept: dict[str, list[int]]
+    answer: Answer
     consumption: Consumption
     history: History
     resumed: int
@@ -123,36 +136,37 @@ def observe(
     """
     method = source.create()
     model = job.inherit()
-    layers = _layers(model, job)
+    layers = _layers(model, job, method)
     given = _shapes(model)
     watch = Watch(model, _own_modules(model, layers), job.dataset, off_limits)
     with _same_data(job.dataset, method):
         with Meter(model, witness=watch.pictures.see) as meter:
             task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
             with watch:
-                kept = decide(method, task)
+                answer = decide(method, task)
         if task._dataset is not job.dataset:
             raise MethodError(f"method '{method.name}' replaced the data that it was given")
         strange = [name for name, _ in sorted(given.items() ^ _shapes(model).items())]
         if strange:
             raise MethodError(f"method '{method.name}' left another network than it was given: see '{strange[0]}'")
         conduct = Conduct(
-            channels={layer.name: layer.channels for layer in layers},
+            channels={layer.name: task.units(layer) for layer in layers},
+            target=task.target,
             declared_samples=method.budget(job.workload).samples,
             declares_rewriting=method.rewrites,
             rewritten=tuple(sorted(watch.rewritten)),
             touched=tuple(sorted(watch.touched)),
-            equivalence=equivalence(model, kept, job.dataset),
+            equivalence=equivalence(model, answer, job.dataset),
             foreign_samples=watch.pictures.foreign,
             held_out_samples=watch.pictures.compare(),
             reached=tuple(sorted(watch.reached)),
-            replay=_replay(source, job, model, kept),
+            replay=_replay(source, job, model, answer),
             parent_digest_after=parent_digest(),
         )
-    return Pruned(model, kept, meter.consumption, task.history, task.resumed_from, conduct)
+    return Pruned(model, answer, meter.consumption, task.history, task.resumed_from, conduct)
 
 
-def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[dict[str, list[int]], Consumption]:
+def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Consumption]:
     """Let a method prune a network, metered but not watched: its checked answer, and what the meter read.
 
     Raises:
@@ -160,7 +174,7 @@ def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[dict[str, l
     """
     method = source.create()
     # Before the meter: tracing the network passes an image through it.
-    layers = _layers(model, job)
+    layers = _layers(model, job, method)
     with Meter(model) as meter:
         return decide(method, _task(method, model, layers, job, meter)), meter.consumption
 
@@ -182,10 +196,11 @@ def _same_data(dataset: Dataset, method: Method) -> Iterator[None]:
             raise MethodError(f"method '{method.name}' changed the data that it was given")
 
 
-def equivalence(model: nn.Module, kept: dict[str, list[int]], dataset: Dataset) -> float:
+def equivalence(model: nn.Module, answer: Answer, dataset: Dataset) -> float:
     """Largest difference of masked and shrunk network in float64, relative to the scale of their outputs.
 
-    Removing filters must compute what silencing them computes: what the method decided is then what is retrained.
+    Removing filters must compute what silencing them computes: what the method decided is then what is retrained. Of
+    single weights: a network whose removed weights are zero, and one that multiplies its weights with the masks.
     """
     device = next(model.parameters()).device
     images = dataset.normalise(dataset.train.images[:COMPARED_IMAGES], torch.float64).to(device)
@@ -193,8 +208,16 @@ def equivalence(model: nn.Module, kept: dict[str, list[int]], dataset: Dataset) 
     double = _plain_copy(model).double().eval()
     example = dataset.example(torch.float64).to(device)
     with torch.no_grad():
-        silenced = masked(double, kept, example)(images)
-        small = shrink(double, kept, example)(images)
+        if answer.masks:
+            products = {
+                f"{name}.weight": double.get_parameter(f"{name}.weight") * mask.to(example)
+                for name, mask in answer.masks.items()
+            }
+            silenced = torch.func.functional_call(double, products, (images,))
+            small = thinned(double, answer.masks)(images)
+        else:
+            silenced = masked(double, answer.kept, example)(images)
+            small = shrink(double, answer.kept, example)(images)
     return float((silenced - small).abs().max() / silenced.abs().max().clamp_min(1e-300))
 
 
@@ -207,7 +230,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     return duplicate
 
 
-def _replay(source: MethodSource, job: Job, model: nn.Module, kept: dict[str, list[int]]) -> str:
+def _replay(source: MethodSource, job: Job, model: nn.Module, answer: Answer) -> str:
     """Decide again, with the method's file imported anew: ``same``, or how it differs.
 
     A one-shot method repeats everything. A training method does its first steps twice, the first time in the module
@@ -215,24 +238,24 @@ def _replay(source: MethodSource, job: Job, model: nn.Module, kept: dict[str, li
     """
     steps = job.recipe.steps or 0
     try:
-        first = _again(source, job) if steps else (kept, digest(model))
+        first = _again(source, job) if steps else (answer, digest(model))
         with _no_test_name():
             second = _again(source.anew(), job)
     except Exception as error:
         return f"raised: {one_line(error)}"
     if first[0] != second[0]:
-        return "other filters"
+        return "other weights kept" if answer.masks else "other filters"
     return "same" if first[1] == second[1] else "other weights"
 
 
-def _again(source: MethodSource, job: Job) -> tuple[dict[str, list[int]], str]:
+def _again(source: MethodSource, job: Job) -> tuple[Answer, str]:
     """Decide in a fresh instance on a fresh network: the answer, and a digest of the weights."""
     method = source.create()
     model = job.inherit()
     few = job.dataset.train.first(COMPARED_IMAGES)
     # The loop evaluates after every epoch; nothing is read from it here.
     dataset = replace(job.dataset, validation=few, test=few)
-    layers = _layers(model, job)
+    layers = _layers(model, job, method)
     with Meter(model) as meter:
         # A method that declares no step and takes some all the same takes them again. One that trains still sees its
         # whole budget, from which it may derive a schedule.
@@ -242,7 +265,7 @@ def _again(source: MethodSource, job: Job) -> tuple[dict[str, list[int]], str]:
             return decide(method, task), digest(model)
         except RepetitionOverError:
             # In the middle of its training: the weights must tell.
-            return {}, digest(model)
+            return Answer({}, {}), digest(model)
 
 
 @contextmanager
@@ -295,11 +318,13 @@ def _task(
         progress,
         watch,
         most,
+        shapes.target(job.workload, job.ratio, method.granularity, method.scope),
+        job.initial,
     )
 
 
-def _layers(model: nn.Module, job: Job) -> list[PrunableLayer]:
-    return prunable_layers(model, job.dataset.example(), job.prunable, job.skip)
+def _layers(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
+    return prunable_layers(model, job.dataset.example(), job.prunable, job.skip, method.granularity)
 
 
 def _own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -168,6 +169,11 @@ class Workload(Frozen):
         prunable: Patterns (shell style) of the layers that may lose filters.
         skip: Patterns taken out again.
         ratios: Pruning ratios: the share of filters to remove in each prunable layer, in (0, 1).
+        layer_ratios: For a ratio, shares of single layers by pattern (the last that matches counts; others keep the
+            ratio): how papers state "60 % in the first stage, 30 % in the second". The ratio is then a name.
+        operating_point: What a method with one threshold for all layers must reach at a ratio: the ``macs`` of the
+            network that loses the same share everywhere, or that ``share`` of all filters (weights), as its paper may
+            state it.
         seeds: Seeds of the paired repetitions.
         gpu: True where a CPU needs hours: skipped without CUDA unless ``--audit-device cpu`` insists.
         base: Path of a user's own base checkpoint (safetensors), or None to train one.
@@ -187,6 +193,8 @@ class Workload(Frozen):
     prunable: tuple[str, ...] = Field(min_length=1)
     skip: tuple[str, ...] = ()
     ratios: tuple[float, ...] = Field(min_length=1)
+    layer_ratios: dict[float, dict[str, float]] = Field(default_factory=dict)
+    operating_point: Literal["macs", "share"] = "macs"
     seeds: tuple[int, ...] = Field(min_length=1)
     gpu: bool = False
     base: str | None = None
@@ -208,6 +216,16 @@ class Workload(Frozen):
         return ratios
 
     @model_validator(mode="after")
+    def _shares(self) -> Self:
+        for ratio, shares in self.layer_ratios.items():
+            if ratio not in self.ratios:
+                raise ValueError(f"layer_ratios.{ratio:g}: no such ratio in ratios")
+            for pattern, share in shares.items():
+                if not 0 <= share < 1:
+                    raise ValueError(f"layer_ratios.{ratio:g}.{pattern}: {share:g} is outside [0, 1)")
+        return self
+
+    @model_validator(mode="after")
     def _units(self) -> Self:
         for stage in ("pretrain", "retrain", "scratch"):
             if getattr(self, stage).epochs is None:
@@ -219,6 +237,12 @@ class Workload(Frozen):
                 "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
             )
         return self
+
+    def ratio_of(self, layer: str, ratio: float) -> float:
+        """Share of filters that a layer loses at a ratio."""
+        shares = self.layer_ratios.get(ratio, {})
+        matching = [share for pattern, share in shares.items() if fnmatchcase(layer, pattern)]
+        return matching[-1] if matching else ratio
 
     def scaled(self, budget: Budget) -> Workload:
         """This workload with every length scaled to a budget label (``full`` changes nothing)."""

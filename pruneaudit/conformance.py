@@ -20,6 +20,7 @@ from pruneaudit.errors import MethodError, one_line, unknown
 if TYPE_CHECKING:
     from torch import nn
 
+    from pruneaudit.answers import Answer
     from pruneaudit.conduct import Job, Pruned
     from pruneaudit.config import Workload
     from pruneaudit.contract import Method
@@ -155,7 +156,7 @@ class Bench:
         initialise(model, generator(seed, "conformance"))
         return place(model, self.runtime.device, precision)
 
-    def prune(self, model: nn.Module, ratio: float, seed: int = 0) -> tuple[dict[str, list[int]], Consumption]:
+    def prune(self, model: nn.Module, ratio: float, seed: int = 0) -> tuple[Answer, Consumption]:
         """Let the method prune a network; its checked answer, and what the meter read."""
         from pruneaudit.conduct import prune
 
@@ -185,6 +186,8 @@ class Bench:
             ratio=ratio,
             recipe=workload.prune.model_copy(update={"steps": budget.steps, "lr": budget.lr or workload.prune.lr}),
             seed=seed,
+            # Whatever an epoch of its training would have changed: this base was never trained.
+            initial=lambda _epoch: self.dense(seed=seed).state_dict(),
         )
 
 
@@ -219,7 +222,7 @@ def _is_deterministic(bench: Bench) -> None:
     """The same seed gives the same filters and the same weights."""
     first, second = (_answer(bench, bench.workload.ratios[0], seed=0) for _ in range(2))
     if first[0] != second[0]:
-        raise MethodError(f"method '{bench.source.name}' keeps other filters when run again with the same seed")
+        raise MethodError(f"method '{bench.source.name}' keeps something else when run again with the same seed")
     if first[1] != second[1]:
         raise MethodError(f"method '{bench.source.name}' leaves other weights when run again with the same seed")
 
@@ -229,8 +232,8 @@ def _masked_equals_shrunk(bench: Bench) -> None:
     from pruneaudit.conduct import equivalence
 
     model = bench.dense("fp64")
-    kept, _ = bench.prune(model, bench.workload.ratios[0])
-    apart = equivalence(model, kept, bench.dataset)
+    answer, _ = bench.prune(model, bench.workload.ratios[0])
+    apart = equivalence(model, answer, bench.dataset)
     if not apart <= EQUIVALENCE_TOLERANCE:
         raise MethodError(f"method '{bench.source.name}': masked and shrunk network differ by {apart:.1e} in float64")
 
@@ -292,13 +295,13 @@ def _remembers_nothing(bench: Bench) -> None:
             )
 
 
-def _answer(bench: Bench, ratio: float, seed: int) -> tuple[dict[str, list[int]], str]:
-    """Kept filters, and a digest of the weights that the method leaves."""
+def _answer(bench: Bench, ratio: float, seed: int) -> tuple[Answer, str]:
+    """What stays, and a digest of the weights that the method leaves."""
     from pruneaudit.conduct import digest
 
     model = bench.dense(seed=seed)
-    kept, _consumed = bench.prune(model, ratio, seed)
-    return kept, digest(model)
+    answer, _consumed = bench.prune(model, ratio, seed)
+    return answer, digest(model)
 
 
 def _keeps_uniformly(bench: Bench) -> None:
@@ -314,16 +317,19 @@ def _keeps_uniformly(bench: Bench) -> None:
         widths: dict[str, int] = {}
         for seed in range(SEEDS):
             model = bench.dense(seed=seed)
-            kept, _consumed = bench.prune(model, ratio, seed)
-            for name, indices in kept.items():
-                widths[name] = model.get_parameter(f"{name}.weight").shape[0]
-                shares.setdefault(name, []).append(len(indices) / widths[name])
+            answer, _consumed = bench.prune(model, ratio, seed)
+            stay = answer.stay or {name: len(indices) for name, indices in answer.kept.items()}
+            for name, count in stay.items():
+                weight = model.get_parameter(f"{name}.weight")
+                widths[name] = weight.numel() if answer.stay else len(weight)
+                shares.setdefault(name, []).append(count / widths[name])
         for name, found in shares.items():
             share = statistics.fmean(found)
-            if abs(share - (1 - ratio)) > 1 / widths[name] + 1e-9:
+            asked = 1 - bench.workload.ratio_of(name, ratio)
+            if abs(share - asked) > 1 / widths[name] + 1e-9:
                 raise MethodError(
-                    f"method '{bench.source.name}' keeps {share:.0%} of the {widths[name]} filters of layer '{name}'; "
-                    f"a random control keeps {1 - ratio:.0%} of every layer, however wide"
+                    f"method '{bench.source.name}' keeps {share:.0%} of {widths[name]} in layer '{name}'; "
+                    f"a random control keeps {asked:.0%} of every layer, however wide"
                 )
 
 

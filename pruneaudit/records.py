@@ -21,6 +21,8 @@ NUMERICS_VERSION = 1
 Stage = Literal["pretrain", "topup", "prune", "retrain", "scratch"]
 
 
+Granularity = Literal["filter", "block", "weight"]
+Scope = Literal["layerwise", "global"]
 Number = TypeVar("Number", int, float)
 
 
@@ -63,7 +65,10 @@ class RunSpec(Frozen):
         ratio: Pruning ratio.
         prunable: Patterns of the layers that may lose filters.
         skip: Patterns taken out again.
+        layer_ratios: Shares of single layers by pattern, where a workload states them.
+        operating_point: What a global threshold must reach, where it is not the MACs of uniform pruning.
         widths: Filters left in each layer (scratch).
+        shape_of: Id of the prune run whose architecture is trained from random weights (scratch).
         checkpoint: SHA-256 of a user's own base model.
         own_base_of: Method whose independent base this is (S1); empty for the shared one.
         precision: Arithmetic.
@@ -85,7 +90,10 @@ class RunSpec(Frozen):
     ratio: float | None = None
     prunable: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    layer_ratios: dict[str, float] = Field(default_factory=dict)
+    operating_point: str = "macs"
     widths: dict[str, int] = Field(default_factory=dict)
+    shape_of: str | None = None
     checkpoint: str | None = None
     own_base_of: str = ""
     precision: str = "fp32"
@@ -97,6 +105,11 @@ class RunSpec(Frozen):
         """Hash of the identity, 16 hexadecimal digits."""
         identity = self.model_dump(mode="json", include=set(RunSpec.model_fields), exclude_defaults=True)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the runs that must be finished before this one."""
+        return tuple(run for run in (self.parent, self.shape_of) if run is not None)
 
     @property
     def slug(self) -> str:
@@ -131,11 +144,32 @@ class Jacobian(Frozen):
     samples: int
 
 
+class Target(Frozen):
+    """What a method is asked to remove at a ratio.
+
+    Attributes:
+        granularity: What is removed: ``filter``, ``block`` (a residual branch) or ``weight``.
+        scope: ``layerwise`` (a number for each layer) or ``global`` (one threshold for all).
+        stay: Filters or weights that stay in each layer where every layer loses its share.
+        macs: MACs of the network that they leave; of weights those that are not zero.
+        unit: MACs of the most expensive filter, block or weight: nearer no global threshold need come.
+        share: Where a global threshold is to remove a share of all filters (weights): how many stay; else None.
+    """
+
+    granularity: Granularity = "filter"
+    scope: Scope = "layerwise"
+    stay: dict[str, int]
+    macs: int
+    unit: int
+    share: int | None = None
+
+
 class Conduct(Frozen):
     """What a method did while it had the network, beyond the training that the meter counts (prune runs).
 
     Attributes:
-        channels: Filters of each layer that the method was asked to prune, in the dense network.
+        channels: Filters (weights) of each layer that the method was asked to prune, in the dense network.
+        target: What it was asked to remove.
         declared_samples: Images that the method said it scores with gradients, besides its steps.
         declares_rewriting: Whether the method says that it changes weights without optimiser steps.
         rewritten: Tensors of prunable layers that changed outside metered training.
@@ -149,6 +183,7 @@ class Conduct(Frozen):
     """
 
     channels: dict[str, int]
+    target: Target
     declared_samples: int = 0
     declares_rewriting: bool = False
     rewritten: tuple[str, ...] = ()
@@ -189,6 +224,11 @@ class RunRecord(RunSpec):
         base_macs: MACs of the dense network.
         base_params: Parameters of the dense network.
         kept: Filters that stay, by layer (prune).
+        granularity: What was removed: ``filter``, ``block`` or ``weight``; MACs and parameters then count what is not
+            zero.
+        stay: Weights that stay, by layer, where single weights were removed.
+        executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
+        nonzero: Weights of those layers that were not zero after each epoch.
         jacobian: Singular values of the Jacobian when the stage ends; None where not measured.
         conduct: What the method did while it had the network (prune); None elsewhere.
         parent_digest: SHA-256 of the weights it started from.
@@ -233,6 +273,10 @@ class RunRecord(RunSpec):
     base_macs: int
     base_params: int
     kept: dict[str, list[int]] = Field(default_factory=dict)
+    granularity: Granularity = "filter"
+    stay: dict[str, int] = Field(default_factory=dict)
+    executed_macs: int | None = None
+    nonzero: list[int] = Field(default_factory=list)
     jacobian: Jacobian | None = None
     conduct: Conduct | None = None
     parent_digest: str | None = None

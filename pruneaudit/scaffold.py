@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 
 import pruneaudit
-from pruneaudit.catalog import Catalog, method_id
-from pruneaudit.cells import is_scratch
+from pruneaudit.catalog import Catalog, is_scratch, method_id
 from pruneaudit.errors import ConfigError
 
 #: The catalogue's rule for ids, without what no module's name can have.

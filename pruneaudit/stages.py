@@ -20,22 +20,27 @@ from safetensors.torch import save as save_weights
 from torch import nn
 
 from pruneaudit import __version__, shapes
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog import Catalog, MethodSource
 from pruneaudit.conduct import Job, observe
-from pruneaudit.config import Workload
-from pruneaudit.errors import ConfigError, MethodError
+from pruneaudit.config import Workload, steps_per_epoch
+from pruneaudit.contract import Method
+from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.accuracy import evaluate
-from pruneaudit.measure.cost import TRAINING_PASSES, parameters
+from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.trainability import jacobian
-from pruneaudit.pruning.removal import shrink
-from pruneaudit.records import Conduct, RunRecord, RunSpec, pack
+from pruneaudit.pruning.removal import shrink, thinned
+from pruneaudit.records import Conduct, Granularity, RunRecord, RunSpec, pack
 from pruneaudit.streams import generator
+from pruneaudit.task import RetrainingTask
 from pruneaudit.training.checkpoint import Checkpoint
-from pruneaudit.training.loop import History, Progress, Trainer
+from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.workloads.datasets import Dataset, load, stored_at
+
+#: Masks travel with the weights of a run, under names that no parameter has.
+_MASK = "mask:"
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class Outcome:
     consumption: Consumption
     history: History = field(default_factory=History)
     kept: dict[str, list[int]] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    granularity: Granularity = "filter"
+    in_retraining: str = ""
     conduct: Conduct | None = None
     initial_accuracy: float | None = None
     declared_steps: int = 0
@@ -119,7 +128,15 @@ class Stages:
         started = time.perf_counter()
         self.runtime.prepare()
         # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
-        workload = self.catalog.workload(spec.workload).model_copy(update={"data": spec.data, "model": spec.model})
+        workload = self.catalog.workload(spec.workload).model_copy(
+            update={
+                "data": spec.data,
+                "model": spec.model,
+                "operating_point": spec.operating_point,
+                "layer_ratios": {spec.ratio: spec.layer_ratios} if spec.ratio is not None else {},
+                **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
+            }
+        )
         dataset = load(spec.data, self.runtime.data_root, self.runtime.download).to(torch.device(self.runtime.device))
         parent = self.ledger.get(spec.parent) if spec.parent else None
         stage: Callable[..., Outcome] = getattr(self, f"_{spec.stage}")
@@ -142,44 +159,80 @@ class Stages:
     def _topup(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
     ) -> Outcome:
-        return self._train(self._inherit(workload, parent), spec, dataset, "topup", progress)
+        model, _ = self._inherit(workload, parent)
+        return self._train(model, spec, dataset, "topup", progress)
 
     def _retrain(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
     ) -> Outcome:
-        return self._train(self._inherit(workload, parent), spec, dataset, "retrain", progress)
+        model, masks = self._inherit(workload, parent)
+        outcome = self._train(model, spec, dataset, "retrain", progress, masks, self._act_in_retraining(spec, workload))
+        outcome.kept, outcome.granularity = parent.kept, parent.granularity
+        outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
+        return outcome
+
+    def _act_in_retraining(self, spec: RunSpec, workload: Workload) -> Method | None:
+        """The method that acts while its network retrains, or None."""
+        return self._method(spec).create() if spec.method_digest else None
+
+    def _method(self, spec: RunSpec) -> MethodSource:
+        """The method of a run, as it was when the run was planned.
+
+        Raises:
+            MethodError: It has changed since.
+        """
+        assert spec.method is not None
+        source = self.catalog.method(spec.method)
+        if source.digest != spec.method_digest:
+            raise MethodError(f"method '{spec.method}' changed while the suite ran; start again")
+        return source
 
     def _scratch(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
     ) -> Outcome:
-        model = shapes.network(workload, spec.widths)
+        widths, masks = spec.widths, dict[str, torch.Tensor]()
+        granularity: Granularity = "filter"
+        if spec.shape_of is not None:
+            # Exactly the architecture that a method found, and nothing else of it.
+            donor = self.ledger.get(spec.shape_of)
+            widths, granularity = {name: len(kept) for name, kept in donor.kept.items()}, donor.granularity
+            masks = self._masks(donor)
+        model = shapes.network(workload, widths)
         _initialise(model, spec.seed, "scratch")
+        model = thinned(model, masks)
         fresh = evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
-        outcome = self._train(model, spec, dataset, "scratch", progress)
+        outcome = self._train(model, spec, dataset, "scratch", progress, masks)
         outcome.initial_accuracy = fresh.accuracy
+        outcome.widths, outcome.granularity = widths, granularity
         return outcome
 
     def _prune(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
     ) -> Outcome:
-        assert spec.method is not None and spec.ratio is not None
-        source = self.catalog.method(spec.method)
-        if source.digest != spec.method_digest:
-            raise MethodError(f"method '{spec.method}' changed while the suite ran; start again")
+        source = self._method(spec)
         # Read once: every repetition starts from the same weights, whatever becomes of their file.
-        dense = self._inherit(workload, parent)
+        dense, _ = self._inherit(workload, parent)
         pruned = observe(
             source,
-            Job.of(spec, lambda: self._place(copy.deepcopy(dense), spec), workload, dataset),
+            Job.of(
+                spec,
+                lambda: self._place(copy.deepcopy(dense), spec),
+                workload,
+                dataset,
+                lambda epoch: self._base_after(epoch, parent, workload, dataset),
+            ),
             lambda: self.ledger.digest_on_disk(parent),
             self._off_limits(),
             self._checkpoint(spec),
             progress,
         )
+        answer = pruned.answer
+        widths = {name: len(kept) for name, kept in answer.kept.items()}
         # Only weights leave the stage: whatever else the method hung on the network stays behind.
-        model = self._place(shapes.network(workload, {name: len(kept) for name, kept in pruned.kept.items()}), spec)
+        model = self._place(shapes.network(workload, widths), spec)
         try:
-            model.load_state_dict(shrink(pruned.model, pruned.kept, dataset.example()).state_dict())
+            small = thinned(pruned.model, answer.masks) if answer.masks else None
+            model.load_state_dict((small or shrink(pruned.model, answer.kept, dataset.example())).state_dict())
         except RuntimeError as error:
             raise MethodError(f"method '{spec.method}' left another network than it was given: {error}") from None
         bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
@@ -191,8 +244,11 @@ class Stages:
             model,
             pruned.consumption,
             pruned.history,
-            pruned.kept,
-            pruned.conduct,
+            answer.kept,
+            widths,
+            answer.masks,
+            pruned.conduct.target.granularity,
+            conduct=pruned.conduct,
             declared_steps=spec.recipe.steps or 0,
             resumed=pruned.resumed,
         )
@@ -207,28 +263,95 @@ class Stages:
         }
 
     def _train(
-        self, model: nn.Module, spec: RunSpec, dataset: Dataset, stream: str, progress: Progress | None
+        self,
+        model: nn.Module,
+        spec: RunSpec,
+        dataset: Dataset,
+        stream: str,
+        progress: Progress | None,
+        masks: dict[str, torch.Tensor] | None = None,
+        method: Method | None = None,
     ) -> Outcome:
         model = self._place(model, spec)
+        state: dict[str, Any] = {}
         with Meter(model) as meter:
             trainer = Trainer(
-                model, dataset, spec.recipe, spec.seed, stream, meter, spec.precision, self._checkpoint(spec), progress
+                model,
+                dataset,
+                spec.recipe,
+                spec.seed,
+                stream,
+                meter,
+                spec.precision,
+                self._checkpoint(spec),
+                progress,
+                state,
+                masks,
             )
-            history = trainer.fit()
+            history = trainer.fit(None if method is None else self._hooks(method, model, spec, dataset, state))
         return Outcome(
             model,
             meter.consumption,
             history,
+            masks=masks or {},
+            in_retraining=method.in_retraining if method is not None else "",
             resumed=trainer.resumed_from,
             training_seconds=trainer.training_seconds,
         )
 
-    def _inherit(self, workload: Workload, parent: RunRecord) -> nn.Module:
-        """The network that a run left, with its weights."""
+    def _hooks(self, method: Method, model: nn.Module, spec: RunSpec, dataset: Dataset, state: dict[str, Any]) -> Hooks:
+        """What a method adds to retraining.
+
+        Raises:
+            MethodError: It raised.
+        """
+        assert spec.ratio is not None
+        steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
+        workload = self.catalog.workload(spec.workload)
+        try:
+            return method.retraining(RetrainingTask(model, workload, spec.ratio, steps, state))
+        except AuditError:
+            raise
+        except Exception as error:
+            raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
+
+    def _inherit(self, workload: Workload, parent: RunRecord) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        """The network that a run left, with its weights, and the masks of its weights."""
         widths = {name: len(indices) for name, indices in parent.kept.items()}
         model = shapes.network(workload, widths)
-        model.load_state_dict(self.ledger.weights(parent))
-        return model
+        tensors = self.ledger.weights(parent)
+        masks = {name.removeprefix(_MASK): tensors.pop(name) for name in list(tensors) if name.startswith(_MASK)}
+        model.load_state_dict(tensors)
+        return model, masks
+
+    def _masks(self, run: RunRecord) -> dict[str, torch.Tensor]:
+        """Which weights stay, by layer, where a run removed single weights."""
+        tensors = self.ledger.weights(run)
+        return {name.removeprefix(_MASK): mask for name, mask in tensors.items() if name.startswith(_MASK)}
+
+    def _base_after(
+        self, epoch: int, parent: RunRecord, workload: Workload, dataset: Dataset
+    ) -> dict[str, torch.Tensor]:
+        """State of the base model after some epochs: trained once more from its own streams, which is no new training.
+
+        Raises:
+            MethodError: The base model was not trained here, or not so long.
+        """
+        base = parent
+        while base.parent is not None:
+            base = self.ledger.get(base.parent)
+        if base.checkpoint is not None:
+            raise MethodError("the initial weights of an external base model are not known; train the base here")
+        if not 0 <= epoch < (base.recipe.epochs or 0):
+            raise MethodError(f"cannot rewind to epoch {epoch}: the base model trained {base.recipe.epochs} epochs")
+        names = ["pretrain", *([base.own_base_of] if base.own_base_of else [])]
+        model = shapes.dense_network(workload)
+        _initialise(model, base.seed, *names)
+        model = self._place(model, base.spec)
+        if epoch:
+            with Meter(model) as meter:
+                Trainer(model, dataset, base.recipe, base.seed, "/".join(names), meter, base.precision).fit(until=epoch)
+        return model.state_dict()
 
     def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
         return place(model, self.runtime.device, spec.precision)
@@ -278,9 +401,8 @@ class Stages:
     ) -> RunRecord:
         model, history, consumption = outcome.model, outcome.history, outcome.consumption
         dense = shapes.shape(workload)
-        widths = {name: len(indices) for name, indices in outcome.kept.items()}
-        widths = widths or spec.widths or {name: len(kept) for name, kept in (parent.kept if parent else {}).items()}
-        size = shapes.shape_of(workload, widths)
+        stay = {name: int(mask.sum()) for name, mask in outcome.masks.items()}
+        size = shapes.shape_of_weights(workload, stay) if stay else shapes.shape_of(workload, outcome.widths)
         # During pruning and topping up it is the dense network that trains.
         training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
         test = evaluate(model, dataset, dataset.test, spec.precision)
@@ -288,7 +410,8 @@ class Stages:
         validation = evaluate(model, dataset, dataset.validation, spec.precision)
         curve = history.test_accuracy or [test.accuracy]
         best = max(range(len(curve)), key=curve.__getitem__)
-        weights = save_weights({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+        tensors = {**model.state_dict(), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
+        weights = save_weights({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
         training_macs = TRAINING_PASSES * training_shape * consumption.training_samples
         training_macs += training_shape * consumption.scoring_samples
         record = RunRecord(
@@ -299,7 +422,7 @@ class Stages:
             optimiser_steps=consumption.optimiser_steps,
             training_macs=training_macs if outcome.measured else None,
             learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],
-            hyper_parameters=_hyper_parameters(spec, dataset, consumption),
+            hyper_parameters=_hyper_parameters(spec, dataset, outcome),
             declared_steps=outcome.declared_steps,
             train_loss=history.train_loss,
             train_accuracy=history.train_accuracy,
@@ -317,10 +440,14 @@ class Stages:
             initial_accuracy=outcome.initial_accuracy,
             macs=size.macs,
             macs_recounted=size.recounted,
-            params=parameters(model),
+            params=size.params,
             base_macs=dense.macs,
             base_params=dense.params,
-            kept=outcome.kept or (parent.kept if parent is not None and spec.stage == "retrain" else {}),
+            kept=outcome.kept,
+            granularity=outcome.granularity,
+            stay=stay,
+            executed_macs=dense.macs if stay else None,
+            nonzero=history.nonzero,
             jacobian=slopes,
             conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
@@ -356,11 +483,15 @@ def _initialise(model: nn.Module, seed: int, *stream: str) -> None:
     initialise(model, generator(seed, *stream, "initialise"))
 
 
-def _hyper_parameters(spec: RunSpec, dataset: Dataset, consumption: Consumption) -> dict[str, Any]:
-    """What the steps showed, with what only the loop knows (loss and data pipeline)."""
+def _hyper_parameters(spec: RunSpec, dataset: Dataset, outcome: Outcome) -> dict[str, Any]:
+    """What the steps showed, with what only the loop knows (loss, data pipeline, masks, what a method adds)."""
+    consumption = outcome.consumption
     if not consumption.optimiser_steps:
         return {}
+    extra = {"masks": "held at zero"} if outcome.masks else {}
+    extra |= {"method": f"{spec.method}: {outcome.in_retraining}"} if outcome.in_retraining else {}
     return {
+        **extra,
         **consumption.settings,
         "batch": consumption.batch,
         "augmentation": dataset.config.augmentation,

@@ -18,13 +18,13 @@ from safetensors.numpy import save
 from pruneaudit import __version__
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding
-from pruneaudit.catalog import CROSS_PREFIX, Catalog
-from pruneaudit.cells import MAGNITUDE, RANDOM, Cell, Comparison, is_scratch
+from pruneaudit.catalog import CROSS_PREFIX, Catalog, is_scratch
+from pruneaudit.cells import MAGNITUDE, RANDOM, Cell, Comparison
 from pruneaudit.config import DataConfig, Recipe, steps_per_epoch
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger import Ledger
 from pruneaudit.ratios import removed_filters
-from pruneaudit.records import CellRecord, Conduct, FailureRecord, Jacobian, RunRecord, RunSpec, pack, total
+from pruneaudit.records import CellRecord, Conduct, FailureRecord, Jacobian, RunRecord, RunSpec, Target, pack, total
 
 DATA = DataConfig(name="digits", size=32, mean=(0.3,), std=(0.4,), pad=2)
 RECIPE = Recipe(epochs=3, lr="0:0.01,2:0.001", batch=64, weight_decay=1e-4)
@@ -37,6 +37,8 @@ WEIGHTS_DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 IMAGES, DENSE_MACS, PRUNED_MACS = 100, 1000, 400
 #: Filters of each prunable layer of the dense network.
 CHANNELS = {"conv1": 6, "conv2": 16}
+#: Filters that stay at ratio 0.5.
+TARGET = Target(stay={"conv1": 3, "conv2": 8}, macs=PRUNED_MACS, unit=60)
 TEST_IMAGES = 40
 ENVIRONMENT = {"pruneaudit": __version__, "python": "3.12.3", "torch": "2.9.0", "device": "made up"}
 #: Seeds of a comparison that can carry a claim, and one that may be lost.
@@ -105,6 +107,7 @@ def run_record(spec: RunSpec | None = None, **measured: Any) -> RunRecord:
         "conduct": (
             Conduct(
                 channels=CHANNELS,
+                target=TARGET,
                 equivalence=1e-16,
                 replay="same",
                 parent_digest_after=measured.get("parent_digest", parent_digest) or "",

@@ -19,7 +19,7 @@ FLOORS = [
     {"measure"},
     {"pruning", "shapes"},
     {"training"},
-    {"contract"},
+    {"contract", "task", "answers"},
     {"stages", "conduct", "conformance"},
     {"campaign", "executors"},
     {"audit"},

@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pruneaudit.answers import checked
 from pruneaudit.catalog import Catalog
 from pruneaudit.config import DataConfig, Recipe
-from pruneaudit.contract import Budget, Method, PruningTask, ScratchArm, checked_kept
+from pruneaudit.contract import Budget, Method, ScratchArm
 from pruneaudit.errors import MethodError
 from pruneaudit.pruning.growing import GrowingPenalty
 from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
 from pruneaudit.ratios import removed_filters
 from pruneaudit.streams import generator
+from pruneaudit.task import PruningTask
 from pruneaudit.training.metering import Meter
 from pruneaudit.workloads.datasets import Part, load
 from pruneaudit.workloads.models import build
@@ -75,7 +77,7 @@ def prune(method, model, name, ratio=0.5, steps=0, seed=0, lr="0:1e-5", momentum
     workload = CATALOG.workload("resnet20-digits")
     with Meter(model) as meter:
         task = PruningTask(model, layers, workload, ratio, recipe, dataset, seed, meter, method.name, "fp64")
-        kept = checked_kept(method.prune(task), layers, ratio, method)
+        kept = checked(method.prune(task), task, method).kept
     return kept, meter.consumption
 
 
@@ -602,16 +604,16 @@ def test_right_answers_become_sorted_lists():
         {"conv6": (5, 1, 2), "conv4": [3, 0]},
         {"conv4": torch.tensor([3, 0]), "conv6": torch.tensor([5, 2, 1], dtype=torch.int32)},
     ):
-        plain = checked_kept(answer, LAYERS, 0.5, Answers())
+        plain = checked(answer, task_of(LAYERS, 0.5), Answers()).kept
         assert plain == RIGHT
         assert all(type(index) is int for indices in plain.values() for index in indices)
     everything = {"conv4": [0, 1, 2, 3], "conv6": [0, 1, 2, 3, 4, 5]}
-    assert checked_kept(everything, LAYERS, 0.5, Control()) == everything
+    assert checked(everything, task_of(LAYERS, 0.5), Control()).kept == everything
 
 
 def test_integers_of_numpy_are_integers():
     answer = {"conv4": np.array([3, 0]), "conv6": list(np.array([5, 2, 1], dtype=np.int32))}
-    plain = checked_kept(answer, LAYERS, 0.5, Answers())
+    plain = checked(answer, task_of(LAYERS, 0.5), Answers()).kept
     assert plain == RIGHT
     assert all(type(index) is int for indices in plain.values() for index in indices)
 
@@ -655,7 +657,7 @@ WRONG = {
 def test_wrong_answer_gets_its_own_line(kind):
     answer, expected = WRONG[kind]
     with pytest.raises(MethodError) as caught:
-        checked_kept(answer, LAYERS, 0.5, Answers())
+        checked(answer, task_of(LAYERS, 0.5), Answers())
     message = str(caught.value)
     assert message.startswith("method 'sample'") and message.endswith(expected)
     assert "\n" not in message
@@ -663,7 +665,7 @@ def test_wrong_answer_gets_its_own_line(kind):
 
 def test_control_that_prunes():
     with pytest.raises(MethodError, match="method 'sample' is a control that must not prune, but removes 5 filters"):
-        checked_kept(RIGHT, LAYERS, 0.5, Control())
+        checked(RIGHT, task_of(LAYERS, 0.5), Control())
 
 
 @settings(deadline=None, max_examples=50)
@@ -674,8 +676,8 @@ def test_any_choice_of_the_right_size_is_accepted(data, widths, ratio):
         layer.name: data.draw(st.permutations(range(layer.channels)))[removed_filters(layer.channels, ratio) :]
         for layer in layers
     }
-    checked = checked_kept(answer, layers, ratio, Answers())
-    assert checked == {name: sorted(indices) for name, indices in answer.items()}
+    plain = checked(answer, task_of(layers, ratio), Answers()).kept
+    assert plain == {name: sorted(indices) for name, indices in answer.items()}
 
 
 def test_hyper_parameters_are_recorded_without_the_name():

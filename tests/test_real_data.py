@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from pruneaudit import shapes
+from pruneaudit.answers import checked
 from pruneaudit.catalog import Catalog
-from pruneaudit.contract import PruningTask, checked_kept
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.pruning.removal import shrink
+from pruneaudit.task import PruningTask
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
@@ -65,7 +66,7 @@ def test_a_few_steps_of_pruning_and_retraining_on_cifar10():
     with Meter(model) as meter:
         recipe = job.prune.model_copy(update={"steps": 4})
         task = PruningTask(model, layers, job, 0.5, recipe, small, 0, meter, "tpp", "bf16")
-        kept = checked_kept(method.prune(task), layers, 0.5, method)
+        kept = checked(method.prune(task), task, method).kept
     assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 512
     pruned = shrink(model, kept, data.example())
     with Meter(pruned) as meter:

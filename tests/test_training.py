@@ -11,10 +11,10 @@ from torch import nn
 
 from pruneaudit.catalog import Catalog
 from pruneaudit.config import DataConfig, Recipe
-from pruneaudit.contract import PruningTask
 from pruneaudit.errors import AuditError
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.streams import generator
+from pruneaudit.task import PruningTask
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Consumption, Meter

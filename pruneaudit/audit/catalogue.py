@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pruneaudit.audit.evidence import Case, Evidence
-from pruneaudit.cells import UNPRUNED, is_scratch
+from pruneaudit.catalog import is_scratch
+from pruneaudit.cells import UNPRUNED
 from pruneaudit.config import Protocol
 from pruneaudit.errors import ConfigError, nearest, unknown
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pruneaudit.cells import Arm, Cell, Comparison, is_scratch
+from pruneaudit.catalog import is_scratch
+from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.ledger import Ledger
 from pruneaudit.records import CellRecord, RunRecord
 

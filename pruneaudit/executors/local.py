@@ -111,7 +111,7 @@ class LocalExecutor:
         finished = self.ledger.finished()
         self._backlog = [run for run in self._backlog if run.run_id not in finished]
         for spec in self._backlog:
-            ready = spec.parent is None or spec.parent in finished
+            ready = all(run in finished for run in spec.needs)
             if spec != wanted and ready and not self._over(spec) and self._try(spec):
                 return True
         return False

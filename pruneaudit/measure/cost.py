@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -21,6 +22,16 @@ def macs(model: nn.Module, example: torch.Tensor) -> int:
         model: The network; not changed.
         example: One input, ``[1, C, H, W]``.
     """
+    return sum(macs_by_layer(model, example).values())
+
+
+def macs_by_layer(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """MACs of one forward pass of one image in each convolution and linear layer, by module name.
+
+    Args:
+        model: The network; not changed.
+        example: One input, ``[1, C, H, W]``.
+    """
     with warnings.catch_warnings():
         # fvcore traces with torch.jit, which newer torch calls deprecated: nothing a user could act on.
         warnings.simplefilter("ignore")
@@ -31,8 +42,12 @@ def macs(model: nn.Module, example: torch.Tensor) -> int:
         analysis = FlopCountAnalysis(network, example.to(parameter))
         analysis.unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
-        by_operator = analysis.by_operator()
-    return int(by_operator.get("conv", 0) + by_operator.get("linear", 0))
+        counted = analysis.by_module_and_operator()
+    return {
+        name: int(counted[name].get("conv", 0) + counted[name].get("linear", 0))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
 
 
 def macs_by_torch(model: nn.Module, example: torch.Tensor) -> int:
@@ -46,6 +61,29 @@ def macs_by_torch(model: nn.Module, example: torch.Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(example.to(next(network.parameters())))
     return counter.get_total_flops() // 2
+
+
+def macs_by_torch_of_weights(model: nn.Module, example: torch.Tensor, stay: Mapping[str, int]) -> int:
+    """MACs with weights that are not zero, counted by torch: what :func:`macs_by_torch` says of each layer, thinned.
+
+    Args:
+        model: The network; not changed.
+        example: One input, ``[1, C, H, W]``.
+        stay: Weights that stay, by layer; all stay in the others.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = copy.deepcopy(model).eval()
+    modules = dict(network.named_modules())
+    with torch.no_grad(), FlopCounterMode(display=False, depth=999) as counter:
+        network(example.to(next(network.parameters())))
+    root = type(network).__name__
+    counts = {name.removeprefix(f"{root}."): sum(found.values()) // 2 for name, found in counter.flop_counts.items()}
+    spared = sum(
+        counts[name] // modules[name].weight.numel() * (modules[name].weight.numel() - count)
+        for name, count in stay.items()
+    )
+    return counter.get_total_flops() // 2 - spared
 
 
 def parameters(model: nn.Module) -> int:

@@ -18,8 +18,8 @@ from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Arm, Cell, Comparison, Selection, is_scratch
+from pruneaudit.catalog import Catalog, is_scratch
+from pruneaudit.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.config import FAIL_ON, Study
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
 from pruneaudit.ledger import Ledger

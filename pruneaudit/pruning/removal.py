@@ -11,6 +11,7 @@ import torch_pruning
 from torch import nn
 
 from pruneaudit.errors import MethodError
+from pruneaudit.pruning.layers import PrunableLayer, block_of
 
 Kept = Mapping[str, Sequence[int]]
 
@@ -32,9 +33,41 @@ def _prune_function(module: nn.Module) -> Any:
     return torch_pruning.prune_conv_out_channels
 
 
+def group_of(graph: Any, module: nn.Module, removed: Sequence[int] | None = None) -> Any:
+    """Everything that loses channels when a layer loses some filters (default: all), as torch-pruning's group."""
+    indices = list(range(len(module.get_parameter("weight")))) if removed is None else list(removed)
+    return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
+
+
+def loses_inputs(dependency: Any) -> bool:
+    """Whether an item of a group is a layer that loses input channels."""
+    return dependency.handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
+
+
+def inputs_left(layers: Sequence[PrunableLayer], kept: Kept) -> dict[nn.Module, torch.Tensor]:
+    """Input channels that stay of each layer that loses some when the layers keep only ``kept``.
+
+    Args:
+        layers: The prunable layers of one network, with their groups.
+        kept: Filters that stay, by layer.
+
+    Returns:
+        Sorted indices ``[inputs that stay]`` by module; modules that lose none are left out.
+    """
+    left: dict[nn.Module, torch.Tensor] = {}
+    for layer in layers:
+        for item in layer.group:
+            if loses_inputs(item.dep):
+                # Behind a flattened map a filter has many inputs: the group says which of its filters each belongs to.
+                roots = torch.tensor(list(item.root_idxs))
+                stays = torch.isin(roots, torch.as_tensor(kept[layer.name]))
+                left[item.dep.target.module] = torch.tensor(list(item.idxs))[stays]
+    return left
+
+
 def coupled_norm(graph: Any, module: nn.Module) -> nn.BatchNorm2d | None:
     """The batch normalisation that loses channels together with ``module``, or None."""
-    for item in graph.get_pruning_group(module, _prune_function(module), idxs=[0]):
+    for item in group_of(graph, module, [0]):
         target = item.dep.target.module
         if isinstance(target, nn.BatchNorm2d):
             return target
@@ -43,6 +76,8 @@ def coupled_norm(graph: Any, module: nn.Module) -> nn.BatchNorm2d | None:
 
 def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
     """A copy of a network with only the kept filters, and everything that depends on them sliced alike.
+
+    A layer that opens the branch of a residual block and keeps nothing takes the branch with it.
 
     Args:
         model: The dense network; not changed.
@@ -64,7 +99,12 @@ def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
         removed = sorted(set(range(channels)) - set(indices))
         if not removed:
             continue
-        group = graph.get_pruning_group(module, _prune_function(module), idxs=removed)
+        block = block_of(network, name)
+        if not indices and block is not None:
+            for part in block.branch:
+                setattr(block, part, None)
+            continue
+        group = group_of(graph, module, removed)
         for item in group:
             target = item.dep.target.module
             loses_filters = item.dep.handler in (
@@ -92,12 +132,33 @@ def masked(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
             module = modules[name]
             removed = sorted(set(range(module.weight.shape[0])) - set(indices))
             norm = coupled_norm(graph, module)
+            block = block_of(network, name)
+            if not indices and block is not None:
+                # A branch without filters still carries the shift of its last normalisation.
+                last = getattr(block, block.branch[-1])
+                last.weight.zero_()
+                last.bias.zero_()
             for owner in (module, norm):
                 for parameter in () if owner is None else (owner.weight, owner.bias):
                     if parameter is not None:
                         parameter[removed] = 0
             if norm is not None and norm.running_mean is not None:
                 norm.running_mean[removed] = 0
+    return network
+
+
+def thinned(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy of a network whose removed weights are zero.
+
+    Args:
+        model: The dense network; not changed.
+        masks: For each layer which weights stay, bool, in the shape of its weights.
+    """
+    network = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = network.get_parameter(f"{name}.weight")
+            weight.masked_fill_(~mask.to(weight.device), 0)
     return network
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,7 +43,11 @@ class Hooks:
 
 @dataclass
 class History:
-    """Curves of a training, one value per epoch (the last, partial epoch counts as one)."""
+    """Curves of a training, one value per epoch (the last, partial epoch counts as one).
+
+    Attributes:
+        nonzero: Weights of masked layers that are not zero; empty without masks.
+    """
 
     train_loss: list[float] = field(default_factory=list)
     train_accuracy: list[float] = field(default_factory=list)
@@ -51,6 +55,7 @@ class History:
     validation_accuracy: list[float] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
+    nonzero: list[int] = field(default_factory=list)
 
 
 class Trainer:
@@ -67,6 +72,7 @@ class Trainer:
         checkpoint: Where to keep the state between epochs, or None.
         progress: Called after every epoch with (epochs done, epochs in all, test accuracy in percent), or None.
         state: Facts and tensors of the method, kept in the checkpoint with ours.
+        masks: Which weights may differ from zero, by layer, bool: the others are zero and stay so.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
         state: dict[str, Any] | None = None,
+        masks: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model = model
         self.dataset = dataset
@@ -96,6 +103,11 @@ class Trainer:
         self.resumed_from = 0
         self.training_seconds = 0.0
         device = next(model.parameters()).device
+        self._masked = [model.get_parameter(f"{name}.weight") for name in masks or {}]
+        self._masks = [
+            mask.to(weight).contiguous(memory_format=_layout(weight))
+            for mask, weight in zip((masks or {}).values(), self._masked, strict=True)
+        ]
         self.optimiser = torch.optim.SGD(
             model.parameters(),
             lr=recipe.rate(0, 0),
@@ -105,8 +117,12 @@ class Trainer:
             fused=device.type in ("cpu", "cuda"),
         )
 
-    def fit(self, hooks: Hooks | None = None) -> History:
-        """Train to the end of the recipe.
+    def fit(self, hooks: Hooks | None = None, until: int | None = None) -> History:
+        """Train to the end of the recipe, or for its first epochs only.
+
+        Args:
+            hooks: What a method adds.
+            until: Epoch after which to stop; None: the recipe's last.
 
         Raises:
             DivergedError: The loss became NaN or infinite.
@@ -117,7 +133,7 @@ class Trainer:
         epochs = math.ceil(total / per_epoch)
         dtype = next(self.model.parameters()).dtype
         first = self._resume()
-        for epoch in range(first, epochs):
+        for epoch in range(first, epochs if until is None else until):
             started = time.perf_counter()
             self.model.train()
             losses, hits, seen = [], [], 0
@@ -137,6 +153,11 @@ class Trainer:
                 (loss if penalty is None else loss + penalty).backward()
                 if hooks.gradients:
                     hooks.gradients(step)
+                if self._masks:
+                    # A weight that is zero and never moved stays zero: neither momentum nor weight decay move it.
+                    torch._foreach_mul_(
+                        [weight.grad for weight in self._masked if weight.grad is not None], self._masks
+                    )
                 self.optimiser.step()
                 if hooks.after_step:
                     hooks.after_step(step)
@@ -167,6 +188,8 @@ class Trainer:
         history.validation_accuracy.append(validation.accuracy)
         history.test_loss.append(test.loss)
         history.test_accuracy.append(test.accuracy)
+        if self._masked:
+            history.nonzero.append(sum(int(weight.count_nonzero()) for weight in self._masked))
         if self.checkpoint is not None and epoch + 1 < epochs:
             self.checkpoint.save(self._snapshot(epoch + 1))
         if self.progress is not None:

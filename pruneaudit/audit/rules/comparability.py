@@ -9,8 +9,10 @@ from pruneaudit.audit.evidence import Evidence
 from pruneaudit.records import RunRecord, total
 
 _TABLE_2 = "Wang et al. 2023 (arXiv 2301.05219), Table 2"
-#: Largest relative difference in MACs of two arms at one operating point.
-MACS_TOLERANCE = 0.02
+#: Largest relative difference in MACs (or parameters) of two arms at one operating point.
+SIZE_TOLERANCE = 0.02
+#: Images with gradients for scores, in passes over the training split, that are no training yet.
+SCORING_EPOCHS = 0.5
 
 
 def _short(digest: str) -> str:
@@ -80,6 +82,8 @@ def same_preprocessing(left: Evidence, right: Evidence) -> Outcome:
 def matched_macs(left: Evidence, right: Evidence) -> Outcome:
     """MACs of the two pruned networks, counted by one counter on the networks that were tested.
 
+    Where single weights were removed, MACs with weights that are not zero.
+
     Example: 35.0 and 35.5 million MACs are 1.4 % apart and pass; 35.0 and 37.0 million are 5.4 % apart.
     """
     ours, theirs = left.result, right.result
@@ -89,8 +93,43 @@ def matched_macs(left: Evidence, right: Evidence) -> Outcome:
         return f"{run.macs} MACs, {run.params} params"
 
     return Outcome(
-        "pass" if apart <= MACS_TOLERANCE else "fail", size(ours), size(theirs), f"{100 * apart:.2f} % apart"
+        "pass" if apart <= SIZE_TOLERANCE else "fail", size(ours), size(theirs), f"{100 * apart:.2f} % apart"
     )
+
+
+@rule(
+    "F105", "Same sparsity granularity", "Blalock et al. 2020, sec. 2; Liu et al. 2019, sec. 4 (weights are no filters)"
+)
+def same_granularity(left: Evidence, right: Evidence) -> Outcome:
+    """Whether filters or whole blocks were removed, so that the network is smaller, or single weights are held at zero.
+
+    Zeros save MACs on paper only: hardware executes the dense network.
+
+    Example: two filter pruners, or a filter and a block pruner, pass; a filter pruner beside 90 % of zeros does not.
+    """
+
+    def kind(arm: Evidence) -> str:
+        run = arm.result
+        if run.granularity != "weight":
+            return "smaller network"
+        return f"zeros among the weights; {run.executed_macs} MACs are executed"
+
+    same = (left.result.granularity == "weight") == (right.result.granularity == "weight")
+    return Outcome("pass" if same else "fail", kind(left), kind(right))
+
+
+@rule("F106", "Matched parameters (within 2 %)", "Blalock et al. 2020, sec. 6, R3 (report both)")
+def matched_parameters(left: Evidence, right: Evidence) -> Outcome:
+    """Parameters of the two pruned networks; where single weights were removed, those that are not zero.
+
+    A global threshold that reaches the MACs of uniform pruning mostly has other parameters: then speed was compared,
+    and not size.
+
+    Example: 70,000 and 70,900 parameters are 1.3 % apart and pass; 70,000 and 52,000 do not.
+    """
+    ours, theirs = left.result.params, right.result.params
+    apart = abs(ours - theirs) / max(ours, theirs)
+    return Outcome("pass" if apart <= SIZE_TOLERANCE else "fail", ours, theirs, f"{100 * apart:.2f} % apart")
 
 
 @rule("F201", "Same base weights", f"{_TABLE_2}, S2")
@@ -185,7 +224,10 @@ def same_retraining_rates(left: Evidence, right: Evidence) -> Outcome:
 def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
     """Batch, momentum, weight decay, augmentation, precision and label smoothing, as seen while retraining.
 
-    Example: batch 128 and weight decay 5e-4 in both arms pass; batch 64 in one arm does not.
+    So are masks that hold weights at zero, and what a method adds to the loss: an advantage that is earned there is
+    none of the pruning.
+
+    Example: batch 128 and weight decay 5e-4 in both arms pass; batch 64, or an orthogonality term, in one arm does not.
     """
 
     def listed(arm: Evidence) -> str:
@@ -198,9 +240,15 @@ def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
 def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
     """Images that passed the network with gradients between base model and retraining, in epochs; top-ups count.
 
+    With equal optimiser steps, up to half an epoch of images that are only scored with gradients is no difference.
+
     Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not.
     """
-    return equal(_epochs(left.pruning_stage), _epochs(right.pruning_stage))
+    ours, theirs = _epochs(left.pruning_stage), _epochs(right.pruning_stage)
+    steps = [sum(run.optimiser_steps for run in arm.pruning_stage) for arm in (left, right)]
+    if ours is not None and theirs is not None and steps[0] == steps[1] and 0 < abs(ours - theirs) <= SCORING_EPOCHS:
+        return Outcome("pass", ours, theirs, f"{abs(ours - theirs):.2f} epochs of gradients for scores")
+    return equal(ours, theirs)
 
 
 @rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")

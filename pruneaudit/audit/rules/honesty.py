@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from pruneaudit.audit.catalogue import Outcome, arm_rule
 from pruneaudit.audit.evidence import Evidence
 from pruneaudit.config import steps_per_epoch
 from pruneaudit.conformance import EQUIVALENCE_TOLERANCE
-from pruneaudit.ratios import removed_filters
 from pruneaudit.records import Conduct, RunRecord
 
 #: A network that has not been trained is at most this many times as good as guessing.
@@ -73,20 +74,34 @@ def leaves_weights(arm: Evidence) -> Outcome:
 
 @arm_rule("F503", "Target ratio met in every prunable layer", "Wang et al. 2023, Table 2 (S1)", on="pruning")
 def meets_target(arm: Evidence) -> Outcome:
-    """Filters that stay in each prunable layer, against min(ceil(ratio · N), N − 1) removed ones.
+    """Filters (weights) that stay in each prunable layer, against min(ceil(ratio · N), N − 1) removed ones.
+
+    Of a method with one threshold for all layers: MACs that are left, as near as one filter allows to those that are
+    left when every layer loses its share (or how many filters stay, where the workload asks for a share of all).
 
     Example: 8 of 16 filters stay at ratio 0.5: passes. 9 of 16 are one too many.
     """
     conduct = _conduct(arm)
     if conduct is None or arm.prune is None or arm.prune.ratio is None:
         return _not_watched()
-    wrong = []
-    for name, channels in conduct.channels.items():
-        target = channels - removed_filters(channels, arm.prune.ratio)
-        stay = len(arm.prune.kept.get(name, ()))
-        if stay != target:
-            wrong.append(f"{name} keeps {stay} of {channels}, target {target}")
+    stay, target = _stay(arm.prune), conduct.target
+    if target.scope == "global":
+        total = sum(stay.get(name, 0) for name in conduct.channels)
+        if target.share is not None:
+            return Outcome("pass" if total == target.share else "fail", f"{total} stay, target {target.share}")
+        near = abs(arm.prune.macs - target.macs) <= target.unit
+        return Outcome("pass" if near else "fail", f"{arm.prune.macs} MACs are left, target {target.macs}")
+    wrong = [
+        f"{name} keeps {stay.get(name, 0)} of {conduct.channels[name]}, target {count}"
+        for name, count in target.stay.items()
+        if stay.get(name, 0) != count
+    ]
     return Outcome("fail" if wrong else "pass", _some(tuple(wrong)) or f"{len(conduct.channels)} layers as asked")
+
+
+def _stay(run: RunRecord) -> dict[str, int]:
+    """Filters, or weights, that stay in each layer."""
+    return run.stay or {name: len(indices) for name, indices in run.kept.items()}
 
 
 @arm_rule("F504", "Masked network equals shrunk network", "NNI, issue 5095; DepGraph (CVPR 2023), sec. 3", on="pruning")
@@ -121,6 +136,8 @@ def no_held_out_data(arm: Evidence) -> Outcome:
 @arm_rule("F506", "Scratch arm is the small network with fresh weights", "Liu et al. 2019, sec. 3", on="scratch")
 def starts_fresh(arm: Evidence) -> Outcome:
     """No parent and no checkpoint, a network smaller than the dense one, no better than guessing before its first step.
+
+    An arm that trains exactly the architecture that a method found takes its shape (or masks), and no weights.
 
     Example: 9.7 % of ten classes before training passes; 61 % says that somebody trained it already.
     """
@@ -194,22 +211,26 @@ def repeats_itself(arm: Evidence) -> Outcome:
 
 @arm_rule("F510", "Random control does not depend on layer width", "Torch-Pruning, issue 498", on="random")
 def random_is_uniform(arm: Evidence) -> Outcome:
-    """Share of filters that the random control keeps in each layer, against 1 − ratio, within four standard errors.
+    """Share of filters that the random control keeps in each layer, against its target, within four standard errors.
 
     Example: 51 of 100 and 9 of 16 at ratio 0.5 pass; wide layers that keep 80 % and narrow ones that keep 20 % do not.
     """
     conduct = _conduct(arm)
     if conduct is None or arm.prune is None or arm.prune.ratio is None:
         return _not_watched()
-    share = 1 - arm.prune.ratio
+    shares = []
     wrong = []
     for name, channels in conduct.channels.items():
-        stay = len(arm.prune.kept.get(name, ()))
+        stay = _stay(arm.prune).get(name, 0)
+        share = conduct.target.stay[name] / channels
+        shares.append(share)
         # At least one filter always stays, and counts are whole: one filter is rounding.
         allowed = 1 + 4 * (channels * share * (1 - share)) ** 0.5
         if abs(stay - channels * share) > allowed:
             wrong.append(f"{name} keeps {stay} of {channels}")
-    return Outcome("fail" if wrong else "pass", _some(tuple(wrong)) or f"about {share:.0%} of every layer")
+    # At least one filter stays even in the narrowest layer: the usual share is that of most.
+    usual = median(shares)
+    return Outcome("fail" if wrong else "pass", _some(tuple(wrong)) or f"about {usual:.0%} of every layer")
 
 
 @arm_rule("F511", "The method reaches nothing but its task", _ALGOPERF, on="pruning")
@@ -223,3 +244,19 @@ def reaches_nothing_else(arm: Evidence) -> Outcome:
         return _not_watched()
     places = tuple(place for place in conduct.reached if not place.startswith("data: "))
     return Outcome("fail" if places else "pass", _some(places) or "nothing")
+
+
+@arm_rule("F512", "Removed weights stay zero through retraining", "Blalock et al. 2020, ShrinkBench (masked training)")
+def zeros_stay(arm: Evidence) -> Outcome:
+    """Weights of the masked layers that were not zero after each epoch of the result, against those that may be.
+
+    Example: 12,300 of 12,300 after every epoch pass; 12,340 after the last one say that pruned weights came back.
+    """
+    run = arm.result
+    if run.granularity != "weight":
+        return Outcome("pass", "no masks")
+    allowed = sum(run.stay.values())
+    if not run.nonzero:
+        return Outcome("not measured", None, note="the run does not say how many weights were zero")
+    most = max(run.nonzero)
+    return Outcome("pass" if most <= allowed else "fail", f"at most {most} of {allowed} that may differ from zero")

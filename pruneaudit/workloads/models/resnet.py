@@ -8,7 +8,13 @@ from torch import nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and an option-A shortcut: every second pixel, missing channels as zeros on both sides."""
+    """Two 3×3 convolutions and an option-A shortcut: every second pixel, missing channels as zeros on both sides.
+
+    Attributes:
+        branch: Modules beside the shortcut, from first to last; None, all of them, where the branch was removed.
+    """
+
+    branch = ("conv1", "bn1", "conv2", "bn2")
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -21,12 +27,13 @@ class BasicBlock(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """``[N, inputs, H, W]`` to ``[N, outputs, H/stride, W/stride]``."""
-        branch = F.relu(self.bn1(self.conv1(maps)))
-        branch = self.bn2(self.conv2(branch))
+        shortcut = maps
         if self.stride > 1 or self.missing:
             half = self.missing // 2
-            maps = F.pad(maps[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.missing - half))
-        return F.relu(branch + maps)
+            shortcut = F.pad(maps[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.missing - half))
+        if self.conv1 is None:
+            return F.relu(shortcut)
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps))))) + shortcut)
 
 
 class CifarResNet(nn.Module):

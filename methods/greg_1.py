@@ -2,7 +2,7 @@
 
 import torch
 
-from pruneaudit import Budget, Kept, PruningTask, PublishedRecipe, TrainedMethod
+from pruneaudit import Budget, Card, Kept, PruningTask, PublishedRecipe, TrainedMethod
 from pruneaudit.config import Workload
 from pruneaudit.pruning.growing import GrowingPenalty
 from pruneaudit.training.loop import Hooks
@@ -20,6 +20,13 @@ class GReg1(TrainedMethod):
     scaled to the workload's pruning budget.
     """
 
+    card = Card(
+        criterion="L1 norm",
+        schedule="one-shot",
+        base="trained",
+        training="growing L2 penalty on the filters that will go",
+        source="Wang et al., ICLR 2021, Algorithm 1",
+    )
     published = PublishedRecipe(
         workload="resnet56-cifar10",
         epochs=120,

@@ -2,13 +2,20 @@
 
 import torch
 
-from pruneaudit import FilterScore, PruningTask, PublishedRecipe
+from pruneaudit import Card, FilterScore, PruningTask, PublishedRecipe
 from pruneaudit.pruning.layers import PrunableLayer
 
 
 class L1(FilterScore):
     """Smallest L1 norm first. Li et al., ICLR 2017, sec. 3.1."""
 
+    card = Card(
+        criterion="L1 norm",
+        schedule="one-shot",
+        base="trained",
+        training="none",
+        source="Li et al., ICLR 2017",
+    )
     published = PublishedRecipe(
         workload="resnet56-cifar10",
         epochs=40,

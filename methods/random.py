@@ -2,12 +2,20 @@
 
 import torch
 
-from pruneaudit import FilterScore, PruningTask
+from pruneaudit import Card, FilterScore, PruningTask
 from pruneaudit.pruning.layers import PrunableLayer
 
 
 class Random(FilterScore):
     """Uniformly random filters, drawn layer by layer. The control of Blalock et al., MLSys 2020, appendix B."""
+
+    card = Card(
+        criterion="none (a uniform draw)",
+        schedule="one-shot",
+        base="trained",
+        training="none",
+        source="Blalock et al., MLSys 2020",
+    )
 
     def score(self, layer: PrunableLayer, task: PruningTask) -> torch.Tensor:
         """A uniform draw for each filter, ``[out_channels]``, from the layer's own stream."""

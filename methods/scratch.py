@@ -1,6 +1,6 @@
 """The pruned architecture, trained from random initialisation."""
 
-from pruneaudit import ScratchArm
+from pruneaudit import Card, ScratchArm
 from pruneaudit.config import Recipe, Workload
 
 
@@ -11,6 +11,13 @@ class Scratch(ScratchArm):
     """
 
     follows_protocol = True
+    card = Card(
+        criterion="none: the shape is given",
+        schedule="none",
+        base="random weights",
+        training="none",
+        source="Wang et al. 2023 (arXiv 2301.05219), sec. 4",
+    )
 
     def recipe(self, workload: Workload, speedup: float) -> Recipe:
         """The workload's scratch recipe."""

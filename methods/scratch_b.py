@@ -2,7 +2,7 @@
 
 import math
 
-from pruneaudit import ScratchArm
+from pruneaudit import Card, ScratchArm
 from pruneaudit.config import Recipe, Workload
 
 
@@ -12,6 +12,14 @@ class ScratchB(ScratchArm):
     Epochs are the base model's times MACs(base) / MACs(pruned), rounded down, as in the authors' CIFAR code (uncapped;
     their cap of twice the epochs is for ImageNet). The retraining of the pruned arm is not counted: that is SX-B.
     """
+
+    card = Card(
+        criterion="none: the shape is given",
+        schedule="none",
+        base="random weights",
+        training="none",
+        source="Liu et al., ICLR 2019, sec. 3",
+    )
 
     def recipe(self, workload: Workload, speedup: float) -> Recipe:
         """The scratch recipe over the base model's epochs times the speedup."""

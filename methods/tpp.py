@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from pruneaudit import Budget, Kept, PruningTask, PublishedRecipe, TrainedMethod
+from pruneaudit import Budget, Card, Kept, PruningTask, PublishedRecipe, TrainedMethod
 from pruneaudit.config import Workload
 from pruneaudit.pruning.growing import GrowingPenalty
 from pruneaudit.pruning.layers import PrunableLayer
@@ -28,6 +28,13 @@ class TPP(TrainedMethod):
     workloads than the paper's the schedule is scaled to the workload's pruning budget.
     """
 
+    card = Card(
+        criterion="L1 norm",
+        schedule="one-shot",
+        base="trained",
+        training="growing penalty on the filters that will go and on their correlation with the others",
+        source="Wang & Fu, ICLR 2023",
+    )
     published = PublishedRecipe(
         workload="resnet56-cifar10",
         epochs=120,

@@ -207,7 +207,7 @@ class Planner:
             ratio=self.cell.ratio,
             prunable=self.workload.prunable,
             skip=self.workload.skip,
-            layer_ratios=self.workload.layer_ratios.get(self.cell.ratio, {}),
+            layer_ratios=tuple(self.workload.shares_at(self.cell.ratio).items()),
             operating_point=self.workload.operating_point if self.method.scope == "global" else "macs",
         )
         # Retraining depends on the method's code only where the method acts in it.

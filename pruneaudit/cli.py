@@ -50,26 +50,26 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def methods(audit_method: MethodSpecs = None, as_json: Json = False) -> None:
-    """List the pruning methods."""
-    from pruneaudit.catalog import CORE_METHODS, Catalog
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Describe this method.")] = None,
+    audit_method: MethodSpecs = None,
+    as_json: Json = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all methods.")] = False,
+) -> None:
+    """List the pruning methods with their place in the field's taxonomy, or describe one."""
+    from pruneaudit import cards
+    from pruneaudit.catalog import Catalog
 
-    rows = []
-    for name, source in Catalog(extra_methods=tuple(audit_method or ())).methods.items():
-        method = source.create()
-        published = method.published
-        rows.append(
-            {
-                "name": name,
-                "core": name in CORE_METHODS,
-                "kind": type(method).__mro__[1].__name__,
-                "summary": method.summary(),
-                "parameters": method.parameters(),
-                "published_recipe": published.source if published else "not specified",
-                "defined_in": str(source.path or source.target),
-            }
-        )
-    _show(rows, ["name", "core", "kind", "summary"], as_json)
+    catalog = Catalog(extra_methods=tuple(audit_method or ()))
+    if as_markdown:
+        typer.echo(cards.page(catalog), nl=False)
+        return
+    rows = cards.rows(catalog, [name] if name else ())
+    if name:
+        reasons = cards.refusals(catalog, name, catalog.workloads.values())
+        rows[0]["not_for"] = [f"{', '.join(places)}: {reason}" for reason, places in reasons.items()]
+    more = ["in_retraining", "published_recipe", "parameters", "not_for", "defined_in", "description"] if name else []
+    _show(rows, [*cards.COLUMNS, *more], as_json)
 
 
 @app.command()

@@ -193,7 +193,7 @@ class Workload(Frozen):
     prunable: tuple[str, ...] = Field(min_length=1)
     skip: tuple[str, ...] = ()
     ratios: tuple[float, ...] = Field(min_length=1)
-    layer_ratios: dict[float, dict[str, float]] = Field(default_factory=dict)
+    layer_ratios: tuple[tuple[float, tuple[tuple[str, float], ...]], ...] = ()
     operating_point: Literal["macs", "share"] = "macs"
     seeds: tuple[int, ...] = Field(min_length=1)
     gpu: bool = False
@@ -215,12 +215,22 @@ class Workload(Frozen):
             raise ValueError("each ratio once")
         return ratios
 
+    @field_validator("layer_ratios", mode="before")
+    @classmethod
+    def _pairs(cls, tables: object) -> object:
+        # Tables in TOML, tuples here: a workload is a key of caches.
+        if not isinstance(tables, Mapping):
+            return tables
+        return [
+            (ratio, list(shares.items()) if isinstance(shares, Mapping) else shares) for ratio, shares in tables.items()
+        ]
+
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        for ratio, shares in self.layer_ratios.items():
+        for ratio, shares in self.layer_ratios:
             if ratio not in self.ratios:
                 raise ValueError(f"layer_ratios.{ratio:g}: no such ratio in ratios")
-            for pattern, share in shares.items():
+            for pattern, share in shares:
                 if not 0 <= share < 1:
                     raise ValueError(f"layer_ratios.{ratio:g}.{pattern}: {share:g} is outside [0, 1)")
         return self
@@ -240,9 +250,12 @@ class Workload(Frozen):
 
     def ratio_of(self, layer: str, ratio: float) -> float:
         """Share of filters that a layer loses at a ratio."""
-        shares = self.layer_ratios.get(ratio, {})
-        matching = [share for pattern, share in shares.items() if fnmatchcase(layer, pattern)]
+        matching = [share for pattern, share in self.shares_at(ratio).items() if fnmatchcase(layer, pattern)]
         return matching[-1] if matching else ratio
+
+    def shares_at(self, ratio: float) -> dict[str, float]:
+        """Shares of single layers at a ratio, by pattern; empty where all layers lose the same."""
+        return dict(dict(self.layer_ratios).get(ratio, ()))
 
     def scaled(self, budget: Budget) -> Workload:
         """This workload with every length scaled to a budget label (``full`` changes nothing)."""

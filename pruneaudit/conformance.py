@@ -42,7 +42,12 @@ def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runt
     checks = {**METHOD_CHECKS, **SCRATCH_CHECKS}
     if name not in checks:
         raise unknown("conformance check", name, checks)
-    checks[name](Bench(catalog.method(method), catalog.workload(workload), runtime))
+    source = catalog.method(method)
+    reason = source.create().skip(catalog.workload(workload))
+    if reason:
+        # Whoever asks has seen that it applies nowhere else either.
+        raise MethodError(f"method '{method}' applies to no workload; of {workload} it says: {reason}")
+    checks[name](Bench(source, catalog.workload(workload), runtime))
 
 
 def check_method(method: type[Method] | Method, workload: str = "lenet5-digits") -> None:

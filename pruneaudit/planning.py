@@ -115,10 +115,12 @@ def _widths(run: RunSpec, session: AuditSession) -> dict[str, int]:
     """Widths of the network that a run trains: the pruned one only when retraining or from scratch."""
     from pruneaudit import shapes
 
-    if run.stage == "scratch":
+    if run.stage == "scratch" and run.widths:
         return run.widths
-    prunes = run.method is None or session.catalog.method(run.method).cls.prunes
-    if run.stage == "retrain" and prunes and run.ratio is not None:
+    # What a threshold will leave is not known before; it leaves as many MACs as uniform pruning.
+    method = session.catalog.method(run.method).cls if run.method is not None else None
+    smaller = method is None or (method.prunes and method.granularity != "weight")
+    if run.stage in ("retrain", "scratch") and smaller and run.ratio is not None:
         return shapes.widths_at(_workload(run, session), run.ratio)
     return {}
 

@@ -65,7 +65,7 @@ class RunSpec(Frozen):
         ratio: Pruning ratio.
         prunable: Patterns of the layers that may lose filters.
         skip: Patterns taken out again.
-        layer_ratios: Shares of single layers by pattern, where a workload states them.
+        layer_ratios: Shares of single layers by pattern, where a workload states them; the last that matches counts.
         operating_point: What a global threshold must reach, where it is not the MACs of uniform pruning.
         widths: Filters left in each layer (scratch).
         shape_of: Id of the prune run whose architecture is trained from random weights (scratch).
@@ -90,7 +90,7 @@ class RunSpec(Frozen):
     ratio: float | None = None
     prunable: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    layer_ratios: dict[str, float] = Field(default_factory=dict)
+    layer_ratios: tuple[tuple[str, float], ...] = ()
     operating_point: str = "macs"
     widths: dict[str, int] = Field(default_factory=dict)
     shape_of: str | None = None

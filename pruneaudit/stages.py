@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,7 @@ from torch import nn
 from pruneaudit import __version__, shapes
 from pruneaudit.catalog import Catalog, MethodSource
 from pruneaudit.conduct import Job, observe
-from pruneaudit.config import Workload, steps_per_epoch
+from pruneaudit.config import Budget, Workload, steps_per_epoch
 from pruneaudit.contract import Method
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
@@ -128,12 +128,13 @@ class Stages:
         started = time.perf_counter()
         self.runtime.prepare()
         # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
-        workload = self.catalog.workload(spec.workload).model_copy(
+        scaled = self.catalog.workload(spec.workload).scaled(cast(Budget, spec.budget))
+        workload = scaled.model_copy(
             update={
                 "data": spec.data,
                 "model": spec.model,
                 "operating_point": spec.operating_point,
-                "layer_ratios": {spec.ratio: spec.layer_ratios} if spec.ratio is not None else {},
+                "layer_ratios": () if spec.ratio is None else ((spec.ratio, spec.layer_ratios),),
                 **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
             }
         )

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "pruneaudit"
 FLOORS = [
     {"errors", "ratios", "schedule", "streams"},
     {"config"},
-    {"catalog", "cells", "scaffold", "settings"},
+    {"catalog", "cards", "cells", "scaffold", "settings"},
     {"records", "ledger", "merging"},
     {"workloads"},
     {"measure"},

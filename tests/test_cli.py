@@ -348,7 +348,7 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
     ("arguments", "said"),
     [
         (("-k", "nothing_like_this"), "nothing is selected by -k 'nothing_like_this'"),
-        (("--audit-methods", "l2"), "unknown method 'l2'. Did you mean 'l1'?"),
+        (("--audit-methods", "l1-globall"), "unknown method 'l1-globall'. Did you mean 'l1-global'?"),
         (("--audit-no-such-option", "1"), "--audit-no-such-option"),
         (("-k", "l1 and and"), "l1 and and"),
     ],

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from pruneaudit import shapes
+from pruneaudit.answers import Answer
 from pruneaudit.catalog import Catalog, MethodSource
 from pruneaudit.conduct import Job, digest, equivalence, observe
 from pruneaudit.config import DataConfig, Recipe
@@ -622,15 +624,15 @@ def test_equivalence_of_any_choice_in_any_precision():
     model = lenet()
     kept = {"conv1": [1, 4], "conv2": [0, 7, 15], "conv3": list(range(3, 60))}
     for dtype in (torch.float32, torch.float64):
-        assert equivalence(model.to(dtype), kept, digits()) < 1e-12
-    assert equivalence(resnet().train(), {"layer1.0.conv1": [2, 3]}, digits(RESNET)) < 1e-12
+        assert equivalence(model.to(dtype), Answer(kept, {}), digits()) < 1e-12
+    assert equivalence(resnet().train(), Answer({"layer1.0.conv1": [2, 3]}, {}), digits(RESNET)) < 1e-12
 
 
 def test_equivalence_leaves_the_network_as_it_was():
     model = resnet().train()
     before = digest(model)
     with Meter(model) as meter:
-        equivalence(model, {"layer1.0.conv1": [2, 3]}, digits(RESNET))
+        equivalence(model, Answer({"layer1.0.conv1": [2, 3]}, {}), digits(RESNET))
     assert digest(model) == before and model.training
     assert meter.consumption == Consumption()
 
@@ -639,7 +641,7 @@ def test_hooks_that_a_method_left_do_not_count():
     model = lenet()
     model.conv1.register_forward_hook(lambda module, inputs, output: output + 1)
     model.conv2.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
-    assert equivalence(model, {"conv1": [0, 1], "conv2": [3]}, digits()) < 1e-12
+    assert equivalence(model, Answer({"conv1": [0, 1], "conv2": [3]}, {}), digits()) < 1e-12
 
 
 def test_an_activation_that_is_not_zero_at_zero_is_told():
@@ -650,7 +652,7 @@ def test_an_activation_that_is_not_zero_at_zero_is_told():
 
     model = lenet()
     model.__class__ = Soft
-    assert 1e-3 < equivalence(model, {"conv1": [0, 1]}, digits()) < 1e3
+    assert 1e-3 < equivalence(model, Answer({"conv1": [0, 1]}, {}), digits()) < 1e3
 
 
 # Repetition, and all of it together
@@ -698,6 +700,7 @@ def test_an_honest_method(tmp_path, steps):
     assert conduct.equivalence < 1e-12
     expected = Conduct(
         channels={"conv1": 6, "conv2": 16, "conv3": 120},
+        target=shapes.target(LENET, 0.5),
         equivalence=conduct.equivalence,
         replay="same",
         parent_digest_after="digest",
@@ -872,7 +875,7 @@ def test_a_killed_pruning_stage_behaves_as_one_that_was_not(tmp_path, name):
     assert (whole.resumed, again.resumed) == (0, 2)
     assert again.conduct == whole.conduct and whole.conduct.replay == "same"
     assert again.consumption == whole.consumption
-    assert digest(again.model) == digest(whole.model) and again.kept == whole.kept
+    assert digest(again.model) == digest(whole.model) and again.answer == whole.answer
 
 
 def test_changes_before_a_training_are_seen_again_after_a_kill(tmp_path):

@@ -16,7 +16,7 @@ from pruneaudit.ledger import Ledger
 WORKLOAD = "lenet5-digits"
 ALL_PROTOCOLS = [*sorted(CATALOG.protocols), "xv-l1"]
 BEHAVIOUR = {"F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511"}
-ANY_ARM = {"F313", "F501", "F601", "F602", "F605", "F606"}
+ANY_ARM = {"F313", "F501", "F512", "F601", "F602", "F605", "F606"}
 
 
 class Shelf:

@@ -58,6 +58,8 @@ from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.config import Recipe
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger import Ledger
+from pruneaudit.ratios import removed_filters
+from pruneaudit.records import Target
 
 PROTOCOLS = CATALOG.protocols
 CASES = [(rule_id, name) for rule_id, changes in ROGUES.items() for name in changes]
@@ -295,7 +297,8 @@ def test_the_target_is_met_by_one_number_of_filters_only(channels, ratio, off):
     # GReg's rule, written here once more: ceil(ratio * N) go, and one filter stays.
     target = max(channels - math.ceil(round(ratio * channels, 6)), 1)
     stay = max(target + off, 0)
-    arm = with_conduct(evidence("l1"), channels={"conv1": channels})
+    asked = Target(stay={"conv1": channels - removed_filters(channels, ratio)}, macs=400, unit=60)
+    arm = with_conduct(evidence("l1"), channels={"conv1": channels}, target=asked)
     arm = with_run(arm, "prune", kept={"conv1": list(range(stay))}, ratio=ratio)
     assert get_rule("F503").check(arm).verdict == ("pass" if stay == target else "fail")
 
@@ -314,9 +317,12 @@ def test_the_target_is_met_by_one_number_of_filters_only(channels, ratio, off):
 )
 def test_a_random_control_may_scatter_by_four_standard_errors_and_a_filter(channels, stay, word):
     # Of 100 at ratio 0.5: 50 ± (1 + 4 · 5); of 16: 8 ± 9, all but never; of 2: 1 ± 3.8.
-    arm = with_conduct(evidence("random"), channels={"conv1": channels})
+    asked = Target(stay={"conv1": channels - removed_filters(channels, 0.5)}, macs=400, unit=60)
+    arm = with_conduct(evidence("random"), channels={"conv1": channels}, target=asked)
     arm = with_run(arm, "prune", kept={"conv1": list(range(stay))})
-    expected = "pass" if abs(stay - channels / 2) <= 1 + 4 * math.sqrt(channels / 4) else "fail"
+    share = asked.stay["conv1"] / channels
+    allowed = 1 + 4 * math.sqrt(channels * share * (1 - share))
+    expected = "pass" if abs(stay - channels * share) <= allowed else "fail"
     assert get_rule("F510").check(arm).verdict == expected
     if channels == 100:
         assert expected == word
@@ -433,7 +439,7 @@ def test_a_record_without_conduct_is_not_measured(rule_id):
 
 def test_every_rule_on_pruning_arms_was_asked_about_missing_conduct():
     # All others read what every record has.
-    asked = {known.id for known in rules().values() if known.id.startswith("F5")} - {"F501", "F506"}
+    asked = {known.id for known in rules().values() if known.id.startswith("F5")} - {"F501", "F506", "F512"}
     assert asked == {"F502", "F503", "F504", "F505", "F507", "F508", "F509", "F510", "F511"}
     arm = unwatched(evidence("l1"))
     assert get_rule("F501").check(arm).verdict == "pass"
@@ -717,7 +723,7 @@ def test_an_unknown_id_names_the_nearest():
 
 def test_prefixes_select_families():
     fives = tuple(rule_id for rule_id in rules() if rule_id.startswith("F5"))
-    assert select(("F5",)) == fives and len(fives) == 11
+    assert select(("F5",)) == fives and len(fives) == 12
     assert select(("F32",)) == ("F321", "F322")
     assert select(("F",)) == tuple(rules())
     assert select(("F601", "F5", "F501")) == (*fives, "F601")

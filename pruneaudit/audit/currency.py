@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog import FOUND_BY, Catalog
 from pruneaudit.cells import Cell
 from pruneaudit.config import Protocol, Workload
 from pruneaudit.errors import ConfigError
@@ -16,14 +16,16 @@ from pruneaudit.settings import Settings
 def stored_cell(cell: Cell, catalog: Catalog, settings: Settings, ledger: Ledger) -> CellRecord | None:
     """The record of a cell as the ledger holds it; None where it holds none that still counts."""
     record = ledger.cell(settings.key(cell, catalog.workload(cell.workload)))
-    source = catalog.methods.get(cell.method)
-    digests = {cell.method: source.digest} if source is not None and source.path is not None else {}
+    # A scratch arm of a found architecture depends on the method that found it.
+    pruner = cell.method.partition(FOUND_BY)[2] or cell.method
+    source = catalog.methods.get(pruner)
+    digests = {pruner: source.digest} if source is not None and source.path is not None else {}
     return None if record is None or why_outdated(record, catalog, ledger, digests) else record
 
 
 def method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecord]) -> dict[str, str]:
     """Source digest that counts for each method: its file's today, else the one that ran last."""
-    runs = [ledger.get(record.prune) for record in records if record.prune is not None]
+    runs = [ledger.get(pruning) for record in records if (pruning := _pruning(record, ledger)) is not None]
     latest = {str(run.method): str(run.method_digest) for run in sorted(runs, key=lambda run: run.finished)}
     files = {name: source for name, source in catalog.methods.items() if name in latest and source.path is not None}
     return latest | {name: source.digest for name, source in files.items()}
@@ -44,7 +46,16 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
             return f"measured under {kind} version {version}, now {current}; run it again"
     if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
         return "measured by another version of the training code; run it again"
-    digest = digests.get(record.method)
-    if record.prune is not None and digest is not None and ledger.get(record.prune).method_digest != digest:
-        return "measured with another version of the method's file; run it again"
+    pruning = _pruning(record, ledger)
+    if pruning is not None:
+        run = ledger.get(pruning)
+        if run.method_digest != digests.get(str(run.method), run.method_digest):
+            return "measured with another version of the method's file; run it again"
     return ""
+
+
+def _pruning(record: CellRecord, ledger: Ledger) -> str | None:
+    """The prune run that a cell's network comes from; None where it has none."""
+    if record.prune is not None or record.result is None or FOUND_BY not in record.method:
+        return record.prune
+    return ledger.get(record.result).shape_of

@@ -332,11 +332,17 @@ class AuditSession:
             pytest.skip(obstacle)
 
     def _declined(self, name: str, workload: str) -> str | None:
-        """Why a method does not apply, by its own word; a broken method is told where it is used."""
+        """Why a method does not apply, by its own word; a broken method is told where it is used.
+
+        One that applies to no workload at all is not excused: its items fail.
+        """
         try:
-            return self.catalog.method(name).create().skip(self.catalog.workload(workload))
+            method = self.catalog.method(name).create()
+            reason = method.skip(self.catalog.workload(workload))
+            anywhere = not reason or any(not method.skip(other) for other in self.catalog.workloads.values())
         except Exception:
             return None
+        return reason if anywhere else None
 
     def header(self) -> str:
         """One line that says what this session compares, and how."""

@@ -16,7 +16,7 @@ from pruneaudit.audit.evidence import Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Arm, Cell, Comparison, pairs
+from pruneaudit.cells import UNPRUNED, Arm, Cell, Comparison, pairs
 from pruneaudit.config import Study
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
@@ -25,7 +25,7 @@ from pruneaudit.report.standings import profiles, standings, strictest_setups
 from pruneaudit.settings import Settings
 
 #: Version of the layout of results.json.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 _CELL_FIELDS = (
     "workload",
     "workload_version",
@@ -82,6 +82,7 @@ class Results:
         regressions: One row for each arm that was compared with its own earlier results, sorted.
         standings: Methods at each operating point, in groups that nothing tells apart.
         strictest: For each pair of methods the strictest setup whose rules hold between them.
+        architectures: One row for each pruned network: its size, and what one threshold for all layers left of each.
         profiles: Share of operating points at which each method is within some points of the best.
         protocols: Title, version and requirements of each protocol.
         rules: Claim and source of each rule that was applied.
@@ -95,6 +96,7 @@ class Results:
     regressions: list[dict[str, Any]] = field(default_factory=list)
     standings: list[dict[str, Any]] = field(default_factory=list)
     strictest: list[dict[str, Any]] = field(default_factory=list)
+    architectures: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class Results:
             "regressions": self.regressions,
             "standings": self.standings,
             "strictest": self.strictest,
+            "architectures": self.architectures,
             "profiles": self.profiles,
             "protocols": self.protocols,
             "rules": self.rules,
@@ -280,6 +283,7 @@ def _results(
         regressions=_verdict_rows(asked.regressions),
         standings=standings(rows, verdicts),
         strictest=strictest_setups(catalog, findings),
+        architectures=_architectures(records, runs),
         profiles=profiles(rows),
         protocols={
             name: {
@@ -294,6 +298,44 @@ def _results(
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
         environments=[dict(environment) for environment in sorted(environments)],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
+    )
+
+
+def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
+    """Sizes of the pruned networks, each once, and the protocols that they stand under."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        name = record.prune or record.result
+        if record.status != "ok" or name is None or record.method == UNPRUNED:
+            continue
+        run = runs[name]
+        target = run.conduct.target if run.conduct is not None else None
+        stay = run.stay or {layer: len(kept) for layer, kept in run.kept.items()}
+        row = found.setdefault(
+            name,
+            {
+                "workload": record.workload,
+                "labels": list(record.labels),
+                "method": record.method,
+                "ratio": record.ratio,
+                "seed": record.seed,
+                "granularity": run.granularity,
+                "scope": target.scope if target is not None else None,
+                "params": run.params,
+                "base_params": run.base_params,
+                "macs": run.macs,
+                "base_macs": run.base_macs,
+                "executed_macs": run.executed_macs or run.macs,
+                # Where every layer loses its share, the ratio says it all.
+                "layers": stay if target is not None and target.scope == "global" else {},
+                "run": name,
+                "protocols": [],
+            },
+        )
+        row["protocols"] = sorted({*row["protocols"], record.protocol})
+    return sorted(
+        found.values(),
+        key=lambda row: (row["workload"], row["labels"], row["method"], row["ratio"], row["seed"], row["protocols"]),
     )
 
 

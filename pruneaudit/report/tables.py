@@ -45,7 +45,7 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
     found = results.statistics(workload, labels)
     ratios = sorted({ratio for _, _, ratio in found})
     speedups = {
-        ratio: {f"{found[key].speedup:.2f}" for key in found if key[2] == ratio and key[1] != "unpruned"}
+        ratio: sorted({round(found[key].speedup, 2) for key in found if key[2] == ratio and key[1] != "unpruned"})
         for ratio in ratios
     }
     header = ["protocol", "method", "n", *(_ratio_header(ratio, speedups[ratio]) for ratio in ratios)]
@@ -59,14 +59,65 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
     return header, rows
 
 
+def size_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
+    """Speedup and share of parameters by method and ratio, means over seeds and protocols; nothing where all agree."""
+    rows = _of(results.architectures, workload, labels)
+    ratios = sorted({row["ratio"] for row in rows})
+    found: dict[str, dict[float, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[row["method"]][row["ratio"]].append(row)
+    table = []
+    for method in sorted(found, key=lambda name: (is_scratch(name), name)):
+        first = next(iter(found[method].values()))[0]
+        table.append(
+            [
+                method,
+                first["granularity"],
+                first["scope"] or "",
+                *(_size(found[method].get(ratio, [])) for ratio in ratios),
+            ]
+        )
+    header = ["method", "removes", "threshold", *(f"ratio {ratio:g}" for ratio in ratios)]
+    return header, table if len({tuple(row[3:]) for row in table}) > 1 else []
+
+
+def _size(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "–"
+    speedup = statistics.fmean(row["base_macs"] / row["macs"] for row in rows)
+    executed = statistics.fmean(row["base_macs"] / row["executed_macs"] for row in rows)
+    params = statistics.fmean(100 * row["params"] / row["base_params"] for row in rows)
+    dense = f" ({executed:.2f}x executed)" if f"{executed:.2f}" != f"{speedup:.2f}" else ""
+    return f"{speedup:.2f}x{dense}, {params:.1f} % of params"
+
+
+def architecture_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
+    """What one threshold for all layers left of each layer, in the network's order, mean over seeds."""
+    rows = [row for row in _of(results.architectures, workload, labels) if row["layers"]]
+    found: dict[tuple[str, float, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["method"], row["ratio"], " ".join(row["protocols"])].append(row)
+    table = []
+    for (method, ratio, protocols), members in sorted(found.items()):
+        layers = members[0]["layers"]
+        means = [statistics.fmean(member["layers"][layer] for member in members) for layer in layers]
+        widths = "-".join(f"{mean:.1f}".removesuffix(".0") for mean in means)
+        table.append([method, f"{ratio:g}", protocols, f"{members[0]['granularity']}s", str(len(members)), widths])
+    return ["method", "ratio", "protocols", "what stays", "n", "in each layer"], table
+
+
 def base_line(results: Results, workload: str, labels: tuple[str, ...]) -> str:
     """One line on the dense base models, or nothing where none is shared."""
     base = results.base(workload, labels)
     return "" if base is None else f"Base model: {base} % (n = {base.n}, speedup 1)."
 
 
-def _ratio_header(ratio: float, speedups: set[str]) -> str:
-    return f"ratio {ratio:g} ({' / '.join(sorted(speedups))}x)" if speedups else f"ratio {ratio:g}"
+def _ratio_header(ratio: float, speedups: Sequence[float]) -> str:
+    if not speedups:
+        return f"ratio {ratio:g}"
+    # One threshold for all layers reaches the speedup of uniform pruning up to a filter.
+    ends = dict.fromkeys(f"{speedup:.2f}" for speedup in (speedups[0], speedups[-1]))
+    return f"ratio {ratio:g} ({'–'.join(ends)}x)"
 
 
 def _matrix(rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Matrix:

@@ -17,6 +17,7 @@ from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
     FEW_SEEDS,
     accuracy_table,
+    architecture_table,
     arm_matrix,
     audit_matrix,
     base_line,
@@ -27,6 +28,7 @@ from pruneaudit.report.tables import (
     measured_text,
     profile_table,
     rules_text,
+    size_table,
     standings_table,
     strictest_matrix,
     title,
@@ -139,6 +141,18 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
             "Test accuracy in percent after the last epoch, mean ± sample standard deviation over n seeds. "
             f"In brackets the speedup, MACs(base) / MACs(pruned). {base}",
             accuracy_table(results, workload, labels),
+        ),
+        (
+            "sizes",
+            "Speedup, MACs(base) / MACs(pruned), and share of the parameters that is left, means over seeds. Where "
+            "single weights are removed, both count what is not zero, and hardware executes the dense network.",
+            size_table(results, workload, labels),
+        ),
+        (
+            "architectures found",
+            "What one threshold for all layers left of each, in the network's order, means over n seeds. A scratch arm "
+            "called scratch-of-METHOD trains exactly these.",
+            architecture_table(results, workload, labels),
         ),
         (
             "standings",

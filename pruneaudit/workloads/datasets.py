@@ -48,8 +48,9 @@ class Part:
     @property
     def digest(self) -> str:
         """SHA-256 over pixels and labels."""
-        content = hashlib.sha256(self.images.cpu().numpy().tobytes())
-        content.update(self.labels.cpu().numpy().tobytes())
+        # Read where they are: a copy of a large split may not fit.
+        content = hashlib.sha256(np.ascontiguousarray(self.images.cpu().numpy()))
+        content.update(np.ascontiguousarray(self.labels.cpu().numpy()))
         return content.hexdigest()
 
 
@@ -174,7 +175,7 @@ class Raw:
     test_labels: np.ndarray | None = None
 
 
-def _digits(root: Path | None, download: bool) -> Raw:
+def _digits(config: DataConfig, root: Path | None, download: bool) -> Raw:
     """scikit-learn's bundled 8×8 scans of handwritten digits (UCI optdigits test set): 1,797 images, no download."""
     from sklearn.datasets import load_digits
 
@@ -184,8 +185,8 @@ def _digits(root: Path | None, download: bool) -> Raw:
     return Raw(images, bunch.target.astype(np.int64))
 
 
-def _torchvision(class_name: str) -> Callable[[Path | None, bool], Raw]:
-    def load(root: Path | None, download: bool) -> Raw:
+def _torchvision(class_name: str) -> Callable[[DataConfig, Path | None, bool], Raw]:
+    def load(config: DataConfig, root: Path | None, download: bool) -> Raw:
         import torchvision
 
         cls = getattr(torchvision.datasets, class_name)
@@ -213,13 +214,65 @@ def _torchvision(class_name: str) -> Callable[[Path | None, bool], Raw]:
     return load
 
 
+def _imagenet(config: DataConfig, root: Path | None, download: bool) -> Raw:
+    """ImageNet-1K (ILSVRC 2012), unpacked as torchvision's ImageFolder wants it; nobody may pass it on for download."""
+    from torchvision.datasets import ImageFolder
+
+    layout = "imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG"
+    if root is None:
+        raise DataMissingError(f"ImageNet needs a data folder with {layout}: give --audit-data-root DIR")
+    try:
+        train, test = (ImageFolder(str(root / "imagenet" / split)) for split in ("train", "val"))
+    except OSError as error:
+        raise DataMissingError(f"ImageNet is not in {root}: unpack it there as {layout}") from error
+    channels, _, *expected = _STORED[config.name]
+    found = [len(train.classes), len(train), len(test)]
+    if found != expected or train.classes != test.classes:
+        counts = "{} classes with {} training and {} test images"
+        raise DataMissingError(
+            f"{root / 'imagenet'} holds {counts.format(*found)}, which is not the whole ImageNet: it has "
+            f"{counts.format(*expected)}"
+        )
+    side = facts(config).height
+    # What is read, and once more the training images: first while a split is taken from them, then with their border.
+    needed = channels * ((len(train) + len(test)) * side**2 + len(train) * (side + 2 * config.pad) ** 2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"ImageNet at {side} pixels needs {needed / 2**30:.0f} GiB of memory and this machine has "
+            f"{memory / 2**30:.0f}: give a smaller data.size in the workload, or use a larger machine"
+        )
+    labels = (np.asarray(split.targets, dtype=np.int64) for split in (train, test))
+    return Raw(_centres(train.samples, side), next(labels), _centres(test.samples, side), next(labels))
+
+
+def _centres(samples: list[tuple[str, int]], side: int) -> np.ndarray:
+    """Centres of image files, ``[N, side, side, 3]``: the usual test images, 224 pixels of a shorter side of 256."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+    from torchvision.transforms import functional
+
+    centres = np.empty((len(samples), side, side, 3), dtype=np.uint8)
+
+    def read(start: int) -> None:
+        for number, (path, _) in enumerate(samples[start : start + 1000], start):
+            with Image.open(path) as image:
+                resized = functional.resize(image.convert("RGB"), round(side * 256 / 224))
+            centres[number] = np.asarray(functional.center_crop(resized, side))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(read, range(0, len(samples), 1000)))
+    return centres
+
+
 def _download_lock(root: Path) -> FileLock:
     root.mkdir(parents=True, exist_ok=True)
     return FileLock(root / ".download.lock")
 
 
-# Where torchvision keeps a dataset below its root.
-_FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST")
+# Where torchvision keeps a dataset below its root, and where ImageNet is to be.
+_FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST", "imagenet")
 
 
 def stored_at(root: Path | None) -> list[Path]:
@@ -255,6 +308,7 @@ _STORED = {
     "cifar100": (3, 32, 100, 50_000, 10_000),
     "mnist": (1, 28, 10, 60_000, 10_000),
     "fmnist": (1, 28, 10, 60_000, 10_000),
+    "imagenet": (3, 224, 1000, 1_281_167, 50_000),
 }
 
 
@@ -276,12 +330,13 @@ def facts(config: DataConfig) -> Facts:
     return Facts(channels, config.size or height, classes, train - validation, validation, test)
 
 
-LOADERS: dict[str, Callable[[Path | None, bool], Raw]] = {
+LOADERS: dict[str, Callable[[DataConfig, Path | None, bool], Raw]] = {
     "digits": _digits,
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "mnist": _torchvision("MNIST"),
     "fmnist": _torchvision("FashionMNIST"),
+    "imagenet": _imagenet,
 }
 
 
@@ -308,7 +363,7 @@ def load(config: DataConfig, root: Path | None = None, download: bool = False) -
         raise unknown("dataset", config.name, LOADERS)
     if len(config.mean) != len(config.std) or len(config.mean) != facts(config).channels:
         raise ConfigError(f"data.mean and data.std of {config.name} need {facts(config).channels} values each")
-    raw = LOADERS[config.name](root, download)
+    raw = LOADERS[config.name](config, root, download)
     sizes = facts(config)
     images, labels = raw.images, raw.labels
     if raw.test_images is None or raw.test_labels is None:

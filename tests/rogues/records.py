@@ -221,6 +221,17 @@ def rogue(rule_id: str, name: str) -> Case:
     return change(case) if get_rule(rule_id).scope == "series" else at(case, BAD_SEED, 0, change)
 
 
+def thinned(arm: Evidence, nonzero: list[int]) -> Evidence:
+    """The arm with single weights removed: so many are not zero after each epoch, 100 may be."""
+    return with_result(arm, granularity="weight", stay={"conv1": 60, "conv2": 40}, executed_macs=1000, nonzero=nonzero)
+
+
+def overall(arm: Evidence, **target: Any) -> Evidence:
+    """The arm of a method with one threshold for all layers."""
+    asked = arm.prune.conduct.target
+    return with_conduct(arm, target=asked.model_copy(update={"scope": "global", **target}))
+
+
 ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
     "F101": {
         "retrained-on-another-split": lambda arm: with_result(arm, split_digest=ELSEWHERE),
@@ -243,6 +254,13 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "resized": lambda arm: preprocessed(arm, size=28),
         "not-resized": lambda arm: preprocessed(arm, size=None),
         "dataset": lambda arm: preprocessed(arm, name="mnist"),
+    },
+    "F105": {
+        "zeros-instead-of-a-smaller-network": lambda arm: thinned(arm, [100, 100, 100]),
+    },
+    "F106": {
+        "more": lambda arm: with_result(arm, params=52),
+        "fewer": lambda arm: with_result(arm, params=48),
     },
     "F201": {
         "topped-up-from-another-base": lambda arm: with_run(arm, "topup", parent_digest=ELSEWHERE),
@@ -294,6 +312,8 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "weight-decay": lambda arm: hyper(arm, weight_decay=0.0),
         "one-more": lambda arm: hyper(arm, label_smoothing=0.1),
         "none": lambda arm: with_result(arm, hyper_parameters={}),
+        "acts-in-retraining": lambda arm: hyper(arm, method="l1-kernorth: orthogonality in the loss"),
+        "holds-weights-at-zero": lambda arm: hyper(arm, masks="held at zero"),
     },
     "F411": {
         "longer-pruning": lambda arm: with_run(arm, "prune", epochs=1.0),
@@ -323,6 +343,9 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "one-too-many": lambda arm: kept(arm, 4),
         "one-too-few": lambda arm: kept(arm, 2),
         "layer-left-out": lambda arm: with_run(arm, "prune", kept={"conv2": arm.prune.kept["conv2"]}),
+        "threshold-that-leaves-too-much": lambda arm: overall(with_run(arm, "prune", macs=461, macs_recounted=461)),
+        "threshold-that-leaves-too-little": lambda arm: overall(with_run(arm, "prune", macs=339, macs_recounted=339)),
+        "share-of-all-filters-missed": lambda arm: overall(arm, share=12),
     },
     "F504": {
         "another-network": lambda arm: with_conduct(arm, equivalence=0.03),
@@ -357,6 +380,10 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "reads-the-ledger": lambda arm: with_conduct(arm, reached=("ledger: /ledger/cells/x.json",)),
         "downloads": lambda arm: with_conduct(arm, reached=("host: ('10.0.0.1', 443)",)),
         "starts-a-program": lambda arm: with_conduct(arm, reached=("program: curl",)),
+    },
+    "F512": {
+        "weights-come-back": lambda arm: thinned(arm, [100, 100, 101]),
+        "weights-come-back-for-an-epoch": lambda arm: thinned(arm, [100, 140, 100]),
     },
     "F601": {
         "best-epoch-in-the-cell": lambda arm: with_cell(
@@ -490,6 +517,8 @@ RELATED = {
     "F321/never-trained": {"F312", "F604"},
     # The dense network has more MACs than the rival.
     "F506/as-large-as-the-dense-one": {"F103"},
+    # Masks say that single weights were removed; the rival is a smaller network.
+    "F512": {"F105"},
     # A control that spares wide layers misses the target in all of them.
     "F510": {"F503"},
     # Nothing is there: neither seeds nor cells.

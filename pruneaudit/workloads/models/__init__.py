@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from pruneaudit.errors import unknown
+from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.models.resnet import CifarResNet
 from pruneaudit.workloads.models.vgg import CifarVGG
@@ -15,9 +16,13 @@ from pruneaudit.workloads.models.vgg import CifarVGG
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
     "resnet20": partial(CifarResNet, 20),
+    "resnet32": partial(CifarResNet, 32),
+    "resnet34": partial(imagenet_resnet, 34),
+    "resnet50": partial(imagenet_resnet, 50),
     "resnet56": partial(CifarResNet, 56),
     "resnet110": partial(CifarResNet, 110),
     "vgg16": partial(CifarVGG, 16),
+    "vgg16-li": partial(CifarVGG, 16, hidden=512),
     "vgg19": partial(CifarVGG, 19),
 }
 

@@ -1,4 +1,4 @@
-"""VGG with batch normalisation for 32×32 images, in the form of the GReg and TPP experiments."""
+"""VGG with batch normalisation for 32×32 images, in the forms of GReg and TPP and of Li et al. 2017."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ class CifarVGG(nn.Module):
 
     VGG-19 for 100 classes has 20,081,188 parameters and 398.18 M MACs. Input ``[N, channels, 32, 32]``, output
     ``[N, classes]``.
+
+    Args:
+        depth: 16 or 19.
+        channels: Input channels.
+        classes: Output classes.
+        hidden: Width of a hidden linear layer with BN and ReLU before the classifier, as in Li et al. 2017 (512:
+            VGG-16 then has 14,987,722 parameters and 313.46 M MACs); 0: none.
     """
 
-    def __init__(self, depth: int, channels: int = 3, classes: int = 10) -> None:
+    def __init__(self, depth: int, channels: int = 3, classes: int = 10, hidden: int = 0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = channels
@@ -31,7 +38,11 @@ class CifarVGG(nn.Module):
             inputs = item
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(inputs, classes)
+        self.classifier: nn.Module = nn.Linear(hidden or inputs, classes)
+        if hidden:
+            self.classifier = nn.Sequential(
+                nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), self.classifier
+            )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of a batch."""

@@ -3,9 +3,9 @@
     python benchmarks/steps.py [WORKLOAD]        default: resnet20-digits
 
 The reference is written in the style of the source papers' code: a DataLoader with PIL transforms, contiguous layout,
-for-loop SGD, ``.item()`` at every step. Then a plain step of ours, and one of every method of the catalogue that trains in
-its pruning stage: it should cost at most 1.25x a plain one. All variants run interleaved in one process on one thread;
-ratios are medians over rounds.
+for-loop SGD, ``.item()`` at every step. Then come a plain step of ours and one of every method of the catalogue that
+trains in its pruning stage: it should cost at most 1.25x a plain one. All variants run interleaved in one process on
+one thread; ratios are medians over rounds.
 """
 
 from __future__ import annotations

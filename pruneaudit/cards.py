@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 COLUMNS = ("name", "removes", "criterion", "scope", "schedule", "base", "training", "source")
 _HEAD = """# Methods
 
-The {count} methods that come with pruneaudit. This page is written by `pruneaudit methods --markdown` from the files under
-`methods/`; what a paper does not say is *not specified*.
+The {count} methods that come with pruneaudit. This page is written by `pruneaudit methods --markdown` from the files
+under `methods/`; what a paper does not say is *not specified*.
 
 Layerwise methods remove the same share of every layer. Global ones have one threshold for all layers and reach the MACs
 that uniform pruning leaves; `scratch-of-METHOD` trains the architecture that METHOD found from random weights.

@@ -10,6 +10,7 @@ import pytest
 
 from pruneaudit import catalog as catalog_module
 from pruneaudit.catalog import CORE_METHODS, Catalog, MethodSource, content_root, method_id
+from pruneaudit.cells import pairs
 from pruneaudit.errors import ConfigError, MethodError
 
 METHOD = """
@@ -308,3 +309,33 @@ def test_new_digest_means_new_code(tmp_path):
     assert second.cls.__name__ == "After", (
         "an edited method must not be recorded under its new digest and run as before"
     )
+
+
+# Scratch arms of found architectures
+
+
+def test_a_scratch_arm_of_a_found_architecture_is_that_arm():
+    source = Catalog().method("scratch-b-of-l1-global")
+    assert (source.name, source.found_by, source.path.stem) == ("scratch-b-of-l1-global", "l1-global", "scratch_b")
+    assert source.cls.__name__ == "ScratchB"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scratch-of-l1-globall", "unknown method 'l1-globall'. Did you mean 'l1-global'?"),
+        ("scratch-of-", "unknown method ''"),
+        ("l1-of-tpp", "unknown method 'l1-of-tpp'"),
+    ],
+)
+def test_only_scratch_arms_train_what_others_found(name, message):
+    with pytest.raises(ConfigError) as caught:
+        Catalog().method(name)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_method_is_compared_with_the_scratch_arm_of_its_own_architecture():
+    protocol = Catalog().protocol("sx-b")
+    methods = ("l1", "l1-global", "scratch", "scratch-b", "scratch-of-l1-global")
+    assert pairs(protocol, methods) == [("l1", "scratch"), ("l1-global", "scratch-of-l1-global")]
+    assert pairs(protocol, ("l1", "l1-global", "scratch-of-l1-global")) == [("l1-global", "scratch-of-l1-global")]

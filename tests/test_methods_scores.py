@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, network, permuted, prune
 
 from pruneaudit import shapes
 
+#: Enough that fewer filters are silent on all of them than go: silent ones tie, and ties go by index.
+IMAGES = 20
 #: Hyper-parameters that keep the tests short.
 FEW = {
     "taylor": {"batches": 2},
     "taylor-global": {"batches": 2},
     "group-taylor": {"batches": 2},
-    "hessian": {"images": 5},
-    "hessian-global": {"images": 5},
-    "group-hessian": {"images": 5},
+    "hessian": {"images": IMAGES},
+    "hessian-global": {"images": IMAGES},
+    "group-hessian": {"images": IMAGES},
     "hrank": {"batches": 2},
 }
 PLAIN = [
@@ -51,10 +51,10 @@ def scores_of(method, found):
         return {layer.name: created(method).score(layer, found.task).numpy() for layer in found.task.layers}
 
 
-# The formulas, in plain numbers. Each takes the parts of a filter: everything that goes with it.
+# The formulas, in plain numbers.
 
 
-def parts_of(name, model, layer):
+def parts_of(name, layer):
     """Names of the parameters that lose values with a layer's filters; those with filters as inputs are marked."""
     if name == "lenet5":
         reader = {"conv1": "conv2", "conv2": "conv3", "conv3": "fc1"}[layer]
@@ -98,7 +98,7 @@ def lamp(model, name, layer, task):
 
 
 def group_norms(model, name, layer, task):
-    parts = [filters_of(model.get_parameter(key), inputs) for key, inputs in parts_of(name, model, layer)]
+    parts = [filters_of(model.get_parameter(key), inputs) for key, inputs in parts_of(name, layer)]
     return [sum((part[index] ** 2).sum() for part in parts) / len(parts) for index in range(len(parts[0]))]
 
 
@@ -121,17 +121,17 @@ def taylor(model, name, layer, task):
 
 
 def group_taylor(model, name, layer, task):
-    return np.abs(first_order(model, parts_of(name, model, layer), task)).sum(1).mean(0)
+    return np.abs(first_order(model, parts_of(name, layer), task)).sum(1).mean(0)
 
 
 def second_order(model, parts, task):
     """Mean over images of Σ g²w² over the parts."""
     total = 0
-    for image, label in task.batches(5, batch=1):
+    for image, label in task.batches(IMAGES, batch=1):
         gradient = gradients(model, image, label)
         for key, inputs in parts:
             change = filters_of(gradient[key], inputs) * filters_of(model.get_parameter(key), inputs)
-            total = total + (change**2).sum(1) / 5
+            total = total + (change**2).sum(1) / IMAGES
     return total
 
 
@@ -140,7 +140,7 @@ def hessian(model, name, layer, task):
 
 
 def group_hessian(model, name, layer, task):
-    parts = parts_of(name, model, layer)
+    parts = parts_of(name, layer)
     return second_order(model, parts, task) / len(parts)
 
 
@@ -233,11 +233,8 @@ def test_nothing_is_left_on_the_network(method, name):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "name"), CASES)
 def test_budget_is_what_is_metered(method, name):
-    if (method, name) not in CASES:
-        return
     workload = WORKLOADS[name]
     workload = workload.model_copy(update={"prune": workload.prune.model_copy(update={"batch": BATCH})})
     found = prune(created(method), name, workload=workload)
@@ -245,7 +242,7 @@ def test_budget_is_what_is_metered(method, name):
     assert found.consumption.optimiser_steps == budget.steps == 0
     assert found.consumption.training_samples == budget.samples
     assert found.consumption.scoring_samples == (2 * BATCH if method == "hrank" else 0)
-    images = {"taylor": 2 * BATCH, "hessian": 5}
+    images = {"taylor": 2 * BATCH, "hessian": IMAGES}
     assert budget.samples == next((count for key, count in images.items() if key in method), 0)
 
 
@@ -257,12 +254,8 @@ def test_default_budgets_are_half_an_epoch_of_digits_at_most(method):
 
 @pytest.mark.parametrize(("method", "name"), [case for case in CASES if case[0] != "hrank"])
 def test_selection_does_not_depend_on_the_order_of_filters(method, name):
-    @settings(deadline=None, max_examples=2, derandomize=True)
-    @given(st.integers(0, 1000))
-    def holds(seed):
+    for seed in (0, 1):
         assert_equivariant(created(method), name, seed=seed, ratio=0.3)
-
-    holds()
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -303,7 +296,7 @@ def test_first_order_score_is_the_slope_of_the_loss(name):
 def test_lamp_scores_the_largest_filter_of_each_layer_one_and_keeps_what_l2_keeps(name):
     model = network(name)
     for values in scores_of("lamp", prune("lamp", name, model)).values():
-        assert values.max() == pytest.approx(1) and (values > 0.999).sum() == 1
+        assert values.max() == pytest.approx(1, rel=1e-4) and (values > 0.999).sum() == 1
     assert prune("lamp-layer", name, model, ratio=0.3).answer == prune("l2", name, model, ratio=0.3).answer
 
 
@@ -313,7 +306,7 @@ def test_relative_scores_do_not_see_the_scale_of_a_layer(method):
     model = network("resnet20")
     before = prune(method, "resnet20", model).answer
     with torch.no_grad():
-        for key, _ in parts_of("resnet20", model, "layer2.1.conv1"):
+        for key, _ in parts_of("resnet20", "layer2.1.conv1"):
             model.get_parameter(key).mul_(8)
     assert prune(method, "resnet20", model).answer == before
 

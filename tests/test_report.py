@@ -27,10 +27,12 @@ from pruneaudit.report.results import Asked, Results, gather, gather_ledger
 from pruneaudit.report.standings import profiles
 from pruneaudit.report.tables import (
     accuracy_table,
+    architecture_table,
     arm_matrix,
     audit_matrix,
     legend,
     profile_table,
+    size_table,
     standings_table,
     strictest_matrix,
     trainability_table,
@@ -905,3 +907,66 @@ def test_many_findings_are_counted():
     lines = summary(Results([row()], findings))
     assert sum(line.startswith("  F321 fail") for line in lines) == MOST_FINDINGS
     assert "  and 5 more in report.md" in lines
+
+
+# Sizes and architectures
+
+
+def architecture(method="l1-global", seed=0, layers=(), **fields):
+    """A row of what a pruned network is."""
+    known = {
+        "workload": "lenet5-digits",
+        "labels": [],
+        "method": method,
+        "ratio": 0.5,
+        "seed": seed,
+        "granularity": "filter",
+        "scope": "global" if layers else "layerwise",
+        "params": 60,
+        "base_params": 100,
+        "macs": 400,
+        "base_macs": 1000,
+        "executed_macs": 400,
+        "layers": dict(layers),
+        "run": f"run{seed}",
+        "protocols": ["s3.2"],
+    }
+    return {**known, **fields}
+
+
+def test_sizes_stand_beside_each_other_where_they_differ():
+    rows = [
+        architecture("l1"),
+        architecture("l1-global", 0, {"conv1": 2}.items(), macs=410, executed_macs=410, params=40),
+        architecture("l1-global", 1, {"conv1": 3}.items(), macs=390, executed_macs=390, params=50),
+        architecture("magnitude-layer", granularity="weight", executed_macs=1000),
+    ]
+    header, table = size_table(Results([], [], architectures=rows), *WHERE)
+    assert header == ["method", "removes", "threshold", "ratio 0.5"]
+    assert table == [
+        ["l1", "filter", "layerwise", "2.50x, 60.0 % of params"],
+        ["l1-global", "filter", "global", "2.50x, 45.0 % of params"],
+        ["magnitude-layer", "weight", "layerwise", "2.50x (1.00x executed), 60.0 % of params"],
+    ]
+    # Where every arm has the same size there is nothing to see.
+    assert size_table(Results([], [], architectures=rows[:1] * 3), *WHERE)[1] == []
+
+
+def test_architectures_that_a_threshold_found_are_means_over_seeds():
+    rows = [
+        architecture("l1-global", 0, [("conv1", 2), ("conv2", 9)]),
+        architecture("l1-global", 1, [("conv1", 3), ("conv2", 9)]),
+        architecture("l1"),
+    ]
+    _, table = architecture_table(Results([], [], architectures=rows), *WHERE)
+    assert table == [["l1-global", "0.5", "s3.2", "filters", "2", "2.5-9"]]
+
+
+def test_each_pruned_network_is_listed_once_with_its_protocols(ledger):
+    for protocol in ("s3.2", "s2"):
+        store(ledger, scored(evidence("l1", protocol), 90.0))
+    rows = gather_ledger(CATALOG, ledger).architectures
+    assert [(row["method"], row["granularity"], row["macs"], row["layers"]) for row in rows] == [
+        ("l1", "filter", 400, {})
+    ]
+    assert rows[0]["protocols"] == ["s2", "s3.2"]

@@ -49,8 +49,8 @@ class Part:
     def digest(self) -> str:
         """SHA-256 over pixels and labels."""
         # Read where they are: a copy of a large split may not fit.
-        content = hashlib.sha256(np.ascontiguousarray(self.images.cpu().numpy()))
-        content.update(np.ascontiguousarray(self.labels.cpu().numpy()))
+        content = hashlib.sha256(np.ascontiguousarray(self.images.cpu().numpy()).data)
+        content.update(np.ascontiguousarray(self.labels.cpu().numpy()).data)
         return content.hexdigest()
 
 
@@ -220,7 +220,9 @@ def _imagenet(config: DataConfig, root: Path | None, download: bool) -> Raw:
 
     layout = "imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG"
     if root is None:
-        raise DataMissingError(f"ImageNet needs a data folder with {layout}: give --audit-data-root DIR")
+        raise DataMissingError(
+            f"ImageNet needs a data folder with {layout}: give --audit-data-root DIR, or set {DATA_VARIABLE}"
+        )
     try:
         train, test = (ImageFolder(str(root / "imagenet" / split)) for split in ("train", "val"))
     except OSError as error:

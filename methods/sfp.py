@@ -12,7 +12,8 @@ class SFP(TrainedMethod):
 
     Every prunable layer zeroes its share of filters (their weights alone: biases and normalisations stay as they are)
     whenever an epoch ends; the next epoch updates all filters, and may let zeroed ones grow again. Those that the last
-    zeroing chose are removed.
+    zeroing chose are removed. Behind a normalisation a filter that is zero has large gradients (its variance is next to
+    nothing) and may come back larger than those that stayed: epochs of few steps do not make up for that.
 
     Deviation: as long as the workload's pruning budget, so that the last epoch may be a part of one; it ends with a
     zeroing, too. The paper does not retrain, and zeroes the same share of every convolution, also on residual streams.

@@ -339,7 +339,7 @@ class Study(Frozen):
         protocols: Comparison setups; empty: the option's default.
         seeds: Run seeds 0 to N-1; None: the seeds of each workload.
         against: Rivals of the other methods; empty: all pairs.
-        fail_on: Verdicts that fail the gate; empty: no gate.
+        fail_on: Verdicts that fail the gate; empty: no gate; not stated: worse and unfair, where there are rivals.
         waive: Reason by rule: a failure of the rule is recorded and printed, and does not count.
     """
 
@@ -350,7 +350,7 @@ class Study(Frozen):
     protocols: tuple[str, ...] = ()
     seeds: int | None = Field(default=None, ge=1)
     against: tuple[str, ...] = ()
-    fail_on: tuple[Literal["better", "worse", "equivalent", "indeterminate", "unfair"], ...] = ()
+    fail_on: tuple[Literal["better", "worse", "equivalent", "indeterminate", "unfair"], ...] | None = None
     waive: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("waive")

@@ -59,3 +59,15 @@ def test_a_card_of_a_stranger_says_what_is_missing(tmp_path):
     (card,) = cards.rows(Catalog(extra_methods=(str(path),)), ["mine"])
     assert [card[name] for name in ("criterion", "schedule", "base", "training", "source")] == ["not specified"] * 5
     assert (card["removes"], card["scope"]) == ("filters", "layerwise")
+
+
+@pytest.mark.parametrize(
+    ("study", "granularities"),
+    [("all-filters-digits", ("filters", "blocks", "nothing")), ("all-weights-digits", ("weights",))],
+)
+def test_a_study_of_all_methods_names_them_all(study, granularities):
+    known = CATALOG.study(study)
+    named = {*known.methods, *known.against}
+    assert {card["name"] for card in cards.rows(CATALOG) if card["removes"] in granularities} == named - {
+        "unpruned"
+    } | ({"unpruned"} if "nothing" in granularities else set())

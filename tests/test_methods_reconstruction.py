@@ -141,11 +141,14 @@ def naive_regression(model, images, name, ratio=0.5):
         wanted = without_bias(original.get_submodule(consumer), input_of(original, consumer, images))
         table = design(module, maps)
         count = table.shape[1] - math.ceil(ratio * table.shape[1])
-        low, high = 0.0, float(np.abs(table.T @ wanted).max()) / len(wanted)
+        # The same sums of squares in as many rows as there are channels.
+        turned, square = np.linalg.qr(table)
+        goal = turned.T @ wanted
+        low, high = 0.0, float(np.abs(table.T @ wanted).max())
         chosen = []
         for _ in range(60):
             middle = (low + high) / 2
-            fit = Lasso(alpha=middle, fit_intercept=False, max_iter=100_000, tol=1e-10).fit(table, wanted)
+            fit = Lasso(alpha=middle, fit_intercept=False, max_iter=100_000, tol=1e-10).fit(square, goal)
             chosen = np.flatnonzero(fit.coef_).tolist()
             if len(chosen) == count:
                 break
@@ -169,12 +172,12 @@ def naive_regression(model, images, name, ratio=0.5):
 
 def test_channel_regression_by_every_output():
     model = network("resnet20")
-    workload = WORKLOADS["resnet20"].model_copy(update={"prunable": ("layer1.*.conv1", "layer2.0.conv1")})
-    shown = prune(method("channel-regression", batches=2, positions=EVERYWHERE), "resnet20", model, workload=workload)
+    workload = WORKLOADS["resnet20"].model_copy(update={"prunable": ("layer1.[01].conv1", "layer2.0.conv1")})
+    shown = prune(method("channel-regression", batches=1, positions=EVERYWHERE), "resnet20", model, workload=workload)
     layers = {name: NEXT["resnet20"][name] for name in shown.answer.kept}
-    assert len(layers) == 4
+    assert len(layers) == 3
     NEXT["part"] = layers
-    expected, kept = naive_regression(model, images_of(shown, 2), "part")
+    expected, kept = naive_regression(model, images_of(shown, 1), "part")
     assert shown.answer.kept == kept
     assert_equal_networks(shown.model, expected, kept, "resnet20", tolerance=1e-6)
 
@@ -182,10 +185,10 @@ def test_channel_regression_by_every_output():
 def test_channel_regression_behind_a_flattened_map_and_with_biases():
     model = network("lenet5")
     workload = WORKLOADS["lenet5"].model_copy(update={"prunable": ("conv1", "conv3")})
-    # 400 images leave more samples than there are weights of 60 channels.
-    found = prune(method("channel-regression", batches=10, positions=EVERYWHERE), "lenet5", model, workload=workload)
+    # 96 images leave more samples than there are weights of 60 channels.
+    found = prune(method("channel-regression", batches=6, positions=EVERYWHERE), "lenet5", model, workload=workload)
     NEXT["ends"] = {name: NEXT["lenet5"][name] for name in ("conv1", "conv3")}
-    expected, kept = naive_regression(model, images_of(found, 10), "ends")
+    expected, kept = naive_regression(model, images_of(found, 6), "ends")
     assert found.answer.kept == kept
     assert_equal_networks(found.model, expected, kept, "lenet5", tolerance=1e-6)
 
@@ -212,7 +215,7 @@ def test_overshoot_keeps_the_channels_that_were_larger():
 
 
 def test_channel_regression_makes_up_for_earlier_layers():
-    """Outputs of the original network are the target: the last next layer is nearer to them than after plain removal."""
+    """Outputs of the original network are the target: what is refitted is nearer to them than after plain removal."""
     model = network("lenet5")
     found = prune(method("channel-regression", batches=10), "lenet5", model)
     images = images_of(found, 10)
@@ -295,9 +298,9 @@ def test_inputs_behind_a_flattened_map_belong_to_their_filter():
     assert consumer.inputs_of([0, 2]).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
     windows, outputs = samples(model, model.linear, [images], 10, generator(0, "test"))
     table = design(model.linear, input_of(model, "linear", images)).reshape(-1, 3, 4).sum(axis=2)
-    np.testing.assert_allclose(contributions(consumer, windows, 3).numpy(), table.T @ table, rtol=1e-10)
+    np.testing.assert_allclose(contributions(consumer, windows, 3).numpy(), table.T @ table, rtol=1e-8)
     found = correlations(consumer, windows, outputs, 3)
-    np.testing.assert_allclose(found.numpy(), table.T @ outputs.flatten().numpy(), rtol=1e-10)
+    np.testing.assert_allclose(found.numpy(), table.T @ outputs.flatten().numpy(), rtol=1e-8)
 
 
 # Oracle
@@ -311,7 +314,7 @@ def loss_after(model, kept, batches, example):
         return float(F.cross_entropy(small(images), labels))
 
 
-TINY = {"lenet5": ("conv1", 0.5, 20), "resnet20": ("layer2.0.conv1", 0.06, 496)}
+TINY = {"lenet5": ("conv1", 0.5, 20), "resnet20": ("layer2.0.conv1", 0.03, 32)}
 
 
 def tiny(name):
@@ -362,10 +365,10 @@ def test_where_there_are_many_the_oracle_is_the_best_of_a_sample():
 
 def test_the_sample_is_uniform_and_has_no_duplicates():
     workload, layer, ratio, _ = tiny("lenet5")
+    task = prune("random", "lenet5", ratio=ratio, workload=workload).task
     counts = dict.fromkeys(itertools.combinations(range(6), 3), 0)
     draws = 200
     for seed in range(draws):
-        task = prune("random", "lenet5", ratio=ratio, workload=workload, seed=seed).task if seed == 0 else task
         task._seed = seed
         choices = [tuple(kept[layer]) for kept in module_of("oracle").candidates(task, 10)]
         assert len(set(choices)) == 10

@@ -278,6 +278,8 @@ def test_network_slimming_removes_the_share_of_all_filters_that_a_paper_states(r
     # One layer would lose everything.
     with torch.no_grad():
         model.layer2[1].bn1.weight.mul_(1e-3)
+        # What counts is how far a scale is from zero.
+        model.layer3[0].bn1.weight.neg_()
     found = prune("network-slimming", "resnet20", model, ratio=ratio, steps=1, lr="0:1e-9", workload=workload)
     scales = sorted(
         (abs(float(scale)), layer.name, index)

@@ -105,8 +105,8 @@ def test_a_ratio_that_is_a_label_says_what_share_of_macs_goes(name):
         assert round(1 - 1 / shapes.speedup(workload, ratio), 3) == ratio
 
 
-# Theirs remove floor(share · N) + 1 filters: the threshold is an element, and what is not above it goes. Ours are as many,
-# but for one filter where share · N is whole.
+# Theirs remove floor(share · N) + 1 filters: the threshold is an element, and what is not above it goes. Ours remove as
+# many, but for one filter where share · N is whole.
 @pytest.mark.parametrize(
     ("name", "params", "removed"), [("cifar10", 20_035_018, 3853), ("cifar100", 20_081_188, 2753 - 1)]
 )

@@ -157,13 +157,13 @@ class AuditSession:
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
-        words = _names(option.audit_fail_on) or self.study.fail_on
-        for word in words:
+        words: tuple[str, ...] | None = _names(option.audit_fail_on) or self.study.fail_on
+        for word in words or ():
             if word not in FAIL_ON:
                 raise ConfigError(f"--audit-fail-on: {unknown('verdict', word, FAIL_ON)}")
-        if not words and (self.selection.against or self.baseline is not None):
+        if words is None and (self.selection.against or self.baseline is not None):
             return ("worse", "unfair")
-        return words
+        return words or ()
 
     @cached_property
     def device(self) -> str:

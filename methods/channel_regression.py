@@ -28,8 +28,8 @@ class ChannelRegression(Method):
     makes up for the error so far (sec. 3.2). As in the paper's experiments, the choice comes first and the refit once,
     after it, and x̂_c has the trained weights: β = 1 is the network as it is.
 
-    Deviation: the whole path of solutions is followed exactly (LARS) instead of trying values of λ. Where more than
-    the wanted number vanish at one λ, the largest |β| before stay. Of several least-squares solutions the one nearest
+    Deviation: the whole path of solutions is followed exactly (LARS) instead of trying values of λ. Where fewer than
+    the wanted number ever differ from zero (dead channels), the first of the others stay, too. Of several least-squares solutions the one nearest
     to the trained weights is taken. In a residual block the branch's own output is kept, not the sum with the shortcut
     (sec. 3.3), whose normalisation stands between.
     """
@@ -93,12 +93,9 @@ def choose(layer: PrunableLayer, found: list[Samples], count: int) -> list[int]:
     )
     path = torch.as_tensor(path).abs().T
     left = (path > 0).sum(dim=1)
-    few = int((left <= count).nonzero().max())
-    # Sorted by what is left at this λ, then by what was left before.
-    before = path[min(few + 1, len(path) - 1)]
-    order = sorted(
-        range(layer.channels), key=lambda index: (-float(path[few, index] > 0), -float(before[index]), index)
-    )
+    # One joins at a time, so as many as wanted are left somewhere, unless others cannot make any difference.
+    last = path[int((left <= count).nonzero().max())]
+    order = sorted(range(layer.channels), key=lambda index: (not last[index], index))
     return sorted(order[:count])
 
 

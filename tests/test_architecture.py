@@ -13,7 +13,7 @@ PACKAGE = ROOT / "pruneaudit"
 FLOORS = [
     {"errors", "ratios", "schedule", "streams"},
     {"config"},
-    {"catalog", "cards", "cells", "scaffold", "settings"},
+    {"catalog", "cells", "scaffold", "settings"},
     {"records", "ledger", "merging"},
     {"workloads"},
     {"measure"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"campaign", "executors"},
     {"audit"},
     {"report"},
-    {"planning", "cli", "plugin"},
+    {"planning", "cards", "cli", "plugin"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 NO_TORCH = [

@@ -203,8 +203,23 @@ def choice(table, wanted, count):
     return module_of("channel-regression").choose(layer, [(consumer, table[:, :, None], wanted[:, None])], count)
 
 
-def test_overshoot_keeps_the_channels_that_were_larger():
-    """Channels of one size leave at one λ; those that never come back go by index."""
+@pytest.mark.parametrize("seed", range(10))
+def test_lambda_rises_until_the_wanted_number_is_left(seed):
+    """Correlated channels, where the next one to leave is not the smallest, and some come back."""
+    draw = np.random.default_rng(seed)
+    table = draw.normal(size=(40, 12)) @ draw.normal(size=(12, 12))
+    wanted = table.sum(axis=1) + draw.normal(size=40)
+    supports = []
+    for alpha in np.geomspace(1e-6, 1, 4000) * np.abs(table.T @ wanted).max() / 40:
+        fit = Lasso(alpha=alpha, fit_intercept=False, max_iter=100_000, tol=1e-7).fit(table, wanted)
+        supports.append(np.flatnonzero(fit.coef_).tolist())
+    for count in range(1, 12):
+        first = next(support for support in supports if len(support) <= count)
+        assert choice(torch.tensor(table), torch.tensor(wanted), count) == first
+
+
+def test_channels_of_equal_standing_and_dead_ones():
+    """Those that leave at one λ leave one by one; those that never come back go by index."""
     table = torch.eye(4, dtype=torch.float64)
     assert choice(table, torch.tensor([1.0, 3.0, 3.0, 2.0], dtype=torch.float64), 3) == [1, 2, 3]
     assert choice(table, torch.tensor([1.0, 3.0, 3.0, 2.0], dtype=torch.float64), 1) in ([1], [2])

@@ -289,6 +289,12 @@ def test_one_by_one_convolutions_count_as_matrices():
     assert kernel_penalty(model, 1.0)(0).item() == pytest.approx(float(expected), rel=1e-10)
 
 
+def test_layers_of_one_shape_keep_their_own_stride():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, stride=2)).double()
+    expected = naive_convolutional(model[1].weight.detach(), 1) + naive_convolutional(model[2].weight.detach(), 2)
+    assert convolution_penalty(model, 1.0)(0).item() == pytest.approx(float(expected), rel=1e-10)
+
+
 @pytest.mark.parametrize("name", ["resnet20", "lenet5"])
 @pytest.mark.parametrize("method", ["kernorth-l1", "orthconv-l1"])
 def test_regularised_training_equals_a_naive_loop(method, name):

@@ -246,7 +246,8 @@ def test_matched_random_weights_shuffle_each_layer_on_its_own():
     model.layer1[0].conv2.load_state_dict(model.layer1[0].conv1.state_dict())
     for method, same in (("magnitude-global", True), ("matched-random-weight", False)):
         masks = prune(method, "resnet20", model).answer.masks
-        assert torch.equal(masks["layer1.0.conv1"], masks["layer1.0.conv2"]) == same
+        # The threshold may fall between two equal weights.
+        assert (int((masks["layer1.0.conv1"] ^ masks["layer1.0.conv2"]).sum()) <= 1) == same
 
 
 # Lottery tickets

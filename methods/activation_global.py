@@ -14,8 +14,7 @@ class ActivationGlobal(WeightScore):
 
         |w| · mean over pixels |mean over images a|
 
-    Deviation: biases keep all their values (ShrinkBench masks them, too). The ratio is read as that of the MACs that
-    layerwise pruning leaves, so that arms stand at one speedup.
+    Deviation: biases keep all their values (ShrinkBench masks them, too).
     """
 
     scope = "global"

@@ -29,9 +29,9 @@ class ChannelRegression(Method):
     after it, and x̂_c has the trained weights: β = 1 is the network as it is.
 
     Deviation: the whole path of solutions is followed exactly (LARS) instead of trying values of λ. Where fewer than
-    the wanted number ever differ from zero (dead channels), the first of the others stay, too. Of several least-squares solutions the one nearest
-    to the trained weights is taken. In a residual block the branch's own output is kept, not the sum with the shortcut
-    (sec. 3.3), whose normalisation stands between.
+    the wanted number ever differ from zero (dead channels), the first of the others stay, too. Of several least-squares
+    solutions the one nearest to the trained weights is taken. In a residual block the branch's own output is kept, not
+    the sum with the shortcut (sec. 3.3), because a normalisation stands between.
     """
 
     rewrites = True

@@ -15,8 +15,7 @@ class GradientGlobal(WeightScore):
     loss changes when the weight goes.
 
     Deviation: the gradient is taken with the running statistics of normalisations, so that scoring changes none of them
-    (ShrinkBench: with those of the minibatch). Biases keep all their values (ShrinkBench masks them, too). The ratio is
-    read as that of the MACs that layerwise pruning leaves, so that arms stand at one speedup.
+    (ShrinkBench: with those of the minibatch). Biases keep all their values (ShrinkBench masks them, too).
     """
 
     scope = "global"

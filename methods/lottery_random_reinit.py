@@ -14,8 +14,7 @@ class LotteryRandomReinit(WeightScore):
     initialised with. Liu et al., ICLR 2019, Table 8, call it random initialisation; their scaling of the deviation by
     the density (which they found to bring nothing) is left out, so that ticket and control differ in the draw alone.
 
-    Deviation: the ratio is read as that of the MACs that layerwise pruning leaves. The control retrains as long as its
-    protocol says.
+    Deviation: the control retrains as long as its protocol says.
     """
 
     scope = "global"

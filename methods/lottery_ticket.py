@@ -12,8 +12,8 @@ class LotteryTicket(WeightScore):
     One-shot, as in Liu et al., ICLR 2019, Table 8: the smallest absolute trained weights of all layers go, and
     everything else (biases, normalisations and their statistics, too) is set back to the base's initialisation.
 
-    Deviation: the ratio is read as that of the MACs that layerwise pruning leaves. A ticket retrains as long as its
-    protocol says; only S1 and S2 give it a whole training, as the papers do.
+    Deviation: a ticket retrains as long as its protocol says; only S1 and S2 give it a whole training, as the papers
+    do.
     """
 
     scope = "global"

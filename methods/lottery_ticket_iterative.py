@@ -19,8 +19,8 @@ class LotteryTicketIterative(TrainedMethod):
     point, and the last one meets it.
 
     Deviation: papers train every round as long as the base model. Here all rounds share the workload's pruning budget
-    in equal parts, at the first learning rate of the base model's training. The ratio is read as that of the MACs that
-    layerwise pruning leaves. A ticket retrains as long as its protocol says; only S1 and S2 give it a whole training.
+    in equal parts, at the first learning rate of the base model's training. A ticket retrains
+    as long as its protocol says; only S1 and S2 give it a whole training.
     """
 
     granularity = "weight"

@@ -12,9 +12,8 @@ class LotteryTicketRewind(WeightScore):
     As ``lottery-ticket``, but the network is set back to what the base model was after ``epoch`` epochs.
 
     Deviation: one-shot (theirs iterates), and rewound to an epoch (theirs to a step within the first percents of the
-    training). A base model of E epochs is rewound to epoch E - 1 at the latest. The ratio is read as that of the MACs
-    that layerwise pruning leaves. A ticket retrains as long as its protocol says; only S1 and S2 give it a whole
-    training.
+    training). A base model of E epochs is rewound to epoch E - 1 at the latest. A ticket retrains as long
+    as its protocol says; only S1 and S2 give it a whole training.
     """
 
     scope = "global"

@@ -9,8 +9,7 @@ from pruneaudit.pruning.layers import PrunableLayer
 class MagnitudeGlobal(WeightScore):
     """Smallest absolute weights of all layers first. Han et al., NeurIPS 2015; Blalock et al., MLSys 2020, sec. 7.
 
-    Deviation: biases and normalisations keep all their values (ShrinkBench masks biases, too), and the ratio is read as
-    that of the MACs that layerwise pruning leaves, so that arms stand at one speedup.
+    Deviation: biases and normalisations keep all their values (ShrinkBench masks biases, too).
     """
 
     scope = "global"

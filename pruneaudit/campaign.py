@@ -208,7 +208,7 @@ class Planner:
             prunable=self.workload.prunable,
             skip=self.workload.skip,
             layer_ratios=tuple(self.workload.shares_at(self.cell.ratio).items()),
-            operating_point=self.workload.operating_point if self.method.scope == "global" else "macs",
+            operating_point=self._operating_point(),
         )
         # Retraining depends on the method's code only where the method acts in it.
         acts: dict[str, Any] = {"method_digest": self.source.digest, "method_parameters": self.method.parameters()}
@@ -286,17 +286,25 @@ class Planner:
         base = self._base(own=False)
         if self.source.found_by is None:
             widths = shapes.widths_at(self.workload, self.cell.ratio)
-            return CellPlan(base, None, None, (self._scratch(arm, widths=widths),))
-        finder = Planner(self.catalog, self.settings, replace(self.cell, method=self.source.found_by)).plan()
+            return CellPlan(base, None, None, (self._scratch(arm, self.method, widths=widths),))
+        planner = Planner(self.catalog, self.settings, replace(self.cell, method=self.source.found_by))
+        finder = planner.plan()
         if finder.prune is None:
             raise ConfigError(
                 f"'{self.cell.method}': '{self.source.found_by}' finds no architecture; it prunes nothing"
             )
         found = tuple(run for run in (finder.base, finder.topup, finder.prune) if run is not None)
-        return CellPlan(base, None, None, (self._scratch(arm, shape_of=finder.prune.run_id),), found)
+        return CellPlan(base, None, None, (self._scratch(arm, planner.method, shape_of=finder.prune.run_id),), found)
 
-    def _scratch(self, arm: ScratchArm, **shape: Any) -> RunSpec:
-        speedup = shapes.speedup(self.workload, self.cell.ratio)
+    def _operating_point(self) -> str:
+        """What a global threshold over filters must reach; it changes nothing for any other method."""
+        over_filters = (self.method.granularity, self.method.scope) == ("filter", "global")
+        return self.workload.operating_point if over_filters else "macs"
+
+    def _scratch(self, arm: ScratchArm, finder: Method, **shape: Any) -> RunSpec:
+        """Training from random weights; what a threshold will find is planned by its target."""
+        target = shapes.target(self.workload, self.cell.ratio, finder.granularity, finder.scope)
+        speedup = shapes.shape(self.workload).macs / target.macs
         recipe = arm.recipe(self.workload, speedup)
         if arm.follows_protocol and self.protocol.scratch != "recipe":
             factor = speedup if self.protocol.scratch == "equal-macs" else 1.0

@@ -125,27 +125,32 @@ def target(workload: Workload, ratio: float, granularity: Granularity = "filter"
         everything = known.of_widths({})
         lost = {name: 0 if granularity == "block" else known.filters[name] - 1 for name in counts}
         unit = max(everything - known.of_widths({name: width}) for name, width in lost.items())
-    total = sum(counts.values())
-    share = total - removed_filters(total, ratio) if workload.operating_point == "share" else None
+    share = None
+    if scope == "global" and granularity == "weight":
+        # Papers state a share of weights; as many as layerwise arms keep, to the weight.
+        share = sum(stay.values())
+    elif scope == "global" and granularity == "filter" and workload.operating_point == "share":
+        total = sum(counts.values())
+        share = total - removed_filters(total, ratio)
     return Target(
         granularity=granularity,
         scope=scope,
         stay=stay,
         macs=reached,
         unit=unit,
-        share=share if scope == "global" and granularity != "block" else None,
+        share=share,
     )
 
 
 def missed(asked: Target, stay: Mapping[str, int], known: Costs) -> str:
     """How filters (weights) that stay miss what one threshold for all layers was to reach, or nothing.
 
-    The MACs that are left must be as near as one filter (weight, block) allows; a share of all filters must be exact.
+    The MACs that are left must be as near as one filter (block) allows, a share of all filters or weights exact.
     """
     if asked.share is not None:
         total = sum(stay.values())
         return "" if total == asked.share else f"{total} {asked.granularity}s stay, not {asked.share}"
-    macs_left = known.of_weights(stay) if asked.granularity == "weight" else known.of_widths(stay)
+    macs_left = known.of_widths(stay)
     if abs(macs_left - asked.macs) <= asked.unit:
         return ""
     return f"{macs_left} MACs are left, not {asked.macs} (one {asked.granularity} has {asked.unit})"

@@ -140,9 +140,10 @@ class PruningTask:
     def keep_highest_overall(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What stays when the lowest scores of all layers go, at least one filter (weight) staying in each layer.
 
-        As many go as bring the MACs nearest to those of a network whose layers all lose their share: global and
-        layerwise arms then stand at one speedup (F103). A workload may ask for a share of all filters instead, as
-        papers do (``operating_point``). Ties: layers in order, then the lower index first.
+        As many filters go as bring the MACs nearest to those of a network whose layers all lose their share: global and
+        layerwise arms then stand at one speedup (F103). A workload may ask for a share of all filters instead, as some
+        papers do (``operating_point``). Of single weights as many stay as layerwise arms keep, as papers state it.
+        Ties: layers in order, then the lower index first.
 
         Args:
             scores: A score for each filter ``[out_channels]`` (or each weight) of each layer, by name.
@@ -190,10 +191,6 @@ class PruningTask:
             total = sum(self.units(layer) for layer in self.layers)
             return min(len(removals), total - self.target.share)
         costs = shapes.costs(self.workload)
-        if self.target.granularity == "weight":
-            spared = torch.tensor([costs.of_weight(name) for name in names])[removals].cumsum(0)
-            macs = costs.of_weights({}) - torch.cat([torch.zeros(1, dtype=torch.int64), spared])
-            return int((macs - self.target.macs).abs().argmin())
 
         def macs_after(count: int) -> int:
             removed = torch.bincount(removals[:count], minlength=len(names)).tolist()

@@ -216,7 +216,7 @@ def test_macs_and_parameters_count_what_is_not_zero(real, method):
     dense = shapes.shape(WORKLOAD)
     assert (run.executed_macs, run.base_macs, run.base_params) == (dense.macs, dense.macs, dense.params)
     assert run.granularity == "weight" and run.nonzero[-1] == sum(run.stay.values())
-    assert real.obtain(cell(method)).speedup == run.speedup == dense.macs / run.macs > 8
+    assert real.obtain(cell(method)).speedup == run.speedup == dense.macs / run.macs > 2
 
 
 def test_a_smaller_network_executes_what_it_counts(real):

@@ -203,19 +203,23 @@ def choice(table, wanted, count):
     return module_of("channel-regression").choose(layer, [(consumer, table[:, :, None], wanted[:, None])], count)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_lambda_rises_until_the_wanted_number_is_left(seed):
-    """Correlated channels, where the next one to leave is not the smallest, and some come back."""
+    """Correlated channels: the next one to leave need not be the smallest."""
     draw = np.random.default_rng(seed)
-    table = draw.normal(size=(40, 12)) @ draw.normal(size=(12, 12))
+    table = draw.normal(size=(40, 8)) @ (np.eye(8) + 0.7 * draw.normal(size=(8, 8)))
     wanted = table.sum(axis=1) + draw.normal(size=40)
     supports = []
-    for alpha in np.geomspace(1e-6, 1, 4000) * np.abs(table.T @ wanted).max() / 40:
+    for alpha in np.geomspace(1e-6, 1, 1000) * np.abs(table.T @ wanted).max() / 40:
         fit = Lasso(alpha=alpha, fit_intercept=False, max_iter=100_000, tol=1e-7).fit(table, wanted)
         supports.append(np.flatnonzero(fit.coef_).tolist())
-    for count in range(1, 12):
+    compared = 0
+    for count in range(1, 8):
         first = next(support for support in supports if len(support) <= count)
-        assert choice(torch.tensor(table), torch.tensor(wanted), count) == first
+        if len(first) == count:
+            assert choice(torch.tensor(table), torch.tensor(wanted), count) == first
+            compared += 1
+    assert compared >= 4, "the others fall between two values of λ"
 
 
 def test_channels_of_equal_standing_and_dead_ones():
@@ -343,8 +347,9 @@ def tiny(name):
 def test_the_oracle_is_the_best_of_all_smaller_networks(name, seed):
     workload, layer, ratio, count = tiny(name)
     model = network(name, seed)
-    found = prune(method("oracle", limit=count, batches=2), name, model, ratio=ratio, workload=workload)
-    batches = list(found.task.batches(2))
+    found = prune(method("oracle", limit=count, batches=3), name, model, ratio=ratio, workload=workload)
+    batches = list(found.task.batches(3))
+    assert len({len(labels) for _, labels in batches}) == 2, "the last one is smaller"
     example = shapes.example(workload).double()
     channels = model.get_submodule(layer).weight.shape[0]
     stay = channels - math.ceil(ratio * channels)
@@ -354,7 +359,9 @@ def test_the_oracle_is_the_best_of_all_smaller_networks(name, seed):
     }
     assert len(losses) == count
     assert tuple(found.answer.kept[layer]) == min(losses, key=losses.get)
-    assert found.consumption.scoring_samples == count * 2 * BATCH
+    every_image = loss_after(model, {}, batches, example)
+    assert module_of("oracle").mean_loss(found.model, batches) == pytest.approx(every_image, rel=1e-12)
+    assert found.consumption.scoring_samples == count * sum(len(labels) for _, labels in batches)
     assert found.consumption.training_samples == 0
 
 

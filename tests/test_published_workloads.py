@@ -323,42 +323,41 @@ def test_pruning_lasts_as_long_as_its_comment_says(name):
 # ImageNet
 
 
-IMAGENET = DataConfig(name="imagenet", size=8, mean=(0.5,) * 3, std=(0.5,) * 3, validation=2)
+IMAGENET = DataConfig(name="imagenet", size=28, mean=(0.5,) * 3, std=(0.5,) * 3, validation=2)
 PICTURES = {"train": {"n01": 4, "n02": 3}, "val": {"n01": 2, "n02": 1}}
 
 
-def picture(number, size=(20, 12)):
-    """Random pixels, no two numbers alike; width and height."""
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def picture(number):
+    """Random pixels, no two numbers alike; every second one upright."""
+    height, width = (40, 60) if number % 2 else (60, 40)
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def unpack(root, pictures=PICTURES):
-    """A tiny ImageNet below a data root: lossless files under the usual ending, every second one upright."""
+    """A tiny ImageNet below a data root: lossless files under the usual ending."""
     number = 0
     for split, classes in pictures.items():
         for label, count in classes.items():
             folder = root / "imagenet" / split / label
             folder.mkdir(parents=True)
             for index in range(count):
-                picture(number, (20, 12) if number % 2 else (12, 20)).save(folder / f"{index}.JPEG", format="PNG")
+                picture(number).save(folder / f"{index}.JPEG", format="PNG")
                 number += 1
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Facts of the tiny ImageNet in place of the real ones."""
+    """Facts of the tiny ImageNet in place of the real ones; a thread reads three of its files."""
     monkeypatch.setitem(datasets._STORED, "imagenet", (3, 224, 2, 7, 3))
+    monkeypatch.setattr(datasets, "_FILES_OF_A_THREAD", 3)
 
 
 def centre(number):
-    """What should be kept of a picture: the middle 8 pixels once its shorter side has 9."""
-    image = picture(number, (20, 12) if number % 2 else (12, 20))
-    image = image.resize((15, 9) if number % 2 else (9, 15), Image.Resampling.BILINEAR)
-    left, top = (image.width - 8) / 2, (image.height - 8) / 2
-    # Half a pixel goes to the even side, as torchvision's crop rounds.
-    left, top = round(left), round(top)
-    return np.asarray(image.crop((left, top, left + 8, top + 8)))
+    """What should be kept of a picture: the middle 28 pixels once its shorter side has 32, as 224 of 256."""
+    image = picture(number)
+    image = image.resize((48, 32) if number % 2 else (32, 48), Image.Resampling.BILINEAR)
+    left, top = (image.width - 28) // 2, (image.height - 28) // 2
+    return np.asarray(image.crop((left, top, left + 28, top + 28)))
 
 
 def test_imagenet_is_known_without_its_files():
@@ -374,7 +373,7 @@ def test_imagenet_is_read_from_folders(tmp_path, tiny):
     known = facts(IMAGENET)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (5, 2, 3)
     assert (known.train, known.validation, known.test) == (5, 2, 3)
-    assert (dataset.channels, dataset.height, dataset.classes) == (3, 8, 2)
+    assert (dataset.channels, dataset.height, dataset.classes) == (3, 28, 2)
     # Both parts of the training folder together are all of its images, each with the label of its folder.
     found = {
         (image.numpy().tobytes(), int(label))
@@ -385,13 +384,13 @@ def test_imagenet_is_read_from_folders(tmp_path, tiny):
     assert np.array_equal(dataset.test.images.numpy(), np.stack([centre(number) for number in (7, 8, 9)]))
     assert dataset.test.labels.tolist() == [0, 0, 1]
     images, _ = next(dataset.batches(0, "retrain", 0, 4))
-    assert images.shape == (4, 3, 8, 8)
+    assert images.shape == (4, 3, 28, 28)
 
 
 def test_grey_pictures_get_three_channels(tmp_path, tiny):
     unpack(tmp_path)
-    Image.new("L", (20, 20), 77).save(tmp_path / "imagenet" / "val" / "n02" / "0.JPEG", format="PNG")
-    assert torch.equal(load(IMAGENET, tmp_path).test.images[2], torch.full((8, 8, 3), 77, dtype=torch.uint8))
+    Image.new("L", (50, 40), 77).save(tmp_path / "imagenet" / "val" / "n02" / "0.JPEG", format="PNG")
+    assert torch.equal(load(IMAGENET, tmp_path).test.images[2], torch.full((28, 28, 3), 77, dtype=torch.uint8))
 
 
 def refusal(kind, config, root):
@@ -423,17 +422,16 @@ def test_classes_must_be_the_same_in_both_folders(tmp_path, tiny):
     assert "classes" in refusal(DataMissingError, IMAGENET, tmp_path)
 
 
-@pytest.mark.parametrize(("pad", "needed"), [(0, 2 * 7 + 3), (4, 7 + 3 + 4 * 7)])
+@pytest.mark.parametrize(("pad", "needed"), [(0, 2 * 7 + 3), (14, 7 + 3 + 4 * 7)])
 def test_imagenet_that_does_not_fit_is_refused_before_it_is_read(tmp_path, tiny, monkeypatch, pad, needed):
     unpack(tmp_path)
     config = IMAGENET.model_copy(update={"pad": pad})
-    memory = needed * 3 * 8 * 8
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory - 1}.__getitem__)
-    monkeypatch.setattr(datasets, "_centres", lambda *_: pytest.fail("read all the same"))
-    message = refusal(ConfigError, config, tmp_path)
-    assert "ImageNet at 8 pixels" in message and "data.size" in message
-    monkeypatch.undo()
-    monkeypatch.setitem(datasets._STORED, "imagenet", (3, 224, 2, 7, 3))
+    memory = needed * 3 * 28 * 28
+    with monkeypatch.context() as small:
+        small.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory - 1}.__getitem__)
+        small.setattr(datasets, "_centres", lambda *_: pytest.fail("read all the same"))
+        message = refusal(ConfigError, config, tmp_path)
+    assert "ImageNet at 28 pixels" in message and "data.size" in message
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)
     assert len(load(config, tmp_path).train) == 5
 

@@ -248,6 +248,10 @@ def _imagenet(config: DataConfig, root: Path | None, download: bool) -> Raw:
     return Raw(_centres(train.samples, side), next(labels), _centres(test.samples, side), next(labels))
 
 
+# As many files at once as one thread reads: a million single jobs would take more memory than they save time.
+_FILES_OF_A_THREAD = 1000
+
+
 def _centres(samples: list[tuple[str, int]], side: int) -> np.ndarray:
     """Centres of image files, ``[N, side, side, 3]``: the usual test images, 224 pixels of a shorter side of 256."""
     from concurrent.futures import ThreadPoolExecutor
@@ -258,13 +262,13 @@ def _centres(samples: list[tuple[str, int]], side: int) -> np.ndarray:
     centres = np.empty((len(samples), side, side, 3), dtype=np.uint8)
 
     def read(start: int) -> None:
-        for number, (path, _) in enumerate(samples[start : start + 1000], start):
+        for number, (path, _) in enumerate(samples[start : start + _FILES_OF_A_THREAD], start):
             with Image.open(path) as image:
                 resized = functional.resize(image.convert("RGB"), round(side * 256 / 224))
             centres[number] = np.asarray(functional.center_crop(resized, side))
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(read, range(0, len(samples), 1000)))
+        list(pool.map(read, range(0, len(samples), _FILES_OF_A_THREAD)))
     return centres
 
 

@@ -167,14 +167,18 @@ class Stages:
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
     ) -> Outcome:
         model, masks = self._inherit(workload, parent)
-        outcome = self._train(model, spec, dataset, "retrain", progress, masks, self._act_in_retraining(spec, workload))
+        # Its source is part of the run's identity where the method acts in retraining, and only there.
+        method = self._method(spec).create() if spec.method_digest else None
+        state: dict[str, Any] = {}
+        hooks = None
+        if method is not None:
+            model = self._place(model, spec)
+            hooks = _acts(method, model, spec, workload, dataset, state)
+        outcome = self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
         outcome.kept, outcome.granularity = parent.kept, parent.granularity
         outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
+        outcome.in_retraining = method.in_retraining if method is not None else ""
         return outcome
-
-    def _act_in_retraining(self, spec: RunSpec, workload: Workload) -> Method | None:
-        """The method that acts while its network retrains, or None."""
-        return self._method(spec).create() if spec.method_digest else None
 
     def _method(self, spec: RunSpec) -> MethodSource:
         """The method of a run, as it was when the run was planned.
@@ -271,10 +275,10 @@ class Stages:
         stream: str,
         progress: Progress | None,
         masks: dict[str, torch.Tensor] | None = None,
-        method: Method | None = None,
+        hooks: Hooks | None = None,
+        state: dict[str, Any] | None = None,
     ) -> Outcome:
         model = self._place(model, spec)
-        state: dict[str, Any] = {}
         with Meter(model) as meter:
             trainer = Trainer(
                 model,
@@ -289,32 +293,15 @@ class Stages:
                 state,
                 masks,
             )
-            history = trainer.fit(None if method is None else self._hooks(method, model, spec, dataset, state))
+            history = trainer.fit(hooks)
         return Outcome(
             model,
             meter.consumption,
             history,
             masks=masks or {},
-            in_retraining=method.in_retraining if method is not None else "",
             resumed=trainer.resumed_from,
             training_seconds=trainer.training_seconds,
         )
-
-    def _hooks(self, method: Method, model: nn.Module, spec: RunSpec, dataset: Dataset, state: dict[str, Any]) -> Hooks:
-        """What a method adds to retraining.
-
-        Raises:
-            MethodError: It raised.
-        """
-        assert spec.ratio is not None
-        steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
-        workload = self.catalog.workload(spec.workload)
-        try:
-            return method.retraining(RetrainingTask(model, workload, spec.ratio, steps, state))
-        except AuditError:
-            raise
-        except Exception as error:
-            raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
 
     def _inherit(self, workload: Workload, parent: RunRecord) -> tuple[nn.Module, dict[str, torch.Tensor]]:
         """The network that a run left, with its weights, and the masks of its weights."""
@@ -476,6 +463,24 @@ def read_checkpoint(path: Path) -> bytes:
         return path.expanduser().read_bytes()
     except OSError as error:
         raise ConfigError(f"base {path}: {error.strerror}") from None
+
+
+def _acts(
+    method: Method, model: nn.Module, spec: RunSpec, workload: Workload, dataset: Dataset, state: dict[str, Any]
+) -> Hooks:
+    """What a method adds to retraining.
+
+    Raises:
+        MethodError: It raised.
+    """
+    assert spec.ratio is not None
+    steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
+    try:
+        return method.retraining(RetrainingTask(model, workload, spec.ratio, steps, state))
+    except AuditError:
+        raise
+    except Exception as error:
+        raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
 
 
 def _initialise(model: nn.Module, seed: int, *stream: str) -> None:

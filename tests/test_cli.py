@@ -95,7 +95,7 @@ def test_methods_lists_a_users_own_file(run, tmp_path):
     code, out, _ = run("methods", "--audit-method", spec, "--json")
     (row,) = [row for row in json.loads(out) if row["name"] == "my-pruner"]
     assert code == 0
-    assert row["summary"] == "Made for a test." and row["kind"] == "FilterScore" and not row["core"]
+    assert row["summary"] == "Made for a test." and row["removes"] == "filters" and not row["core"]
     assert row["published_recipe"] == "not specified"
 
 

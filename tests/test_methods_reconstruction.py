@@ -360,7 +360,8 @@ def test_the_oracle_is_the_best_of_all_smaller_networks(name, seed):
     assert len(losses) == count
     assert tuple(found.answer.kept[layer]) == min(losses, key=losses.get)
     every_image = loss_after(model, {}, batches, example)
-    assert module_of("oracle").mean_loss(found.model, batches) == pytest.approx(every_image, rel=1e-12)
+    with torch.no_grad():
+        assert module_of("oracle").mean_loss(found.model, batches) == pytest.approx(every_image, rel=1e-12)
     assert found.consumption.scoring_samples == count * sum(len(labels) for _, labels in batches)
     assert found.consumption.training_samples == 0
 

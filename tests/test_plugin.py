@@ -173,7 +173,8 @@ def test_a_broken_method_costs_its_own_cells(checkout):
 def test_a_method_that_declines_a_workload_is_skipped_with_its_reason(checkout):
     write_method(checkout, "picky", "raise AssertionError('never called')")
     path = checkout.root / "picky.py"
-    path.write_text(path.read_text() + "\n    def skip(self, workload):\n        return 'needs more channels'\n")
+    declines = "        return 'needs more channels' if workload.model == 'lenet5' else None"
+    path.write_text(f"{path.read_text()}\n    def skip(self, workload):\n{declines}\n")
     selection = (
         "suite",
         *QUICK[1:],
@@ -194,6 +195,17 @@ def test_a_method_that_declines_a_workload_is_skipped_with_its_reason(checkout):
     outcome = checkout.pytest(*selection, "--audit-from", str(checkout.ledger))
     assert outcome.code == 0 and results(checkout) == found, outcome.text
     assert all(record.method == "l1" for record in Ledger(checkout.ledger).cells()), "it was never tried"
+
+
+def test_a_method_that_declines_every_workload_fails(checkout):
+    write_method(checkout, "useless", "raise AssertionError('never called')")
+    path = checkout.root / "useless.py"
+    path.write_text(path.read_text() + "\n    def skip(self, workload):\n        return 'I do not want to'\n")
+    select = ("-k", "useless and lenet5-digits and (describes or (r0.5 and s3.2 and seed0))")
+    outcome = checkout.pytest("suite", *select, "--audit-method", "useless.py", "--audit-budget", "smoke")
+    assert outcome.code == 1, outcome.text
+    assert "method 'useless' applies to no workload; of lenet5-digits it says: I do not want to" in outcome.text
+    assert "method 'useless' does not apply to lenet5-digits: I do not want to" in outcome.text
 
 
 USAGE = {

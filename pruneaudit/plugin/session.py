@@ -131,6 +131,7 @@ class AuditSession:
         self._dockets: dict[str, Docket] = {}
         self._verdicts: dict[tuple[str, str, type], dict[Arm | Comparison, Verdict]] = {}
         self._obstacles: dict[str, str | None] = {}
+        self._refusals: dict[tuple[str, str], str | None] = {}
 
     def _select(self, option: Any) -> Selection:
         """What options and study select."""
@@ -336,13 +337,17 @@ class AuditSession:
 
         One that applies to no workload at all is not excused: its items fail.
         """
-        try:
-            method = self.catalog.method(name).create()
-            reason = method.skip(self.catalog.workload(workload))
-            anywhere = not reason or any(not method.skip(other) for other in self.catalog.workloads.values())
-        except Exception:
-            return None
-        return reason if anywhere else None
+        key = (name, workload)
+        if key not in self._refusals:
+            # Small networks first: a method may build one to look at it.
+            others = sorted(self.catalog.workloads.values(), key=lambda other: other.gpu)
+            try:
+                method = self.catalog.method(name).create()
+                reason = method.skip(self.catalog.workload(workload))
+                self._refusals[key] = reason if any(not method.skip(other) for other in others) else None
+            except Exception:
+                self._refusals[key] = None
+        return self._refusals[key]
 
     def header(self) -> str:
         """One line that says what this session compares, and how."""

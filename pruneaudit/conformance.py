@@ -317,24 +317,28 @@ def _keeps_uniformly(bench: Bench) -> None:
     """
     if bench.source.name != "random" and not bench.source.name.startswith("random-"):
         return
+    from pruneaudit import shapes
+
+    method = bench.method()
     for ratio in bench.workload.ratios:
-        shares: dict[str, list[float]] = {}
-        widths: dict[str, int] = {}
+        target = shapes.target(bench.workload, ratio, method.granularity, method.scope)
+        found: dict[str, list[float]] = {}
+        units: dict[str, int] = {}
         for seed in range(SEEDS):
             model = bench.dense(seed=seed)
             answer, _consumed = bench.prune(model, ratio, seed)
             stay = answer.stay or {name: len(indices) for name, indices in answer.kept.items()}
             for name, count in stay.items():
                 weight = model.get_parameter(f"{name}.weight")
-                widths[name] = weight.numel() if answer.stay else len(weight)
-                shares.setdefault(name, []).append(count / widths[name])
-        for name, found in shares.items():
-            share = statistics.fmean(found)
-            asked = 1 - bench.workload.ratio_of(name, ratio)
-            if abs(share - asked) > 1 / widths[name] + 1e-9:
+                units[name] = weight.numel() if answer.stay else len(weight)
+                found.setdefault(name, []).append(count)
+        for name, counts in found.items():
+            kept, asked, kind = statistics.fmean(counts), target.stay[name], f"{method.granularity}s"
+            if abs(kept - asked) > 1 + 1e-9:
+                share, usual = kept / units[name], asked / units[name]
                 raise MethodError(
-                    f"method '{bench.source.name}' keeps {share:.0%} of {widths[name]} in layer '{name}'; "
-                    f"a random control keeps {asked:.0%} of every layer, however wide"
+                    f"method '{bench.source.name}' keeps {share:.0%} of the {units[name]} {kind} of layer '{name}'; "
+                    f"a random control keeps {usual:.0%} of every layer, however wide"
                 )
 
 

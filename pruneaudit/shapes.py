@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class Costs:
         filters: Filters of each prunable layer of the dense network.
         outputs: Prunable layers whose filters a layer's outputs are: itself, for one that is prunable.
         inputs: Prunable layers whose filters a layer's inputs are.
-        blocks: Prunable layers that open a residual branch.
+        blocks: All layers of the residual branch that a prunable layer opens.
     """
 
     macs: Mapping[str, int]
@@ -57,12 +58,18 @@ class Costs:
     filters: Mapping[str, int]
     outputs: Mapping[str, str]
     inputs: Mapping[str, str]
-    blocks: frozenset[str] = frozenset()
+    blocks: Mapping[str, tuple[str, ...]]
 
     def of_widths(self, widths: Mapping[str, int]) -> int:
-        """MACs with so many filters in each prunable layer; all stay in those that are not named."""
+        """MACs with so many filters in each prunable layer; all stay in those that are not named.
+
+        A layer that opens a residual branch and keeps none takes the branch with it.
+        """
+        gone = {name for opening, branch in self.blocks.items() if widths.get(opening) == 0 for name in branch}
         found = 0
         for name, cost in self.macs.items():
+            if name in gone:
+                continue
             for source in (self.outputs.get(name), self.inputs.get(name)):
                 if source is not None:
                     filters = self.filters[source]
@@ -104,27 +111,37 @@ def _costs(model: str, data: DataConfig, prunable: tuple[str, ...], skip: tuple[
         {name: modules[name].weight.shape[0] for name in chosen},
         outputs,
         inputs,
-        frozenset(name for name in chosen if block_of(network, name) is not None),
+        {name: _branch(name, block, macs_of) for name in chosen if (block := block_of(network, name)) is not None},
     )
+
+
+def _branch(name: str, block: Any, layers: Iterable[str]) -> tuple[str, ...]:
+    """Layers of the residual branch that a layer opens."""
+    parent = name.rpartition(".")[0]
+    return tuple(layer for layer in layers if layer in {f"{parent}.{part}" for part in block.branch})
 
 
 def target(workload: Workload, ratio: float, granularity: Granularity = "filter", scope: Scope = "layerwise") -> Target:
     """What a method is asked to remove at a ratio."""
     known = costs(workload)
     if granularity == "weight":
+        # Shares of single layers are about filters; the ratio is one of weights.
         names = weight_names(_network(workload.model, workload.data, {}))
         counts = {name: known.weights[name] for name in names}
+        shares = dict.fromkeys(names, ratio)
     else:
         counts = dict(known.filters)
-    stay = {name: count - removed_filters(count, workload.ratio_of(name, ratio)) for name, count in counts.items()}
+        shares = {name: workload.ratio_of(name, ratio) for name in counts}
+    stay = {name: count - removed_filters(count, shares[name]) for name, count in counts.items()}
     if granularity == "weight":
         reached = known.of_weights(stay)
         unit = max(map(known.of_weight, counts))
     else:
         reached = known.of_widths(stay)
         everything = known.of_widths({})
-        lost = {name: 0 if granularity == "block" else known.filters[name] - 1 for name in counts}
-        unit = max(everything - known.of_widths({name: width}) for name, width in lost.items())
+        opening = known.blocks if granularity == "block" else counts
+        lost = {name: 0 if granularity == "block" else known.filters[name] - 1 for name in opening}
+        unit = max((everything - known.of_widths({name: width}) for name, width in lost.items()), default=0)
     share = None
     if scope == "global" and granularity == "weight":
         # Papers state a share of weights; as many as layerwise arms keep, to the weight.

@@ -13,6 +13,7 @@ import torch
 from builders import catalog, write_method
 
 from pruneaudit import FilterScore, Method, check_method, cli, conformance
+from pruneaudit.answers import Answer
 from pruneaudit.catalog import MethodSource
 from pruneaudit.conformance import METHOD_CHECKS, check
 from pruneaudit.errors import ConfigError, MethodError
@@ -172,17 +173,17 @@ def test_a_script_that_checks_its_own_method_comes_to_an_end(tmp_path):
 def test_a_random_control_must_not_prefer_wide_layers(monkeypatch):
     def by_rank(bench, model, ratio, seed=0):
         # Ranks that are compared across layers: the narrow one loses nearly all (Torch-Pruning issue 498).
-        return {"conv1": [0], "conv2": list(range(16)), "conv3": list(range(60))}, None
+        return Answer({"conv1": [0], "conv2": list(range(16)), "conv3": list(range(60))}, {}), None
 
     run = METHOD_CHECKS["uniform-over-width"]
     for name in ("random", "random-ranks"):
         bench = conformance.Bench(catalog().method("random"), catalog().workload("lenet5-digits"), Runtime())
-        bench.source = MethodSource(name)
+        bench.source = MethodSource(name, path=catalog().method("random").path)
         monkeypatch.setattr(conformance.Bench, "prune", by_rank)
         with pytest.raises(MethodError, match=f"'{name}' keeps 17% of the 6 filters of layer 'conv1'; .* 50% of every"):
             run(bench)
     # Any other method may.
-    bench.source = MethodSource("randomised")
+    bench.source = MethodSource("randomised", path=catalog().method("random").path)
     run(bench)
 
 

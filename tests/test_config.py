@@ -175,6 +175,34 @@ def test_repeated_ratio_is_refused(workload):
     assert "each ratio once" in refusal(workload, ratios=[0.5, 0.5])
 
 
+def with_shares(tmp_path, table, shares):
+    """The workload with shares of single layers, as a user would write them."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"{toml(edited())}\n[layer_ratios{table}]\n{shares}\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("table", "shares", "message"),
+    [
+        ('."0.7"', '"conv1" = 0.5', "layer_ratios.0.7: no such ratio in ratios"),
+        ('."0.5"', '"conv1" = 1.0', "layer_ratios.0.5.conv1: 1 is outside [0, 1)"),
+        ('."0.5"', '"conv1" = -0.1', "layer_ratios.0.5.conv1: -0.1 is outside [0, 1)"),
+        (".half", '"conv1" = 0.5', "layer_ratios"),
+        ("", '"0.5" = 0.3', "layer_ratios"),
+    ],
+)
+def test_shares_of_single_layers_are_checked(tmp_path, table, shares, message):
+    assert message in refusal(load_workload, with_shares(tmp_path, table, shares))
+
+
+def test_the_last_pattern_that_matches_gives_a_layer_its_share(tmp_path):
+    loaded = load_workload(with_shares(tmp_path, '."0.5"', '"conv*" = 0.3\n"conv2" = 0.0'))
+    assert [loaded.ratio_of(name, 0.5) for name in ("conv1", "conv2", "fc1")] == [0.3, 0.0, 0.5]
+    assert loaded.ratio_of("conv1", 0.9) == 0.9 and loaded.shares_at(0.9) == {}
+    assert hash(loaded) == hash(loaded.model_copy())
+
+
 def test_retrain_lr_must_be_in_the_tuning_grid(workload):
     message = refusal(workload, tune__schedules=["0:1e-1", "0:1e-3,80:1e-4"])
     assert "tiny.toml" in message and "tune.schedules must contain retrain.lr" in message

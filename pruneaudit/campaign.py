@@ -138,6 +138,8 @@ class Campaign:
             speedup=result.speedup,
             params=result.params,
             macs=result.macs,
+            granularity=result.granularity,
+            executed_macs=result.executed_macs,
             total_epochs=total(run.epochs for run in stages),
             total_macs=total(run.training_macs for run in stages),
             base=plan.base.run_id,

@@ -332,6 +332,8 @@ class CellRecord(Frozen):
         speedup: MACs(base) / MACs(pruned).
         params: Parameters of the result.
         macs: MACs of the result.
+        granularity: What was removed: ``filter``, ``block`` or ``weight``; sizes then count what is not zero.
+        executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
         total_epochs: Epochs over all stages; None where a stage was not measured.
         total_macs: Training MACs over all stages; None where a stage was not measured.
         base: Run id of the base model.
@@ -360,6 +362,8 @@ class CellRecord(Frozen):
     speedup: float | None = None
     params: int | None = None
     macs: int | None = None
+    granularity: Granularity = "filter"
+    executed_macs: int | None = None
     total_epochs: float | None = None
     total_macs: int | None = None
     base: str | None = None

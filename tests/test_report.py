@@ -123,6 +123,7 @@ def row(method="l1", seed=0, accuracy=90.0, **fields):
         "status": "ok",
         "accuracy": accuracy,
         "speedup": 2.5,
+        "granularity": "filter",
         "runs": [],
         "jsv": {"base": None, "pruned": None, "end": None},
         "trainability_accuracy": None,
@@ -970,3 +971,22 @@ def test_each_pruned_network_is_listed_once_with_its_protocols(ledger):
         ("l1", "filter", 400, {})
     ]
     assert rows[0]["protocols"] == ["s2", "s3.2"]
+
+
+def test_what_is_removed_stands_beside_accuracies_that_must_not_be_compared():
+    rows = [row("l1"), row("sss", granularity="block"), row("magnitude-layer", granularity="weight")]
+    header, table = accuracy_table(Results(rows, []), *WHERE)
+    assert header[:4] == ["protocol", "method", "removes", "n"]
+    assert [line[1:3] for line in table] == [["l1", "filters"], ["magnitude-layer", "weights"], ["sss", "blocks"]]
+    assert accuracy_table(Results(rows[:1], []), *WHERE)[0][:3] == ["protocol", "method", "n"]
+
+
+def test_a_few_rivals_of_all_are_the_columns_of_the_strictest_setups():
+    def meeting(left, right):
+        return {"workload": "lenet5-digits", "labels": [], "ratio": 0.5, "arms": [left, right], "setup": "s3.2"}
+
+    many = [meeting(name, rival) for name in "abcdefg" for rival in ("l1", "random")]
+    header, table = strictest_matrix(Results([], [], strictest=many), *WHERE)
+    assert header == ["", "l1", "random"] and [line[0] for line in table] == [*"abcdefg", "l1", "random"]
+    every = [meeting("l1", "random"), meeting("l1", "tpp"), meeting("random", "tpp")]
+    assert strictest_matrix(Results([], [], strictest=every), *WHERE)[0] == ["", "l1", "random", "tpp"]

@@ -368,9 +368,25 @@ def test_groups_hold_every_method_once(means, words):
 # Standings
 
 
-def rows(method, *accuracies, ratio=0.5, protocol="s3.2", workload="lenet5-digits", labels=(), status="ok"):
+def rows(method, *accuracies, ratio=0.5, protocol="s3.2", workload="lenet5-digits", labels=(), **more):
     given = {"workload": workload, "protocol": protocol, "method": method, "ratio": ratio, "labels": list(labels)}
-    return [{**given, "seed": seed, "status": status, "accuracy": one} for seed, one in enumerate(accuracies)]
+    given = {**given, "status": "ok", "granularity": "filter", **more}
+    return [{**given, "seed": seed, "accuracy": one} for seed, one in enumerate(accuracies)]
+
+
+def test_what_no_verdict_connects_stands_in_rows_of_its_own():
+    names = ("l1", "tpp", "magnitude-layer", "random-weight", "unlike-any")
+    verdicts = [
+        verdict("l1", "tpp", "indeterminate"),
+        verdict("magnitude-layer", "random-weight", "better"),
+        verdict("l1", "magnitude-layer", "not comparable"),
+        verdict("unlike-any", "l1", "not comparable"),
+    ]
+    found = standings([line for name in names for line in rows(name, 90, 91)], verdicts)
+    assert [(row["groups"], row["not_comparable"]) for row in found] == [
+        ([["l1", "tpp"]], ["unlike-any"]),
+        ([["magnitude-layer"], ["random-weight"]], []),
+    ]
 
 
 def test_standings_group_each_operating_point():
@@ -460,7 +476,7 @@ def setup(findings):
 
 def test_the_rules_that_make_a_setup():
     assert COMPARABILITY == [
-        "F101", "F102", "F103", "F104", "F201", "F311", "F312", "F314", "F321", "F322", "F411", "F421",
+        "F101", "F102", "F103", "F104", "F105", "F201", "F311", "F312", "F314", "F321", "F322", "F411", "F421",
     ]  # fmt: skip
 
 
@@ -563,6 +579,14 @@ def full(*methods, protocol="s3.2", labels=()):
         for number, method in enumerate(methods)
         for ratio in (0.5, 0.9)
         for row in rows(method, 90 - number, ratio=ratio, protocol=protocol, labels=labels)
+    ]
+
+
+def test_smaller_networks_and_networks_with_zeros_have_profiles_of_their_own():
+    masked = [{**row, "granularity": "weight"} for row in full("magnitude-layer", "random-weight")]
+    assert [sorted(profile["share"]) for profile in profiles([*full("l1", "tpp"), *masked])] == [
+        ["l1", "tpp"],
+        ["magnitude-layer", "random-weight"],
     ]
 
 

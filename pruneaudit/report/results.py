@@ -45,6 +45,8 @@ _CELL_FIELDS = (
     "speedup",
     "params",
     "macs",
+    "granularity",
+    "executed_macs",
     "total_epochs",
     "total_macs",
     "result",
@@ -141,6 +143,14 @@ class Results:
         return {
             key: _statistic([row["accuracy"] for row in rows], statistics.fmean(row["speedup"] for row in rows))
             for key, rows in grouped.items()
+        }
+
+    def removed(self, workload: str, labels: tuple[str, ...]) -> dict[str, str]:
+        """What each method with a result removed: ``filter``, ``block`` or ``weight``."""
+        return {
+            row["method"]: row["granularity"]
+            for row in self.cells
+            if row["workload"] == workload and tuple(row["labels"]) == labels and row["status"] == "ok"
         }
 
     def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:

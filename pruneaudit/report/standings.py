@@ -22,8 +22,8 @@ FEWEST_POINTS = 2
 def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
     """Methods of each operating point in groups that nothing tells apart, best group first, by name within a group.
 
-    Only methods that may be compared with each other stand in one row: those of a ``not comparable`` pair that no
-    verdict connects are listed apart.
+    Only methods that verdicts connect stand in one row: smaller networks and networks with zeros are in rows of their
+    own, and methods that may be compared with no other are listed apart.
     """
     means = _means(rows)
     found: dict[tuple[Any, ...], list[Verdict]] = defaultdict(list)
@@ -32,24 +32,35 @@ def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) ->
     result = []
     for (workload, labels, protocol, ratio), members in sorted(found.items()):
         fair = [verdict for verdict in members if verdict.verdict != "not comparable"]
-        names = {name for verdict in fair for name in verdict.arms}
-        apart = sorted({name for verdict in members for name in verdict.arms} - names)
-        accuracies = {
-            name: means[workload, labels, protocol, name, ratio]
-            for name in names
-            if (workload, labels, protocol, name, ratio) in means
-        }
-        result.append(
-            {
-                "workload": workload,
-                "labels": list(labels),
-                "protocol": protocol,
-                "ratio": ratio,
-                "groups": [sorted(group) for group in tiers(accuracies, fair)],
-                "not_comparable": apart,
+        connected = _connected(verdict.arms for verdict in fair)
+        apart = sorted({name for verdict in members for name in verdict.arms}.difference(*connected))
+        # Where nothing may be compared, a row still says so.
+        for number, names in enumerate(connected or [set()]):
+            accuracies = {
+                name: means[workload, labels, protocol, name, ratio]
+                for name in names
+                if (workload, labels, protocol, name, ratio) in means
             }
-        )
+            result.append(
+                {
+                    "workload": workload,
+                    "labels": list(labels),
+                    "protocol": protocol,
+                    "ratio": ratio,
+                    "groups": [sorted(group) for group in tiers(accuracies, fair)],
+                    "not_comparable": apart if number == 0 else [],
+                }
+            )
     return result
+
+
+def _connected(pairs: Iterable[tuple[str, ...]]) -> list[set[str]]:
+    """Names in sets that pairs connect, largest set first."""
+    found: list[set[str]] = []
+    for pair in pairs:
+        touched = [names for names in found if names & set(pair)]
+        found = [names for names in found if names not in touched] + [set(pair).union(*touched)]
+    return sorted(found, key=lambda names: (-len(names), sorted(names)))
 
 
 def strictest_setups(catalog: Catalog, findings: Iterable[Finding]) -> list[dict[str, Any]]:
@@ -91,13 +102,16 @@ def profiles(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Share of operating points (workload × ratio) at which a method's mean is within some points of the best one's.
 
     Dolan and Moré 2002, on accuracy. Only where every method has every cell: a profile over other points would compare
-    methods on other tasks.
+    methods on other tasks. Smaller networks and networks with zeros have profiles of their own.
     """
     listed = [row for row in rows if not row["protocol"].startswith(CROSS_PREFIX) and row["method"] != UNPRUNED]
     means = _means(listed)
     result = []
-    for protocol, labels in sorted({(row["protocol"], tuple(row["labels"])) for row in listed}):
-        members = [row for row in listed if row["protocol"] == protocol and tuple(row["labels"]) == labels]
+    masked = {row["method"] for row in listed if row["granularity"] == "weight"}
+    groups: dict[tuple[str, tuple[str, ...], bool], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in listed:
+        groups[row["protocol"], tuple(row["labels"]), row["method"] in masked].append(row)
+    for (protocol, labels, _), members in sorted(groups.items()):
         methods = sorted({row["method"] for row in members})
         points = sorted({(row["workload"], row["ratio"]) for row in members})
         complete = all(row["status"] == "ok" for row in members) and all(

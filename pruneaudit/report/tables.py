@@ -41,21 +41,27 @@ def _mark(row: Mapping[str, Any]) -> str:
 
 
 def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
-    """Mean ± sample std of the accuracy (percent) by protocol and method, one column for each ratio."""
+    """Mean ± sample std of the accuracy (percent) by protocol and method, one column for each ratio.
+
+    Where not all methods remove filters, a column says what they remove: such rows are not to be compared.
+    """
     found = results.statistics(workload, labels)
     ratios = sorted({ratio for _, _, ratio in found})
     speedups = {
         ratio: sorted({round(found[key].speedup, 2) for key in found if key[2] == ratio and key[1] != "unpruned"})
         for ratio in ratios
     }
-    header = ["protocol", "method", "n", *(_ratio_header(ratio, speedups[ratio]) for ratio in ratios)]
+    removed = results.removed(workload, labels)
+    mixed = set(removed.values()) != {"filter"}
+    header = ["protocol", "method", *(["removes"] if mixed else []), "n"]
+    header += [_ratio_header(ratio, speedups[ratio]) for ratio in ratios]
     rows = []
     for protocol, method in sorted({key[:2] for key in found}, key=lambda key: (key[0], is_scratch(key[1]), key[1])):
         cells = [found.get((protocol, method, ratio)) for ratio in ratios]
         counts = sorted({cell.n for cell in cells if cell is not None})
-        rows.append(
-            [protocol, method, "/".join(map(str, counts)), *("–" if cell is None else str(cell) for cell in cells)]
-        )
+        what = [f"{removed[method]}s"] if mixed else []
+        values = ["–" if cell is None else str(cell) for cell in cells]
+        rows.append([protocol, method, *what, "/".join(map(str, counts)), *values])
     return header, rows
 
 
@@ -242,7 +248,10 @@ def standings_table(results: Results, workload: str, labels: tuple[str, ...]) ->
 
 
 def strictest_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
-    """Method × method: the strictest setup whose rules hold between them at every ratio; – where none was measured."""
+    """Method × method: the strictest setup whose rules hold between them at every ratio; – where none was measured.
+
+    Where all were compared with a few rivals only, these are the columns.
+    """
     setups: dict[tuple[str, str], str] = {}
     for row in _of(results.strictest, workload, labels):
         left, right = row["arms"]
@@ -250,8 +259,10 @@ def strictest_matrix(results: Results, workload: str, labels: tuple[str, ...]) -
         # Where ratios differ, the looser one: "none" sorts before "s…".
         for pair in ((left, right), (right, left)):
             setups[pair] = min(setup, setups.get(pair, setup))
-    names = sorted({name for pair in setups for name in pair})
-    return ["", *names], [[name, *(setups.get((name, other), "–") for other in names)] for name in names]
+    partners = Counter(left for left, _ in setups)
+    names, most = sorted(partners), max(partners.values(), default=0)
+    columns = [name for name in names if partners[name] >= most / 2]
+    return ["", *columns], [[name, *(setups.get((name, other), "–") for other in columns)] for name in names]
 
 
 def profile_table(profile: Mapping[str, Any]) -> Table:

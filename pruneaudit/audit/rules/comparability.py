@@ -98,9 +98,7 @@ def matched_macs(left: Evidence, right: Evidence) -> Outcome:
     )
 
 
-@rule(
-    "F105", "Same sparsity granularity", "Blalock et al. 2020, sec. 2; Liu et al. 2019, sec. 4 (weights are no filters)"
-)
+@rule("F105", "Same sparsity granularity", "Liu et al. 2019 (structured and unstructured pruning are judged apart)")
 def same_granularity(left: Evidence, right: Evidence) -> Outcome:
     """Whether filters or whole blocks were removed, so that the network is smaller, or single weights are held at zero.
 

@@ -120,7 +120,7 @@ def test_it_spends_what_it_declares(method, name):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), [*CASES, ("greg-1", "lenet5"), ("tpp", "lenet5"), ("tpp", "resnet20")])
 def test_what_stays_does_not_depend_on_the_order_of_filters(method, name, seed):
     assert_equivariant(method, name, seed, steps=5, lr="0:1e-2")
 

@@ -342,7 +342,9 @@ class AuditSession:
             # Small networks first: a method may build one to look at it.
             others = sorted(self.catalog.workloads.values(), key=lambda other: other.gpu)
             try:
-                method = self.catalog.method(name).create()
+                # A scratch arm of a found architecture applies where the method does that finds it.
+                source = self.catalog.method(self.catalog.method(name).found_by or name)
+                method = source.create()
                 reason = method.skip(self.catalog.workload(workload))
                 self._refusals[key] = reason if any(not method.skip(other) for other in others) else None
             except Exception:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from pruneaudit.catalog import FOUND_BY, SCRATCH_PREFIX, Catalog, is_scratch
@@ -14,6 +14,11 @@ from pruneaudit.config import Protocol, Workload
 UNPRUNED = "unpruned"
 RANDOM = "random"
 MAGNITUDE = "l1"
+#: Magnitude and chance, for filters and for single weights.
+CONTROLS = (MAGNITUDE, RANDOM, "magnitude-layer", "random-weight")
+#: Methods up to which all pairs are compared. Of more each is compared with the controls: among hundreds of pairs no
+#: difference would survive the correction of its p value.
+ALL_PAIRS = 12
 
 
 def ratio_text(ratio: float) -> str:
@@ -103,7 +108,7 @@ class Selection:
         methods: Chosen methods.
         protocols: Chosen protocols.
         seeds: Number of seeds, or None for each workload's own list.
-        workloads: Chosen workloads; empty: all.
+        workloads: Chosen workloads; None: all.
         against: Rivals: only comparisons of other methods with these are judged. Empty: all pairs.
     """
 
@@ -111,12 +116,16 @@ class Selection:
     methods: tuple[str, ...]
     protocols: tuple[str, ...]
     seeds: int | None = None
-    workloads: tuple[str, ...] = ()
+    workloads: tuple[str, ...] | None = None
     against: tuple[str, ...] = ()
+
+    def on(self, workloads: Sequence[str]) -> Selection:
+        """The same on some of its workloads, or on none."""
+        return replace(self, workloads=tuple(workloads))
 
     def chosen(self) -> list[Workload]:
         """The workloads."""
-        names = self.workloads or tuple(self.catalog.workloads)
+        names = tuple(self.catalog.workloads) if self.workloads is None else self.workloads
         return [self.catalog.workload(name) for name in names]
 
     def seeds_of(self, workload: Workload) -> tuple[int, ...]:
@@ -164,16 +173,18 @@ class Selection:
 def pairs(protocol: Protocol, methods: Iterable[str], against: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """Pairs of arms that a protocol judges; with rivals, each other method (first) with each rival (second).
 
-    Between pruning methods: all pairs. Against scratch: each pruning method with the arm whose budget the protocol
-    sets (with the one of exactly its architecture, ``scratch-of-METHOD``, where that was chosen); scratch-e and
-    scratch-b keep Liu et al.'s budgets and stand beside them as references.
+    Between pruning methods: all pairs, or of many methods those with a control. Against scratch: each pruning method
+    with the arm whose budget the protocol sets (with the one of exactly its architecture, ``scratch-of-METHOD``, where
+    that was chosen); scratch-e and scratch-b keep Liu et al.'s budgets and stand beside them as references.
     """
     pruning = [method for method in methods if not is_scratch(method) and method != UNPRUNED]
     if against:
         rivals = [name for name in against if name in ([SCRATCH_PREFIX] if protocol.compare == "scratch" else pruning)]
         return [(name, rival) for name in pruning if name not in against for rival in rivals]
     if protocol.compare == "pruning":
-        return list(combinations(pruning, 2))
+        every = list(combinations(pruning, 2))
+        with_control = [pair for pair in every if set(pair) & set(CONTROLS)]
+        return with_control if len(pruning) > ALL_PAIRS and with_control else every
     listed = list(methods)
     rivals_of = {method: [f"{SCRATCH_PREFIX}{FOUND_BY}{method}", SCRATCH_PREFIX] for method in pruning}
     return [

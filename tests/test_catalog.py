@@ -339,3 +339,14 @@ def test_a_method_is_compared_with_the_scratch_arm_of_its_own_architecture():
     methods = ("l1", "l1-global", "scratch", "scratch-b", "scratch-of-l1-global")
     assert pairs(protocol, methods) == [("l1", "scratch"), ("l1-global", "scratch-of-l1-global")]
     assert pairs(protocol, ("l1", "l1-global", "scratch-of-l1-global")) == [("l1-global", "scratch-of-l1-global")]
+
+
+def test_of_many_methods_each_is_compared_with_the_controls():
+    protocol = Catalog().protocol("s3.2")
+    few = ("l1", "random", *(f"mine-{number}" for number in range(10)))
+    assert len(pairs(protocol, few)) == 66
+    many = (*few, "one-more")
+    found = pairs(protocol, many)
+    assert len(found) == 1 + 2 * 11 and all({"l1", "random"} & set(pair) for pair in found)
+    # Nothing is left unjudged where nobody brought a control.
+    assert len(pairs(protocol, tuple(f"mine-{number}" for number in range(13)))) == 78

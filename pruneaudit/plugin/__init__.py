@@ -79,7 +79,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize the suite's functions with what the options select."""
+    """Parametrize the suite's functions with what the options select, as far as ``-k`` may select it."""
+    from pruneaudit.plugin.keywords import selectable, static_names
+
     for name, cases in (
         ("audit_conformance", "conformance"),
         ("audit_cell", "cells"),
@@ -87,7 +89,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("audit_gate", "gates"),
     ):
         if name in metafunc.fixturenames:
-            targets = getattr(audit_session(metafunc.config), cases)()
+            session = audit_session(metafunc.config)
+            workloads = selectable(
+                metafunc.config.option.keyword,
+                metafunc.definition.name,
+                [workload.name for workload in session.selection.chosen()],
+                static_names(metafunc.definition),
+                session.words(),
+            )
+            targets = getattr(session, cases)(workloads)
             metafunc.parametrize(name, targets, ids=[target.id for target in targets])
 
 

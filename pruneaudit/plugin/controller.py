@@ -100,16 +100,18 @@ class Controller:
 
     def _selected(self) -> dict[Cell | Check | Gate, str]:
         """Selected cells, checks and gates, each with the node id of its item."""
-        known: dict[str, Cell | Check | Gate] = {cell.id: cell for cell in self.audit.cells()}
-        known |= {check.id: check for check in self.audit.checks()}
-        known |= {gate.id: gate for gate in self.audit.gates()}
-        found: dict[Cell | Check | Gate, str] = {}
-        for nodeid in sorted(self.expected):
-            _, bracket, name = nodeid.partition("[")
-            target = known.get(name.removesuffix("]")) if bracket else None
-            if target is not None:
-                found[target] = nodeid
-        return found
+        nodes = {
+            name.removesuffix("]"): nodeid for nodeid in self.expected for name in [nodeid.partition("[")[2]] if name
+        }
+        # Only of workloads that were selected: all items of all workloads are many.
+        starts = {name.partition("-")[0] for name in nodes}
+        workloads = [job.name for job in self.audit.selection.chosen() if job.name.partition("-")[0] in starts]
+        known: dict[str, Cell | Check | Gate] = {cell.id: cell for cell in self.audit.cells(workloads)}
+        known |= {check.id: check for check in self.audit.checks(workloads)}
+        known |= {gate.id: gate for gate in self.audit.gates(workloads)}
+        return {
+            known[name]: nodeid for name, nodeid in sorted(nodes.items(), key=lambda node: node[1]) if name in known
+        }
 
     def _report(self, selected: dict[Cell | Check | Gate, str]) -> None:
         from pruneaudit.report.github import tell_github

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +109,8 @@ class AuditSession:
             before = option.audit_baseline
             self.baseline = Ledger(self.root / before, writable=False) if before else None
             self.fail_on = self._fail_on(option)
-            if self.fail_on and not self.gates():
+            some = [workload.name for workload in self.selection.chosen()][:1]
+            if self.fail_on and not self.gates(some):
                 # A gate that never judges would always be open.
                 raise ConfigError(
                     f"nothing can fail on {', '.join(self.fail_on)}: {' '.join(self.selection.protocols)} compare "
@@ -154,7 +155,8 @@ class AuditSession:
         if seeds is not None and seeds < 1:
             raise ConfigError("--audit-seeds: expected a number of at least 1")
         workloads = tuple(self.catalog.workload(name).name for name in study.workloads)
-        return Selection(self.catalog, methods, self.catalog.select_protocols(protocols), seeds, workloads, against)
+        chosen_protocols = self.catalog.select_protocols(protocols)
+        return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against)
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
@@ -197,13 +199,22 @@ class AuditSession:
         executor.share(campaign.runs(cell for cell in self.selected if self.obstacle(cell.workload) is None))
         return campaign
 
-    def cells(self) -> list[Cell]:
-        """All cells of the selection."""
-        return self.selection.cells()
+    def words(self) -> list[str]:
+        """What ids of items are made of after the workload, ratios and seeds apart."""
+        from pruneaudit.audit.catalogue import rules
+        from pruneaudit.conformance import METHOD_CHECKS, SCRATCH_CHECKS
 
-    def checks(self) -> list[Check]:
-        """All arms and comparisons × the rules that their protocol requires."""
-        subjects: list[Arm | Comparison] = [*self.selection.arms(), *self.selection.comparisons()]
+        chosen = self.selection
+        return [*chosen.methods, *chosen.protocols, *rules(), *METHOD_CHECKS, *SCRATCH_CHECKS, "vs-baseline", "verdict"]
+
+    def cells(self, workloads: Sequence[str]) -> list[Cell]:
+        """All cells of the selection on some workloads."""
+        return self.selection.on(workloads).cells()
+
+    def checks(self, workloads: Sequence[str]) -> list[Check]:
+        """All arms and comparisons on some workloads × the rules that their protocol requires."""
+        selection = self.selection.on(workloads)
+        subjects: list[Arm | Comparison] = [*selection.arms(), *selection.comparisons()]
         needed = {name: required(self.catalog.protocol(name)) for name in self.selection.protocols}
         return [
             Check(subject, rule.id)
@@ -212,24 +223,25 @@ class AuditSession:
             if rule.id in needed[subject.protocol]
         ]
 
-    def gates(self) -> list[Gate]:
-        """Verdicts that can fail; none where nothing is gated."""
+    def gates(self, workloads: Sequence[str]) -> list[Gate]:
+        """Verdicts on some workloads that can fail; none where nothing is gated."""
         if not self.fail_on:
             return []
+        selection = self.selection.on(workloads)
         arms = [
             Gate(arm)
-            for arm in (self.selection.arms() if self.baseline is not None else [])
-            if arm.method not in self.selection.against
+            for arm in (selection.arms() if self.baseline is not None else [])
+            if arm.method not in selection.against
         ]
-        return [*map(Gate, self.selection.comparisons()), *arms]
+        return [*map(Gate, selection.comparisons()), *arms]
 
-    def conformance(self) -> list[ConformanceCase]:
-        """All conformance cases."""
+    def conformance(self, workloads: Sequence[str]) -> list[ConformanceCase]:
+        """All conformance cases on some workloads."""
         from pruneaudit.conformance import METHOD_CHECKS, SCRATCH_CHECKS
 
         return [
             ConformanceCase(workload, method, check)
-            for workload in (job.name for job in self.selection.chosen())
+            for workload in workloads
             for method in self.selection.methods
             for check in (SCRATCH_CHECKS if is_scratch(method) else METHOD_CHECKS)
         ]

@@ -966,7 +966,11 @@ def test_architectures_that_a_threshold_found_are_means_over_seeds():
 def test_each_pruned_network_is_listed_once_with_its_protocols(ledger):
     for protocol in ("s3.2", "s2"):
         store(ledger, scored(evidence("l1", protocol), 90.0))
+    store(ledger, scored(evidence("scratch", "sx-a"), 88.0))
+    store(ledger, scored(evidence("scratch-e", "sx-a"), 88.0))
     rows = gather_ledger(CATALOG, ledger).architectures
+    assert [row["method"] for row in rows] == ["l1", "scratch", "scratch-e"]
+    rows = rows[:1]
     assert [(row["method"], row["granularity"], row["macs"], row["layers"]) for row in rows] == [
         ("l1", "filter", 400, {})
     ]

@@ -313,7 +313,8 @@ def _results(
 
 def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
     """Sizes of the pruned networks, each once, and the protocols that they stand under."""
-    found: dict[str, dict[str, Any]] = {}
+    # Arms may share a run: scratch and scratch-e, say.
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         name = record.prune or record.result
         if record.status != "ok" or name is None or record.method == UNPRUNED:
@@ -322,7 +323,7 @@ def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord])
         target = run.conduct.target if run.conduct is not None else None
         stay = run.stay or {layer: len(kept) for layer, kept in run.kept.items()}
         row = found.setdefault(
-            name,
+            (record.method, name),
             {
                 "workload": record.workload,
                 "labels": list(record.labels),

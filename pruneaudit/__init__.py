@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TrainedMethod,
         WeightScore,
     )
+    from pruneaudit.report.frames import load
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "WeightScore",
     "__version__",
     "check_method",
+    "load",
 ]
 
 
@@ -49,6 +51,10 @@ def __getattr__(name: str) -> Any:
         from pruneaudit.conformance import check_method
 
         return check_method
+    if name == "load":
+        from pruneaudit.report.frames import load
+
+        return load
     if name in __all__:
         from pruneaudit import contract
 

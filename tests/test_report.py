@@ -702,7 +702,8 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
     assert sorted(written) == present
     names = {str(path.relative_to(folder)) for path in present}
     tables = {f"tables/{name}.csv" for name in ("cells", "findings", "verdicts", "accuracy")}
-    assert names == {"report.md", "results.json", *tables}
+    papers = {f"tables/accuracy-lenet5-digits{label}.tex" for label in ("", "-smoke")}
+    assert names == {"report.md", "results.json", *tables, *papers}
     before = {path: path.read_bytes() for path in present}
     assert write(results, folder) == written
     assert {path: path.read_bytes() for path in present} == before

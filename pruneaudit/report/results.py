@@ -300,6 +300,7 @@ def _results(
                 "version": catalog.protocol(name).version,
                 "title": catalog.protocol(name).title,
                 "base": catalog.protocol(name).base,
+                "retraining": catalog.protocol(name).retraining,
                 "requires": list(required(catalog.protocol(name))),
                 "margin": catalog.protocol(name).margin,
             }

@@ -1,4 +1,4 @@
-"""Writes a report: report.md, tables/*.csv and results.json."""
+"""Writes a report: report.md, tables (CSV and LaTeX) and results.json."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from pruneaudit.report import latex
 from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
     FEW_SEEDS,
@@ -50,6 +51,7 @@ def write(results: Results, folder: Path) -> list[Path]:
         folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
         folder / "tables" / "verdicts.csv": _verdicts_csv(results),
         folder / "tables" / "accuracy.csv": _accuracy_csv(results),
+        **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
     }
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for path, text in files.items():

@@ -146,8 +146,14 @@ def report(
     ledger: LedgerPath = _LEDGER,
     to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
     study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
+    if schema:
+        from pruneaudit.report.schema import schema as of_results
+
+        typer.echo(json.dumps(of_results(), indent=1))
+        return
     from pruneaudit.audit.catalogue import get_rule
     from pruneaudit.catalog import Catalog
     from pruneaudit.report.results import gather_ledger

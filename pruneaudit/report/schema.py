@@ -1,0 +1,145 @@
+"""The layout of results.json, as types and as JSON Schema."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.verdicts import Verdict
+from pruneaudit.config import Frozen, Study
+from pruneaudit.records import Granularity, Scope
+from pruneaudit.report.results import RESULTS_VERSION
+
+
+class Trainability(Frozen):
+    """Mean Jacobian singular value of the base model, after pruning and at the end."""
+
+    base: float | None
+    pruned: float | None
+    end: float | None
+
+
+class CellRow(Frozen):
+    """One cell: accuracies in percent, costs in MACs; None where it was not measured."""
+
+    workload: str
+    workload_version: int | None
+    protocol: str
+    protocol_version: int | None
+    method: str
+    ratio: float = Field(gt=0, lt=1)
+    seed: int
+    budget: str
+    precision: str
+    labels: list[str]
+    status: Literal["ok", "failed", "missing", "skipped", "outdated"]
+    error: str
+    accuracy: float | None
+    base_accuracy: float | None
+    validation_accuracy: float | None
+    speedup: float | None
+    params: int | None
+    macs: int | None
+    granularity: Granularity | None
+    executed_macs: int | None
+    total_epochs: float | None
+    total_macs: int | None
+    result: str | None
+    runs: list[str]
+    jsv: Trainability
+    trainability_accuracy: float | None
+
+
+class ArchitectureRow(Frozen):
+    """One pruned network: its size; ``layers`` where one threshold for all layers decided."""
+
+    workload: str
+    labels: list[str]
+    method: str
+    ratio: float
+    seed: int
+    granularity: Granularity
+    scope: Scope | None
+    params: int
+    base_params: int
+    macs: int
+    base_macs: int
+    executed_macs: int
+    layers: dict[str, int]
+    run: str
+    protocols: list[str]
+
+
+class StandingRow(Frozen):
+    """Methods at one operating point in groups that nothing tells apart, best first."""
+
+    workload: str
+    labels: list[str]
+    protocol: str
+    ratio: float
+    groups: list[list[str]]
+    not_comparable: list[str]
+
+
+class StrictestRow(Frozen):
+    """The strictest setup whose rules hold between two methods; None where none does."""
+
+    workload: str
+    labels: list[str]
+    ratio: float
+    arms: tuple[str, str]
+    setup: str | None
+
+
+class ProfileRow(Frozen):
+    """Share of operating points at which each method is within so many points of the best."""
+
+    protocol: str
+    labels: list[str]
+    points: list[str]
+    within: list[float]
+    share: dict[str, list[float]]
+
+
+class ProtocolFacts(Frozen):
+    """What a protocol makes equal and requires."""
+
+    version: int
+    title: str
+    base: str
+    retraining: str
+    requires: list[str]
+    margin: float
+
+
+class RuleFacts(Frozen):
+    """What a rule claims, and who asks for it."""
+
+    claim: str
+    source: str
+
+
+class ResultsFile(Frozen):
+    """results.json: everything that a report shows; every number comes from a run that it names."""
+
+    schema_version: Literal[RESULTS_VERSION]  # type: ignore[valid-type]
+    pruneaudit: str
+    study: Study | None
+    cells: list[CellRow]
+    findings: list[Finding]
+    verdicts: list[Verdict]
+    regressions: list[Verdict]
+    standings: list[StandingRow]
+    strictest: list[StrictestRow]
+    architectures: list[ArchitectureRow]
+    profiles: list[ProfileRow]
+    protocols: dict[str, ProtocolFacts]
+    rules: dict[str, RuleFacts]
+    environments: list[dict[str, str]]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of results.json (draft 2020-12)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **ResultsFile.model_json_schema()}

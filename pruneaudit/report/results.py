@@ -17,7 +17,7 @@ from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog import Catalog
 from pruneaudit.cells import UNPRUNED, Arm, Cell, Comparison, pairs
-from pruneaudit.config import Study
+from pruneaudit.config import Study, steps_per_epoch
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
 from pruneaudit.records import CellRecord, RunRecord
@@ -25,7 +25,7 @@ from pruneaudit.report.standings import profiles, standings, strictest_setups
 from pruneaudit.settings import Settings
 
 #: Version of the layout of results.json.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 _CELL_FIELDS = (
     "workload",
     "workload_version",
@@ -73,6 +73,19 @@ class Statistic:
         return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How a run went.
+
+    Attributes:
+        test_accuracy: Percent, after each epoch.
+        rates: Learning rates, each with the epoch at which it begins (0: the start; steps within an epoch are parts).
+    """
+
+    test_accuracy: Sequence[float]
+    rates: Sequence[tuple[float, float]]
+
+
 @dataclass
 class Results:
     """What a report is made of.
@@ -85,6 +98,8 @@ class Results:
         standings: Methods at each operating point, in groups that nothing tells apart.
         strictest: For each pair of methods the strictest setup whose rules hold between them.
         architectures: One row for each pruned network: its size, and what one threshold for all layers left of each.
+        runs: One row for each run that a valid cell stands on: what it cost and what it reached.
+        curves: How each of these runs went, by id; not in results.json (``pruneaudit.load`` reads them).
         profiles: Share of operating points at which each method is within some points of the best.
         protocols: Title, version and requirements of each protocol.
         rules: Claim and source of each rule that was applied.
@@ -99,6 +114,8 @@ class Results:
     standings: list[dict[str, Any]] = field(default_factory=list)
     strictest: list[dict[str, Any]] = field(default_factory=list)
     architectures: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
     profiles: list[dict[str, Any]] = field(default_factory=list)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -116,6 +133,7 @@ class Results:
             "standings": self.standings,
             "strictest": self.strictest,
             "architectures": self.architectures,
+            "runs": self.runs,
             "profiles": self.profiles,
             "protocols": self.protocols,
             "rules": self.rules,
@@ -279,7 +297,7 @@ def _results(
         verdicts += docket.verdicts(subject for subject in subjects if isinstance(subject, Comparison)).values()
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
-    environments = {tuple(sorted(run.environment.items())) for run in runs.values()}
+    environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
     _add_trainability(rows, runs)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
     applied = sorted({finding.rule for finding in findings})
@@ -294,6 +312,8 @@ def _results(
         standings=standings(rows, verdicts),
         strictest=strictest_setups(catalog, findings),
         architectures=_architectures(records, runs),
+        runs=_run_rows(records, runs, environments),
+        curves={name: _curve(run) for name, run in runs.items()},
         profiles=profiles(rows),
         protocols={
             name: {
@@ -307,7 +327,7 @@ def _results(
             for name in names
         },
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
-        environments=[dict(environment) for environment in sorted(environments)],
+        environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
     )
 
@@ -349,6 +369,43 @@ def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord])
         found.values(),
         key=lambda row: (row["workload"], row["labels"], row["method"], row["ratio"], row["seed"], row["protocols"]),
     )
+
+
+def _run_rows(
+    records: Iterable[CellRecord], runs: Mapping[str, RunRecord], environments: Sequence[tuple[tuple[str, str], ...]]
+) -> list[dict[str, Any]]:
+    """What each run cost and reached. Runs of one workload under different settings have different ids."""
+    labels = {run: list(record.labels) for record in records if record.status == "ok" for run in record.runs}
+    rows = [
+        {
+            "run": name,
+            "slug": run.slug,
+            "workload": run.workload,
+            "labels": labels[name],
+            "stage": run.stage,
+            "method": run.method,
+            "ratio": run.ratio,
+            "seed": run.seed,
+            "parent": run.parent,
+            "epochs": run.epochs,
+            "training_macs": run.training_macs,
+            "learning_rate": run.learning_rates[0][0] if run.learning_rates else None,
+            "accuracy": run.accuracy,
+            "validation_accuracy": run.validation_accuracy,
+            "environment": environments.index(tuple(sorted(run.environment.items()))),
+        }
+        for name, run in runs.items()
+    ]
+    return sorted(rows, key=lambda row: (row["workload"], row["slug"], row["run"]))
+
+
+def _curve(run: RunRecord) -> Curve:
+    per_epoch = steps_per_epoch(run.train_images, run.recipe.batch)
+    rates, step = [], 0
+    for rate, steps in run.learning_rates:
+        rates.append((step / per_epoch, rate))
+        step += steps
+    return Curve(run.test_accuracy, rates)
 
 
 def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord]) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.config import Frozen, Study
-from pruneaudit.records import Granularity, Scope
+from pruneaudit.records import Granularity, Scope, Stage
 from pruneaudit.report.results import RESULTS_VERSION
 
 
@@ -93,6 +93,29 @@ class StrictestRow(Frozen):
     setup: str | None
 
 
+class RunRow(Frozen):
+    """One run that a valid cell stands on: cost in epochs and MACs, accuracies in percent.
+
+    ``learning_rate`` is the first one that its optimiser had; ``environment`` counts from 0 in ``environments``.
+    """
+
+    run: str
+    slug: str
+    workload: str
+    labels: list[str]
+    stage: Stage
+    method: str | None
+    ratio: float | None
+    seed: int
+    parent: str | None
+    epochs: float | None
+    training_macs: int | None
+    learning_rate: float | None
+    accuracy: float
+    validation_accuracy: float
+    environment: int
+
+
 class ProfileRow(Frozen):
     """Share of operating points at which each method is within so many points of the best."""
 
@@ -134,6 +157,7 @@ class ResultsFile(Frozen):
     standings: list[StandingRow]
     strictest: list[StrictestRow]
     architectures: list[ArchitectureRow]
+    runs: list[RunRow]
     profiles: list[ProfileRow]
     protocols: dict[str, ProtocolFacts]
     rules: dict[str, RuleFacts]

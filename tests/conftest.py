@@ -81,3 +81,18 @@ def checkout(tmp_path: Path) -> Checkout:
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     return Checkout(root)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real headless Chromium: ``make test`` installs one where it may; without one these tests are skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("PRUNEAUDIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium is installed here; install one, or name it with PRUNEAUDIT_CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        # Root may not use Chromium's sandbox, and tests in containers run as root.
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pruneaudit.audit.catalogue import get_rule, required
@@ -32,10 +32,10 @@ def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) ->
     result = []
     for (workload, labels, protocol, ratio), members in sorted(found.items()):
         fair = [verdict for verdict in members if verdict.verdict != "not comparable"]
-        connected = _connected(verdict.arms for verdict in fair)
-        apart = sorted({name for verdict in members for name in verdict.arms}.difference(*connected))
+        together = connected(verdict.arms for verdict in fair)
+        apart = sorted({name for verdict in members for name in verdict.arms}.difference(*together))
         # Where nothing may be compared, a row still says so.
-        for number, names in enumerate(connected or [set()]):
+        for number, names in enumerate(together or [set()]):
             accuracies = {
                 name: means[workload, labels, protocol, name, ratio]
                 for name in names
@@ -54,8 +54,8 @@ def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) ->
     return result
 
 
-def _connected(pairs: Iterable[tuple[str, ...]]) -> list[set[str]]:
-    """Names in sets that pairs connect, largest set first."""
+def connected(pairs: Iterable[Sequence[str]]) -> list[set[str]]:
+    """Names in sets that pairs connect, the largest set first."""
     found: list[set[str]] = []
     for pair in pairs:
         touched = [names for names in found if names & set(pair)]

@@ -1,0 +1,168 @@
+"""What the script of the web page reads: the tables of a report by column, small enough to travel inside the page."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pruneaudit.report.published import published_table
+from pruneaudit.report.results import Curve, Results
+from pruneaudit.report.style import styles
+from pruneaudit.report.tables import profile_table, strictest_matrix, title
+
+#: What the page opens with, where it is there: the recommended minimum of Wang et al. 2023.
+USUAL_PROTOCOL = "s3.2"
+#: Points of a learning curve that are shown; longer ones are thinned.
+MOST_POINTS = 60
+#: Learning rates of a run that are marked in its curve; a cosine has one for each step.
+MOST_RATES = 8
+
+
+def payload(results: Results) -> dict[str, Any]:
+    """Tables by column, as JSON builtins. Rows of a workload carry its place in ``groups``, rows of a run its place in
+    ``runs``; accuracies are in percent, costs in epochs and MACs.
+    """
+    groups = results.groups()
+    number = {group: place for place, group in enumerate(groups)}
+    place_of = {row["run"]: place for place, row in enumerate(results.runs)}
+    base_params = {(row["workload"], *row["labels"]): row["base_params"] for row in results.architectures}
+
+    def group(row: Mapping[str, Any]) -> int:
+        return number[row["workload"], tuple(row["labels"])]
+
+    def runs(names: Iterable[str]) -> list[int]:
+        return [place_of[name] for name in names if name in place_of]
+
+    def left(row: Mapping[str, Any]) -> float | None:
+        base = base_params.get((row["workload"], *row["labels"]))
+        return 100 * row["params"] / base if base and row["params"] else None
+
+    bases = {key: results.base(*key) for key in groups}
+    return {
+        "groups": [
+            {
+                "workload": workload,
+                "title": title(workload, labels),
+                "base": base.mean if base is not None else None,
+                "strictest": _table(*strictest_matrix(results, workload, labels)),
+                "published": _table(*published_table(results, workload, labels)),
+            }
+            for (workload, labels), base in bases.items()
+        ],
+        "methods": {
+            name: {"colour": look.colour, "dark": look.on_dark, "marker": look.marker, "dashed": look.dashed}
+            for name, look in styles(row["method"] for row in results.cells).items()
+        },
+        "cells": _columns(
+            {
+                "g": group(row),
+                **{name: row[name] for name in ("protocol", "method", "ratio", "seed", "status", "error", "budget")},
+                **{name: row[name] for name in ("precision", "accuracy", "validation_accuracy", "speedup")},
+                **{name: row[name] for name in ("granularity", "total_epochs", "total_macs")},
+                "left": left(row),
+                **{f"jsv_{stage}": value for stage, value in (row.get("jsv") or {}).items()},
+                "ta": row.get("trainability_accuracy"),
+                "result": place_of.get(row["result"]) if row["result"] else None,
+                "runs": runs(row["runs"]),
+            }
+            for row in results.cells
+        ),
+        "runs": _columns(
+            {"g": group(row)} | {name: value for name, value in row.items() if name not in ("labels", "parent", "workload")}
+            for row in results.runs
+        ),
+        "curves": _columns(_curves(results, group)),
+        "findings": _columns(
+            {
+                "g": group(row),
+                **{name: row[name] for name in ("protocol", "ratio", "seed", "rule", "verdict", "required")},
+                **{name: row[name] for name in ("arms", "note", "waived")},
+                "measured": [row["measured"].get(arm) for arm in row["arms"]],
+                "runs": runs(row.get("runs", ())),
+            }
+            for row in results.findings
+        ),
+        "verdicts": _columns(_verdict(row, group, against) for against, row in _all_verdicts(results)),
+        "profiles": [
+            {
+                "heading": title(row["protocol"], tuple(row["labels"])),
+                "points": row["points"],
+                **_table(*profile_table(row)),
+            }
+            for row in results.profiles
+        ],
+        "rules": results.rules,
+        "protocols": results.protocols,
+        "environments": results.environments,
+        "usual": USUAL_PROTOCOL,
+    }
+
+
+def _all_verdicts(results: Results) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    yield from (("each other", row) for row in results.verdicts)
+    yield from (("the baseline", row) for row in results.regressions)
+
+
+def _verdict(row: Mapping[str, Any], group: Any, against: str) -> dict[str, Any]:
+    gap = row["difference"] or {}
+    return {
+        "g": group(row),
+        "against": against,
+        **{name: row[name] for name in ("protocol", "ratio", "arms", "verdict", "forbidden_by", "uncontrolled")},
+        **{name: gap.get(name) for name in ("mean", "low", "high")},
+        "p": row["p_adjusted"],
+        "seeds": len(row["seeds"]),
+        "summary": row["summary"],
+        "waived": list(row["waived"]),
+    }
+
+
+def _curves(results: Results, group: Any) -> Iterable[dict[str, Any]]:
+    """Test accuracy after each epoch of each arm's result runs: mean, smallest and largest over seeds."""
+    stages = {row["run"]: row["stage"] for row in results.runs}
+    arms: dict[tuple[Any, ...], list[Curve]] = defaultdict(list)
+    for row in results.cells:
+        curve = results.curves.get(row["result"]) if row["status"] == "ok" else None
+        if curve is not None and len(curve.test_accuracy) > 1:
+            arms[group(row), row["protocol"], row["method"], row["ratio"], stages[row["result"]]].append(curve)
+    for (place, protocol, method, ratio, stage), curves in arms.items():
+        length = min(len(curve.test_accuracy) for curve in curves)
+        epochs = _thinned(length)
+        values = [[curve.test_accuracy[epoch - 1] for curve in curves] for epoch in epochs]
+        rates = [list(point) for point in curves[0].rates]
+        yield {
+            "g": place,
+            "protocol": protocol,
+            "method": method,
+            "ratio": ratio,
+            "stage": stage,
+            "n": len(curves),
+            "epochs": epochs,
+            "mean": [round(statistics.fmean(found), 2) for found in values],
+            "low": [round(min(found), 2) for found in values],
+            "high": [round(max(found), 2) for found in values],
+            # Seeds of one arm may have tuned to different rates: then there is no one drop to mark.
+            "rates": rates if len(rates) <= MOST_RATES and all(c.rates == curves[0].rates for c in curves) else [],
+        }
+
+
+def _thinned(length: int) -> list[int]:
+    """Epochs from 1 to ``length``, at most so many, ends included."""
+    if length <= MOST_POINTS:
+        return list(range(1, length + 1))
+    return sorted({1 + round(place * (length - 1) / (MOST_POINTS - 1)) for place in range(MOST_POINTS)})
+
+
+def _table(header: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    return {"header": header, "rows": rows}
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns, numbers at the precision of a screen."""
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            columns[name].append(float(f"{value:.6g}") if isinstance(value, float) else value)
+    return columns

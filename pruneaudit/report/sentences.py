@@ -1,0 +1,81 @@
+"""Verdicts in sentences: who is better, what nothing tells apart, and why a comparison does not count."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pruneaudit.audit.statistics import seeds_needed
+from pruneaudit.report.standings import connected
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What one or several comparisons come to.
+
+    Attributes:
+        verdict: Which word of the verdicts it speaks of.
+        text: The sentence, plain text with names of strangers in it: to be escaped where it is shown.
+        rules: Rules that forbid the comparison.
+    """
+
+    verdict: str
+    text: str
+    rules: tuple[str, ...] = ()
+
+
+def sentences(rows: Iterable[Mapping[str, Any]]) -> list[Sentence]:
+    """Sentences on the comparisons of one protocol at one ratio: what is decided first, what does not count last.
+
+    Ties are one sentence for all methods that they connect; comparisons that the same rules forbid are one, too.
+    """
+    by_word: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_word[row["verdict"]].append(row)
+    found = [Sentence(word, _decided(row)) for word in ("better", "worse") for row in by_word[word]]
+    for word, text in (("equivalent", _equivalent), ("indeterminate", _undecided)):
+        for names in connected(row["arms"] for row in by_word[word]):
+            members = [row for row in by_word[word] if set(row["arms"]) <= names]
+            found.append(Sentence(word, text(sorted(names), members)))
+    by_rules: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in by_word["not comparable"]:
+        by_rules[tuple(row["forbidden_by"])].append(row)
+    for rules, members in by_rules.items():
+        names = _listed([" with ".join(row["arms"]) for row in members], ";")
+        found.append(Sentence("not comparable", f"Not comparable: {names}, because of {_listed(rules)}.", rules))
+    return found
+
+
+def _decided(row: Mapping[str, Any]) -> str:
+    left, right = row["arms"]
+    gap, n = row["difference"], len(row["seeds"])
+    return (
+        f"{left} is {row['verdict']} than {right}: {gap['mean']:+.2f} points, 95 % interval {gap['low']:+.2f} to "
+        f"{gap['high']:+.2f}, p = {row['p_adjusted']:.3g} after correction over {row['family']} comparisons, {n} seeds."
+    )
+
+
+def _equivalent(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    margin = rows[0]["difference"]["margin"]
+    return f"{_listed(names)} are equivalent: they differ by less than {margin:g} points."
+
+
+def _undecided(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    tie = "Nothing tells " + _listed(names) + " apart"
+    pairs = len(names) * (len(names) - 1) // 2
+    if len(rows) < pairs:
+        tie += f" ({len(rows)} of their {pairs} pairs are compared)"
+    n = min(len(row["seeds"]) for row in rows)
+    needed = max(seeds_needed(comparisons=row["family"]) for row in rows)
+    if n < needed:
+        return f"{tie}: {n} of the {needed} seeds that a decision needs."
+    return f"{tie}, with {n} seeds."
+
+
+def _listed(names: Sequence[str], comma: str = ",") -> str:
+    """Names with "and" before the last one."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{f'{comma} '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,360 @@
+"""The web page of a report, in a real browser."""
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import CATALOG, evidence, failed_cell, finding, scored, store
+from PIL import Image
+
+from pruneaudit.cells import Cell
+from pruneaudit.ledger import Ledger
+from pruneaudit.report.page import page as html
+from pruneaudit.report.results import Results, gather_ledger
+
+#: Where pictures are left to be looked at.
+SCREENSHOTS = Path(__file__).resolve().parent.parent / "build" / "screenshots"
+SECTIONS = [
+    "verdicts",
+    "audit",
+    "accuracy",
+    "rates",
+    "curves",
+    "budget",
+    "trainability",
+    "strictest",
+    "published",
+    "excluded",
+    "cells",
+    "provenance",
+]
+PLOTTED = ["accuracy", "rates", "curves", "budget", "trainability"]
+STRANGER = "<img src=x onerror=alert(1)><script>alert(1)</script>&\"'`${x}%{y}" + "🙂" + "x" * 300
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Three methods and a scratch arm under four protocols, three seeds, and a cell that failed."""
+    ledger = Ledger(tmp_path_factory.mktemp("page") / "ledger")
+    for seed in range(3):
+        for protocol in ("s3.1", "s3.2", "sx-a"):
+            for number, method in enumerate(("l1", "random", "tpp")):
+                trials = 3 if protocol == "s3.1" else 1
+                store(ledger, scored(evidence(method, protocol, seed, trials), 80.0 + 5 * number + seed))
+        store(ledger, scored(evidence("scratch", "sx-a", seed), 91.0 - seed))
+    store(ledger, scored(evidence("l1", "s2"), 70.0))
+    broken = failed_cell(Cell("lenet5-digits", "s2", "tpp", 0.5, 0), "run failed: <b>it</b> broke")
+    ledger.save_cell(broken, broken.cell.id)
+    return gather_ledger(CATALOG, ledger)
+
+
+@pytest.fixture
+def opened(browser, results, tmp_path):
+    """Opens a report from disk; afterwards nothing may have been complained about, and nothing asked of a network."""
+    heard = []
+    contexts = []
+
+    def show(shown=results, width=1600, **options):
+        path = tmp_path / "report.html"
+        path.write_text(html(shown), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: heard.append(f"console: {message.text}"))
+        tab.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        tab.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on("request", lambda asked: None if asked.url == path.as_uri() else heard.append(f"request: {asked.url}"))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("#controls:not([hidden])")
+        tab.wait_for_selector("#comparisons :is(table, .empty)")
+        return tab
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert heard == []
+
+
+def look(tab, section):
+    """Bring a section into view, where it is drawn."""
+    tab.evaluate("id => document.getElementById(id).scrollIntoView()", section)
+    drawn = "id => [...document.querySelectorAll(`#${id} .plot`)].every(plot => plot.querySelector('.main-svg'))"
+    tab.wait_for_function(drawn, arg=section)
+    tab.wait_for_timeout(150)
+
+
+def column(tab, section, name):
+    """Texts of one column of a section's table."""
+    heads = [head.rstrip(" ▲▼") for head in tab.locator(f"#{section} thead th").all_inner_texts()]
+    return tab.locator(f"#{section} tbody td:nth-child({heads.index(name) + 1})").all_inner_texts()
+
+
+def captions(tab, section):
+    return tab.locator(f"#{section} figcaption").all_inner_texts()
+
+
+def traces(tab, section):
+    """Names of what the first plot of a section draws."""
+    script = "id => [...new Set(document.querySelector(`#${id} .plot`).data.map(trace => trace.name))]"
+    return tab.evaluate(script, section)
+
+
+def renamed(results, old, new):
+    """The same results with another name for a method, everywhere."""
+    text = json.dumps(results.as_json()).replace(json.dumps(old), json.dumps(new))
+    rows = json.loads(text)
+    names = ("cells", "findings", "verdicts", "standings", "strictest", "architectures", "runs", "profiles")
+    return replace(results, **{name: rows[name] for name in names})
+
+
+def test_the_verdicts_come_first_and_need_no_script(results):
+    text = html(results)
+    assert text.index("Nothing tells l1, random and tpp apart") < text.index('id="audit"')
+    assert "3 of the" in text
+
+
+def test_every_plot_has_marks(opened):
+    tab = opened()
+    for section in PLOTTED:
+        look(tab, section)
+        plots = tab.locator(f"#{section} .plot")
+        assert plots.count() > 0, section
+        for number in range(plots.count()):
+            marks = plots.nth(number).locator(".scatterlayer .point, .scatterlayer .js-line, .barlayer .point path")
+            boxes = [marks.nth(place).bounding_box() for place in range(marks.count())]
+            assert any(box and box["width"] + box["height"] > 3 for box in boxes), (section, number)
+
+
+def test_plots_of_a_section_stand_side_by_side(opened):
+    tab = opened()
+    look(tab, "budget")
+    boxes = [tab.locator("#budget .main-svg").nth(place).bounding_box() for place in (0, 3)]
+    frames = [tab.locator("#budget figure").nth(place).bounding_box() for place in (0, 1)]
+    for box, frame in zip(boxes, frames, strict=True):
+        assert frame["x"] <= box["x"]
+        assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
+
+
+def test_a_click_on_the_head_sorts_and_a_second_one_turns_it_round(opened):
+    tab = opened()
+    look(tab, "cells")
+    head = tab.locator("#cells thead th", has_text="accuracy")
+    head.locator("button").click()
+    rising = [float(text) for text in column(tab, "cells", "accuracy") if text]
+    assert rising == sorted(rising)
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").click()
+    falling = [float(text) for text in column(tab, "cells", "accuracy") if text]
+    assert falling == sorted(rising, reverse=True)
+    assert len(rising) == 31
+    # What has no value comes last both ways.
+    assert column(tab, "cells", "accuracy")[-1] == ""
+
+
+def test_the_filter_keeps_rows_with_all_words(opened):
+    tab = opened()
+    look(tab, "cells")
+    tab.locator("#cells input[type=search]").fill("tpp s3.1")
+    assert column(tab, "cells", "method") == ["tpp"] * 3
+    assert column(tab, "cells", "protocol") == ["s3.1"] * 3
+    assert tab.locator("#cells .count").inner_text() == "3 of 32 rows"
+
+
+def test_the_protocol_switch_changes_all_sections(opened):
+    tab = opened()
+    assert tab.locator("#protocol").input_value() == "s3.2"
+    look(tab, "accuracy")
+    assert captions(tab, "accuracy")[0].startswith("s3.2: ")
+    assert traces(tab, "accuracy") == ["l1", "random", "tpp"]
+    tab.locator("#protocol").select_option("sx-a")
+    look(tab, "accuracy")
+    assert captions(tab, "accuracy")[0].startswith("sx-a: ")
+    assert traces(tab, "accuracy") == ["l1", "random", "scratch", "tpp"]
+    look(tab, "audit")
+    assert column(tab, "audit", "comparison") == ["l1 vs scratch", "random vs scratch", "tpp vs scratch"]
+    look(tab, "curves")
+    assert captions(tab, "curves") == ["sx-a, ratio 0.5: retraining", "sx-a, ratio 0.5: scratch training"]
+
+
+def test_accuracy_stands_against_speedup_or_parameters(opened):
+    tab = opened()
+    look(tab, "accuracy")
+    where = "document.querySelector('#accuracy .plot').data[0].x[0]"
+    assert tab.evaluate(where) == 2.5
+    tab.get_by_role("button", name="parameters left").click()
+    look(tab, "accuracy")
+    assert 0 < tab.evaluate(where) < 100
+    assert "parameters left" in tab.locator("#accuracy .plot").inner_text()
+
+
+def test_a_plot_shows_means_with_error_bars_and_every_seed(opened):
+    tab = opened()
+    look(tab, "accuracy")
+    drawn = tab.evaluate("document.querySelector('#accuracy .plot').data.filter(trace => trace.name === 'tpp')")
+    seeds, means = drawn
+    assert sorted(seeds["y"]) == [90, 91, 92]
+    assert means["y"] == [91]
+    assert means["error_y"]["array"] == [1]
+
+
+def test_the_tuned_protocol_shows_all_rates_and_the_chosen_one(opened):
+    tab = opened()
+    look(tab, "rates")
+    drawn = tab.evaluate("document.querySelector('#rates .plot').data[0]")
+    assert drawn["x"] == [0.001, 0.01, 0.03]
+    assert [width > 0 for width in drawn["marker"]["line"]["width"]] == [False, True, False]
+
+
+def test_learning_rate_drops_are_marked_and_rising_stages_shaded(opened, results):
+    rising = finding("F605", "fail", arms=("l1",), required=False).model_dump(mode="json")
+    tab = opened(replace(results, findings=[*results.findings, rising], rules=results.rules | {"F605": CLAIM}))
+    look(tab, "curves")
+    shapes = tab.evaluate("document.querySelector('#curves .plot').layout.shapes")
+    assert [(shape["type"], shape["x0"], shape["x1"]) for shape in shapes] == [("rect", 0, 2), ("line", 2, 2)]
+
+
+CLAIM = {"claim": "Converged before the first learning-rate decay", "source": "a paper"}
+
+
+def test_a_method_is_hidden_in_all_plots(opened):
+    tab = opened()
+    look(tab, "accuracy")
+    chip = tab.locator("#methods button", has_text="tpp")
+    chip.click()
+    assert chip.get_attribute("aria-pressed") == "false"
+    look(tab, "accuracy")
+    assert traces(tab, "accuracy") == ["l1", "random"]
+    look(tab, "trainability")
+    assert "tpp" not in traces(tab, "trainability")
+
+
+def test_budgets_add_up_to_what_the_cells_say(opened, results):
+    tab = opened()
+    look(tab, "budget")
+    bars = tab.evaluate("document.querySelector('#budget .plot').data.map(trace => [trace.name, trace.x, trace.y])")
+    total = sum(x[y.index("l1")] for _, x, y in bars)
+    row = next(row for row in results.cells if (row["protocol"], row["method"]) == ("s3.2", "l1"))
+    assert total == row["total_epochs"]
+    tab.locator("#protocol").select_option("s3.1")
+    look(tab, "budget")
+    bars = tab.evaluate("document.querySelector('#budget .plot').data.map(trace => [trace.name, trace.x[0]])")
+    assert dict(bars)["tuning"] == 6
+
+
+def test_a_mark_of_the_audit_opens_both_values_and_the_records(opened, results):
+    tab = opened()
+    look(tab, "audit")
+    tab.get_by_role("button", name="l1 vs tpp, F201: holds").click()
+    dialog = tab.locator("#dialog")
+    key = ("F201", "s3.2", ["l1", "tpp"])
+    row = next(row for row in results.findings if (row["rule"], row["protocol"], row["arms"]) == key)
+    assert all(str(value) in dialog.inner_text() for value in row["measured"].values())
+    assert {"l1", "tpp"} <= set(dialog.locator("thead").first.inner_text().split())
+    names = {f"runs/{run['slug']}-{run['run']}/record.json" for run in results.runs}
+    found = set(re.findall(r"runs/\S+record\.json", dialog.inner_text()))
+    assert found and found <= names
+    tab.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "l1 vs tpp, F201: holds"
+
+
+def test_a_cell_tells_the_command_that_measures_it(opened):
+    tab = opened()
+    look(tab, "cells")
+    tab.get_by_role("button", name="Runs of lenet5-digits-tpp-s3.1-r0.5-seed2").click()
+    command = tab.locator("#dialog pre").inner_text()
+    assert command == (
+        "pytest 'suite/test_cells.py::test_cell[lenet5-digits-tpp-s3.1-r0.5-seed2]' "
+        "--audit-methods tpp --audit-protocols s3.1 --audit-seeds 3"
+    )
+    assert tab.locator("#dialog tbody tr").count() == 6
+
+
+def test_failed_cells_are_listed_with_their_reason(opened):
+    tab = opened()
+    look(tab, "excluded")
+    assert column(tab, "excluded", "reason") == ["run failed: <b>it</b> broke"]
+
+
+def test_everything_works_from_the_keyboard(opened):
+    tab = opened()
+    look(tab, "cells")
+    tab.locator("#cells input[type=search]").focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "protocol"
+    tab.keyboard.press("Enter")
+    assert tab.locator("#cells th").first.get_attribute("aria-sort") == "ascending"
+    tab.locator("#methods button").first.focus()
+    tab.keyboard.press("Space")
+    assert tab.locator("#methods button").first.get_attribute("aria-pressed") == "false"
+    assert tab.evaluate("document.activeElement.dataset.name") == "l1"
+
+
+def test_light_and_dark_follow_the_reader(opened):
+    def ground(tab):
+        return tab.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    tab = opened(color_scheme="dark")
+    dark = ground(tab)
+    tab.get_by_role("button", name="theme: auto").click()
+    assert ground(tab) == "rgb(255, 255, 255)" != dark
+    tab.get_by_role("button", name="theme: light").click()
+    assert ground(tab) == dark
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1600, "light"), (400, "dark")])
+def test_it_is_readable_at_both_widths(opened, width, scheme):
+    """Pictures of every section are left in build/screenshots, to be looked at."""
+    tab = opened(width=width, color_scheme=scheme)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for section in SECTIONS:
+        look(tab, section)
+        picture = tab.screenshot(path=SCREENSHOTS / f"{section}-{width}.png")
+        assert np.asarray(Image.open(io.BytesIO(picture)).convert("L")).std() > 5, section
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, section
+
+
+def test_it_prints(opened):
+    tab = opened(color_scheme="dark")
+    content = tab.pdf(format="A4")
+    assert content.startswith(b"%PDF") and len(content) > 50_000
+
+
+def test_names_of_strangers_are_text(opened, results):
+    tab = opened(renamed(results, "random", STRANGER), width=400)
+    for section in SECTIONS:
+        look(tab, section)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 400, section
+    assert STRANGER in column(tab, "cells", "method")
+    assert tab.locator("img, main script").count() == 0
+    look(tab, "audit")
+    tab.get_by_role("button", name="F201: holds").first.click()
+    assert STRANGER in tab.locator("#dialog").inner_text()
+    tab.keyboard.press("Escape")
+    look(tab, "cells")
+    tab.locator("#cells input[type=search]").fill("onerror")
+    tab.locator("#cells tbody button").first.click()
+    assert tab.locator("#dialog pre").inner_text().count("'\\''") >= 2
+
+
+def test_no_script_but_the_pages_own_can_run(browser, results, tmp_path):
+    """Were a name to slip through, the content security policy would stop it."""
+    path = tmp_path / "report.html"
+    path.write_text(html(results).replace("</main>", "<script>window.slipped = 1</script></main>"), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("#comparisons table")
+    assert tab.evaluate("window.slipped") is None
+    tab.close()
+
+
+def test_an_empty_report_is_a_page(opened):
+    tab = opened(Results(cells=[], findings=[]))
+    assert "No two methods were compared" in tab.locator("#verdicts").inner_text()
+    for section in SECTIONS:
+        look(tab, section)

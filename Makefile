@@ -5,18 +5,24 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
 
-.PHONY: suite test lint bench clean
+.PHONY: suite test lint browser bench clean
 
 suite: $(READY)
 	$(BIN)/pytest suite -k resnet20-digits -n $(WORKERS)
 
-test: $(READY) lint
+test: $(READY) lint browser
 	$(BIN)/pytest tests -n $(WORKERS) -q
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Tests of the page run in a real browser: installed where that is allowed, skipped with a reason elsewhere.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	{ apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || \
+	echo "no Chromium is here and none can be installed: tests of the page will be skipped"
 
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py

@@ -6,10 +6,12 @@ import copy
 import hashlib
 import math
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,7 +83,21 @@ class Runtime:
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if cuda else (platform.processor() or platform.machine()),
             "threads": str(torch.get_num_threads()),
+            **({"commit": commit} if (commit := _commit()) else {}),
         }
+
+
+@cache
+def _commit() -> str:
+    """Commit of the checkout that this code runs from, "-dirty" where it was edited; nothing where it is installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @dataclass

@@ -63,8 +63,8 @@ def badge(results: Results) -> Badge:
     if counts["fail"]:
         return Badge(f"{counts['fail']} of {len(required)} checks fail", "#b3400a")
     if lost or counts["incomplete"]:
-        return Badge(f"incomplete, {lost} cells lack a result" if lost else "incomplete", "#7a5a00")
+        return Badge(f"incomplete, {lost} of {len(results.cells)} cells missing" if lost else "incomplete", "#7a5a00")
     if not counts["pass"]:
         return Badge("nothing measured", "#59626f")
     waived = f", {counts['waived']} waived" if counts["waived"] else ""
-    return Badge(f"fair, {counts['pass']} checks hold{waived}", "#00664b")
+    return Badge(f"fair, {counts['pass']} of {len(required)} checks hold{waived}", "#00664b")

@@ -80,7 +80,10 @@ def _packed(text: str) -> str:
 def _verdicts(results: Results) -> list[tuple[str, list[tuple[str, list[Sentence]]]]]:
     """Headings of workloads, each with headings of operating points and their sentences."""
     return [
-        (title(workload, tuple(labels)), [(f"{name}, ratio {ratio:g}", sentences(rows)) for (name, ratio), rows in points])
+        (
+            title(workload, tuple(labels)),
+            [(f"{name}, ratio {ratio:g}", sentences(rows)) for (name, ratio), rows in points],
+        )
         for (workload, labels), members in _grouped(results.verdicts, ("workload", "labels"))
         for points in [_grouped(members, ("protocol", "ratio"))]
     ]

@@ -70,7 +70,8 @@ def payload(results: Results) -> dict[str, Any]:
             for row in results.cells
         ),
         "runs": _columns(
-            {"g": group(row)} | {name: value for name, value in row.items() if name not in ("labels", "parent", "workload")}
+            {"g": group(row)}
+            | {name: value for name, value in row.items() if name not in ("labels", "parent", "workload")}
             for row in results.runs
         ),
         "curves": _columns(_curves(results, group)),

@@ -453,7 +453,7 @@ def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: 
 
 
 def _finding_row(finding: Finding) -> dict[str, Any]:
-    row = finding.model_dump(mode="json")
+    row = {name: list(value) if isinstance(value, tuple) else value for name, value in finding}
     if finding.verdict == "pass":
         # The rows of its cells name them; a report of thousands of checks should not repeat them.
         del row["runs"]

@@ -43,8 +43,8 @@ def sentences(rows: Iterable[Mapping[str, Any]]) -> list[Sentence]:
     for row in by_word["not comparable"]:
         by_rules[tuple(row["forbidden_by"])].append(row)
     for rules, members in by_rules.items():
-        names = _listed([" with ".join(row["arms"]) for row in members], ";")
-        found.append(Sentence("not comparable", f"Not comparable: {names}, because of {_listed(rules)}.", rules))
+        pairs = _listed([" with ".join(row["arms"]) for row in members], ";")
+        found.append(Sentence("not comparable", f"Not comparable: {pairs}, because of {_listed(rules)}.", rules))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Writes a report: report.md, tables (CSV and LaTeX) and results.json."""
+"""Writes a report: the page, report.md, tables (CSV and LaTeX), results.json and a badge."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 from tabulate import tabulate
 
 from pruneaudit.report import latex
+from pruneaudit.report.badge import badge
+from pruneaudit.report.page import page
 from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
     FEW_SEEDS,
@@ -43,10 +45,14 @@ from pruneaudit.report.tables import (
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write all files of a report; each is whole or not there. Returns their paths."""
+    mark = badge(results)
     files = {
         # First, because it refuses what is no JSON: nothing is then replaced.
         folder / "results.json": _json(results.as_json()),
+        folder / "report.html": page(results),
         folder / "report.md": markdown(results),
+        folder / "badge.svg": mark.svg,
+        folder / "badge.json": mark.endpoint,
         folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
         folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
         folder / "tables" / "verdicts.csv": _verdicts_csv(results),

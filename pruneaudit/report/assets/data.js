@@ -1,4 +1,7 @@
 "use strict";
+
+const PREFIXES = ["", "k", "M", "G", "T", "P", "E"];
+
 // Reading what travels in the page, and small words for building elements. Text of records becomes text nodes only.
 
 /** Text of a gzipped, base64-encoded script element. */
@@ -64,6 +67,13 @@ function fixed(value, digits = 2) {
 
 function signed(value) {
   return value === null || value === undefined ? "" : (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
+}
+
+/** A large number with the prefix of a unit: 41.8 G. */
+function metric(value) {
+  if (value === null || value === undefined) return "";
+  const place = Math.max(0, Math.min(PREFIXES.length - 1, Math.floor(Math.log10(Math.abs(value) || 1) / 3)));
+  return `${short(value / 1000 ** place)}${PREFIXES[place] && ` ${PREFIXES[place]}`}`;
 }
 
 function short(value) {

@@ -1,0 +1,63 @@
+"""Verdicts in sentences."""
+
+from pruneaudit.audit.statistics import difference
+from pruneaudit.audit.verdicts import Verdict
+from pruneaudit.report.sentences import sentences
+
+
+def verdict(word, left, right, seeds=3, **fields):
+    """A row of a verdict; the first arm is two points better."""
+    given = {
+        "workload": "lenet5-digits",
+        "protocol": "s3.2",
+        "ratio": 0.5,
+        "arms": (left, right),
+        "seeds": tuple(range(seeds)),
+        "difference": difference(
+            [92.0 + seed for seed in range(seeds)], [90.0 + 0.9 * seed for seed in range(seeds)], 0.5
+        ),
+        "p_adjusted": 0.0312,
+        "family": 3,
+    }
+    return Verdict.model_validate({"verdict": word, **given, **fields}).model_dump(mode="json")
+
+
+def texts(*rows):
+    return [sentence.text for sentence in sentences(rows)]
+
+
+def test_a_decision_stands_with_its_evidence_and_before_everything_else():
+    tie, decided = verdict("indeterminate", "a", "b"), verdict("better", "c", "a", seeds=8)
+    first, second = texts(tie, decided)
+    assert first.startswith("c is better than a: +2.35 points, 95 % interval +2.15 to +2.55, p = 0.0312 ")
+    assert first.endswith("after correction over 3 comparisons, 8 seeds.")
+    assert second.startswith("Nothing tells a and b apart")
+
+
+def test_ties_are_one_sentence_for_all_that_they_connect():
+    rows = [verdict("indeterminate", *pair) for pair in (("a", "b"), ("b", "c"), ("a", "c"), ("x", "y"))]
+    assert texts(*rows) == [
+        "Nothing tells a, b and c apart: 3 of the 7 seeds that a decision needs.",
+        "Nothing tells x and y apart: 3 of the 7 seeds that a decision needs.",
+    ]
+
+
+def test_pairs_that_were_not_compared_are_not_claimed():
+    rows = [verdict("indeterminate", *pair, seeds=8) for pair in (("a", "b"), ("b", "c"))]
+    assert texts(*rows) == ["Nothing tells a, b and c apart (2 of their 3 pairs are compared), with 8 seeds."]
+
+
+def test_equivalent_methods_name_the_margin():
+    assert texts(verdict("equivalent", "a", "b")) == ["a and b are equivalent: they differ by less than 0.5 points."]
+
+
+def test_what_does_not_count_says_because_of_which_rules():
+    rules = ("F201", "F321")
+    rows = [verdict("not comparable", left, "x", forbidden_by=rules) for left in ("a", "b")]
+    other = verdict("not comparable", "c", "x", forbidden_by=("F103",))
+    found = sentences([*rows, other])
+    assert [sentence.text for sentence in found] == [
+        "Not comparable: a with x and b with x, because of F201 and F321.",
+        "Not comparable: c with x, because of F103.",
+    ]
+    assert found[0].rules == rules

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruneaudit.claims import PublishedTable, load_table
 from pruneaudit.config import Protocol, Study, Workload, load_protocol, load_study, load_workload
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
 
@@ -226,6 +227,28 @@ class Catalog:
         if choice not in self.studies:
             raise unknown("study", choice, self.studies)
         return load_study(self.studies[choice])
+
+    @cached_property
+    def claims(self) -> dict[str, PublishedTable]:
+        """Published tables by name.
+
+        Raises:
+            ConfigError: A file is no such table, or names a workload, method or protocol that there is not.
+        """
+        tables = {}
+        for path in self._toml("protocols/published"):
+            table = load_table(path)
+            try:
+                for point in table.points:
+                    self.workload(point.workload)
+                for row in table.rows:
+                    # What no run of ours can match may name what there is not.
+                    if not row.unlike:
+                        self.method(row.method), self.protocol(row.protocol)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            tables[path.stem] = table
+        return tables
 
     @property
     def extra_names(self) -> tuple[str, ...]:

@@ -91,6 +91,15 @@ def workloads(as_json: Json = False) -> None:
 
 
 @app.command()
+def claims(as_json: Json = False) -> None:
+    """List the published tables that runs are shown beside."""
+    from pruneaudit.catalog import Catalog
+
+    rows = [table.model_dump(mode="json") | {"claims": len(table.claims())} for table in Catalog().claims.values()]
+    _show(rows, ["name", "paper", "table", "n", "std", "epoch", "claims", "source"], as_json)
+
+
+@app.command()
 def rules(
     rule_id: Annotated[str | None, typer.Argument(metavar="[RULE]", help="Explain this rule.")] = None,
     as_json: Json = False,
@@ -147,6 +156,7 @@ def report(
     to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
     study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again when cells are added, until Ctrl-C.")] = False,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
     if schema:
@@ -164,6 +174,11 @@ def report(
     chosen = catalog.study(study) if study else None
     for rule in chosen.waive if chosen is not None else ():
         get_rule(rule)
+    if watch:
+        from pruneaudit.report.watch import watch as keep_writing
+
+        keep_writing(ledger, to, study, Console())
+        return
     results = gather_ledger(catalog, _existing_ledger(ledger), chosen)
     if not results.cells:
         raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
@@ -174,6 +189,18 @@ def report(
             typer.echo(f"wrote {path}")
     except OSError as error:
         raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None
+
+
+@app.command()
+def serve(
+    ledger: LedgerPath = _LEDGER,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8420,
+    host: Annotated[str, typer.Option(help="Address to bind to; other machines reach only others.")] = "127.0.0.1",
+) -> None:
+    """Show a ledger in a browser while it grows: progress, curves of running trainings, cells, the report."""
+    from pruneaudit.report.serve import serve as run_server
+
+    run_server(ledger, host, port, typer.echo)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -13,8 +13,9 @@ PACKAGE = ROOT / "pruneaudit"
 FLOORS = [
     {"errors", "ratios", "schedule", "streams"},
     {"config"},
+    {"claims"},
     {"catalog", "cells", "scaffold", "settings"},
-    {"records", "ledger", "merging"},
+    {"records", "ledger", "merging", "progress"},
     {"workloads"},
     {"measure"},
     {"pruning", "shapes"},
@@ -33,6 +34,7 @@ NO_TORCH = [
     "pruneaudit.plugin.session",
     "pruneaudit.plugin.controller",
     "pruneaudit.ledger",
+    "pruneaudit.progress",
     "pruneaudit.merging",
     "pruneaudit.scaffold",
     "pruneaudit.audit.docket",

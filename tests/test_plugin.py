@@ -72,7 +72,7 @@ def test_terminal_and_files(checkout):
         "cells.csv",
         "findings.csv",
         "accuracy.csv",
-        "accuracy-lenet5-digits-smoke.tex",
+        "accuracy-lenet5-digits-smoke-s3.2.tex",
         "verdicts.csv",
     }
     names = [case.get("name") for case in ET.parse(checkout.root / "junit.xml").iter("testcase")]

@@ -24,6 +24,7 @@ from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.config import Study
 from pruneaudit.ledger import Ledger
 from pruneaudit.report.results import Asked, Results, gather, gather_ledger
+from pruneaudit.report.schema import CellRow
 from pruneaudit.report.standings import profiles
 from pruneaudit.report.tables import (
     accuracy_table,
@@ -111,8 +112,9 @@ def slower(arm):
 
 def row(method="l1", seed=0, accuracy=90.0, **fields):
     """A row of a measured cell."""
-    given = {
-        "total_epochs": None,
+    given = dict.fromkeys(CellRow.model_fields) | {
+        "budget": "full",
+        "precision": "fp32",
         "error": "" if fields.get("status", "ok") == "ok" else "it broke",
         "workload": "lenet5-digits",
         "protocol": "s3.2",
@@ -701,9 +703,10 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
     present = sorted(path for path in folder.rglob("*") if path.is_file())
     assert sorted(written) == present
     names = {str(path.relative_to(folder)) for path in present}
+    badge = {"badge.svg", "badge.json"}
     tables = {f"tables/{name}.csv" for name in ("cells", "findings", "verdicts", "accuracy")}
-    papers = {f"tables/accuracy-lenet5-digits{label}.tex" for label in ("", "-smoke")}
-    assert names == {"report.md", "results.json", *tables, *papers}
+    papers = {f"tables/accuracy-lenet5-digits-{what}.tex" for what in ("s3.2", "sx-a", "smoke-s3.2")}
+    assert names == {"report.html", "report.md", "results.json", *badge, *tables, *papers}
     before = {path: path.read_bytes() for path in present}
     assert write(results, folder) == written
     assert {path: path.read_bytes() for path in present} == before
@@ -728,8 +731,18 @@ def test_results_are_strict_json_and_sorted(ledger, tmp_path):
 
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     content = json.loads(text, parse_constant=refuse)
-    assert content["schema_version"] == 3
-    assert set(content) >= {"verdicts", "regressions", "standings", "strictest", "profiles", "rules", "study"}
+    assert content["schema_version"] == 4
+    assert set(content) >= {
+        "verdicts",
+        "regressions",
+        "standings",
+        "strictest",
+        "profiles",
+        "runs",
+        "published",
+        "rules",
+        "study",
+    }
     assert content["study"]["waive"] == {"F608": "two machines"}
     assert list(content) == sorted(content)
     where = ("workload", "labels", "protocol")

@@ -1,15 +1,20 @@
-"""Paper-ready tables: booktabs, one for each workload, laid out like Wang et al. 2023, Tables 4 and 6."""
+"""Paper-ready tables: booktabs, one for each workload and protocol, laid out like Wang et al. 2023, Tables 4 and 6."""
 
 from __future__ import annotations
 
+import itertools
+import re
+import statistics
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pruneaudit.catalog import is_scratch
 from pruneaudit.cells import UNPRUNED
 from pruneaudit.report.results import Results, Statistic
-from pruneaudit.report.tables import title
+from pruneaudit.report.tables import file_name, title
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -28,20 +33,57 @@ _SPECIAL = {
 }
 #: Longer names would leave the page; titles stand in a line of their own.
 _LONGEST = 60
+_LONGEST_METHOD = 40
 _LONGEST_TITLE = 110
+#: Rows and ratios of one table. More go on in further tables.
+_MOST_ROWS = 40
+_MOST_RATIOS = 5
+#: Up to so many ratios sparsity and speedup stand in one line.
+_JOINED_RATIOS = 4
+#: Marks of a line, and lines, that fit a page of one column by size of type; LaTeX's article has 345 by 550 points.
+_TYPE = {r"\small": (60, 30), r"\footnotesize": (66, 45), r"\scriptsize": (75, 50)}
+_DAGGER = r"$^\dagger$"
+_COMMAND = re.compile(r"\$?\\(textbf\{|[a-z]+(\{\})?|.)\$?|[{}$^]")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of a table: a method, or its retrainings by one schedule.
+
+    Attributes:
+        name: As LaTeX.
+        method: Its id, where verdicts were passed on these results; empty for the trials of a tuned learning rate.
+        found: Accuracy by ratio.
+    """
+
+    name: str
+    method: str
+    found: Mapping[float, Statistic]
 
 
 def tables(results: Results) -> dict[str, str]:
-    r"""A table for each workload and set of labels, by file name.
+    r"""Tables for each workload, set of labels and protocol, by file name; more than one where a page is too small.
 
     The files need ``\usepackage{booktabs}`` and nothing else.
     """
-    found = {}
+    found: dict[str, str] = {}
     for workload, labels in results.groups():
-        if results.statistics(workload, labels):
-            name = "-".join(["accuracy", workload, *labels])
-            found[f"{_file_name(name)}.tex"] = _table(results, workload, labels)
+        for protocol in sorted({protocol for protocol, _, _ in results.statistics(workload, labels)}):
+            table = _Table(results, workload, labels, protocol)
+            parts = table.parts()
+            for number, (columns, lines) in enumerate(parts, 1):
+                stem = file_name("accuracy", workload, (*labels, protocol))
+                names = (stem if place == 1 else f"{stem}-{place}" for place in itertools.count(1))
+                name = next(name for name in names if f"{name}.tex" not in found)
+                part = f"Part {number} of {len(parts)}." if len(parts) > 1 else ""
+                found[f"{name}.tex"] = table.text(name, columns, lines, part)
     return found
+
+
+def _split(values: Sequence[Any], parts: int) -> list[Sequence[Any]]:
+    """Parts of nearly the same size, at most so many."""
+    size = -(-len(values) // parts)
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def escaped(text: str, longest: int = _LONGEST) -> str:
@@ -52,78 +94,190 @@ def escaped(text: str, longest: int = _LONGEST) -> str:
     return "".join(_SPECIAL.get(mark, mark) for mark in short) or "?"
 
 
-def _file_name(text: str) -> str:
-    return "".join(mark if mark.isalnum() or mark in "-." else "-" for mark in text)[:120]
+class _Table:
+    """Everything measured of one workload under one protocol."""
 
+    def __init__(self, results: Results, workload: str, labels: tuple[str, ...], protocol: str) -> None:
+        self.results, self.workload, self.labels, self.protocol = results, workload, labels, protocol
+        self.facts = results.protocols.get(protocol, {})
+        self.found: dict[str, dict[float, Statistic]] = defaultdict(dict)
+        for (setup, method, ratio), statistic in results.statistics(workload, labels).items():
+            if setup == protocol:
+                self.found[method][ratio] = statistic
+        self.ratios = sorted({ratio for by_ratio in self.found.values() for ratio in by_ratio})
+        self.removed = results.removed(workload, labels)
+        self.best = {
+            (row["ratio"], row["groups"][0][0])
+            for row in self._of(results.standings)
+            if row["protocol"] == protocol and len(row["groups"]) > 1 and len(row["groups"][0]) == 1
+        }
 
-def _table(results: Results, workload: str, labels: tuple[str, ...]) -> str:
-    found = results.statistics(workload, labels)
-    ratios = sorted({ratio for _, _, ratio in found})
-    best, removed = _best(results, workload, labels), results.removed(workload, labels)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_caption(results, workload, labels, list(found.values()))}}}",
-        rf"\begin{{tabular}}{{l{'c' * len(ratios)}}}",
-        r"\toprule",
-        " & ".join(["Method", *(_ratio(ratio, found) for ratio in ratios)]) + r" \\",
-    ]
-    for protocol in sorted({protocol for protocol, _, _ in found}):
-        methods = sorted(
-            {name for known, name, _ in found if known == protocol}, key=lambda name: (is_scratch(name), name)
-        )
-        lines += [
-            r"\midrule",
-            rf"\multicolumn{{{len(ratios) + 1}}}{{l}}{{{_setup(results, protocol)}}} \\",
-            r"\midrule",
-        ]
-        for method in methods:
-            cells = [_cell(found.get((protocol, method, ratio)), (protocol, ratio, method) in best) for ratio in ratios]
+    def _of(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if row["workload"] == self.workload and tuple(row["labels"]) == self.labels]
+
+    def rows(self) -> list[_Row]:
+        """Methods by name, scratch arms last; below each its trials, where the protocol tunes the learning rate."""
+        trials = self._trials() if self.facts.get("retraining") == "tuned" else {}
+        rows = []
+        for method in sorted(self.found, key=lambda name: (is_scratch(name), name)):
             # Zeros are no smaller network: such rows are not to be compared with the others.
-            name = escaped(method) + (" (single weights)" if removed[method] == "weight" else "")
-            lines.append(" & ".join([name, *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+            mark = _DAGGER if self.removed[method] == "weight" else ""
+            name = escaped(method, _LONGEST_METHOD)
+            rows.append(_Row(f"{name}{mark}{', tuned' if method in trials else ''}", method, self.found[method]))
+            rows += [_Row(f"{name}{mark}, {rate}", "", found) for rate, found in trials.get(method, {}).items()]
+        return rows
+
+    def _trials(self) -> dict[str, dict[str, dict[float, Statistic]]]:
+        """Accuracy by method, retraining schedule and ratio: every schedule that was tried, smallest rate first."""
+        retrained = {row["run"]: row for row in self.results.runs if row["stage"] == "retrain"}
+        tried: dict[tuple[tuple[float, float], ...], dict[str, dict[float, list[tuple[float, float]]]]] = {}
+        for cell in self._of(self.results.cells):
+            if cell["status"] == "ok" and cell["protocol"] == self.protocol:
+                for run in dict.fromkeys(name for name in cell["runs"] if name in retrained):
+                    by_method = tried.setdefault(tuple(self.results.curves[run].rates), {})
+                    by_ratio = by_method.setdefault(cell["method"], {})
+                    by_ratio.setdefault(cell["ratio"], []).append((retrained[run]["accuracy"], cell["speedup"]))
+        found: dict[str, dict[str, dict[float, Statistic]]] = defaultdict(dict)
+        for rates, by_method in sorted(tried.items(), key=lambda item: (item[0][0][1], item[0])):
+            alike = [other for other in tried if other[0][1] == rates[0][1]]
+            for method, by_ratio in by_method.items():
+                found[method][_schedule(rates, len(alike) == 1)] = {
+                    ratio: _statistic(values) for ratio, values in by_ratio.items()
+                }
+        return found
+
+    def parts(self) -> list[tuple[Sequence[float], Sequence[_Row]]]:
+        """Ratios and rows of each table: as few tables as pages hold."""
+        rows = self.rows()
+        wide = [_split(self.ratios, count) for count in range(1, len(self.ratios) + 1)]
+        # One ratio to a table is the narrowest that there is.
+        columns = next((parts for parts in wide if all(self._fits(part, rows) for part in parts)), wide[-1])
+        found = []
+        for ratios in columns:
+            lines = [row for row in rows if any(ratio in row.found for ratio in ratios)]
+            found += [(ratios, part) for part in _split(lines, -(-len(lines) // _MOST_ROWS))]
+        return found
+
+    def _fits(self, ratios: Sequence[float], rows: Sequence[_Row]) -> bool:
+        head, body = self._cells(ratios, rows)
+        return len(ratios) <= _MOST_RATIOS and _width(head + body) <= max(widest for widest, _ in _TYPE.values())
+
+    def _cells(self, ratios: Sequence[float], rows: Sequence[_Row]) -> tuple[list[list[str]], list[list[str]]]:
+        """Head and body of a table."""
+        head = [["Pruning ratio", *(f"{ratio:g}" for ratio in ratios)], *self._sizes(ratios)]
+        return head, [
+            [row.name, *(_cell(row.found.get(ratio), (ratio, row.method) in self.best) for ratio in ratios)]
+            for row in rows
+        ]
+
+    def text(self, name: str, ratios: Sequence[float], rows: Sequence[_Row], part: str) -> str:
+        """The table as a float: some of its ratios and rows."""
+        head, body = self._cells(ratios, rows)
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            _size(head + body),
+            r"\setlength{\tabcolsep}{4pt}",
+            # LaTeX's own classes expect captions below what they tell of.
+            r"\setlength{\belowcaptionskip}{4pt}",
+            rf"\caption{{{self._caption(ratios, rows, part)}}}",
+            rf"\label{{tab:{name.encode('ascii', 'ignore').decode()}}}",
+            rf"\begin{{tabular}}{{l{'c' * len(ratios)}}}",
+            r"\toprule",
+            *(" & ".join(cells) + r" \\" for cells in head),
+            r"\midrule",
+            *(" & ".join(cells) + r" \\" for cells in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join([*lines, ""])
+
+    def _caption(self, ratios: Sequence[float], rows: Sequence[_Row], part: str) -> str:
+        counts = sorted({row.found[ratio].n for row in rows for ratio in ratios if ratio in row.found})
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        spread = "one seed." if counts == [1] else f"mean $\\pm$ sample standard deviation, n = {n}."
+        base = self.results.base(self.workload, self.labels) if self.facts.get("base") == "shared" else None
+        sentences = [
+            f"Test accuracy (\\%) of {escaped(title(self.workload, self.labels))} after the last epoch,",
+            spread,
+            f"Setup {self._setup()}.",
+            f"Base model: {_plain(base)}." if base is not None else "",
+            "Bold: better than every method that it may be compared with, by the exact sign-flip test",
+            "after Holm's correction; without it nothing is shown to be best.",
+            "Tuned: for each seed the schedule that did best on validation; a rate: the schedule that starts at it."
+            if any(not row.method for row in rows)
+            else "",
+            f"{_DAGGER}: single weights are zero, and the network is no smaller."
+            if any(_DAGGER in row.name for row in rows)
+            else "",
+            part,
+        ]
+        return "\n".join(sentence for sentence in sentences if sentence)
+
+    def _setup(self) -> str:
+        """The protocol with MLPerf's word for it: closed where arms share base and retraining, else open."""
+        closed = self.facts.get("base") == "shared" and self.facts.get("retraining") != "own"
+        division = "closed" if closed else "open: arms differ in more than the pruning"
+        return f"{escaped(self.protocol.upper())} ({division}): {escaped(self.facts.get('title', ''), _LONGEST_TITLE)}"
+
+    def _sizes(self, ratios: Sequence[float]) -> list[list[str]]:
+        """Heads of the columns: share of parameters that goes, and speedup; in one line where it fits."""
+        networks = [row for row in self._of(self.results.architectures) if self.protocol in row["protocols"]]
+        sparsity = [
+            _span(100 * (1 - row["params"] / row["base_params"]) for row in networks if row["ratio"] == ratio)
+            for ratio in ratios
+        ]
+        speedup = [
+            _span(found[ratio].speedup for name, found in self.found.items() if name != UNPRUNED and ratio in found)
+            for ratio in ratios
+        ]
+        spans = any("--" in text.strip("-") for text in (*sparsity, *speedup))
+        if spans or len(ratios) > _JOINED_RATIOS:
+            return [[r"Sparsity (\%)", *sparsity], [r"Speedup ($\times$)", *speedup]]
+        both = (
+            rf"{share}\%/{factor}$\times$" if share != "--" else "--"
+            for share, factor in zip(sparsity, speedup, strict=True)
+        )
+        return [["Sparsity/speedup", *both]]
 
 
-def _caption(results: Results, workload: str, labels: tuple[str, ...], found: Sequence[Statistic]) -> str:
-    counts = sorted({statistic.n for statistic in found})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    base = results.base(workload, labels)
-    sentences = [
-        f"Test accuracy (\\%) of {escaped(title(workload, labels))} after the last epoch,",
-        f"mean $\\pm$ sample standard deviation, n = {n}.",
-        *([f"Base model: {_plain(base)}."] if base is not None else []),
-        "Bold: better than every method that it may be compared with, by the exact sign-flip test",
-        "after Holm's correction; without it nothing is shown to be best.",
-    ]
-    return "\n".join(sentences)
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    """Marks of the widest line, columns aligned."""
+    marks = [[len(_COMMAND.sub("x", cell).replace(" ", "")) for cell in line] for line in lines]
+    return sum(max(column) for column in zip(*marks, strict=True))
 
 
-def _setup(results: Results, protocol: str) -> str:
-    """A protocol with MLPerf's word for it: closed where arms share base and retraining, else open."""
-    facts = results.protocols.get(protocol, {})
-    closed = facts.get("base") == "shared" and facts.get("retraining") != "own"
-    division = "closed" if closed else "open: arms differ in more than the pruning"
-    return f"{escaped(protocol.upper())} ({division}): {escaped(facts.get('title', ''), _LONGEST_TITLE)}"
+def _size(lines: Sequence[Sequence[str]]) -> str:
+    """The largest type in which these cells fit a page."""
+    width = _width(lines)
+    sizes = (size for size, (widest, most) in _TYPE.items() if width <= widest and len(lines) <= most)
+    return next(sizes, list(_TYPE)[-1])
 
 
-def _ratio(ratio: float, found: Mapping[tuple[str, str, float], Statistic]) -> str:
-    """Heading of a ratio, with the speedups that were reached."""
-    speedups = [key_value.speedup for key, key_value in found.items() if key[2] == ratio and key[1] != UNPRUNED]
-    ends = dict.fromkeys(f"{speedup:.2f}" for speedup in (min(speedups, default=1.0), max(speedups, default=1.0)))
-    return rf"{ratio:g} (${'$--$'.join(ends)}\times$)"
+def _span(values: Iterable[float]) -> str:
+    """Smallest and largest value, one where they print the same."""
+    known = sorted(values)
+    return "--".join(dict.fromkeys(f"{value:.2f}" for value in (known[0], known[-1]))) if known else "--"
 
 
-def _best(results: Results, workload: str, labels: tuple[str, ...]) -> set[tuple[str, float, str]]:
-    """(protocol, ratio, method) of methods that verdicts set above all others that they may be compared with."""
-    rows: list[dict[str, Any]] = [
-        row for row in results.standings if row["workload"] == workload and tuple(row["labels"]) == labels
-    ]
-    return {
-        (row["protocol"], row["ratio"], row["groups"][0][0])
-        for row in rows
-        if len(row["groups"]) > 1 and len(row["groups"][0]) == 1
-    }
+def _schedule(rates: Sequence[tuple[float, float]], alone: bool) -> str:
+    """A schedule by its first rate, or whole where others start at the same."""
+    texts = [_rate(rate) if alone else f"{epoch:g}:{_rate(rate)}" for epoch, rate in rates]
+    return texts[0] if alone else escaped(" ".join(texts))
+
+
+def _rate(rate: float) -> str:
+    """A learning rate as papers write it: ``1e-2``."""
+    digits, _, exponent = f"{rate:e}".partition("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _statistic(values: Sequence[tuple[float, float]]) -> Statistic:
+    accuracies = [accuracy for accuracy, _ in values]
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    speedup = statistics.fmean(speedup for _, speedup in values)
+    return Statistic(statistics.fmean(accuracies), std, len(accuracies), speedup)
 
 
 def _cell(statistic: Statistic | None, best: bool) -> str:

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from pruneaudit import __version__
 from pruneaudit.report.payload import payload
+from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
 from pruneaudit.report.sentences import Sentence, sentences
 from pruneaudit.report.tables import title, verdict_counts
@@ -48,6 +49,7 @@ def page(results: Results) -> str:
             if rows
         ],
         # Ours, none of a stranger's words is in them.
+        published_note=PUBLISHED_NOTE,
         style=Markup(_asset("page.css")),  # noqa: S704
         script=Markup(script),  # noqa: S704
         digests=[_digest(script), _digest(plotly)],

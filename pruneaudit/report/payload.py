@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pruneaudit.report.published import published_table
+from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Curve, Results
 from pruneaudit.report.style import styles
 from pruneaudit.report.tables import profile_table, strictest_matrix, title
@@ -48,6 +48,7 @@ def payload(results: Results) -> dict[str, Any]:
                 "base": base.mean if base is not None else None,
                 "strictest": _table(*strictest_matrix(results, workload, labels)),
                 "published": _table(*published_table(results, workload, labels)),
+                "notes": published_notes(results, workload, labels),
             }
             for (workload, labels), base in bases.items()
         ],

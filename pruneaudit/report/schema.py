@@ -126,6 +126,44 @@ class ProfileRow(Frozen):
     share: dict[str, list[float]]
 
 
+class PublishedRow(Frozen):
+    """One accuracy that a paper states, and ours of the same setup and retraining schedule; None where there is none.
+
+    Accuracies in percent, differences (ours minus theirs, with a 95 % interval) in percentage points. ``file`` is the
+    table in ``protocols/published``, ``measured_under`` the protocols whose ``runs`` these are.
+    """
+
+    file: str
+    paper: str
+    source: str
+    table: str
+    row: str
+    workload: str
+    labels: list[str]
+    protocol: str | None
+    method: str | None
+    ratio: float
+    retraining: str | None
+    published_mean: float
+    published_std: float | None
+    published_n: int
+    published_speedup: float | None
+    published_base: float | None
+    mean: float | None
+    std: float | None
+    n: int
+    speedup: float | None
+    base: float | None
+    measured_under: list[str]
+    runs: list[str]
+    difference: float | None
+    low: float | None
+    high: float | None
+    reading: Literal["agrees", "higher", "lower", "undecided", "not comparable", "one seed", "no std", "no run of ours"]
+    differs: list[str]
+    notes: list[str]
+
+
 class ProtocolFacts(Frozen):
     """What a protocol makes equal and requires."""
 
@@ -159,6 +197,7 @@ class ResultsFile(Frozen):
     architectures: list[ArchitectureRow]
     runs: list[RunRow]
     profiles: list[ProfileRow]
+    published: list[PublishedRow]
     protocols: dict[str, ProtocolFacts]
     rules: dict[str, RuleFacts]
     environments: list[dict[str, str]]

@@ -312,6 +312,7 @@ function drawStrictest() {
 }
 
 function drawPublished() {
+  byId("published-notes").replaceChildren(...(data.groups[chosen.group]?.notes ?? []).map((note) => el("li", {}, note)));
   plainSheet(byId("published-table"), data.groups[chosen.group]?.published ?? NO_TABLE, { empty: "No published result for this workload is on file.", label: "published and reproduced" });
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pruneaudit.report.published import published_notes, published_table
@@ -12,6 +12,7 @@ from pruneaudit.report.results import Curve, Results
 from pruneaudit.report.style import styles
 from pruneaudit.report.tables import profile_table, strictest_matrix, title
 
+_FINDING = ("protocol", "ratio", "seed", "rule", "verdict", "required", "arms", "note", "waived")
 #: What the page opens with, where it is there: the recommended minimum of Wang et al. 2023.
 USUAL_PROTOCOL = "s3.2"
 #: Points of a learning curve that are shown; longer ones are thinned.
@@ -21,8 +22,9 @@ MOST_RATES = 8
 
 
 def payload(results: Results) -> dict[str, Any]:
-    """Tables by column, as JSON builtins. Rows of a workload carry its place in ``groups``, rows of a run its place in
-    ``runs``; accuracies are in percent, costs in epochs and MACs.
+    """Tables by column, as JSON builtins; accuracies in percent, costs in epochs and MACs.
+
+    Rows of a workload carry its place in ``groups``, and what rests on runs their places in ``runs``.
     """
     groups = results.groups()
     number = {group: place for place, group in enumerate(groups)}
@@ -76,15 +78,13 @@ def payload(results: Results) -> dict[str, Any]:
             for row in results.runs
         ),
         "curves": _columns(_curves(results, group)),
-        "findings": _columns(
+        "findings": _packed(
             {
-                "g": group(row),
-                **{name: row[name] for name in ("protocol", "ratio", "seed", "rule", "verdict", "required")},
-                **{name: row[name] for name in ("arms", "note", "waived")},
-                "measured": [row["measured"].get(arm) for arm in row["arms"]],
-                "runs": runs(row.get("runs", ())),
+                "g": [group(row) for row in results.findings],
+                **{name: [row[name] for row in results.findings] for name in _FINDING},
+                "measured": [tuple(map(_shown, map(row["measured"].get, row["arms"]))) for row in results.findings],
+                "runs": [runs(row.get("runs", ())) for row in results.findings],
             }
-            for row in results.findings
         ),
         "verdicts": _columns(_verdict(row, group, against) for against, row in _all_verdicts(results)),
         "profiles": [
@@ -133,7 +133,7 @@ def _curves(results: Results, group: Any) -> Iterable[dict[str, Any]]:
         length = min(len(curve.test_accuracy) for curve in curves)
         epochs = _thinned(length)
         values = [[curve.test_accuracy[epoch - 1] for curve in curves] for epoch in epochs]
-        rates = [list(point) for point in curves[0].rates]
+        rates = tuple(map(tuple, curves[0].rates))
         yield {
             "g": place,
             "protocol": protocol,
@@ -146,7 +146,7 @@ def _curves(results: Results, group: Any) -> Iterable[dict[str, Any]]:
             "low": [round(min(found), 2) for found in values],
             "high": [round(max(found), 2) for found in values],
             # Seeds of one arm may have tuned to different rates: then there is no one drop to mark.
-            "rates": rates if len(rates) <= MOST_RATES and all(c.rates == curves[0].rates for c in curves) else [],
+            "rates": rates if len(rates) <= MOST_RATES and all(c.rates == curves[0].rates for c in curves) else (),
         }
 
 
@@ -161,10 +161,31 @@ def _table(header: list[str], rows: list[list[str]]) -> dict[str, Any]:
     return {"header": header, "rows": rows}
 
 
-def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Rows as columns, numbers at the precision of a screen."""
+def _shown(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     columns: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():
-            columns[name].append(float(f"{value:.6g}") if isinstance(value, float) else value)
-    return columns
+            columns[name].append(value)
+    return _packed(columns)
+
+
+def _packed(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Columns as a page carries them: numbers at the precision of a screen, texts and lists each once.
+
+    A column of texts or lists becomes ``{"of": distinct values, "at": place of each row's value}``: a hundred thousand
+    findings have a few thousand different notes.
+    """
+    packed: dict[str, Any] = {}
+    for name, values in columns.items():
+        if any(isinstance(value, str | list | tuple) for value in values):
+            places: dict[Any, int] = {}
+            keys = (tuple(value) if isinstance(value, list) else value for value in values)
+            at = [places.setdefault(key, len(places)) for key in keys]
+            packed[name] = {"of": list(places), "at": at}
+        else:
+            packed[name] = [float(f"{value:.6g}") if isinstance(value, float) else value for value in values]
+    return packed

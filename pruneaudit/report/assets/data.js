@@ -11,8 +11,10 @@ async function unpacked(id) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
-/** Rows of a table that came by column. */
-function rowsOf(columns) {
+/** Rows of a table that came by column; of texts and lists each came once. */
+function rowsOf(table) {
+  const columns = Object.fromEntries(Object.entries(table)
+    .map(([name, column]) => [name, Array.isArray(column) ? column : column.at.map((place) => column.of[place])]));
   const names = Object.keys(columns);
   const length = names.length ? columns[names[0]].length : 0;
   return Array.from({ length }, (_, place) => Object.fromEntries(names.map((name) => [name, columns[name][place]])));

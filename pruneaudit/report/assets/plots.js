@@ -159,12 +159,14 @@ function curvesPlot(place, caption, curves, methods, rising) {
   const traces = [];
   const shapes = [];
   const drops = new Set();
+  // Of many curves the shades would add up to a wall.
+  const shade = Math.min(0.13, 0.6 / curves.length);
   for (const curve of curves) {
     const look = methods[curve.method];
     const colour = colourOf(look);
     const band = { type: "scatter", mode: "lines", hoverinfo: "skip", line: { width: 0 }, name: plain(curve.method), legendgroup: curve.method, showlegend: false };
     traces.push({ ...band, x: curve.epochs, y: curve.low });
-    traces.push({ ...band, x: curve.epochs, y: curve.high, fill: "tonexty", fillcolor: faint(colour, 0.15) });
+    traces.push({ ...band, x: curve.epochs, y: curve.high, fill: "tonexty", fillcolor: faint(colour, shade) });
     traces.push({
       type: "scatter",
       mode: "lines",
@@ -181,7 +183,7 @@ function curvesPlot(place, caption, curves, methods, rising) {
     const stages = { F605: [0, starts[1] ?? last], F606: [starts.at(-1) ?? 0, last] };
     for (const rule of rising.get(curve.method) ?? []) {
       const [x0, x1] = stages[rule];
-      shapes.push({ type: "rect", yref: "paper", y0: 0, y1: 1, x0, x1, fillcolor: faint(colour, 0.12), line: { width: 0 }, layer: "below" });
+      shapes.push({ type: "rect", yref: "paper", y0: 0, y1: 1, x0, x1, fillcolor: faint(colour, shade), line: { width: 0 }, layer: "below" });
     }
   }
   for (const epoch of drops) {
@@ -206,7 +208,7 @@ function budgetPlot(place, caption, cells, runs, quantity, heading) {
     barmode: "stack",
     showlegend: true,
     height: 150 + 26 * arms.length,
-    xaxis: axis(heading),
+    xaxis: axis(heading, { tickformat: "~s" }),
     yaxis: axis("", { type: "category" }),
   });
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,8 +132,9 @@ def _matrix(rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]]
     """The worst mark by row and rule."""
     marks: Matrix = defaultdict(dict)
     for row in rows:
-        line = marks[key(row)]
-        line[row["rule"]] = min(_mark(row), line.get(row["rule"], "ok"), key=_WORST.index)
+        line, mark = marks[key(row)], _mark(row)
+        if mark != line.get(row["rule"]):
+            line[row["rule"]] = min(mark, line.get(row["rule"], "ok"), key=_WORST.index)
     return marks
 
 
@@ -360,6 +363,18 @@ def groups_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 def unmeasured_cells(results: Results) -> list[dict[str, Any]]:
     """Cells that failed, were skipped or are missing."""
     return [row for row in results.cells if row["status"] != "ok"]
+
+
+def file_name(what: str, workload: str, labels: tuple[str, ...]) -> str:
+    """Name of a file on one workload, without its ending: at most 120 plain marks.
+
+    Where something had to go, a digest of the whole name keeps what only differs there apart.
+    """
+    name = "-".join([what, workload, *labels])
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+    if plain == name and len(name) <= 120:
+        return name
+    return f"{plain[:111]}-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}"
 
 
 def title(workload: str, labels: tuple[str, ...]) -> str:

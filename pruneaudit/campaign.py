@@ -7,6 +7,7 @@ know them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,6 +103,15 @@ class Campaign:
             for run in plan.runs:
                 found.setdefault(run.run_id, run)
         return list(found.values())
+
+    def runs_by_cell(self, cells: Iterable[Cell]) -> dict[str, list[str]]:
+        """Ids of the runs of each cell, by the key of its record; cells that cannot be planned are left out."""
+        found = {}
+        for cell in cells:
+            with contextlib.suppress(AuditError):  # its own test will say so
+                key = self.settings.key(cell, self.catalog.workload(cell.workload))
+                found[key] = [run.run_id for run in self.plan(cell).runs]
+        return found
 
     def obtain(self, cell: Cell) -> CellRecord:
         """Measure a cell: obtain its runs and note what they say.

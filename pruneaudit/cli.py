@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -155,6 +155,9 @@ def report(
     ledger: LedgerPath = _LEDGER,
     to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
     study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
+    figures: Annotated[
+        Literal["1", "2", "none"], typer.Option("--figures", help="Figures for one or two columns of a paper.")
+    ] = "2",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again when cells are added, until Ctrl-C.")] = False,
 ) -> None:
@@ -185,7 +188,7 @@ def report(
     for line in summary(results):
         typer.echo(line)
     try:
-        for path in write(results, to):
+        for path in write(results, to, None if figures == "none" else int(figures)):
             typer.echo(f"wrote {path}")
     except OSError as error:
         raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None

@@ -8,13 +8,16 @@ Layout::
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
     progress/PID.json                                what each process is doing
+    progress/SESSION.plan                            what each session has to train
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
 Model = TypeVar("Model", bound=BaseModel)
+#: Plans of so many sessions are kept: more will not run side by side.
+_PLANS_KEPT = 8
 
 
 class Ledger:
@@ -226,19 +231,46 @@ class Ledger:
         path = self.root / "progress" / f"{os.getpid()}.json"
         if facts is not None:
             self._writing()
-            write_json(path, {**facts, "time": time.time()})
+            write_json(path, {**facts, "time": time.time(), "pid": os.getpid(), "host": platform.node()})
         elif self.writable:
             path.unlink(missing_ok=True)
 
     def progress(self) -> list[dict[str, Any]]:
-        """What the processes at work are doing."""
+        """What the processes at work are doing; those that were killed still stand in it."""
         found = []
         for path in sorted((self.root / "progress").glob("*.json")):
             try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
+                facts = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue  # just finished, or being replaced
+            if isinstance(facts, dict):
+                found.append(facts)
         return found
+
+    def report_plan(self, session: str, facts: dict[str, Any]) -> str:
+        """Tell other processes what a session has to train, unless one of its processes has done so.
+
+        Returns:
+            Name of the plan.
+        """
+        self._writing()
+        # Any text can be the id of a session, not any can be the name of a file.
+        name = hashlib.sha256(session.encode()).hexdigest()[:16]
+        path = self.root / "progress" / f"{name}.plan"
+        with FileLock(self.root / "locks" / f"{name}.lock"):
+            if not path.exists():
+                write_json(path, {**facts, "time": time.time()})
+                for old in self.plans()[_PLANS_KEPT:]:
+                    old.unlink(missing_ok=True)
+        return name
+
+    def plans(self) -> list[Path]:
+        """Files of the plans of the last sessions, newest first."""
+        times = {}
+        for path in (self.root / "progress").glob("*.plan"):
+            with contextlib.suppress(OSError):  # just removed
+                times[path] = path.stat().st_mtime_ns
+        return sorted(times, key=lambda path: times[path], reverse=True)
 
     def _writing(self) -> None:
         if not self.writable:

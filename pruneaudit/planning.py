@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pruneaudit.errors import ConfigError
-from pruneaudit.measure.cost import TRAINING_PASSES
 
 if TYPE_CHECKING:
     from pruneaudit.config import Workload
@@ -47,6 +46,7 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
     """
     from pruneaudit.campaign import Campaign
     from pruneaudit.catalog import suite_arguments
+    from pruneaudit.executors.cost import cost
     from pruneaudit.executors.local import LocalExecutor
     from pruneaudit.stages import Stages
 
@@ -87,10 +87,10 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
         if session.ledger.find(run) is not None:
             row["stored"] += 1
             continue
-        epochs, macs = _length(run, session)
-        row["epochs"] += epochs
-        row["training_macs"] += macs
-        row["seconds"] += clock.seconds(run, epochs) if probe else 0.0
+        needed = cost(run, session.catalog)
+        row["epochs"] += needed.epochs
+        row["training_macs"] += needed.training_macs
+        row["seconds"] += clock.seconds(run, needed.epochs) if probe else 0.0
     stages = [
         {"workload": workload, "stage": stage, **row, "minutes": row["seconds"] / 60 if probe else None}
         for (workload, stage), row in groups.items()
@@ -109,32 +109,6 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
 
 def _workload(run: RunSpec, session: AuditSession) -> Workload:
     return session.catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
-
-
-def _widths(run: RunSpec, session: AuditSession) -> dict[str, int]:
-    """Widths of the network that a run trains: the pruned one only when retraining or from scratch."""
-    from pruneaudit import shapes
-
-    if run.stage == "scratch" and run.widths:
-        return run.widths
-    # What a threshold will leave is not known before; it leaves as many MACs as uniform pruning.
-    method = session.catalog.method(run.method).cls if run.method is not None else None
-    smaller = method is None or (method.prunes and method.granularity != "weight")
-    if run.stage in ("retrain", "scratch") and smaller and run.ratio is not None:
-        return shapes.widths_at(_workload(run, session), run.ratio)
-    return {}
-
-
-def _length(run: RunSpec, session: AuditSession) -> tuple[float, int]:
-    """Epochs and training MACs of a run."""
-    from pruneaudit import shapes
-    from pruneaudit.workloads.datasets import facts
-
-    workload = _workload(run, session)
-    train = facts(workload.data).train
-    images = run.recipe.images(train)
-    macs = shapes.shape_of(workload, _widths(run, session)).macs
-    return images / train, TRAINING_PASSES * macs * images
 
 
 class Clock:
@@ -158,13 +132,14 @@ class Clock:
         import torch.nn.functional as F
 
         from pruneaudit import shapes
+        from pruneaudit.executors.cost import widths as widths_of
         from pruneaudit.training.precision import place, weight_type
 
-        widths = _widths(run, self._session)
+        workload, device = _workload(run, self._session), self._session.device
+        widths = widths_of(run, workload, self._session.catalog)
         key = (run.workload, run.recipe.batch, run.precision, tuple(widths.items()))
         if key in self._known:
             return self._known[key]
-        workload, device = _workload(run, self._session), self._session.device
         dtype = weight_type(run.precision)
         model = place(shapes.network(workload, widths), device, run.precision)
         example = shapes.example(workload).to(device=device, dtype=dtype)

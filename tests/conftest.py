@@ -43,10 +43,12 @@ class Checkout:
             # A test under xdist must not make the inner session believe that it is a worker.
             if not key.startswith(("PYTEST_", "PRUNEAUDIT_", "COV_"))
         }
+        # Seconds for each session, and the same pictures again and again.
+        quick = {"PYTEST_ADDOPTS": "--audit-figures none"}
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.root,
-            env=inherited | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"} | environ,
+            env=inherited | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"} | quick | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

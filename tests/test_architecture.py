@@ -33,6 +33,7 @@ NO_TORCH = [
     "pruneaudit.plugin",
     "pruneaudit.plugin.session",
     "pruneaudit.plugin.controller",
+    "pruneaudit.plugin.live",
     "pruneaudit.ledger",
     "pruneaudit.progress",
     "pruneaudit.merging",
@@ -43,6 +44,7 @@ NO_TORCH = [
     "pruneaudit.report.writer",
     "pruneaudit.report.terminal",
     "pruneaudit.report.github",
+    "pruneaudit.report.serve",
     "pruneaudit.conformance",
     "pruneaudit.cli",
 ]

@@ -13,7 +13,7 @@ MEASURED = {"status": "ok"}
 
 
 def results(*verdicts, cells=(MEASURED,), **fields):
-    rows = [finding(verdict=verdict, **fields).model_dump(mode="json") for verdict in verdicts]
+    rows = [finding(verdict=verdict, **fields).row() for verdict in verdicts]
     return Results(cells=list(cells), findings=rows)
 
 
@@ -35,12 +35,12 @@ def test_it_says_fair_only_where_everything_was_measured_and_holds(shown, messag
 
 
 def test_what_is_not_required_does_not_count():
-    rows = [finding(verdict=verdict, required=need).model_dump() for verdict, need in (("pass", True), ("fail", False))]
+    rows = [finding(verdict=verdict, required=need).row() for verdict, need in (("pass", True), ("fail", False))]
     assert badge(Results(cells=[MEASURED], findings=rows)).message == "fair, 1 of 1 checks hold"
 
 
 def test_a_waived_rule_is_told():
-    rows = [finding().model_dump(), finding(verdict="fail", waived="a known bug").model_dump()]
+    rows = [finding().row(), finding(verdict="fail", waived="a known bug").row()]
     assert badge(Results(cells=[MEASURED], findings=rows)).message == "fair, 1 of 2 checks hold, 1 waived"
 
 

@@ -211,7 +211,7 @@ def test_report_judges_and_writes(run, ledger, tmp_path):
     assert verdict["difference"]["mean"] == -1.0
     assert "cells: 2 selected, 2 ok" in out
     assert f"findings: {len(required)} required checks, {len(required)} pass" in out
-    for name in ("report.md", "results.json", "tables/cells.csv"):
+    for name in ("report.html", "report.md", "results.json", "tables/cells.csv", "figures/accuracy-speedup-"):
         assert f"wrote {tmp_path / 'report' / name}" in out.replace("\n", " ").replace("  ", " ") or name in out
 
 
@@ -224,7 +224,7 @@ def test_report_takes_the_waivers_of_a_study(run, tmp_path):
     study.write_text('[waive]\nF601 = "the last epoch was lost, see issue 7"\n', encoding="utf-8")
     found = {}
     for name, options in {"plain": (), "waived": ("--study", study)}.items():
-        code, out, err = run("report", "--ledger", ledger.root, "--to", tmp_path / name, *options)
+        code, out, err = run("report", "--ledger", ledger.root, "--to", tmp_path / name, "--figures", "none", *options)
         assert (code, err) == (0, "")
         found[name] = (json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")), out)
     plain, waived = (found[name][0] for name in ("plain", "waived"))

@@ -210,7 +210,7 @@ def test_the_tuned_protocol_shows_all_rates_and_the_chosen_one(opened):
 
 
 def test_learning_rate_drops_are_marked_and_rising_stages_shaded(opened, results):
-    rising = finding("F605", "fail", arms=("l1",), required=False).model_dump(mode="json")
+    rising = finding("F605", "fail", arms=("l1",), required=False).row()
     tab = opened(replace(results, findings=[*results.findings, rising], rules=results.rules | {"F605": CLAIM}))
     look(tab, "curves")
     shapes = tab.evaluate("document.querySelector('#curves .plot').layout.shapes")

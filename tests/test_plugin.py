@@ -51,7 +51,9 @@ def test_same_judgement_with_and_without_workers(checkout):
 
 def test_terminal_and_files(checkout):
     outcome = checkout.pytest(
-        *QUICK, "--audit-methods", "l1,random", "--audit-protocols", "s3.2", "--junitxml", "junit.xml"
+        *QUICK,
+        *("--audit-methods", "l1,random", "--audit-protocols", "s3.2", "--junitxml", "junit.xml"),
+        PYTEST_ADDOPTS="",
     )
     assert outcome.code == 0, outcome.text
     header = next(line for line in outcome.lines if line.startswith("pruneaudit: "))
@@ -67,7 +69,10 @@ def test_terminal_and_files(checkout):
     assert "cells: 2 selected, 2 ok; 2 attempted, 2 valid" in outcome.lines
     assert any(line.startswith("verdicts: 1 comparison, 1 indeterminate") for line in outcome.lines)
     assert outcome.lines[-2].startswith("results: ") and outcome.lines[-3].startswith("report: ")
+    assert outcome.lines[-3].endswith("report.html")
     assert (checkout.report / "report.md").read_text().startswith("# pruneaudit report")
+    figures = {path.name for path in (checkout.report / "figures").iterdir()}
+    assert {f"accuracy-speedup-lenet5-digits-smoke.{kind}" for kind in ("svg", "pdf")} <= figures
     assert {path.name for path in (checkout.report / "tables").iterdir()} == {
         "cells.csv",
         "findings.csv",

@@ -135,7 +135,7 @@ def row(method="l1", seed=0, accuracy=90.0, **fields):
 
 def found(*args, **fields):
     """A row of a finding."""
-    return finding(*args, **fields).model_dump(mode="json")
+    return finding(*args, **fields).row()
 
 
 def verdict(word="indeterminate", left=(91.0, 92.0), right=(90.0, 90.5), **fields):
@@ -700,7 +700,7 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
     folder = tmp_path / "deep" / "report"
     results = gather_ledger(CATALOG, filled(ledger))
     written = write(results, folder)
-    present = sorted(path for path in folder.rglob("*") if path.is_file())
+    present = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".report-files")
     assert sorted(written) == present
     names = {str(path.relative_to(folder)) for path in present}
     badge = {"badge.svg", "badge.json"}
@@ -710,6 +710,24 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
     before = {path: path.read_bytes() for path in present}
     assert write(results, folder) == written
     assert {path: path.read_bytes() for path in present} == before
+
+
+def test_what_an_earlier_report_left_over_goes_and_what_is_not_ours_stays(ledger, tmp_path):
+    write(gather_ledger(CATALOG, filled(ledger)), tmp_path, columns=2)
+    mine = [tmp_path / "tables" / "mine.tex", tmp_path / "notes.md"]
+    for path in mine:
+        path.write_text("mine", encoding="utf-8")
+    figures = sorted((tmp_path / "figures").iterdir())
+    assert figures and {path.suffix for path in figures} == {".svg", ".pdf"}
+    listed = tmp_path / ".report-files"
+    listed.write_text(listed.read_text(encoding="utf-8") + "../elsewhere.md\nnotes.md\n", encoding="utf-8")
+    outside = tmp_path.parent / "elsewhere.md"
+    outside.write_text("mine", encoding="utf-8")
+    write(Results(cells=[row()], findings=[]), tmp_path)
+    assert not any(path.exists() for path in figures)
+    papers = {path.name for path in (tmp_path / "tables").glob("*.tex")}
+    assert papers == {"mine.tex", "accuracy-lenet5-digits-s3.2.tex"}
+    assert all(path.read_text(encoding="utf-8") == "mine" for path in (*mine, outside))
 
 
 def test_a_report_that_cannot_be_finished_leaves_the_old_one(ledger, tmp_path):

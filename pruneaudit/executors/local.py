@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from filelock import Timeout
 
 from pruneaudit.errors import AuditError, one_line
+from pruneaudit.executors.cost import Cost, cost
 from pruneaudit.ledger import Ledger
+from pruneaudit.progress import Plan, Planned
 from pruneaudit.records import FailureRecord, RunRecord, RunSpec
 from pruneaudit.stages import Stages
 
@@ -39,12 +42,22 @@ class LocalExecutor:
         self.stages = stages
         self.session = session
         self._backlog: list[RunSpec] = []
-        self._planned = 0
+        # What other processes are told: all runs of the session, and what those of each kind took this process.
+        self._told: dict[str, Any] = {"planned": 0}
+        self._spent: dict[str, tuple[float, float]] = {}
 
-    def share(self, runs: Sequence[RunSpec]) -> None:
-        """Name all runs of the session, parents first: this process helps with them instead of waiting."""
+    def share(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Name all runs of the session, parents first: this process helps with them instead of waiting.
+
+        Args:
+            runs: The runs.
+            cells: For each cell of the session, by its key, the ids of its runs.
+        """
         self._backlog = list(runs)
-        self._planned = len(self._backlog)
+        planned = tuple(self._planned(run) for run in runs)
+        content = Plan(runs=planned, cells={key: tuple(ids) for key, ids in (cells or {}).items()})
+        plan = self.ledger.report_plan(self.session, content.model_dump(mode="json", exclude={"time"}))
+        self._told = {"planned": len(planned), "plan": plan}
 
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record; its parents must be finished.
@@ -85,13 +98,25 @@ class LocalExecutor:
 
     def _execute(self, spec: RunSpec) -> None:
         started = time.time()
+        planned, needed = self._planned(spec), self._cost(spec)
+        epochs = needed.passes if needed is not None else 0
+        first: int | None = None
 
-        def progress(done: int, total: int, accuracy: float) -> None:
-            facts = {"run": spec.slug, "epoch": done, "epochs": total, "accuracy": accuracy, "started": started}
-            self.ledger.report_progress({**facts, "planned": self._planned})
+        def progress(done: int, total: int, accuracy: float | None) -> None:
+            nonlocal first
+            # A run that goes on from a checkpoint begins with a later epoch.
+            first = done - 1 if first is None and done else first
+            facts = {"run": spec.slug, "id": spec.run_id, "epoch": done, "epochs": total, "accuracy": accuracy}
+            facts |= {"begun": first or 0, "started": started, "spent": self._spent}
+            self.ledger.report_progress({**facts, **self._told})
 
         try:
+            progress(0, epochs, None)
             self.stages.execute(spec, progress)
+            if planned.cost is not None:
+                macs, seconds = self._spent.get(planned.kind, (0.0, 0.0))
+                trained = planned.cost * (1 - (first or 0) / max(epochs, 1))
+                self._spent[planned.kind] = (macs + trained, seconds + time.time() - started)
         except Exception as error:
             # Not only our own errors: whatever a method or a driver raises must cost this run alone.
             self.ledger.fail(
@@ -105,6 +130,23 @@ class LocalExecutor:
             )
         finally:
             self.ledger.report_progress(None)
+
+    def _planned(self, spec: RunSpec) -> Planned:
+        """What other processes are told of a run."""
+        needed = self._cost(spec)
+        if needed is None:
+            return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs)
+        # A small network takes longer for each MAC than a large one, and so does a method that does more than train.
+        method = f" {spec.method}" if spec.stage == "prune" else ""
+        kind = f"{spec.workload} {spec.stage}{method} {needed.macs}"
+        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.total)
+
+    def _cost(self, spec: RunSpec) -> Cost | None:
+        """What a run has to compute; None where that cannot be told: an estimate must not cost a run."""
+        try:
+            return cost(spec, self.stages.catalog)
+        except Exception:
+            return None
 
     def _help(self, wanted: RunSpec) -> bool:
         """Execute one other run of the session that is ready and free; say whether there was one."""

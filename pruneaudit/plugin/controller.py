@@ -1,10 +1,8 @@
-"""What the controlling process does: completeness guard, progress lines, report, exit status."""
+"""What the controlling process does: completeness guard, progress, report, exit status."""
 
 from __future__ import annotations
 
 import io
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Exit status of a session that did not measure everything it selected.
 INCOMPLETE = 3
-#: Seconds between progress lines; a session shorter than the first pause prints none.
-PAUSE = 15.0
 
 
 class Controller:
@@ -43,8 +39,6 @@ class Controller:
         self.lacking = ""
         self.report_error = ""
         self.annotations = io.StringIO()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
@@ -57,14 +51,13 @@ class Controller:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Any:
-        """Print progress lines while items run."""
-        if not session.config.option.collectonly:
-            self._thread = threading.Thread(target=self._tell, daemon=True)
-            self._thread.start()
-        try:
+        """Tell how far the session is while items run."""
+        if session.config.option.collectonly:
             return (yield)
-        finally:
-            self._stop.set()
+        from pruneaudit.plugin.live import Teller
+
+        with Teller(self.config, self.audit.ledger):
+            return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember that an item was reported to its end, and how it ended."""
@@ -143,7 +136,7 @@ class Controller:
         if not self.lacking and all(self.outcomes.get(nodeid) == "skipped" for nodeid in selected.values()):
             reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
             self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
-        write(self.results, audit.report_path)
+        write(self.results, audit.report_path, audit.figures)
         tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
 
     def _regressions(self, gates: list[Gate]) -> list[Verdict]:
@@ -189,25 +182,5 @@ class Controller:
             text = f"INCOMPLETE: {len(self.missing)} of {len(self.expected)} items were never reported: {names}"
             terminalreporter.write_line(text, red=True)
         if self.results is not None and not self.report_error:
-            terminalreporter.write_line(f"report: {self.audit.report_path / 'report.md'}")
+            terminalreporter.write_line(f"report: {self.audit.report_path / 'report.html'}")
             terminalreporter.write_line(f"results: {self.audit.report_path / 'results.json'}")
-
-    def _tell(self) -> None:
-        """Print a line now and then, from the progress files of all processes at the ledger."""
-        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        started = time.time()
-        before = self.audit.ledger.finished()
-        while not self._stop.wait(PAUSE):
-            busy = [facts for facts in self.audit.ledger.progress() if facts["time"] > started]
-            if reporter is None or not busy:
-                continue
-            finished = len(self.audit.ledger.finished() - before)
-            planned = max(facts.get("planned", 0) for facts in busy)
-            doing = "; ".join(
-                f"{facts['run']} epoch {facts['epoch']}/{facts['epochs']} {facts['accuracy']:.1f} %" for facts in busy
-            )
-            minutes = (time.time() - started) / 60
-            # The line of dots is not ours to end politely: pytest does not know that it is open.
-            reporter.write(
-                f"\n[pruneaudit {minutes:.1f} min] {finished} of about {planned} runs trained; now {doing}\n"
-            )

@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_budget": "full",
     "audit_ledger": ".pruneaudit/ledger",
     "audit_report": "reports/latest",
+    "audit_figures": "2",
     "audit_data_root": None,
     "audit_download": False,
     "audit_device": "auto",
@@ -74,6 +75,12 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_report"],
         metavar="DIR",
         help="Where the report goes. Default: reports/latest below the root directory.",
+    )
+    group.addoption(
+        "--audit-figures",
+        choices=("1", "2", "none"),
+        default=DEFAULTS["audit_figures"],
+        help="Figures of the report, for one or two columns of a paper. Default: 2.",
     )
     group.addoption(
         "--audit-data-root",

@@ -104,6 +104,7 @@ class AuditSession:
             self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
             self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
+            self.figures = None if option.audit_figures == "none" else int(option.audit_figures)
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             before = option.audit_baseline
@@ -196,7 +197,8 @@ class AuditSession:
         self.runtime.prepare()
         executor = LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
         campaign = Campaign(self.catalog, self.ledger, self.settings, executor)
-        executor.share(campaign.runs(cell for cell in self.selected if self.obstacle(cell.workload) is None))
+        cells = [cell for cell in self.selected if self.obstacle(cell.workload) is None]
+        executor.share(campaign.runs(cells), campaign.runs_by_cell(cells))
         return campaign
 
     def words(self) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from tabulate import tabulate
 from pruneaudit.report import latex
 from pruneaudit.report.badge import badge
 from pruneaudit.report.page import page
-from pruneaudit.report.results import Results
+from pruneaudit.report.published import PUBLISHED_NOTE, published_notes, published_table
+from pruneaudit.report.results import Results, no_collection
 from pruneaudit.report.tables import (
     FEW_SEEDS,
     accuracy_table,
@@ -43,11 +44,24 @@ from pruneaudit.report.tables import (
 )
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Write all files of a report; each is whole or not there. Returns their paths."""
+#: Names of the files that the last report in a folder wrote.
+_LISTED = ".report-files"
+
+
+@no_collection()
+def write(results: Results, folder: Path, columns: int | None = None) -> list[Path]:
+    """Write all files of a report, each whole or not at all, and remove what an earlier report has left over.
+
+    Args:
+        results: What is reported.
+        folder: Where to; made where it is missing. Files that no report wrote stay.
+        columns: Figures one (3.3 in) or two columns wide (6.9 in); None: no figures.
+
+    Returns:
+        Paths of the files.
+    """
     mark = badge(results)
-    files = {
-        # First, because it refuses what is no JSON: nothing is then replaced.
+    files: dict[Path, str | bytes | Iterator[str]] = {
         folder / "results.json": _json(results.as_json()),
         folder / "report.html": page(results),
         folder / "report.md": markdown(results),
@@ -58,25 +72,64 @@ def write(results: Results, folder: Path) -> list[Path]:
         folder / "tables" / "verdicts.csv": _verdicts_csv(results),
         folder / "tables" / "accuracy.csv": _accuracy_csv(results),
         **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
+        **{folder / "figures" / name: image for name, image in _figures(results, columns).items()},
     }
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    for path, text in files.items():
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8", newline="")
-        os.replace(part, path)
+    for parent in {path.parent for path in files}:
+        parent.mkdir(parents=True, exist_ok=True)
+    parts = {path: path.with_name(f".{path.name}.part") for path in files}
+    try:
+        for path, text in files.items():
+            if isinstance(text, bytes):
+                parts[path].write_bytes(text)
+                continue
+            with parts[path].open("w", encoding="utf-8", newline="") as part:
+                part.writelines([text] if isinstance(text, str) else text)
+        # Only now: what cannot be written whole (because it is no JSON, say) replaces nothing.
+        for path, whole in parts.items():
+            os.replace(whole, path)
+    finally:
+        for rest in parts.values():
+            rest.unlink(missing_ok=True)
+    _forget_others(folder, files)
     return list(files)
 
 
-def _json(content: Mapping[str, Any]) -> str:
+def _figures(results: Results, columns: int | None) -> Mapping[str, bytes]:
+    if columns is None:
+        return {}
+    # Here: matplotlib takes longer to import than most reports take to write.
+    from pruneaudit.report.figures import figures
+
+    return figures(results, columns)
+
+
+def _forget_others(folder: Path, files: Iterable[Path]) -> None:
+    """Remove what the last report wrote here and this one did not: a table of a workload that is not in it, say."""
+    listed = folder / _LISTED
+    names = {path.relative_to(folder).as_posix() for path in files}
+    before = listed.read_text(encoding="utf-8").split("\n") if listed.exists() else []
+    for name in set(before) - names - {""}:
+        # Only where a report writes: the list may have been edited.
+        if Path(name).parent.as_posix() in ("tables", "figures"):
+            (folder / name).unlink(missing_ok=True)
+    listed.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")
+
+
+def _json(content: Mapping[str, Any]) -> Iterator[str]:
     """Strict JSON with one row of a list on a line: thousands of findings stay readable and comparable line by line."""
-    entries = []
+    encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
+    before = "{\n "
     for key, value in sorted(content.items()):
+        yield f"{before}{encode(key)}: "
         if isinstance(value, list) and value:
-            rows = ",\n  ".join(json.dumps(row, sort_keys=True, allow_nan=False) for row in value)
-            entries.append(f"{json.dumps(key)}: [\n  {rows}\n ]")
+            yield f"[\n  {encode(value[0])}"
+            for row in value[1:]:
+                yield f",\n  {encode(row)}"
+            yield "\n ]"
         else:
-            entries.append(f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}")
-    return "{\n " + ",\n ".join(entries) + "\n}\n"
+            yield encode(value)
+        before = ",\n "
+    yield "\n}\n"
 
 
 def markdown(results: Results) -> str:
@@ -186,6 +239,11 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
             strictest_matrix(results, workload, labels),
         ),
         (
+            "published and ours",
+            f"{PUBLISHED_NOTE} {' '.join(map(as_text, published_notes(results, workload, labels)))}",
+            published_table(results, workload, labels),
+        ),
+        (
             "trainability",
             "Mean Jacobian singular value (JSV) of the base model, after pruning and at the end; trainability accuracy "
             "(TA): mean test accuracy over the first learning-rate stage, comparable only between arms with the same "
@@ -238,6 +296,7 @@ def _problems(results: Results) -> list[tuple[str, str]]:
     return sections
 
 
+@lru_cache(maxsize=2**16)
 def as_text(value: str) -> str:
     """Text from records, safe inside Markdown: method names and error messages come from strangers."""
     plain = " ".join("".join(mark if mark.isprintable() else " " for mark in value).split())
@@ -256,24 +315,29 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def _csv(columns: list[str], rows: list[dict[str, Any]]) -> str:
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
+class _Lines(list[str]):
+    """What a csv writer writes to: a StringIO takes four bytes for each character of all of it."""
+
+    write = list.append
+
+
+def _csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_field(row.get(column)) for column in columns])
-    return sink.getvalue()
+        fields = map(row.get, columns)
+        writer.writerow([_field(value) if isinstance(value, dict | list) else value for value in fields])
+    yield from lines
 
 
-def _field(value: Any) -> Any:
+def _field(value: dict[str, Any] | list[Any]) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {item}" for key, item in value.items())
-    if isinstance(value, list):
-        return " ".join(str(item) for item in value)
-    return value
+        return "; ".join([f"{key}: {item}" for key, item in value.items()])
+    return " ".join(map(str, value))
 
 
-def _verdicts_csv(results: Results) -> str:
+def _verdicts_csv(results: Results) -> Iterator[str]:
     """One row for each verdict; statistics in columns of their own."""
     rows = []
     for row in (*results.verdicts, *results.regressions):
@@ -282,7 +346,7 @@ def _verdicts_csv(results: Results) -> str:
     return _csv(_columns(rows), rows)
 
 
-def _accuracy_csv(results: Results) -> str:
+def _accuracy_csv(results: Results) -> Iterator[str]:
     rows = []
     for workload, labels in results.groups():
         for (protocol, method, ratio), statistic in sorted(results.statistics(workload, labels).items()):

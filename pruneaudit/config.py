@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -394,7 +394,7 @@ def load_protocol(path: Path) -> Protocol:
     Raises:
         ConfigError: The file is no TOML or no protocol; the message names file, key and what was expected.
     """
-    return _validate(Protocol, {**_read(path), "name": path.stem}, path)
+    return load_as(Protocol, path)
 
 
 def load_study(path: Path) -> Study:
@@ -403,7 +403,16 @@ def load_study(path: Path) -> Study:
     Raises:
         ConfigError: The file is no TOML or no study; the message names file, key and what was expected.
     """
-    return _validate(Study, {**_read(path), "name": path.stem}, path)
+    return load_as(Study, path)
+
+
+def load_as(kind: type[Model], path: Path) -> Model:
+    """Read a file as a model whose name is the file's.
+
+    Raises:
+        ConfigError: The file is no TOML or no such model; the message names file, key and what was expected.
+    """
+    return _validate(kind, {**_read(path), "name": path.stem}, path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -435,9 +444,11 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         model = kind
         for part in where[:-1]:
-            annotation = model.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
+            # A part that is no field is the place in a list of models.
+            if part in model.model_fields:
+                annotation = model.model_fields[part].annotation
+                inner = (annotation, *get_args(annotation))
+                model = next((one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), model)
         return f"{key}: unknown key.{nearest(where[-1], model.model_fields)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":

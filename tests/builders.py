@@ -325,7 +325,7 @@ def finding(rule: str = "F321", verdict: str = "pass", **fields: Any) -> Finding
         "runs": ("aa", "bb"),
         **fields,
     }
-    return Finding.model_validate({"rule": rule, "verdict": verdict, **given})
+    return Finding(rule=rule, verdict=verdict, **given)
 
 
 class FakeStages:

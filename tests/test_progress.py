@@ -607,7 +607,7 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(project):
     assert code == 2 and "━" in written
     assert_nothing_is_left(terminal)
     rows = terminal.text.splitlines()
-    assert sum("KeyboardInterrupt" in row for row in rows) >= 1 and sum("1 passed" in row for row in rows) == 1
+    assert any("KeyboardInterrupt" in row for row in rows) and sum(" passed" in row for row in rows) == 1
     assert sum(row.startswith("test_it.py .") for row in rows) == 1
 
 
@@ -666,7 +666,7 @@ def test_bars_need_a_terminal(pytestconfig):
 
 def test_a_real_session_tells_how_far_it_is(checkout):
     """With workers, into a pipe: what they train, of how many runs, and no estimate before there is data."""
-    body = "    def score(self, layer, task):\n        import time\n        time.sleep(0.7)\n"
+    body = "    def score(self, layer, task):\n        import time\n        time.sleep(0.3)\n"
     head = "from pruneaudit import FilterScore\n\n\nclass Slow(FilterScore):\n    '''Slow.'''\n\n"
     checkout.write("slow.py", f"{head}{body}        return layer.weight.flatten(1).sum(dim=1)\n")
     checkout.write("often.py", "from pruneaudit.plugin import live\nlive.PAUSE = 0.1\n")

@@ -432,9 +432,7 @@ def test_a_browser_shows_a_growing_ledger(ledger, tmp_path, browser, monkeypatch
         known = server.site._progress()
         monkeypatch.setattr(server.site, "_progress", lambda: {**known, "busy": [one]})
         page.goto(server.url)
-        assert page.get_by_role("img", name="training loss between 0.500 and 2.000").count() or page.wait_for_timeout(
-            2500
-        )
+        page.get_by_role("img", name="training loss between 0.500 and 2.000").first.wait_for(state="attached")
         lines = page.locator("polyline")
         lines.first.wait_for(state="attached")
         assert lines.count() == 2 and lines.first.get_attribute("points") == "0,0 50,66.66666666666667 100,100"

@@ -13,21 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats import contingency_tables
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 
 from pruneaudit.audit import statistics
 from pruneaudit.audit.statistics import (
     ALPHA,
     POWER,
     Difference,
-    McNemar,
     describe,
     difference,
+    differences,
     holm,
     mcnemar,
     seeds_needed,
+    trend,
     word,
 )
-from pruneaudit.records import pack, unpack
 
 FLIPPED = {"better": "worse", "worse": "better", "equivalent": "equivalent", "indeterminate": "indeterminate"}
 #: Splits whose accuracies are short decimals, endless decimals and short binary fractions.
@@ -176,24 +179,50 @@ def test_seeds_needed_at_other_levels():
     assert [seeds_needed(alpha) for alpha in (1.0, 0.5, 0.25, 0.1, 0.0625, 0.01)] == [1, 2, 3, 5, 5, 8]
 
 
-@pytest.mark.parametrize(
-    ("left_only", "right_only", "both", "neither"), [(0, 0, 5, 5), (3, 0, 10, 2), (4, 9, 0, 0), (30, 12, 900, 58)]
-)
-def test_mcnemar(left_only, right_only, both, neither):
-    left = np.repeat([True, False, True, False], [left_only, right_only, both, neither])
-    right = np.repeat([False, True, True, False], [left_only, right_only, both, neither])
-    order = np.random.default_rng(0).permutation(left.size)
-    found = mcnemar(left[order], right[order])
-    discordant = left_only + right_only
-    assert (found.left_only, found.right_only) == (left_only, right_only)
-    assert found.p == pytest.approx(stats.binomtest(left_only, discordant).pvalue if discordant else 1.0)
-    assert mcnemar(right, left) == McNemar(left_only=right_only, right_only=left_only, p=found.p)
-    assert [type(value) for value in found.model_dump().values()] == [int, int, float]
+def test_mcnemar():
+    pairs = [(0, 0), (3, 0), (4, 9), (30, 12), (12, 30)]
+    found = mcnemar(pairs)
+    assert [(test.left_only, test.right_only) for test in found] == pairs
+    for test, (left_only, right_only) in zip(found, pairs, strict=True):
+        discordant = left_only + right_only
+        assert test.p == pytest.approx(stats.binomtest(left_only, discordant).pvalue if discordant else 1.0)
+        table = [[0, left_only], [right_only, 0]]
+        assert test.p == contingency_tables.mcnemar(table, exact=True).pvalue
+        assert [type(value) for value in test.model_dump().values()] == [int, int, float]
+    assert found[3].p == found[4].p
+    assert mcnemar([]) == []
 
 
-def test_mcnemar_of_stored_correctness():
-    left, right = np.random.default_rng(0).random((2, 13)) < 0.7
-    assert mcnemar(unpack(pack(left), 13), unpack(pack(right), 13)) == mcnemar(left, right)
+def test_many_comparisons_are_told_as_each_alone():
+    rng = np.random.default_rng(3)
+    asked = [
+        (percent(left, 333), percent(right, 333), margin)
+        for n in (1, 2, 6, 6, 7, 15, 16, 16)
+        for spread, margin in ((1, 0.5), (4, 0.3), (40, 1.0))
+        for left, right in [rng.integers(300, 300 + spread, (2, n)).tolist()]
+    ]
+    assert differences(asked) == [difference(*one) for one in asked]
+    assert differences([]) == []
+
+
+def test_interval_and_equivalence_are_those_of_statsmodels():
+    for left, right in (LEFT, RIGHT), (LEFT[:3], RIGHT[:3]):
+        found, known = difference(left, right, 0.4), DescrStatsW(np.round(np.array(left) - right, 9))
+        assert (found.low, found.high) == pytest.approx(known.tconfint_mean(ALPHA), rel=1e-12)
+        assert found.p_equivalent == pytest.approx(known.ttost_mean(-0.4, 0.4)[0], rel=1e-12)
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-4, 0.03, 0.05, 0.2, 1.0]), max_size=20))
+def test_holm_is_that_of_statsmodels(p_values):
+    assert holm(p_values) == (multipletests(p_values, method="holm")[1].tolist() if p_values else [])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(8000, 10_000), min_size=3, max_size=50).filter(lambda values: len(set(values)) > 1))
+def test_trend_is_the_regression_of_scipy(counts):
+    curve = percent(counts, 10_000)
+    expected = stats.linregress(range(len(curve)), curve)
+    assert trend(curve) == pytest.approx((expected.slope, expected.pvalue), rel=1e-6, abs=1e-9)
 
 
 # Degenerate and wrong input.
@@ -255,22 +284,6 @@ def test_wrong_input_is_told_in_one_line(left, right, margin, message):
     with pytest.raises(ValueError) as caught:
         difference(left, right, margin)
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "shown"),
-    [
-        (np.ones(3, bool), np.ones(4, bool), "bool [3] and bool [4]"),
-        (np.ones(3, bool), np.ones(3), "bool [3] and float64 [3]"),
-        (np.ones(3, int), np.ones(3, bool), "int64 [3] and bool [3]"),
-        (np.ones((2, 2), bool), np.ones((2, 2), bool), "bool [2, 2] and bool [2, 2]"),
-        (np.ones(0, bool), np.ones(0, bool), "bool [0] and bool [0]"),
-    ],
-)
-def test_correctness_that_does_not_pair(left, right, shown):
-    with pytest.raises(ValueError) as caught:
-        mcnemar(left, right)
-    assert str(caught.value) == f"correctness must be two bool vectors over the same images, not {shown}"
 
 
 @pytest.mark.parametrize(

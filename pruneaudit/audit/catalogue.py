@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.catalog import is_scratch
@@ -30,8 +30,7 @@ Value = str | int | float | None
 Scope = Literal["arm", "pair", "series"]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a rule sees.
 
     Attributes:
@@ -140,10 +139,11 @@ def rules() -> dict[str, Rule]:
 
 def get_rule(rule_id: str) -> Rule:
     """The rule with this id, or an error that names the nearest one."""
-    known = rules()
-    if rule_id not in known:
-        raise unknown("rule", rule_id, known)
-    return known[rule_id]
+    import pruneaudit.audit.rules  # noqa: F401  (registers them)
+
+    if rule_id not in _RULES:
+        raise unknown("rule", rule_id, rules())
+    return _RULES[rule_id]
 
 
 def select(wanted: tuple[str, ...]) -> tuple[str, ...]:

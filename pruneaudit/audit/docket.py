@@ -110,7 +110,12 @@ class Docket:
 
     def _case(self, subject: Arm | Comparison) -> Case:
         if subject not in self._cases:
-            self._cases[subject] = Case.read(subject, self.cell_of, self.ledger, self.table)
+            # The case of an arm serves all of its comparisons.
+            self._cases[subject] = (
+                Case.read(subject, self.cell_of, self.ledger, self.table)
+                if isinstance(subject, Arm)
+                else Case.paired(subject, *map(self._case, subject.arms))
+            )
         return self._cases[subject]
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 from pruneaudit.catalog import is_scratch
 from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord, RunRecord
+from pruneaudit.records import CellRecord, RunRecord, unpack
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Evidence:
     prune: RunRecord | None
     trials: tuple[RunRecord, ...]
     result: RunRecord
+    _measured: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, cell: CellRecord, ledger: Ledger) -> Evidence:
@@ -52,20 +58,46 @@ class Evidence:
             result=ledger.get(cell.result),
         )
 
-    @property
+    @cached_property
+    def answers(self) -> int:
+        """Test images that the result got right, a bit each; see :func:`pruneaudit.records.unpack`."""
+        return unpack(self.result.correct, self.result.test_images)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids of all runs, in order of stages."""
+        return self.cell.runs
+
+    @cached_property
     def pruning_stage(self) -> list[RunRecord]:
         """Runs between base and retraining, in order."""
         return [run for run in (self.topup, self.prune) if run is not None]
 
-    @property
+    @cached_property
     def stages(self) -> list[RunRecord]:
         """All runs whose cost the result stands on, in order."""
         return [run for run in (self.base, *self.pruning_stage, self.result) if run is not None]
 
-    @property
+    @cached_property
     def runs(self) -> list[RunRecord]:
         """All runs, trials that were not chosen included, each once."""
-        return list({run.run_id: run for run in (*self.stages, *self.trials)}.values())
+        # The ledger has one object for each; its id is a hash of all that it is, and takes its time.
+        return list({id(run): run for run in (*self.stages, *self.trials)}.values())
+
+
+def measured(measure: Callable[[Evidence], Value]) -> Callable[[Evidence], Value]:
+    """What is measured of an arm, once: it stands in many comparisons."""
+
+    @wraps(measure)
+    def remembered(arm: Evidence) -> Value:
+        found: Value
+        try:
+            found = arm._measured[measure]
+        except KeyError:
+            found = arm._measured[measure] = measure(arm)
+        return found
+
+    return remembered
 
 
 @dataclass(frozen=True)
@@ -82,20 +114,43 @@ class Table:
 
     def accuracies(self, workload: str, protocol: str, method: str, ratio: float) -> dict[int, float]:
         """Accuracy by seed of the cells of an arm that were measured."""
-        return {
-            cell.seed: record.accuracy
-            for cell, record in self.cells.items()
-            if (cell.workload, cell.protocol, cell.method, cell.ratio) == (workload, protocol, method, ratio)
-            and record.accuracy is not None
-        }
+        return self._accuracies.get((workload, protocol, method, ratio), {})
 
     def points(self) -> set[tuple[str, str, float]]:
         """Measured (protocol, method, ratio)."""
-        return {
-            (cell.protocol, cell.method, cell.ratio)
-            for cell, record in self.cells.items()
-            if record.accuracy is not None
-        }
+        return {(protocol, method, ratio) for _, protocol, method, ratio in self._accuracies}
+
+    def ratios(self, protocol: str, method: str) -> list[float]:
+        """Ratios at which a method was measured under a protocol, rising."""
+        return self._ratios.get((protocol, method), [])
+
+    def methods(self, protocol: str, ratio: float) -> set[str]:
+        """Methods that were measured under a protocol at a ratio."""
+        return self._methods.get((protocol, ratio), set())
+
+    # Every comparison asks for the table around it: who would scan it each time takes time in the square of its cells.
+
+    @cached_property
+    def _accuracies(self) -> dict[tuple[str, str, str, float], dict[int, float]]:
+        found: dict[tuple[str, str, str, float], dict[int, float]] = defaultdict(dict)
+        for cell, record in self.cells.items():
+            if record.accuracy is not None:
+                found[cell.workload, cell.protocol, cell.method, cell.ratio][cell.seed] = record.accuracy
+        return dict(found)
+
+    @cached_property
+    def _ratios(self) -> dict[tuple[str, str], list[float]]:
+        found: dict[tuple[str, str], set[float]] = defaultdict(set)
+        for protocol, method, ratio in self.points():
+            found[protocol, method].add(ratio)
+        return {key: sorted(ratios) for key, ratios in found.items()}
+
+    @cached_property
+    def _methods(self) -> dict[tuple[str, float], set[str]]:
+        found: dict[tuple[str, float], set[str]] = defaultdict(set)
+        for protocol, method, ratio in self.points():
+            found[protocol, ratio].add(method)
+        return dict(found)
 
 
 @dataclass(frozen=True)
@@ -115,6 +170,7 @@ class Case:
     broken: Mapping[int, str] = field(default_factory=dict)
     failed: frozenset[int] = frozenset()
     table: Table = field(default_factory=Table)
+    _runs: dict[int | None, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(
@@ -132,23 +188,43 @@ class Case:
             ledger: Where the runs are.
             table: Everything measured of the workload.
         """
+        if isinstance(subject, Comparison):
+            left, right = (cls.read(arm, cell_of, ledger, table) for arm in subject.arms)
+            return cls.paired(subject, left, right)
         seeds: dict[int, tuple[Evidence, ...]] = {}
         broken: dict[int, str] = {}
         failed = set()
-        for seed in subject.seeds:
-            cells = [Cell(subject.workload, subject.protocol, name, subject.ratio, seed) for name in subject.methods]
-            records = [cell_of(cell) for cell in cells]
-            seeds[seed] = ()
-            for cell, record in zip(cells, records, strict=True):
-                if record is None or record.status != "ok":
-                    broken.setdefault(seed, f"{cell.id}: {'not measured' if record is None else record.error}")
-                if record is not None and record.status != "ok":
-                    failed.add(seed)
-            if seed not in broken:
-                seeds[seed] = tuple(Evidence.read(record, ledger) for record in records if record is not None)
+        for cell in subject.cells():
+            record = cell_of(cell)
+            if record is not None and record.status == "ok":
+                seeds[cell.seed] = (Evidence.read(record, ledger),)
+                continue
+            seeds[cell.seed] = ()
+            broken[cell.seed] = f"{cell.id}: {'not measured' if record is None else record.error}"
+            if record is not None:
+                failed.add(cell.seed)
         return cls(subject, seeds, broken, frozenset(failed), table or Table())
 
-    @property
+    @classmethod
+    def paired(cls, subject: Comparison, left: Case, right: Case) -> Case:
+        """The case of a comparison, from those of its arms."""
+        seeds: dict[int, tuple[Evidence, ...]] = {}
+        broken: dict[int, str] = {}
+        for seed in subject.seeds:
+            ours, theirs = left.seeds[seed], right.seeds[seed]
+            seeds[seed] = ours + theirs if ours and theirs else ()
+            if not seeds[seed]:
+                broken[seed] = left.broken.get(seed) or right.broken[seed]
+        return cls(subject, seeds, broken, left.failed | right.failed, left.table)
+
+    @cached_property
     def pairs(self) -> list[tuple[Evidence, ...]]:
         """Evidence of the seeds that are complete."""
         return [arms for arms in self.seeds.values() if arms]
+
+    def runs(self, seed: int | None) -> tuple[str, ...]:
+        """Ids of all runs of the arms at a seed, or (None) at all seeds, each once."""
+        if seed not in self._runs:
+            shown = self.pairs if seed is None else [self.seeds[seed]]
+            self._runs[seed] = tuple(dict.fromkeys(run for arms in shown for arm in arms for run in arm.ids))
+        return self._runs[seed]

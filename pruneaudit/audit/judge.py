@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from pruneaudit.audit.catalogue import Outcome, Value, Verdict, get_rule
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from pruneaudit.audit.catalogue import Outcome, Rule, Value, Verdict, get_rule
 from pruneaudit.audit.evidence import Case
-from pruneaudit.config import Frozen
 
 # Worst first: the verdict over seeds is the worst of them.
-_ORDER: tuple[Verdict, ...] = ("fail", "incomplete", "not measured", "pass")
+_RANK: dict[Verdict, int] = {"fail": 0, "incomplete": 1, "not measured": 2, "pass": 3}
 
 
-class Finding(Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
     """What a rule reports of an arm or a comparison.
 
     Attributes:
@@ -28,6 +33,9 @@ class Finding(Frozen):
         note: Why, where the values do not say it alone.
     """
 
+    # A report makes hundreds of thousands of them: they are validated where a results.json is, by its schema.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     rule: str
     verdict: Verdict
     required: bool = True
@@ -42,6 +50,11 @@ class Finding(Frozen):
     runs: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     note: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """As JSON builtins."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return row | {name: list(row[name]) for name in ("arms", "seeds", "runs", "labels")}
 
     @property
     def holds(self) -> bool:
@@ -70,22 +83,12 @@ def judge(rule_id: str, case: Case, required: bool = True, waived: str = "", lab
     """
     rule = get_rule(rule_id)
     subject = case.subject
-    if rule.scope == "series":
-        seen: list[tuple[int | None, Outcome]] = [(None, rule.check(case))]
-    else:
-        seen = [
-            (seed, rule.check(*arms) if arms else Outcome("incomplete", None, None, case.broken[seed]))
-            for seed, arms in case.seeds.items()
-        ]
-    worst = min((outcome.verdict for _, outcome in seen), key=_ORDER.index)
-    seed, outcome = next(entry for entry in seen if entry[1].verdict == worst)
-    shown = case.pairs if seed is None else [case.seeds[seed]]
-    runs = [run for arms in shown for arm in arms for run in arm.cell.runs]
+    seed, outcome = (None, rule.check(case)) if rule.scope == "series" else _worst(rule, case)
     return Finding(
         rule=rule_id,
-        verdict=worst,
+        verdict=outcome.verdict,
         required=required,
-        waived=waived if worst != "pass" else "",
+        waived=waived if outcome.verdict != "pass" else "",
         workload=subject.workload,
         protocol=subject.protocol,
         ratio=subject.ratio,
@@ -93,7 +96,18 @@ def judge(rule_id: str, case: Case, required: bool = True, waived: str = "", lab
         seeds=subject.seeds,
         seed=seed,
         measured=dict(zip(subject.methods, (outcome.left, outcome.right), strict=False)),
-        runs=tuple(dict.fromkeys(runs)),
+        runs=case.runs(seed),
         labels=labels,
         note=outcome.note,
     )
+
+
+def _worst(rule: Rule, case: Case) -> tuple[int, Outcome]:
+    """The first seed with the worst verdict, and what was seen there."""
+    seen = []
+    for seed, arms in case.seeds.items():
+        outcome = rule.check(*arms) if arms else Outcome("incomplete", None, None, case.broken[seed])
+        seen.append((seed, outcome))
+        if outcome.verdict == "fail":  # Nothing is worse: other seeds need not be looked at.
+            break
+    return min(seen, key=lambda entry: _RANK[entry[1].verdict])

@@ -8,10 +8,9 @@ from typing import Literal
 
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
-from pruneaudit.audit.statistics import Difference, McNemar, describe, difference, holm, mcnemar, word
+from pruneaudit.audit.statistics import Difference, McNemar, describe, differences, holm, mcnemar, word
 from pruneaudit.cells import Comparison
 from pruneaudit.config import Frozen
-from pruneaudit.records import unpack
 
 Judgement = Literal["better", "worse", "equivalent", "indeterminate", "not comparable"]
 
@@ -83,15 +82,24 @@ def decide(table: Sequence[Judged]) -> list[Verdict]:
     Args:
         table: All comparisons of one workload under one protocol.
     """
-    differences = [_difference(entry) for entry in table]
+    complete = [place for place, entry in enumerate(table) if entry.case.pairs]
+    known = dict(zip(complete, differences(_accuracies(table[place]) for place in complete), strict=True))
     forbidden = [_forbidden(entry) for entry in table]
-    judged = [place for place, gap in enumerate(differences) if gap is not None and not forbidden[place]]
-    known = {place: gap for place, gap in enumerate(differences) if gap is not None}
+    judged = [place for place in known if not forbidden[place]]
     adjusted = dict(zip(judged, holm([known[place].p for place in judged]), strict=True))
     testable = [place for place in judged if known[place].p_equivalent is not None]
     equivalence = dict(zip(testable, holm([known[place].p_equivalent or 0.0 for place in testable]), strict=True))
+    images = _images(table)
     return [
-        _verdict(entry, differences[place], forbidden[place], adjusted.get(place), equivalence.get(place), len(judged))
+        _verdict(
+            entry,
+            known.get(place),
+            forbidden[place],
+            adjusted.get(place),
+            equivalence.get(place),
+            len(judged),
+            images[place],
+        )
         for place, entry in enumerate(table)
     ]
 
@@ -103,6 +111,7 @@ def _verdict(
     p: float | None,
     p_equivalent: float | None,
     family: int,
+    images: dict[int, McNemar],
 ) -> Verdict:
     subject = entry.case.subject
     assert isinstance(subject, Comparison)
@@ -127,7 +136,7 @@ def _verdict(
         family=max(family, 1),
         p_adjusted=p,
         p_equivalent_adjusted=p_equivalent,
-        images={seed: images for seed, arms in entry.case.seeds.items() if arms and (images := _images(*arms))},
+        images=images,
         summary="; ".join(parts),
     )
 
@@ -136,20 +145,28 @@ def _forbidden(entry: Judged) -> tuple[str, ...]:
     return tuple(sorted({finding.rule for finding in entry.findings if not finding.holds}))
 
 
-def _difference(entry: Judged) -> Difference | None:
-    pairs = entry.case.pairs
-    if not pairs:
-        return None
-    left, right = ([arms[side].result.accuracy for arms in pairs] for side in (0, 1))
-    return difference(left, right, entry.margin)
+def _accuracies(entry: Judged) -> tuple[list[float], list[float], float]:
+    """Accuracies of both arms over paired seeds, and the margin."""
+    left, right = ([arms[side].result.accuracy for arms in entry.case.pairs] for side in (0, 1))
+    return left, right, entry.margin
 
 
-def _images(left: Evidence, right: Evidence) -> McNemar | None:
-    """McNemar's test of one seed; None where the arms were tested on different images."""
+def _images(table: Sequence[Judged]) -> list[dict[int, McNemar]]:
+    """McNemar's test of each comparison, by seed; none where the arms were tested on different images."""
+    counted = [
+        {seed: counts for seed, arms in entry.case.seeds.items() if arms and (counts := _discordant(*arms))}
+        for entry in table
+    ]
+    tests = iter(mcnemar([counts for seeds in counted for counts in seeds.values()]))
+    return [{seed: next(tests) for seed in seeds} for seeds in counted]
+
+
+def _discordant(left: Evidence, right: Evidence) -> tuple[int, int] | None:
+    """How many images only the left arm got right, and only the right one; None where these were not the same."""
     ours, theirs = left.result, right.result
     if ours.split_digest != theirs.split_digest or not ours.correct or not theirs.correct:
         return None
-    return mcnemar(*(unpack(run.correct, run.test_images) for run in (ours, theirs)))
+    return (left.answers & ~right.answers).bit_count(), (right.answers & ~left.answers).bit_count()
 
 
 def tiers(accuracies: Mapping[str, float], verdicts: Iterable[Verdict]) -> list[tuple[str, ...]]:

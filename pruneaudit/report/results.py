@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +23,12 @@ from pruneaudit.config import Study, steps_per_epoch
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
 from pruneaudit.records import CellRecord, RunRecord
+from pruneaudit.report.published import published
 from pruneaudit.report.standings import profiles, standings, strictest_setups
 from pruneaudit.settings import Settings
 
+#: A workload with its labels: what may stand in one table.
+Group = tuple[str, tuple[str, ...]]
 #: Version of the layout of results.json.
 RESULTS_VERSION = 4
 _CELL_FIELDS = (
@@ -101,6 +106,7 @@ class Results:
         runs: One row for each run that a valid cell stands on: what it cost and what it reached.
         curves: How each of these runs went, by id; not in results.json (``pruneaudit.load`` reads them).
         profiles: Share of operating points at which each method is within some points of the best.
+        published: Accuracies of papers beside ours.
         protocols: Title, version and requirements of each protocol.
         rules: Claim and source of each rule that was applied.
         environments: Distinct environments of the runs.
@@ -117,10 +123,17 @@ class Results:
     runs: list[dict[str, Any]] = field(default_factory=list)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     profiles: list[dict[str, Any]] = field(default_factory=list)
+    published: list[dict[str, Any]] = field(default_factory=list)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
     environments: list[dict[str, str]] = field(default_factory=list)
     study: dict[str, Any] | None = None
+    _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _grouped: dict[str, dict[Group, list[dict[str, Any]]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def as_json(self) -> dict[str, Any]:
         """Content of results.json."""
@@ -135,6 +148,7 @@ class Results:
             "architectures": self.architectures,
             "runs": self.runs,
             "profiles": self.profiles,
+            "published": self.published,
             "protocols": self.protocols,
             "rules": self.rules,
             "environments": self.environments,
@@ -152,12 +166,32 @@ class Results:
         """Workloads with their labels: what may stand in one table."""
         return sorted({(row["workload"], tuple(row["labels"])) for row in self.cells})
 
+    def of(self, rows: str, workload: str, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Those of some rows (``"findings"``, say) that are on one workload under one set of labels.
+
+        Sorted into groups once: every table of every workload asks.
+        """
+        if rows not in self._grouped:
+            grouped: dict[Group, list[dict[str, Any]]] = defaultdict(list)
+            for row in getattr(self, rows):
+                grouped[row["workload"], tuple(row["labels"])].append(row)
+            self._grouped[rows] = dict(grouped)
+        return self._grouped[rows].get((workload, labels), [])
+
+    def _measured(self, workload: str, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Cells with a result."""
+        return [row for row in self.of("cells", workload, labels) if row["status"] == "ok"]
+
     def statistics(self, workload: str, labels: tuple[str, ...]) -> dict[tuple[str, str, float], Statistic]:
-        """Statistic by (protocol, method, ratio) of the cells that were measured."""
+        """Statistic by (protocol, method, ratio) of the cells that were measured: once, since many tables ask."""
+        if (workload, labels) not in self._statistics:
+            self._statistics[workload, labels] = self._statistics_of(workload, labels)
+        return self._statistics[workload, labels]
+
+    def _statistics_of(self, workload: str, labels: tuple[str, ...]) -> dict[tuple[str, str, float], Statistic]:
         grouped: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
-        for row in self.cells:
-            if row["workload"] == workload and tuple(row["labels"]) == labels and row["status"] == "ok":
-                grouped[row["protocol"], row["method"], row["ratio"]].append(row)
+        for row in self._measured(workload, labels):
+            grouped[row["protocol"], row["method"], row["ratio"]].append(row)
         return {
             key: _statistic([row["accuracy"] for row in rows], statistics.fmean(row["speedup"] for row in rows))
             for key, rows in grouped.items()
@@ -165,21 +199,14 @@ class Results:
 
     def removed(self, workload: str, labels: tuple[str, ...]) -> dict[str, str]:
         """What each method with a result removed: ``filter``, ``block`` or ``weight``."""
-        return {
-            row["method"]: row["granularity"]
-            for row in self.cells
-            if row["workload"] == workload and tuple(row["labels"]) == labels and row["status"] == "ok"
-        }
+        return {row["method"]: row["granularity"] for row in self._measured(workload, labels)}
 
     def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:
         """Accuracy of the dense base models that arms share (S1's own ones left out); None where none was measured."""
         bases = {
             row["runs"][0]: row["base_accuracy"]
-            for row in self.cells
-            if row["workload"] == workload
-            and tuple(row["labels"]) == labels
-            and row["status"] == "ok"
-            and self.protocols.get(row["protocol"], {}).get("base") == "shared"
+            for row in self._measured(workload, labels)
+            if self.protocols.get(row["protocol"], {}).get("base") == "shared"
         }
         return _statistic(list(bases.values()), 1.0) if bases else None
 
@@ -208,6 +235,19 @@ class Asked:
     study: Study | None = None
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Pause the search for cyclic garbage: it would look through millions of objects that stay, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@no_collection()
 def gather(catalog: Catalog, settings: Settings, ledger: Ledger, cells: Iterable[Cell], asked: Asked) -> Results:
     """Rows of a session: every selected cell, and what is found of every selected arm and comparison.
 
@@ -240,6 +280,7 @@ def gather(catalog: Catalog, settings: Settings, ledger: Ledger, cells: Iterable
     return _results(catalog, ledger, rows, groups, asked)
 
 
+@no_collection()
 def gather_ledger(catalog: Catalog, ledger: Ledger, study: Study | None = None) -> Results:
     """Rows of everything a ledger holds: all cells, and all comparisons between them.
 
@@ -298,6 +339,8 @@ def _results(
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
     environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
+    run_rows = _run_rows(records, runs, environments)
+    curves = {name: _curve(run) for name, run in runs.items()}
     _add_trainability(rows, runs)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
     applied = sorted({finding.rule for finding in findings})
@@ -312,9 +355,10 @@ def _results(
         standings=standings(rows, verdicts),
         strictest=strictest_setups(catalog, findings),
         architectures=_architectures(records, runs),
-        runs=_run_rows(records, runs, environments),
-        curves={name: _curve(run) for name, run in runs.items()},
+        runs=run_rows,
+        curves=curves,
         profiles=profiles(rows),
+        published=published(catalog, rows, run_rows, curves),
         protocols={
             name: {
                 "version": catalog.protocol(name).version,
@@ -453,7 +497,7 @@ def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: 
 
 
 def _finding_row(finding: Finding) -> dict[str, Any]:
-    row = {name: list(value) if isinstance(value, tuple) else value for name, value in finding}
+    row = finding.row()
     if finding.verdict == "pass":
         # The rows of its cells name them; a report of thousands of checks should not repeat them.
         del row["runs"]

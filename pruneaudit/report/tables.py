@@ -69,7 +69,7 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
 
 def size_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Speedup and share of parameters by method and ratio, means over seeds and protocols; nothing where all agree."""
-    rows = _of(results.architectures, workload, labels)
+    rows = results.of("architectures", workload, labels)
     ratios = sorted({row["ratio"] for row in rows})
     found: dict[str, dict[float, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -101,7 +101,7 @@ def _size(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def architecture_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """What one threshold for all layers left of each layer, in the network's order, mean over seeds."""
-    rows = [row for row in _of(results.architectures, workload, labels) if row["layers"]]
+    rows = [row for row in results.of("architectures", workload, labels) if row["layers"]]
     found: dict[tuple[str, float, str], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         found[row["method"], row["ratio"], " ".join(row["protocols"])].append(row)
@@ -144,7 +144,7 @@ def audit_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Ta
     How many of the required rules hold, a column for each one that somewhere does not, and the names of stricter rules
     that do not hold: what else may explain a difference.
     """
-    rows = [row for row in _of(results.findings, workload, labels) if len(row["arms"]) == 2]
+    rows = [row for row in results.of("findings", workload, labels) if len(row["arms"]) == 2]
     marks = _matrix(rows, lambda row: (row["protocol"], " vs ".join(row["arms"])))
     needed = {(row["protocol"], row["rule"]) for row in rows if row["required"]}
     required = {key: {rule: mark for rule, mark in marks[key].items() if (key[0], rule) in needed} for key in marks}
@@ -162,7 +162,7 @@ def arm_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Tabl
 
     How many hold, and a column for each one that somewhere does not.
     """
-    rows = [row for row in _of(results.findings, workload, labels) if len(row["arms"]) == 1]
+    rows = [row for row in results.of("findings", workload, labels) if len(row["arms"]) == 1]
     marks = _matrix(rows, lambda row: tuple(row["arms"]))
     shown = _not_ok(marks)
     order = sorted(marks, key=lambda arms: (is_scratch(arms[0]), arms))
@@ -238,7 +238,7 @@ def has_few_seeds(rows: Iterable[Mapping[str, Any]]) -> bool:
 
 def standings_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Groups of methods that nothing tells apart, best first, by protocol and ratio."""
-    rows = _of(results.standings, workload, labels)
+    rows = results.of("standings", workload, labels)
     most = max((len(row["groups"]) for row in rows), default=0)
     apart = any(row["not_comparable"] for row in rows)
     header = ["protocol", "ratio", *(f"group {number + 1}" for number in range(most))]
@@ -256,7 +256,7 @@ def strictest_matrix(results: Results, workload: str, labels: tuple[str, ...]) -
     Where all were compared with a few rivals only, these are the columns.
     """
     setups: dict[tuple[str, str], str] = {}
-    for row in _of(results.strictest, workload, labels):
+    for row in results.of("strictest", workload, labels):
         left, right = row["arms"]
         setup = row["setup"] or "none"
         # Where ratios differ, the looser one: "none" sorts before "s…".
@@ -278,7 +278,7 @@ def profile_table(profile: Mapping[str, Any]) -> Table:
 def trainability_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Mean Jacobian singular value before pruning, after it and at the end; trainability accuracy; means over seeds."""
     grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in _of(results.cells, workload, labels):
+    for row in results.of("cells", workload, labels):
         if row["status"] == "ok":
             grouped[row["protocol"], row["method"], row["ratio"]].append(row)
     header = ["protocol", "method", "ratio", "JSV base", "JSV pruned", "JSV end", "TA"]
@@ -294,10 +294,6 @@ def trainability_table(results: Results, workload: str, labels: tuple[str, ...])
 
 def _mean(values: list[Any], form: str) -> str:
     return "" if None in values else form.format(statistics.fmean(values))
-
-
-def _of(rows: Iterable[dict[str, Any]], workload: str, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["workload"] == workload and tuple(row["labels"]) == labels]
 
 
 def failed_findings(results: Results) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from pruneaudit.audit.catalogue import Outcome, rule, series_rule
-from pruneaudit.audit.evidence import Case, Evidence
+from pruneaudit.audit.evidence import Case, Evidence, measured
 from pruneaudit.catalog import CROSS_PREFIX
 from pruneaudit.measure.trainability import comparable_trainability, trainability_accuracy
 
@@ -60,6 +60,17 @@ def survives_the_strictest(case: Case) -> Outcome:
     return Outcome("fail" if _sign(here[0]) * _sign(there[0]) < 0 else "pass", value, value)
 
 
+@measured
+def _trainability(arm: Evidence) -> tuple[bool, str]:
+    """Whether all of it was measured, and the values."""
+    chain = [run for run in (arm.base, arm.prune, arm.result) if run is not None]
+    values = [run.jacobian.mean if run.jacobian is not None else None for run in chain]
+    accuracy = trainability_accuracy(arm.result.test_accuracy, arm.result.recipe)
+    jsv = " → ".join("?" if value is None else f"{value:.3g}" for value in values)
+    text = f"JSV {jsv}, TA {'?' if accuracy is None else f'{accuracy:.2f} %'}"
+    return None not in values and accuracy is not None, text
+
+
 @rule("F703", "Trainability reported for both arms", "TPP (ICLR 2023), sec. 4; " + f"{_WANG}, Eq. 1")
 def trainability_reported(left: Evidence, right: Evidence) -> Outcome:
     """Mean Jacobian singular value before pruning, after it and at the end, and trainability accuracy, of both arms.
@@ -68,14 +79,7 @@ def trainability_reported(left: Evidence, right: Evidence) -> Outcome:
 
     Example: JSV 3.2, 0.7 and 1.1, TA 90.1 % beside 3.2, 0.9 and 1.2, 91.0 % passes.
     """
-    texts, complete = [], True
-    for arm in (left, right):
-        chain = [run for run in (arm.base, arm.prune, arm.result) if run is not None]
-        values = [run.jacobian.mean if run.jacobian is not None else None for run in chain]
-        accuracy = trainability_accuracy(arm.result.test_accuracy, arm.result.recipe)
-        complete &= None not in values and accuracy is not None
-        jsv = " → ".join("?" if value is None else f"{value:.3g}" for value in values)
-        texts.append(f"JSV {jsv}, TA {'?' if accuracy is None else f'{accuracy:.2f} %'}")
+    (ours, left_text), (theirs, right_text) = _trainability(left), _trainability(right)
     guarded = comparable_trainability(left.result.recipe, right.result.recipe)
     note = "" if guarded else "trainability accuracies under different schedules are not comparable"
-    return Outcome("pass" if complete and guarded else "not measured", texts[0], texts[1], note)
+    return Outcome("pass" if ours and theirs and guarded else "not measured", left_text, right_text, note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pruneaudit.audit.catalogue import Outcome, Verdict, arm_rule, equal, rule
-from pruneaudit.audit.evidence import Evidence
+from pruneaudit.audit.evidence import Evidence, measured
 from pruneaudit.records import RunRecord, total
 
 _TABLE_2 = "Wang et al. 2023 (arXiv 2301.05219), Table 2"
@@ -37,17 +37,24 @@ def _epochs(runs: Iterable[RunRecord]) -> float | None:
     return None if epochs is None else round(epochs, 6)
 
 
+@measured
+def _splits(arm: Evidence) -> str:
+    return "+".join(sorted({_short(run.split_digest) for run in arm.stages}))
+
+
 @rule("F101", "Same data and split", f"{_TABLE_2}, S1")
 def same_split(left: Evidence, right: Evidence) -> Outcome:
     """Digest over all pixels and labels of the train, validation and test split that the runs loaded.
 
     Example: both arms loaded the split 0a1b2c: passes. One retrained on another validation split: caught.
     """
+    return equal(_splits(left), _splits(right))
 
-    def digests(arm: Evidence) -> str:
-        return "+".join(sorted({_short(run.split_digest) for run in arm.stages}))
 
-    return equal(digests(left), digests(right))
+@measured
+def _network(arm: Evidence) -> str:
+    run = arm.result
+    return f"{run.model}, {run.classes} classes, {run.base_params} params, {run.base_macs} MACs"
 
 
 @rule("F102", "Same architecture", f"{_TABLE_2}, S1")
@@ -56,12 +63,13 @@ def same_architecture(left: Evidence, right: Evidence) -> Outcome:
 
     Example: ResNet-56 with 853,018 parameters in both arms passes; ResNet-56 with projection shortcuts is another.
     """
+    return equal(_network(left), _network(right))
 
-    def network(arm: Evidence) -> str:
-        run = arm.result
-        return f"{run.model}, {run.classes} classes, {run.base_params} params, {run.base_macs} MACs"
 
-    return equal(network(left), network(right))
+@measured
+def _preprocessing(arm: Evidence) -> str:
+    data = arm.result.data
+    return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
 
 
 @rule("F104", "Same preprocessing", f"{_TABLE_2}, S1; RobustBench, issue 59 (one resize line swapped two ranks)")
@@ -70,12 +78,7 @@ def same_preprocessing(left: Evidence, right: Evidence) -> Outcome:
 
     Example: ImageNet's mean and deviation in both arms pass; CIFAR's own in one of them do not.
     """
-
-    def prepared(arm: Evidence) -> str:
-        data = arm.result.data
-        return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
-
-    return equal(prepared(left), prepared(right))
+    return equal(_preprocessing(left), _preprocessing(right))
 
 
 @rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")
@@ -157,13 +160,23 @@ def same_base(left: Evidence, right: Evidence) -> Outcome:
     return equal(digest(left), digest(right))
 
 
+@measured
+def _retraining_epochs(arm: Evidence) -> float | None:
+    return _epochs([arm.result])
+
+
 @rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
 def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
     """Images that passed the network with gradients during retraining, in passes over the training split.
 
     Example: 120 and 120 epochs pass; 40 epochs of L1's paper against 120 of TPP's do not.
     """
-    return equal(_epochs([left.result]), _epochs([right.result]))
+    return equal(_retraining_epochs(left), _retraining_epochs(right))
+
+
+@measured
+def _grid(arm: Evidence) -> str:
+    return f"{len(arm.trials)} trials: " + " | ".join(sorted(_rates([run]) for run in arm.trials))
 
 
 @rule("F312", "Equal tuning budget: same grid, same number of trials", f"{_TABLE_2}, S3.1; DomainBed, model selection")
@@ -172,11 +185,15 @@ def same_tuning_budget(left: Evidence, right: Evidence) -> Outcome:
 
     Example: three trials at 0.1, 0.01 and 0.001 in both arms pass; five trials for one's own method do not.
     """
+    return equal(_grid(left), _grid(right))
 
-    def grid(arm: Evidence) -> str:
-        return f"{len(arm.trials)} trials: " + " | ".join(sorted(_rates([run]) for run in arm.trials))
 
-    return equal(grid(left), grid(right))
+@measured
+def _choice(arm: Evidence) -> tuple[bool, str]:
+    """Whether validation chose the reported trial, and the accuracies."""
+    best = max(arm.trials, key=lambda run: run.validation_accuracy)
+    text = f"reported {arm.result.validation_accuracy:.2f} % validation, best {best.validation_accuracy:.2f} %"
+    return best is arm.result or best.run_id == arm.result.run_id, text
 
 
 @rule("F314", "Tuned on validation only", f"{_TABLE_2}, S3.1; DomainBed, oracle selection")
@@ -185,13 +202,7 @@ def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
 
     Example: the trial with 92.1 % validation is reported though another has the better test accuracy: passes.
     """
-
-    def chosen(arm: Evidence) -> tuple[bool, str]:
-        best = max(arm.trials, key=lambda run: run.validation_accuracy)
-        text = f"reported {arm.result.validation_accuracy:.2f} % validation, best {best.validation_accuracy:.2f} %"
-        return arm.result.run_id == best.run_id, text
-
-    (left_fine, left_text), (right_fine, right_text) = chosen(left), chosen(right)
+    (left_fine, left_text), (right_fine, right_text) = _choice(left), _choice(right)
     return Outcome("pass" if left_fine and right_fine else "fail", left_text, right_text)
 
 
@@ -222,13 +233,23 @@ def validation_is_new(arm: Evidence) -> Outcome:
     return Outcome("pass" if known else "not measured", value)
 
 
+@measured
+def _retraining_rates(arm: Evidence) -> str:
+    return _rates([arm.result])
+
+
 @rule("F321", "Same retraining learning rate at every step", f"{_TABLE_2}, S3.2")
 def same_retraining_rates(left: Evidence, right: Evidence) -> Outcome:
     """Learning rate read from the optimiser at every step of retraining.
 
     Example: 0.01 for 60 epochs, then 0.001 in both arms passes; the same rates with a later drop do not.
     """
-    return equal(_rates([left.result]), _rates([right.result]))
+    return equal(_retraining_rates(left), _retraining_rates(right))
+
+
+@measured
+def _hyper_parameters(arm: Evidence) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(arm.result.hyper_parameters.items()))
 
 
 @rule("F322", "Same other retraining hyper-parameters", f"{_TABLE_2}, S3.2; sec. 6 (report every retraining detail)")
@@ -240,11 +261,13 @@ def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
 
     Example: batch 128 and weight decay 5e-4 in both arms pass; batch 64, or an orthogonality term, in one arm does not.
     """
+    return equal(_hyper_parameters(left), _hyper_parameters(right))
 
-    def listed(arm: Evidence) -> str:
-        return ", ".join(f"{key}={value}" for key, value in sorted(arm.result.hyper_parameters.items()))
 
-    return equal(listed(left), listed(right))
+@measured
+def _pruning_length(arm: Evidence) -> tuple[float | None, int]:
+    """Epochs and optimiser steps."""
+    return _epochs(arm.pruning_stage), sum(run.optimiser_steps for run in arm.pruning_stage)
 
 
 @rule("F411", "Same pruning epochs", f"{_TABLE_2}, S4.1")
@@ -255,11 +278,20 @@ def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
 
     Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not.
     """
-    ours, theirs = _epochs(left.pruning_stage), _epochs(right.pruning_stage)
-    steps = [sum(run.optimiser_steps for run in arm.pruning_stage) for arm in (left, right)]
-    if ours is not None and theirs is not None and steps[0] == steps[1] and 0 < abs(ours - theirs) <= SCORING_EPOCHS:
+    (ours, our_steps), (theirs, their_steps) = _pruning_length(left), _pruning_length(right)
+    if (
+        ours is not None
+        and theirs is not None
+        and our_steps == their_steps
+        and 0 < abs(ours - theirs) <= SCORING_EPOCHS
+    ):
         return Outcome("pass", ours, theirs, f"{abs(ours - theirs):.2f} epochs of gradients for scores")
     return equal(ours, theirs)
+
+
+@measured
+def _pruning_rates(arm: Evidence) -> str:
+    return _rates(arm.pruning_stage)
 
 
 @rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")
@@ -268,7 +300,12 @@ def same_pruning_rates(left: Evidence, right: Evidence) -> Outcome:
 
     Example: 0.001 at all 110,000 steps in both arms passes; a top-up at 0.01 does not.
     """
-    return equal(_rates(left.pruning_stage), _rates(right.pruning_stage))
+    return equal(_pruning_rates(left), _pruning_rates(right))
+
+
+@measured
+def _total_epochs(arm: Evidence) -> float | None:
+    return _epochs(arm.stages)
 
 
 @rule("F801", "Same total epochs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-A")
@@ -277,10 +314,15 @@ def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
 
     Example: 200 + 281 + 120 epochs against 601 from scratch pass; against the usual 200 they do not.
     """
-    ours, theirs = _epochs(left.stages), _epochs(right.stages)
+    ours, theirs = _total_epochs(left), _total_epochs(right)
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
     return Outcome("pass" if abs(ours - theirs) <= 0.5 else "fail", ours, theirs)
+
+
+@measured
+def _total_macs(arm: Evidence) -> int | None:
+    return total(run.training_macs for run in arm.stages)
 
 
 @rule("F802", "Same total training MACs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-B")
@@ -290,7 +332,7 @@ def same_total_macs(left: Evidence, right: Evidence) -> Outcome:
     Example: K1 = 481 dense and K2 = 120 pruned epochs at a speedup of 2 equal 481 · 2 + 120 = 1082 epochs from
     scratch; Liu et al.'s budget leaves out K2 and does not pass.
     """
-    ours, theirs = (total(run.training_macs for run in arm.stages) for arm in (left, right))
+    ours, theirs = _total_macs(left), _total_macs(right)
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
     epoch = max((arm.result.training_macs or 0) / (arm.result.epochs or 1) for arm in (left, right))

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from pruneaudit.audit.catalogue import Outcome, Value, arm_rule, equal, rule, series_rule
-from pruneaudit.audit.evidence import Case, Evidence
-from pruneaudit.audit.statistics import ALPHA, seeds_needed
+from pruneaudit.audit.evidence import Case, Evidence, measured
+from pruneaudit.audit.statistics import ALPHA, seeds_needed, trend
 from pruneaudit.cells import MAGNITUDE, RANDOM
-from pruneaudit.records import RunRecord, unpack
+from pruneaudit.records import RunRecord
 
 #: Epochs without which no slope can be told from noise.
 FEWEST_EPOCHS = 3
@@ -26,7 +26,7 @@ def reports_the_last_epoch(arm: Evidence) -> Outcome:
     Example: 93.1 everywhere passes, though epoch 97 had 93.4; reporting 93.4 does not.
     """
     run = arm.result
-    recount = 100.0 * int(unpack(run.correct, run.test_images).sum()) / run.test_images
+    recount = 100.0 * arm.answers.bit_count() / run.test_images
     last = run.test_accuracy[-1] if run.test_accuracy else recount
     reported = arm.cell.accuracy
     # Verdicts are made of the run's own number.
@@ -114,12 +114,10 @@ def _flat(curve: Sequence[float], where: str) -> Outcome:
         return Outcome("not measured", None, note=f"{where} has {len(curve)} epochs; {needed} show a slope")
     if max(tail) == min(tail):
         return Outcome("pass", "+0 points per epoch")
-    from scipy.stats import linregress
-
-    fit = linregress(range(len(tail)), tail)
-    rising = fit.slope > 0 and fit.pvalue < ALPHA
-    value = f"{fit.slope:+.2g} points per epoch"
-    return Outcome("fail" if rising else "pass", value, note=f"p = {fit.pvalue:.2g} over {len(tail)} epochs")
+    slope, p = trend(tail)
+    rising = slope > 0 and p < ALPHA
+    value = f"{slope:+.2g} points per epoch"
+    return Outcome("fail" if rising else "pass", value, note=f"p = {p:.2g} over {len(tail)} epochs")
 
 
 @series_rule("F607", "No missing, failed or excluded cell", "MLPerf training, issue 848 (cherry-picking)")
@@ -145,11 +143,16 @@ def one_stack(case: Case) -> Outcome:
     sides: list[set[str]] = [set() for _ in case.subject.methods]
     for arms in case.pairs:
         for side, arm in zip(sides, arms, strict=True):
-            side.update(_stack(arm, run) for run in arm.runs)
+            side |= _stacks(arm)
     values = [" and ".join(sorted(side)) for side in sides]
     if not case.pairs:
         return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
     return Outcome("pass" if len(set().union(*sides)) == 1 else "fail", values[0], values[-1])
+
+
+@measured
+def _stacks(arm: Evidence) -> set[str]:
+    return {_stack(arm, run) for run in arm.runs}
 
 
 def _stack(arm: Evidence, run: RunRecord) -> str:
@@ -168,14 +171,7 @@ def enough_operating_points(case: Case) -> Outcome:
 
     Example: ratios 0.3, 0.5, 0.7, 0.9 and 0.95 pass; one ratio shows one point, not a curve.
     """
-    values = [
-        sorted(
-            ratio
-            for protocol, name, ratio in case.table.points()
-            if (protocol, name) == (case.subject.protocol, method)
-        )
-        for method in case.subject.methods
-    ]
+    values = [case.table.ratios(case.subject.protocol, method) for method in case.subject.methods]
     common = set(values[0]).intersection(*values)
     texts = [f"{len(ratios)}: {', '.join(f'{ratio:g}' for ratio in ratios)}" for ratios in values]
     return Outcome("pass" if len(common) >= OPERATING_POINTS else "fail", texts[0], texts[-1])
@@ -188,9 +184,7 @@ def controls_present(case: Case) -> Outcome:
     Example: l1 and random beside the method pass; a table of new methods alone does not.
     """
     subject = case.subject
-    here = {
-        name for protocol, name, ratio in case.table.points() if (protocol, ratio) == (subject.protocol, subject.ratio)
-    }
+    here = case.table.methods(subject.protocol, subject.ratio)
     missing = [name for name in (MAGNITUDE, RANDOM) if name not in here]
     value = f"{', '.join(missing)} missing" if missing else f"{MAGNITUDE}, {RANDOM} present"
     return Outcome("fail" if missing else "pass", value, value)

@@ -156,10 +156,11 @@ def report(
     to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
     study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
     figures: Annotated[
-        Literal["1", "2", "none"], typer.Option("--figures", help="Figures for one or two columns of a paper.")
-    ] = "2",
+        Literal["auto", "1", "2", "none"],
+        typer.Option("--figures", help="One or two columns of a paper wide; auto: 2, but none above 2,000 cells."),
+    ] = "auto",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again when cells are added, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again, without figures, when cells are added.")] = False,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
     if schema:
@@ -188,7 +189,7 @@ def report(
     for line in summary(results):
         typer.echo(line)
     try:
-        for path in write(results, to, None if figures == "none" else int(figures)):
+        for path in write(results, to, figures):
             typer.echo(f"wrote {path}")
     except OSError as error:
         raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None

@@ -713,7 +713,7 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
 
 
 def test_what_an_earlier_report_left_over_goes_and_what_is_not_ours_stays(ledger, tmp_path):
-    write(gather_ledger(CATALOG, filled(ledger)), tmp_path, columns=2)
+    write(gather_ledger(CATALOG, filled(ledger)), tmp_path, figures="2")
     mine = [tmp_path / "tables" / "mine.tex", tmp_path / "notes.md"]
     for path in mine:
         path.write_text("mine", encoding="utf-8")

@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_budget": "full",
     "audit_ledger": ".pruneaudit/ledger",
     "audit_report": "reports/latest",
-    "audit_figures": "2",
+    "audit_figures": "auto",
     "audit_data_root": None,
     "audit_download": False,
     "audit_device": "auto",
@@ -78,9 +78,9 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-figures",
-        choices=("1", "2", "none"),
+        choices=("auto", "1", "2", "none"),
         default=DEFAULTS["audit_figures"],
-        help="Figures of the report, for one or two columns of a paper. Default: 2.",
+        help="Figures of the report, one or two columns of a paper wide. Default: 2, but none above 2,000 cells.",
     )
     group.addoption(
         "--audit-data-root",

@@ -104,7 +104,7 @@ class AuditSession:
             self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
             self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
-            self.figures = None if option.audit_figures == "none" else int(option.audit_figures)
+            self.figures: str = option.audit_figures
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             before = option.audit_baseline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from importlib import resources
 
 import jinja2
 
@@ -14,18 +15,6 @@ LABEL = "pruneaudit"
 #: Advance of the badge font, DejaVu Sans at 11 px, as a mean over letters and digits.
 _ADVANCE = 6.6
 _PADDING = 10
-_TEMPLATE = """\
-<svg xmlns="http://www.w3.org/2000/svg" width="{{ width }}" height="20" role="img" aria-label="{{ label }}: {{ message }}">
-<title>{{ label }}: {{ message }}</title>
-<clipPath id="r"><rect width="{{ width }}" height="20" rx="3"/></clipPath>
-<g clip-path="url(#r)"><rect width="{{ left }}" height="20" fill="#444"/><rect x="{{ left }}" width="{{ width - left }}" \
-height="20" fill="{{ colour }}"/></g>
-<g fill="#fff" font-family="DejaVu Sans,Verdana,sans-serif" font-size="11" text-anchor="middle">
-<text x="{{ left / 2 }}" y="14" textLength="{{ left - padding }}">{{ label }}</text>
-<text x="{{ (left + width) / 2 }}" y="14" textLength="{{ width - left - padding }}">{{ message }}</text>
-</g>
-</svg>
-"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,8 @@ class Badge:
     def svg(self) -> str:
         """The picture; asks nothing of a network."""
         left, right = (round(len(text) * _ADVANCE) + _PADDING for text in (LABEL, self.message))
-        template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE)
+        text = (resources.files("pruneaudit.report") / "assets" / "badge.svg.j2").read_text(encoding="utf-8")
+        template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text)
         facts = {"label": LABEL, "left": left, "width": left + right, "padding": _PADDING}
         return template.render(message=self.message, colour=self.colour, **facts) + "\n"
 

@@ -50,8 +50,8 @@ def page(results: Results) -> str:
         ],
         # Ours, none of a stranger's words is in them.
         published_note=PUBLISHED_NOTE,
-        style=Markup(_asset("page.css")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
         digests=[_digest(script), _digest(plotly)],
         plotly=_packed(plotly),
         data=_packed(json.dumps(payload(results), separators=(",", ":"), allow_nan=False)),

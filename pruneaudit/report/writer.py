@@ -43,19 +43,20 @@ from pruneaudit.report.tables import (
     why_text,
 )
 
-
+#: Cells above which figures are drawn only when asked for: each workload takes seconds.
+MOST_CELLS = 2000
 #: Names of the files that the last report in a folder wrote.
 _LISTED = ".report-files"
 
 
 @no_collection()
-def write(results: Results, folder: Path, columns: int | None = None) -> list[Path]:
+def write(results: Results, folder: Path, figures: str = "none") -> list[Path]:
     """Write all files of a report, each whole or not at all, and remove what an earlier report has left over.
 
     Args:
         results: What is reported.
         folder: Where to; made where it is missing. Files that no report wrote stay.
-        columns: Figures one (3.3 in) or two columns wide (6.9 in); None: no figures.
+        figures: ``1`` or ``2`` columns of a paper wide; ``none``; ``auto``: 2 where they take seconds, else none.
 
     Returns:
         Paths of the files.
@@ -72,7 +73,7 @@ def write(results: Results, folder: Path, columns: int | None = None) -> list[Pa
         folder / "tables" / "verdicts.csv": _verdicts_csv(results),
         folder / "tables" / "accuracy.csv": _accuracy_csv(results),
         **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
-        **{folder / "figures" / name: image for name, image in _figures(results, columns).items()},
+        **{folder / "figures" / name: image for name, image in _figures(results, figures).items()},
     }
     for parent in {path.parent for path in files}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +95,13 @@ def write(results: Results, folder: Path, columns: int | None = None) -> list[Pa
     return list(files)
 
 
-def _figures(results: Results, columns: int | None) -> Mapping[str, bytes]:
-    if columns is None:
+def _figures(results: Results, choice: str) -> Mapping[str, bytes]:
+    if choice == "none" or (choice == "auto" and len(results.cells) > MOST_CELLS):
         return {}
     # Here: matplotlib takes longer to import than most reports take to write.
     from pruneaudit.report.figures import figures
 
-    return figures(results, columns)
+    return figures(results, 1 if choice == "1" else 2)
 
 
 def _forget_others(folder: Path, files: Iterable[Path]) -> None:

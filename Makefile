@@ -27,6 +27,8 @@ browser:
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py
 	$(BIN)/python benchmarks/steps.py resnet20-digits
+	$(BIN)/python benchmarks/lenet_sweep.py
+	$(BIN)/python benchmarks/report.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

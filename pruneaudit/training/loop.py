@@ -6,18 +6,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pruneaudit.config import Recipe, steps_per_epoch
-from pruneaudit.errors import AuditError
-from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.errors import AuditError, unknown
+from pruneaudit.measure.accuracy import Score, evaluate
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.datasets import Dataset, Part
 
 Progress = Callable[[int, int, float], None]
 
@@ -58,6 +58,29 @@ class History:
     nonzero: list[int] = field(default_factory=list)
 
 
+class Steps(Protocol):
+    """What makes a trainer's steps and evaluations."""
+
+    def run_epoch(self, epoch: int, step: int, total: int) -> tuple[float, int, int]:
+        """Train for one epoch, or for what is left of the training.
+
+        Args:
+            epoch: 0-based epoch.
+            step: Its first step, counted from the beginning of the training.
+            total: Steps of the whole training.
+
+        Returns:
+            Sum of the images' losses, how many were classified correctly, and how many there were.
+        """
+
+    def score(self, part: Part) -> Score:
+        """Classify a split, see :func:`evaluate`."""
+
+
+#: What can make the steps. ``compiled`` does it where it can, see :mod:`pruneaudit.training.compiled`.
+BACKENDS = ("torch", "compiled")
+
+
 class Trainer:
     """Trains one network by one recipe; resumable between epochs.
 
@@ -73,6 +96,14 @@ class Trainer:
         progress: Called after every epoch with (epochs done, epochs in all, test accuracy in percent), or None.
         state: Facts and tensors of the method, kept in the checkpoint with ours.
         masks: Which weights may differ from zero, by layer, bool: the others are zero and stay so.
+        backend: One of :data:`BACKENDS`.
+
+    Attributes:
+        backend: What makes the steps; once fitted, what made them: ``torch`` where the other one could not.
+        fallback: Why another backend makes the steps than was asked for, or None.
+
+    Raises:
+        ConfigError: No such backend.
     """
 
     def __init__(
@@ -88,7 +119,10 @@ class Trainer:
         progress: Progress | None = None,
         state: dict[str, Any] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
+        backend: str = "torch",
     ) -> None:
+        if backend not in BACKENDS:
+            raise unknown("backend", backend, BACKENDS)
         self.model = model
         self.dataset = dataset
         self.recipe = recipe
@@ -99,15 +133,14 @@ class Trainer:
         self.checkpoint = checkpoint
         self.progress = progress
         self.state = {} if state is None else state
+        self.masks = masks or {}
+        self.backend = backend
+        self.fallback: str | None = None
         self.history = History()
         self.resumed_from = 0
         self.training_seconds = 0.0
         device = next(model.parameters()).device
-        self._masked = [model.get_parameter(f"{name}.weight") for name in masks or {}]
-        self._masks = [
-            mask.to(weight).contiguous(memory_format=_layout(weight))
-            for mask, weight in zip((masks or {}).values(), self._masked, strict=True)
-        ]
+        self._masked = [model.get_parameter(f"{name}.weight") for name in self.masks]
         self.optimiser = torch.optim.SGD(
             model.parameters(),
             lr=recipe.rate(0, 0),
@@ -127,63 +160,46 @@ class Trainer:
         Raises:
             DivergedError: The loss became NaN or infinite.
         """
-        hooks = hooks or Hooks()
+        steps = self._steps(hooks or Hooks())
         per_epoch = steps_per_epoch(len(self.dataset.train), self.recipe.batch)
         total = self.recipe.total_steps(per_epoch)
         epochs = math.ceil(total / per_epoch)
-        dtype = next(self.model.parameters()).dtype
         first = self._resume()
         for epoch in range(first, epochs if until is None else until):
             started = time.perf_counter()
             self.model.train()
-            losses, hits, seen = [], [], 0
-            step = epoch * per_epoch
-            for images, labels in self.dataset.batches(self.seed, self.stream, epoch, self.recipe.batch, dtype):
-                if step >= total:
-                    break
-                for group in self.optimiser.param_groups:
-                    group["lr"] = self.recipe.rate(epoch, step)
-                self.meter.admit(images)
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    logits = self.model(images)
-                logits = logits.float() if self.precision == "bf16" else logits
-                loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-                penalty = hooks.penalty(step) if hooks.penalty else None
-                self.optimiser.zero_grad(set_to_none=True)
-                (loss if penalty is None else loss + penalty).backward()
-                if hooks.gradients:
-                    hooks.gradients(step)
-                if self._masks:
-                    # A weight that is zero and never moved stays zero: neither momentum nor weight decay move it.
-                    torch._foreach_mul_(
-                        [weight.grad for weight in self._masked if weight.grad is not None], self._masks
-                    )
-                self.optimiser.step()
-                if hooks.after_step:
-                    hooks.after_step(step)
-                # Summed on the device: reading a value every step would stall it.
-                losses.append(loss.detach() * len(labels))
-                hits.append((logits.detach().argmax(dim=1) == labels).sum())
-                seen += len(labels)
-                step += 1
-            self._close_epoch(epoch, epochs, torch.stack(losses), torch.stack(hits), seen, started)
+            trained = steps.run_epoch(epoch, epoch * per_epoch, total)
+            self.training_seconds += time.perf_counter() - started
+            self._close_epoch(steps, epoch, epochs, *trained)
         return self.history
 
-    def _close_epoch(
-        self, epoch: int, epochs: int, losses: torch.Tensor, hits: torch.Tensor, seen: int, started: float
-    ) -> None:
+    def _steps(self, hooks: Hooks) -> Steps:
+        """The chosen backend, or torch's where it cannot."""
+        if self.backend == "compiled":
+            # Imported where it is asked for: most trainings need nothing of it.
+            from pruneaudit.training import compiled
+
+            self.fallback = compiled.obstacle(self.model, self.dataset, hooks, self.precision)
+            if self.fallback is None:
+                return compiled.CompiledSteps(self)
+            self.backend = "torch"
+        return TorchSteps(self, hooks)
+
+    def _close_epoch(self, steps: Steps, epoch: int, epochs: int, loss: float, hits: int, seen: int) -> None:
         """Evaluate, note the curves and save the state."""
         history = self.history
-        history.train_loss.append(float(losses.sum()) / seen)
-        history.train_accuracy.append(100.0 * int(hits.sum()) / seen)
-        self.training_seconds += time.perf_counter() - started
+        history.train_loss.append(loss / seen)
+        history.train_accuracy.append(100.0 * hits / seen)
         if not math.isfinite(history.train_loss[-1]):
             raise DivergedError(
                 f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged"
             )
         with self.meter.paused():
-            validation = evaluate(self.model, self.dataset, self.dataset.validation, self.precision)
-            test = evaluate(self.model, self.dataset, self.dataset.test, self.precision)
+            validation, test = (
+                # The last one as records have it: another backend's rounding may push an image over the border.
+                evaluate(self.model, self.dataset, part, self.precision) if epoch + 1 == epochs else steps.score(part)
+                for part in (self.dataset.validation, self.dataset.test)
+            )
         history.validation_loss.append(validation.loss)
         history.validation_accuracy.append(validation.accuracy)
         history.test_loss.append(test.loss)
@@ -244,6 +260,62 @@ class Trainer:
         self.state.update(facts["state"], **{name: tensor.to(device) for name, tensor in below("state/").items()})
         self.resumed_from = int(facts["epochs_done"])
         return self.resumed_from
+
+
+class TorchSteps:
+    """Steps by torch, on any device, for any network and method.
+
+    Args:
+        trainer: Whose network, data, recipe, optimiser and meter it works on.
+        hooks: What a method adds.
+    """
+
+    def __init__(self, trainer: Trainer, hooks: Hooks) -> None:
+        self._trainer = trainer
+        self._hooks = hooks
+        self._masked = [trainer.model.get_parameter(f"{name}.weight") for name in trainer.masks]
+        self._masks = [
+            mask.to(weight).contiguous(memory_format=_layout(weight))
+            for mask, weight in zip(trainer.masks.values(), self._masked, strict=True)
+        ]
+
+    def run_epoch(self, epoch: int, step: int, total: int) -> tuple[float, int, int]:
+        """Train for one epoch, see :class:`Steps`."""
+        trainer, hooks = self._trainer, self._hooks
+        model, recipe, optimiser = trainer.model, trainer.recipe, trainer.optimiser
+        dtype, is_bf16 = next(model.parameters()).dtype, trainer.precision == "bf16"
+        losses, hits, seen = [], [], 0
+        for images, labels in trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype):
+            if step >= total:
+                break
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate(epoch, step)
+            trainer.meter.admit(images)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=is_bf16):
+                logits = model(images)
+            logits = logits.float() if is_bf16 else logits
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            penalty = hooks.penalty(step) if hooks.penalty else None
+            optimiser.zero_grad(set_to_none=True)
+            (loss if penalty is None else loss + penalty).backward()
+            if hooks.gradients:
+                hooks.gradients(step)
+            if self._masks:
+                # A weight that is zero and never moved stays zero: neither momentum nor weight decay move it.
+                torch._foreach_mul_([weight.grad for weight in self._masked if weight.grad is not None], self._masks)
+            optimiser.step()
+            if hooks.after_step:
+                hooks.after_step(step)
+            # Summed on the device: reading a value every step would stall it.
+            losses.append(loss.detach() * len(labels))
+            hits.append((logits.detach().argmax(dim=1) == labels).sum())
+            seen += len(labels)
+            step += 1
+        return float(torch.stack(losses).sum()), int(torch.stack(hits).sum()), seen
+
+    def score(self, part: Part) -> Score:
+        """Classify a split, see :class:`Steps`."""
+        return evaluate(self._trainer.model, self._trainer.dataset, part, self._trainer.precision)
 
 
 def _layout(tensor: torch.Tensor) -> torch.memory_format:

@@ -1,0 +1,303 @@
+"""The compiled trainer of LeNet-5 against the plain one."""
+
+import copy
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pruneaudit.config import DataConfig, Recipe
+from pruneaudit.errors import ConfigError
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.streams import generator
+from pruneaudit.training import compiled
+from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.loop import DivergedError, Hooks, Trainer
+from pruneaudit.training.metering import Meter
+from pruneaudit.training.precision import place
+from pruneaudit.workloads.datasets import Dataset, Part, load
+from pruneaudit.workloads.models import build
+from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.models.lenet import LeNet5
+
+torch.set_num_threads(1)
+
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="Numba is not installed: pip install 'pruneaudit[compiled]'"
+)
+DENSE = (6, 16, 120, 84)
+# 100 training images in batches of 32: four steps in an epoch, the last one with 4 images.
+RECIPE = Recipe(epochs=5, lr="0:0.02,2:0.005", batch=32, momentum=0.9, weight_decay=5e-4)
+
+
+def digits(train=100, held_out=30):
+    """The first digits, whose borders are flat: many equal pixels in a pooling window."""
+    config = DataConfig(name="digits", size=32, mean=(0.3054,), std=(0.3763,), pad=4, flip=True)
+    full = load(config)
+    return dataclasses.replace(
+        full, train=full.train.first(train), validation=full.validation.first(held_out), test=full.test.first(held_out)
+    )
+
+
+def noise(channels, train):
+    """Random images of any number of channels."""
+    draw = generator(channels, "noise")
+
+    def part(count):
+        images = torch.randint(0, 256, (count, 32, 32, channels), generator=draw, dtype=torch.uint8)
+        return Part(images, torch.randint(0, 10, (count,), generator=draw))
+
+    config = DataConfig(name="digits", mean=(0.5,) * channels, std=(0.3,) * channels)
+    return Dataset(config, 10, part(train), part(5), part(5), "")
+
+
+def network(widths=DENSE, precision="fp64", channels=1, seed=0):
+    """A LeNet-5 of some widths, as pruning leaves it."""
+    model = LeNet5(channels)
+    one, two, three, four = widths
+    model.conv1, model.conv2 = nn.Conv2d(channels, one, 5), nn.Conv2d(one, two, 5)
+    model.conv3, model.fc1, model.fc2 = nn.Conv2d(two, three, 5), nn.Linear(three, four), nn.Linear(four, 10)
+    model = model.double()
+    draw = generator(seed, "test")
+    initialise(model, draw)
+    with torch.no_grad():
+        for module in (model.conv1, model.conv2, model.conv3, model.fc1, model.fc2):
+            module.bias.uniform_(-0.2, 0.2, generator=draw)
+    return place(model, "cpu", precision)
+
+
+def fit(backend, model, dataset, recipe=RECIPE, precision="fp64", **options):
+    """A finished trainer; ``model`` stays as it was."""
+    model = copy.deepcopy(model)
+    with Meter(model) as meter:
+        trainer = Trainer(model, dataset, recipe, 0, "retrain", meter, precision, backend=backend, **options)
+        trainer.fit()
+    assert (trainer.backend, trainer.fallback) == (backend, None)
+    return trainer
+
+
+def tensors(trainer):
+    """Weights, and momenta where there are any, by name."""
+    found = dict(trainer.model.state_dict())
+    for name, parameter in trainer.model.named_parameters():
+        momentum = trainer.optimiser.state[parameter].get("momentum_buffer")
+        found |= {} if momentum is None else {f"momentum of {name}": momentum}
+    return found
+
+
+def assert_same(one, other, tolerance=1e-10):
+    """Two trainers ended with the same weights, momenta, curves and consumption."""
+    first, second = tensors(one), tensors(other)
+    assert list(first) == list(second)
+    for name, tensor in first.items():
+        assert float((tensor - second[name]).abs().max()) <= tolerance, name
+    for name, curve in vars(one.history).items():
+        assert curve == pytest.approx(vars(other.history)[name], rel=0, abs=tolerance), name
+    assert one.meter.consumption == other.meter.consumption
+
+
+# Against torch
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("widths", "change"),
+    [
+        (DENSE, {}),
+        (DENSE, {"label_smoothing": 0.1, "nesterov": True}),
+        ((3, 8, 12, 84), {"momentum": 0.0}),
+        ((1, 1, 1, 84), {}),
+        ((5, 1, 17, 3), {"weight_decay": 0.0, "label_smoothing": 0.2}),
+        ((1, 16, 120, 84), {"epochs": None, "steps": 22, "lr": "0:0.02,7:0.005"}),
+    ],
+    ids=str,
+)
+def test_training_equals_torch_in_float64(widths, change):
+    dataset, recipe, model = digits(), RECIPE.model_copy(update=change), network(widths)
+    plain, ours = (fit(backend, model, dataset, recipe) for backend in ("torch", "compiled"))
+    assert ours.meter.consumption.optimiser_steps >= 20
+    assert_same(ours, plain)
+    assert not torch.equal(ours.model.conv1.weight, model.conv1.weight)
+
+
+@needs_numba
+def test_masked_weights_stay_zero():
+    model, draw = network(), generator(1, "masks")
+    masks = {
+        name: torch.rand(model.get_parameter(f"{name}.weight").shape, generator=draw) < 0.3
+        for name in ("conv1", "conv3", "fc1")
+    }
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(f"{name}.weight").mul_(mask)
+    plain, ours = (fit(backend, model, digits(), masks=masks) for backend in ("torch", "compiled"))
+    assert_same(ours, plain)
+    assert ours.history.nonzero == [sum(int(mask.sum()) for mask in masks.values())] * 5
+    for name, mask in masks.items():
+        assert not ours.model.get_parameter(f"{name}.weight")[~mask].any()
+
+
+@needs_numba
+def test_a_step_equals_torch_in_float32():
+    recipe, dataset, model = RECIPE.model_copy(update={"epochs": None, "steps": 1}), digits(), network(precision="fp32")
+    plain, ours = (fit(backend, model, dataset, recipe, "fp32") for backend in ("torch", "compiled"))
+    for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        assert one.dtype == torch.float32 and one.stride() == other.stride()
+        assert float((one - other).detach().abs().max()) <= 1e-6
+    assert ours.history.train_loss == pytest.approx(plain.history.train_loss, rel=1e-6)
+
+
+@needs_numba
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    widths=st.tuples(*(st.integers(1, most) for most in (6, 16, 24, 12))),
+    batch=st.integers(1, 20),
+    train=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+)
+def test_any_widths_and_batches_equal_torch(widths, batch, train, channels):
+    recipe = RECIPE.model_copy(update={"epochs": None, "steps": 3, "batch": batch})
+    model, dataset = network(widths, channels=channels), noise(channels, train)
+    plain, ours = (fit(backend, model, dataset, recipe) for backend in ("torch", "compiled"))
+    assert_same(ours, plain)
+
+
+@needs_numba
+def test_evaluations_between_epochs_are_those_of_torch_and_the_last_one_is_torchs_own():
+    dataset = digits(held_out=200)
+    ours = fit("compiled", network(precision="fp32"), dataset, precision="fp32")
+    for part, curve in ((dataset.validation, "validation"), (dataset.test, "test")):
+        own = evaluate(ours.model, dataset, part)
+        again = compiled.CompiledSteps(ours).score(part)
+        assert vars(ours.history)[f"{curve}_accuracy"][-1] == own.accuracy
+        assert vars(ours.history)[f"{curve}_loss"][-1] == own.loss
+        assert again.loss == pytest.approx(own.loss, rel=1e-5)
+        assert (again.correct == own.correct).all() and again.accuracy == own.accuracy
+
+
+@needs_numba
+def test_divergence_is_an_error():
+    with pytest.raises(DivergedError, match="in epoch 2 of 5: it diverged"):
+        fit("compiled", network(), digits(), RECIPE.model_copy(update={"lr": "0:0.01,1:1e300"}))
+
+
+# Kill and resume
+
+
+class Killed(BaseException):
+    """A kill that no ``except Exception`` catches."""
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("started", "resumed"), [("torch", "compiled"), ("compiled", "torch"), ("compiled", "compiled")]
+)
+def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
+    dataset, checkpoint = digits(), Checkpoint(tmp_path / "state.safetensors", "cpu")
+
+    def kill(done, total, accuracy):
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(started, network(), dataset, checkpoint=checkpoint, progress=kill)
+    # Another initialisation: everything has to come out of the checkpoint.
+    whole, halves = fit(resumed, network(), dataset), fit(resumed, network(seed=9), dataset, checkpoint=checkpoint)
+    assert halves.resumed_from == 2
+    assert_same(halves, whole, tolerance=0.0 if started == resumed else 1e-10)
+
+
+# Where it cannot
+
+
+def frozen(model):
+    model.conv1.bias.requires_grad_(False)
+    return model
+
+
+def listened(model):
+    model.conv2.register_forward_hook(lambda *_: None)
+    return model
+
+
+def gated(model):
+    model.conv2.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0.5,))
+    return model
+
+
+def padded(model):
+    model.conv1.padding = (1, 1)
+    return model
+
+
+def normalised(model):
+    nn.utils.parametrizations.weight_norm(model.fc1)
+    return model
+
+
+OBSTACLES = {
+    "only fp32 and fp64 are compiled, not bf16": {"precision": "bf16"},
+    "a method's hooks take part": {"hooks": Hooks(after_step=print)},
+    "only LeNet5 is compiled, not CifarResNet": {"model": lambda: build("resnet20", 1, 10).double()},
+    "weights are not those of fp64": {"model": lambda: network(precision="fp32")},
+    "some parameters are frozen": {"model": lambda: frozen(network())},
+    "other parameters than LeNet5": {"model": lambda: normalised(network())},
+    "layers do more than LeNet5's": {"model": lambda: listened(network())},
+    "layers do more than": {"model": lambda: gated(network())},
+    "do not fit each other, or the data": {"model": lambda: padded(network())},
+    "fit each other, or the data": {"model": lambda: network(channels=3)},
+}
+
+
+@needs_numba
+@pytest.mark.parametrize("reason", OBSTACLES)
+def test_what_is_not_compiled_says_why(reason):
+    case = {"model": network, "hooks": Hooks(), "precision": "fp64", **OBSTACLES[reason]}
+    assert reason in compiled.obstacle(case["model"](), digits(), case["hooks"], case["precision"])
+
+
+@needs_numba
+def test_images_of_another_size_and_labels_without_a_class_are_not_compiled():
+    assert compiled.obstacle(network(), digits(), Hooks(), "fp64") is None
+    small = load(DataConfig(name="digits", mean=(0.3054,), std=(0.3763,)))
+    assert "8 pixels a side, not 32" in compiled.obstacle(network(), small, Hooks(), "fp64")
+    wrong = noise(1, 10)
+    wrong.train.labels[3] = 10
+    assert "fit each other, or the data" in compiled.obstacle(network(), wrong, Hooks(), "fp64")
+
+
+def test_without_numba_torch_trains(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    model = network()
+    trainer = Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), "fp64", backend="compiled")
+    trainer.fit()
+    assert trainer.backend == "torch" and "pip install 'pruneaudit[compiled]'" in trainer.fallback
+
+
+@needs_numba
+def test_a_method_that_acts_in_training_is_trained_by_torch():
+    model, steps = network(), []
+    trainer = Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), "fp64", backend="compiled")
+    trainer.fit(Hooks(after_step=steps.append))
+    assert trainer.backend == "torch" and "hooks" in trainer.fallback
+    assert steps == list(range(20))
+
+
+def test_an_unknown_backend_is_an_error():
+    model = network()
+    with pytest.raises(ConfigError, match="compiled"):
+        Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), backend="compield")
+
+
+@needs_numba
+def test_where_nothing_can_be_kept_it_is_compiled_anyway(monkeypatch):
+    from numba.core.caching import CacheImpl
+
+    from pruneaudit.training import lenet_kernel
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    assert lenet_kernel.compiled(lambda number: 2 * number)(21) == 42

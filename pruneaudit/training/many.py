@@ -1,0 +1,240 @@
+"""Trains many networks: one after the other, or those of one shape as one program.
+
+A run gives the same history, weights, checkpoints and consumption whatever trains beside it and in whatever order, up
+to rounding: in float64 all backends agree to 1e-10. In fp32 rounding grows chaotically over a training, so a comparison
+stays with one backend.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from pruneaudit.training.grouped import CannotStackError, signature
+from pruneaudit.training.metering import Meter
+from pruneaudit.training.runs import Backend, Run, Trained, Training
+from pruneaudit.training.stacked import Stack
+
+#: Models at once where memory does not say: activations of more fall out of a processor's caches.
+CPU_WIDTH = 8
+#: Single models side by side on streams of one GPU.
+STREAMS = 4
+# Share of the free memory that is planned with, and how much more than what autograd keeps of a batch is needed: by
+# gradients of activations, by the last, smaller batch (its memory comes on top of a captured step's), by evaluation.
+_USABLE, _PEAK = 0.8, 2.0
+# Vectors of the size of the weights: weights, gradients, momenta, what is saved of them, rates, owners, masks.
+_VECTORS = 8
+
+
+def train_many(
+    trainings: Sequence[Training],
+    backend: Backend = "sequential",
+    width: int | None = None,
+    channels_last: bool | None = None,
+    save_every: float = 0.0,
+    fused: bool = False,
+    finished: Callable[[int, Trained], None] | None = None,
+) -> list[Trained]:
+    """Train networks; what goes wrong with one of them costs that one alone.
+
+    ``sequential`` trains one after the other; ``compiled`` too, with compiled steps where there are some. ``grouped``
+    trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds and masks
+    are each run's own, and who is at the end makes room for the next. ``graphed`` trains single models, side by side on
+    streams of a GPU. On CUDA both capture their steps once and replay them. Methods that act in training, and networks
+    whose layers have no grouped form, are trained sequentially.
+
+    Args:
+        trainings: What to train; none shares its network with another, all are on one device.
+        backend: What trains them.
+        width: Models at once; None: as many as fit (``grouped``), or :data:`STREAMS` (``graphed``).
+        channels_last: Memory layout of grouped networks; None: contiguous for fp32 on CUDA, else channels last.
+        save_every: Seconds between two checkpoints of a run at least; sequential runs save after every epoch.
+        fused: Whether torch compiles grouped networks, for minutes, into fewer kernels.
+        finished: Called with the number of a training and its result as soon as it is at its end, its network trained;
+            what it raises ends all.
+
+    Returns:
+        Results in the order of the trainings.
+    """
+    results: list[Trained] = []
+    groups: dict[object, list[Run]] = {}
+
+    def end(number: int) -> None:
+        if finished is not None:
+            finished(number, results[number])
+
+    for number, training in enumerate(trainings):
+        reason, key = "", None
+        try:
+            key = _key(training) if backend in ("grouped", "graphed") else None
+        except CannotStackError as error:
+            reason = f"not {backend}: {error}"
+        if key is None:
+            results.append(_alone(training, "compiled" if backend == "compiled" else "torch"))
+            results[-1].reason = reason or results[-1].reason
+            end(number)
+            continue
+        results.append(Trained(backend))
+        try:
+            run = Run(training, results[-1], partial(end, number), save_every)
+        except Exception as error:
+            results[-1].error = error
+            end(number)
+        else:
+            groups.setdefault(key, []).append(run)
+    # Runs of one length leave together, and those of one stream share their batches.
+    queues = [
+        deque(sorted(runs, key=lambda run: (run.step - run.total, run.training.stream, run.training.seed)))
+        for runs in groups.values()
+    ]
+    beside = 1
+    if backend == "graphed" and queues:
+        queues = [deque(run for runs in queues for run in runs)]
+        beside = width or (STREAMS if queues[0][0].device.type == "cuda" else 1)
+    make = partial(Stack, channels_last=channels_last, beside=beside, fused=fused)
+    for queue in queues:
+        at_once = 1 if backend == "graphed" else width or fitting(queue[0].training)
+        _drive([_lane(queue, at_once, make) for _ in range(beside)], queue)
+    return results
+
+
+def _key(training: Training) -> object:
+    """What runs must have in common to train together.
+
+    Raises:
+        CannotStackError: The run trains alone, always.
+    """
+    if training.hooks is not None:
+        raise CannotStackError("its method acts in training")
+    recipe, data = training.recipe, training.dataset
+    return signature(training.model), id(data.train.images), recipe.batch, training.precision, recipe.nesterov
+
+
+def _alone(training: Training, steps: str = "torch") -> Trained:
+    """Train one network by the plain loop."""
+    trained = Trained("sequential")
+    with Meter(training.model, trained.consumption) as meter:
+        try:
+            trainer = training.trainer(meter, steps)
+            try:
+                trainer.fit(training.hooks)
+            finally:
+                trained.history, trained.resumed_from = trainer.history, trainer.resumed_from
+                trained.training_seconds = trainer.training_seconds
+        except Exception as error:
+            trained.error = error
+        else:
+            trained.backend = "compiled" if trainer.backend == "compiled" else "sequential"
+            trained.reason = f"not {steps}: {trainer.fallback}" if trainer.fallback else ""
+    return trained
+
+
+def fitting(training: Training) -> int:
+    """Models like this one that fit into the free memory of its device, at least 1."""
+    device = next(training.model.parameters()).device
+    if device.type != "cuda":
+        return CPU_WIDTH
+    try:
+        needed = footprint(training)
+    except RuntimeError:
+        # Its first step will say what is wrong with it.
+        return 1
+    # What earlier groups have left in torch's own cache is free, too.
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, int(_USABLE * free / needed))
+
+
+def footprint(training: Training) -> int:
+    """Bytes that one model takes at the peak of a step: what autograd keeps of a batch, found without computing."""
+    model = copy.deepcopy(training.model).to("meta").train()
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    example = training.dataset.example(next(model.parameters()).dtype).to("meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(example.expand(training.recipe.batch, -1, -1, -1))
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return int(_PEAK * sum(tensor.untyped_storage().nbytes() for tensor in kept.values())) + _VECTORS * weights
+
+
+def _drive(lanes: Sequence[Iterator[None]], queue: Sequence[Run]) -> None:
+    """Let lanes make one step each in turn, on CUDA each on a stream of its own."""
+    devices = {run.device for run in queue if run.device.type == "cuda"}
+    streams = [torch.cuda.Stream(*devices) if devices else None for _ in lanes]
+    for stream in filter(None, streams):
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+    running = list(zip(lanes, streams, strict=True))
+    while running:
+        for pair in list(running):
+            with torch.cuda.stream(pair[1]):
+                if next(pair[0], running) is running:
+                    running.remove(pair)
+    for stream in filter(None, streams):
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
+def _lane(queue: deque[Run], width: int, make: Callable[[Sequence[Run]], Stack]) -> Iterator[None]:
+    """Train runs from a queue, up to ``width`` at once, in lockstep; yields after every step.
+
+    All runs of the lane are at the same place of their epochs, each in its own epoch. Who is at the end leaves, and at
+    an epoch's end the next ones join. Where memory does not suffice, the last steps are done again with half as many.
+    """
+    active: list[Run] = []
+    stack: Stack | None = None
+    while active or queue:
+        newcomers = _join(queue, active, width)
+        if newcomers and stack is not None:
+            stack.unpack()
+            stack = None
+        active = [*active, *newcomers]
+        failure: Exception | None = None
+        try:
+            if active:
+                stack = stack or make(active)
+                leg = yield from stack.leg()
+                stack.account(leg)
+        except Exception as error:
+            # Or it would keep the tensors of the failed step.
+            traceback.clear_frames(error.__traceback__)
+            failure = error
+        if isinstance(failure, torch.cuda.OutOfMemoryError) and len(active) > 1:
+            if stack is not None:
+                stack.go_back()
+            width = len(active) // 2
+            queue.extendleft(reversed(active[width:]))
+            active, stack = active[:width], None
+            torch.cuda.empty_cache()
+        elif failure is not None:
+            # Nobody can tell which of them it is about.
+            for run in active:
+                run.trained.error = failure
+                run.end()
+            active, stack = [], None
+        elif stack is not None and any(run.over for run in active):
+            stack.unpack()
+            leaving = [run for run in active if run.over]
+            active, stack = [run for run in active if not run.over], None
+            for run in leaving:
+                run.end()
+
+
+def _join(queue: deque[Run], active: Sequence[Run], width: int) -> list[Run]:
+    """Take runs from the queue that are at the place of the active ones in their epochs; those that are over go."""
+    found: list[Run] = []
+    for run in list(queue):
+        if run.over:
+            queue.remove(run)
+            run.end()
+        elif len(active) + len(found) < width and run.phase == [*active, *found, run][0].phase:
+            queue.remove(run)
+            found.append(run)
+    return found

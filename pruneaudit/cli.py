@@ -160,7 +160,7 @@ def report(
         typer.Option("--figures", help="One or two columns of a paper wide; auto: 2, but none above 2,000 cells."),
     ] = "auto",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again, without figures, when cells are added.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again as cells come in; no figures.")] = False,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
     if schema:

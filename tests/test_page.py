@@ -358,3 +358,39 @@ def test_an_empty_report_is_a_page(opened):
     assert "No two methods were compared" in tab.locator("#verdicts").inner_text()
     for section in SECTIONS:
         look(tab, section)
+
+
+def test_what_papers_state_stands_beside_ours(opened, results):
+    stated = {
+        **{"file": "a-table", "paper": "A paper", "source": "arXiv 0000.00000", "table": "Table 9", "row": "L1, step"},
+        **{
+            "workload": "lenet5-digits",
+            "labels": [],
+            "protocol": "s3.2",
+            "method": "l1",
+            "ratio": 0.5,
+            "notes": ["Best epoch."],
+        },
+        **{
+            "retraining": "0:0.01",
+            "published_mean": 84.21,
+            "published_std": 0.1,
+            "published_n": 3,
+            "published_speedup": 2.5,
+        },
+        **{
+            "published_base": None,
+            "mean": 81.0,
+            "std": 1.0,
+            "n": 3,
+            "speedup": 2.5,
+            "base": 90.0,
+            "measured_under": ["s3.2"],
+        },
+        **{"runs": [], "difference": -3.21, "low": -5.6, "high": -0.8, "reading": "lower", "differs": []},
+    }
+    tab = opened(replace(results, published=[stated]))
+    look(tab, "published")
+    text = tab.locator("#published").inner_text()
+    for part in ("A paper", "Table 9", "84.21 ± 0.10", "81.00 ± 1.00", "lower", "Best epoch."):
+        assert part in text, part

@@ -171,6 +171,7 @@ class Campaign:
                 "seed": cell.seed,
                 "budget": self.settings.budget,
                 "precision": self.settings.precision,
+                "backend": self.settings.backend,
                 "labels": self.settings.labels(self.catalog.workload(cell.workload)),
                 **measured,
             }
@@ -248,6 +249,7 @@ class Planner:
                 "recipe": recipe,
                 "seed": self.cell.seed if seed is None else seed,
                 "precision": self.settings.precision,
+                "backend": self.settings.backend,
                 "budget": self.settings.budget,
                 "numerics": NUMERICS_VERSION,
                 **identity,

@@ -20,6 +20,7 @@ from pruneaudit.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
 Precision = Literal["fp32", "bf16", "fp64"]
+Backend = Literal["torch", "compiled"]
 
 
 class Frozen(BaseModel):

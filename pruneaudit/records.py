@@ -77,6 +77,7 @@ class RunSpec(Frozen):
         own_base_of: Method whose independent base this is (S1); empty for the shared one.
         precision: Arithmetic.
         budget: Label of scaled lengths; reduced budgets never mix with full ones.
+        backend: What was asked to make the steps; where it cannot, torch does (``hyper_parameters`` tell).
         numerics: Version of the training code.
     """
 
@@ -102,6 +103,7 @@ class RunSpec(Frozen):
     own_base_of: str = ""
     precision: str = "fp32"
     budget: str = "full"
+    backend: str = "torch"
     numerics: int
 
     @property
@@ -123,7 +125,8 @@ class RunSpec(Frozen):
         parts += [self.method] if self.method else []
         parts += [ratio_text(self.ratio)] if self.ratio is not None else []
         parts += [f"seed{self.seed}"]
-        parts += [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
+        labels = (self.budget, self.precision, self.backend)
+        parts += [label for label in labels if label not in ("full", "fp32", "torch")]
         return "-".join(parts)
 
     @property
@@ -211,7 +214,8 @@ class RunRecord(RunSpec):
         optimiser_steps: Steps of any optimiser.
         training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
         learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
-        hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing.
+        hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing; what
+            made the steps, where it was not torch.
         declared_steps: Steps that the method declared (prune).
         train_loss: And the five lists below it: one value per epoch.
         accuracy: Test accuracy after the last epoch: the result.
@@ -327,7 +331,9 @@ class CellRecord(Frozen):
         workload: And the four fields below: the cell.
         budget: Budget label.
         precision: Arithmetic.
-        labels: Settings that are not the default (budget, precision, external base): results never mix across them.
+        backend: What was asked to make the steps.
+        labels: Settings that are not the default (budget, precision, backend, external base): results never mix across
+            them.
         status: ``ok`` or ``failed``.
         error: One line, where it failed.
         accuracy: Percent, test set, last epoch of the result run.
@@ -357,6 +363,7 @@ class CellRecord(Frozen):
     seed: int
     budget: str = "full"
     precision: str = "fp32"
+    backend: str = "torch"
     labels: tuple[str, ...] = ()
     status: Literal["ok", "failed"]
     error: str = ""

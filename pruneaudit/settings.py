@@ -8,23 +8,25 @@ from functools import lru_cache
 from pathlib import Path
 
 from pruneaudit.cells import Cell
-from pruneaudit.config import Budget, Precision, Workload
+from pruneaudit.config import Backend, Budget, Precision, Workload
 from pruneaudit.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Budget, precision and base model.
+    """Budget, precision, backend and base model.
 
     Attributes:
         budget: Label of scaled lengths.
         precision: Arithmetic of training.
         base: The user's own base checkpoint (safetensors) for every workload, or None.
+        backend: What makes the steps of plain training, where it can: rounding differs, and grows while training.
     """
 
     budget: Budget = "full"
     precision: Precision = "fp32"
     base: Path | None = None
+    backend: Backend = "torch"
 
     def base_digest(self, workload: Workload) -> str | None:
         """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
@@ -37,7 +39,8 @@ class Settings:
 
     def labels(self, workload: Workload) -> tuple[str, ...]:
         """Every setting that is not the default, for names and tables: results never mix across labels."""
-        labels: list[str] = [label for label in (self.budget, self.precision) if label not in ("full", "fp32")]
+        chosen = (self.budget, self.precision, self.backend)
+        labels: list[str] = [label for label in chosen if label not in ("full", "fp32", "torch")]
         base = self.base_digest(workload)
         return tuple(labels if base is None else [*labels, f"base{base[:8]}"])
 

@@ -112,6 +112,7 @@ class Outcome:
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     granularity: Granularity = "filter"
     in_retraining: str = ""
+    backend: str = "torch"
     conduct: Conduct | None = None
     initial_accuracy: float | None = None
     declared_steps: int = 0
@@ -308,6 +309,7 @@ class Stages:
                 progress,
                 state,
                 masks,
+                backend=spec.backend,
             )
             history = trainer.fit(hooks)
         return Outcome(
@@ -315,6 +317,7 @@ class Stages:
             meter.consumption,
             history,
             masks=masks or {},
+            backend=trainer.backend,
             resumed=trainer.resumed_from,
             training_seconds=trainer.training_seconds,
         )
@@ -354,7 +357,11 @@ class Stages:
         model = self._place(model, base.spec)
         if epoch:
             with Meter(model) as meter:
-                Trainer(model, dataset, base.recipe, base.seed, "/".join(names), meter, base.precision).fit(until=epoch)
+                stream = "/".join(names)
+                trainer = Trainer(
+                    model, dataset, base.recipe, base.seed, stream, meter, base.precision, backend=base.backend
+                )
+                trainer.fit(until=epoch)
         return model.state_dict()
 
     def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
@@ -512,6 +519,7 @@ def _hyper_parameters(spec: RunSpec, dataset: Dataset, outcome: Outcome) -> dict
         return {}
     extra = {"masks": "held at zero"} if outcome.masks else {}
     extra |= {"method": f"{spec.method}: {outcome.in_retraining}"} if outcome.in_retraining else {}
+    extra |= {"steps": outcome.backend} if outcome.backend != "torch" else {}
     return {
         **extra,
         **consumption.settings,

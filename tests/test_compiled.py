@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -301,3 +302,35 @@ def test_where_nothing_can_be_kept_it_is_compiled_anyway(monkeypatch):
 
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])
     assert lenet_kernel.compiled(lambda number: 2 * number)(21) == 42
+
+
+SMOKE = ("suite", "-k", "lenet5-digits and s3.2 and r0.5 and not conformance", "--audit-methods", "l1,random")
+SMOKE += ("--audit-protocols", "s3.2", "--audit-seeds", "1", "--audit-budget", "smoke")
+
+
+@needs_numba
+def test_a_session_keeps_backends_apart_and_names_them(checkout):
+    for backend in ("compiled", "torch"):
+        outcome = checkout.pytest(*SMOKE, "--audit-backend", backend)
+        assert outcome.code == 0, outcome.text
+    records = [json.loads(path.read_text()) for path in (checkout.ledger / "runs").glob("*/record.json")]
+    # Base model, two pruned ones and two retrained ones, each by both.
+    assert len(records) == len({record["weights_digest"] for record in records}) == 10
+    compiled = [record for record in records if record["backend"] == "compiled"]
+    made_by = {record["stage"]: record["hyper_parameters"].get("steps") for record in compiled}
+    assert made_by == {"pretrain": "compiled", "prune": None, "retrain": "compiled"}
+    assert not any("steps" in record["hyper_parameters"] for record in records if record["backend"] == "torch")
+    cells = [json.loads(path.read_text()) for path in (checkout.ledger / "cells").iterdir()]
+    assert sorted(cell["labels"] for cell in cells) == [["smoke"]] * 2 + [["smoke", "compiled"]] * 2
+
+
+def test_without_numba_one_line_says_what_to_install(checkout):
+    checkout.write(
+        "hidden.py",
+        "import importlib.util as util\n_find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'numba' else _find(name, *rest)\n",
+    )
+    outcome = checkout.pytest(*SMOKE, "--audit-backend", "compiled", "-p", "hidden")
+    assert outcome.code == 4
+    assert "--audit-backend compiled needs Numba: pip install 'pruneaudit[compiled]'" in outcome.text
+    assert not checkout.ledger.exists()

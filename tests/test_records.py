@@ -39,6 +39,7 @@ OTHER = {
     "own_base_of": "l1",
     "precision": "fp64",
     "budget": "smoke",
+    "backend": "compiled",
     "numerics": 2,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,7 +89,9 @@ class AuditSession:
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
             base = Path(option.audit_base) if option.audit_base else None
-            self.settings = Settings(option.audit_budget, option.audit_precision, base)
+            if option.audit_backend == "compiled" and importlib.util.find_spec("numba") is None:
+                raise ConfigError("--audit-backend compiled needs Numba: pip install 'pruneaudit[compiled]'")
+            self.settings = Settings(option.audit_budget, option.audit_precision, base, option.audit_backend)
             # Reads every TOML file and every base's digest now: a wrong one is told before anything runs.
             self.labels = {name: self.settings.labels(job) for name, job in self.catalog.workloads.items()}
             for protocol in self.catalog.protocols.values():
@@ -373,7 +376,7 @@ class AuditSession:
             f"protocols {protocols}",
             f"methods {' '.join(self.selection.methods)}",
             seeds,
-            f"{self.device} {self.settings.precision}",
+            f"{self.device} {self.settings.precision} {self.settings.backend}",
             f"budget {self.settings.budget}",
             f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",
         ]

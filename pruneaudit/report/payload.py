@@ -62,7 +62,7 @@ def payload(results: Results) -> dict[str, Any]:
             {
                 "g": group(row),
                 **{name: row[name] for name in ("protocol", "method", "ratio", "seed", "status", "error", "budget")},
-                **{name: row[name] for name in ("precision", "accuracy", "validation_accuracy", "speedup")},
+                **{name: row[name] for name in ("precision", "backend", "accuracy", "validation_accuracy", "speedup")},
                 **{name: row[name] for name in ("granularity", "total_epochs", "total_macs")},
                 "left": left(row),
                 **{f"jsv_{stage}": value for stage, value in (row.get("jsv") or {}).items()},

@@ -33,6 +33,7 @@ class CellRow(Frozen):
     seed: int
     budget: str
     precision: str
+    backend: str
     labels: list[str]
     status: Literal["ok", "failed", "missing", "skipped", "outdated"]
     error: str

@@ -796,7 +796,8 @@ def test_the_order_of_cells_and_subjects_does_not_matter(ledger):
 
 
 def table_of(folder, name):
-    return list(csv.DictReader(io.StringIO((folder / "tables" / name).read_text(encoding="utf-8"))))
+    text = (folder / "tables" / name).read_bytes().decode("utf-8")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def test_tables_can_be_read_back(ledger, tmp_path):
@@ -834,6 +835,20 @@ def test_an_empty_report_is_a_report(tmp_path):
 
 
 # Strangers
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_name_is_a_formula_in_a_spreadsheet(tmp_path, start):
+    name = f'{start}HYPERLINK("http://x","y")'
+    rows = [row(method=name), row(status="failed", accuracy=None, error=name)]
+    named = verdict(arms=("l1", name), summary="-1.67 pp")
+    write(Results(cells=rows, findings=[found(arms=("l1", name), note=name)], verdicts=[named]), tmp_path)
+    for table in ("cells", "accuracy", "findings", "verdicts"):
+        read = table_of(tmp_path, f"{table}.csv")
+        fields = [field for one in read for field in one.values() if name in field]
+        assert fields and not [field for field in fields if field.startswith(start)], table
+    # Numbers stay numbers, and our own sentences what they are.
+    assert [one["summary"] for one in read] == ["-1.67 pp"] and float(read[0]["mean"]) > 0
 
 
 def test_names_of_strangers_cannot_break_out_of_the_markdown(tmp_path):

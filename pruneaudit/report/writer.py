@@ -45,6 +45,8 @@ from pruneaudit.report.tables import (
 
 #: Cells above which figures are drawn only when asked for: each workload takes seconds.
 MOST_CELLS = 2000
+#: How a text begins that a spreadsheet would calculate.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: Names of the files that the last report in a folder wrote.
 _LISTED = ".report-files"
 
@@ -327,15 +329,19 @@ def _csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        fields = map(row.get, columns)
-        writer.writerow([_field(value) if isinstance(value, dict | list) else value for value in fields])
+        writer.writerow([_field(row.get(column), column) for column in columns])
     yield from lines
 
 
-def _field(value: dict[str, Any] | list[Any]) -> str:
+def _field(value: Any, column: str) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, dict):
-        return "; ".join([f"{key}: {item}" for key, item in value.items()])
-    return " ".join(map(str, value))
+        value = "; ".join([f"{key}: {item}" for key, item in value.items()])
+    elif isinstance(value, list):
+        value = " ".join(map(str, value))
+    # A spreadsheet would take it for a formula. Summaries are our own words, and begin with signed numbers.
+    return f"'{value}" if value.startswith(_FORMULA) and column != "summary" else value
 
 
 def _verdicts_csv(results: Results) -> Iterator[str]:

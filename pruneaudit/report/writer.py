@@ -46,7 +46,8 @@ from pruneaudit.report.tables import (
 #: Cells above which figures are drawn only when asked for: each workload takes seconds.
 MOST_CELLS = 2000
 #: How a text begins that a spreadsheet would calculate.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = frozenset("=+-@\t\r")
+_NUMBERS = frozenset((int, float, bool, type(None)))
 #: Names of the files that the last report in a folder wrote.
 _LISTED = ".report-files"
 
@@ -329,19 +330,23 @@ def _csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_field(row.get(column), column) for column in columns])
+        fields = [
+            value
+            if type(value) in _NUMBERS or (type(value) is str and value[:1] not in _FORMULA)
+            else _field(value, column)
+            for column, value in zip(columns, map(row.get, columns), strict=True)
+        ]
+        writer.writerow(fields)
     yield from lines
 
 
-def _field(value: Any, column: str) -> Any:
-    if value is None or isinstance(value, int | float):
-        return value
+def _field(value: Any, column: str) -> str:
     if isinstance(value, dict):
         value = "; ".join([f"{key}: {item}" for key, item in value.items()])
-    elif isinstance(value, list):
+    elif not isinstance(value, str):
         value = " ".join(map(str, value))
     # A spreadsheet would take it for a formula. Summaries are our own words, and begin with signed numbers.
-    return f"'{value}" if value.startswith(_FORMULA) and column != "summary" else value
+    return f"'{value}" if value[:1] in _FORMULA and column != "summary" else str(value)
 
 
 def _verdicts_csv(results: Results) -> Iterator[str]:

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from reference import plain_step
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -199,12 +199,7 @@ def reference(model: nn.Module, data: Dataset, recipe: Recipe, seed: int) -> flo
                 break
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(epoch, step)
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            _ = loss.item(), (logits.argmax(1) == labels).float().mean().item()
+            plain_step(model, optimiser, images, labels)
             step += 1
         model.eval()
         with torch.no_grad():

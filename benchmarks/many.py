@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from reference import plain_step
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -252,12 +252,7 @@ def _reference(case: Case, models: int, epochs: int) -> float:
                 group["lr"] = recipe.rate(epoch, 0)
             for images, labels in train:
                 images, labels = images.to(case.device), labels.to(case.device)
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                _ = loss.item(), (logits.argmax(1) == labels).float().mean().item()
+                plain_step(model, optimiser, images, labels)
             model.eval()
             with torch.no_grad():
                 for test in tests:

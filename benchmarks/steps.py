@@ -17,8 +17,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from reference import plain_step
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -103,12 +103,7 @@ def reference(workload: Workload, data: Dataset, recipe: Recipe) -> float:
     done, started = 0, time.perf_counter()
     while True:
         for batch, labels in DataLoader(samples, recipe.batch, shuffle=True, collate_fn=collate):
-            logits = model(batch)
-            loss = F.cross_entropy(logits, labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            _ = loss.item(), (logits.argmax(1) == labels).float().mean().item()
+            plain_step(model, optimiser, batch, labels)
             done += 1
             if done == recipe.steps:
                 return time.perf_counter() - started

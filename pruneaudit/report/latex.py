@@ -108,12 +108,9 @@ class _Table:
         self.removed = results.removed(workload, labels)
         self.best = {
             (row["ratio"], row["groups"][0][0])
-            for row in self._of(results.standings)
+            for row in results.of("standings", workload, labels)
             if row["protocol"] == protocol and len(row["groups"]) > 1 and len(row["groups"][0]) == 1
         }
-
-    def _of(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row for row in rows if row["workload"] == self.workload and tuple(row["labels"]) == self.labels]
 
     def rows(self) -> list[_Row]:
         """Methods by name, scratch arms last; below each its trials, where the protocol tunes the learning rate."""
@@ -131,7 +128,7 @@ class _Table:
         """Accuracy by method, retraining schedule and ratio: every schedule that was tried, smallest rate first."""
         retrained = {row["run"]: row for row in self.results.runs if row["stage"] == "retrain"}
         tried: dict[tuple[tuple[float, float], ...], dict[str, dict[float, list[tuple[float, float]]]]] = {}
-        for cell in self._of(self.results.cells):
+        for cell in self.results.of("cells", self.workload, self.labels):
             if cell["status"] == "ok" and cell["protocol"] == self.protocol:
                 for run in dict.fromkeys(name for name in cell["runs"] if name in retrained):
                     by_method = tried.setdefault(tuple(self.results.curves[run].rates), {})
@@ -223,7 +220,8 @@ class _Table:
 
     def _sizes(self, ratios: Sequence[float]) -> list[list[str]]:
         """Heads of the columns: share of parameters that goes, and speedup; in one line where it fits."""
-        networks = [row for row in self._of(self.results.architectures) if self.protocol in row["protocols"]]
+        found = self.results.of("architectures", self.workload, self.labels)
+        networks = [row for row in found if self.protocol in row["protocols"]]
         sparsity = [
             _span(100 * (1 - row["params"] / row["base_params"]) for row in networks if row["ratio"] == ratio)
             for ratio in ratios

@@ -264,18 +264,14 @@ def published_table(results: Results, workload: str, labels: tuple[str, ...]) ->
             row["reading"],
             "; ".join(row["differs"]),
         ]
-        for row in _of(results, workload, labels)
+        for row in results.of("published", workload, labels)
     ]
 
 
 def published_notes(results: Results, workload: str, labels: tuple[str, ...]) -> list[str]:
     """What must be known of each of these tables, a text for each."""
-    found = {row["file"]: row for row in _of(results, workload, labels)}
+    found = {row["file"]: row for row in results.of("published", workload, labels)}
     return [f"{row['paper']}, {row['table']} ({row['source']}): {' '.join(row['notes'])}" for row in found.values()]
-
-
-def _of(results: Results, workload: str, labels: tuple[str, ...]) -> list[Mapping[str, Any]]:
-    return [row for row in results.published if row["workload"] == workload and tuple(row["labels"]) == labels]
 
 
 def _value(mean: float | None, std: float | None, n: int, speedup: float | None) -> str:

@@ -98,7 +98,7 @@ def digits() -> None:
         _head(f"{name}, ratio 0.5, CPU, 3 epochs")
         reference = _reference(case, models=1, epochs=3)
         for count in (1, 4, 18):
-            _row(f"sequential, K={count}", case, count, 3, "sequential", reference)
+            _row(f"one at a time, K={count}", case, count, 3, "torch", reference)
             _row(f"grouped, K={count}", case, count, 3, "grouped", reference, width=count)
 
 
@@ -108,7 +108,7 @@ def cifar() -> None:
         case = _case("resnet56-cifar10", ratio, "cuda")
         _head(f"resnet56-cifar10, ratio {ratio}, 3 epochs")
         reference = _reference(case, models=1, epochs=1)
-        _row("sequential, K=1", case, 1, 2, "sequential", reference)
+        _row("one at a time, K=1", case, 1, 2, "torch", reference)
         for precision in ("fp32", "bf16"):
             for layout in (False, True):
                 for count in (1, 4, 18):
@@ -125,7 +125,7 @@ def lenet() -> None:
     case = _case("lenet5-mnist", 0.5, "cuda")
     _head("lenet5-mnist, ratio 0.5, 3 epochs (of 30)")
     reference = _reference(case, models=1, epochs=1)
-    _row("sequential, K=1", case, 1, 2, "sequential", reference)
+    _row("one at a time, K=1", case, 1, 2, "torch", reference)
     for layout in (False, True):
         for count in (18, 63, 252):
             kind = f"grouped {'NHWC' if layout else 'NCHW'}, 252 runs, K={count}"
@@ -137,7 +137,7 @@ def single() -> None:
     case = _case("resnet56-cifar10", None, "cuda")
     _head("resnet56-cifar10, dense, one model")
     reference = _reference(case, models=1, epochs=1)
-    for backend in ("sequential", "graphed"):
+    for backend in ("torch", "graphed"):
         for precision in ("fp32", "bf16"):
             _row(f"{backend} {precision}", case, 1, 3, backend, reference, precision)
 

@@ -20,7 +20,7 @@ from pruneaudit.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
 Precision = Literal["fp32", "bf16", "fp64"]
-Backend = Literal["torch", "compiled"]
+Backend = Literal["torch", "compiled", "grouped", "graphed"]
 
 
 class Frozen(BaseModel):

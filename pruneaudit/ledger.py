@@ -7,7 +7,7 @@ Layout::
     cells/CELL.json                                  what each cell makes of its runs
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
-    progress/PID.json                                what each process is doing
+    progress/PID.json                                runs that each process has under way
     progress/SESSION.plan                            what each session has to train
 """
 
@@ -20,7 +20,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -226,25 +226,26 @@ class Ledger:
         """Records of all cells, each under the key that it was saved with."""
         return {path.stem: _read(CellRecord, path) for path in sorted((self.root / "cells").glob("*.json"))}
 
-    def report_progress(self, facts: dict[str, Any] | None) -> None:
-        """Tell other processes what this one does; None: nothing any more."""
+    def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Tell other processes which runs this one has under way, and how far they are."""
         path = self.root / "progress" / f"{os.getpid()}.json"
-        if facts is not None:
+        if runs:
             self._writing()
-            write_json(path, {**facts, "time": time.time(), "pid": os.getpid(), "host": platform.node()})
+            who = {"time": time.time(), "pid": os.getpid(), "host": platform.node()}
+            write_json(path, [{**facts, **who} for facts in runs])
         elif self.writable:
             path.unlink(missing_ok=True)
 
     def progress(self) -> list[dict[str, Any]]:
-        """What the processes at work are doing; those that were killed still stand in it."""
-        found = []
+        """The runs that processes have under way; those of killed ones still stand in it."""
+        found: list[dict[str, Any]] = []
         for path in sorted((self.root / "progress").glob("*.json")):
             try:
-                facts = json.loads(path.read_text(encoding="utf-8"))
+                runs = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue  # just finished, or being replaced
-            if isinstance(facts, dict):
-                found.append(facts)
+            if isinstance(runs, list):
+                found.extend(facts for facts in runs if isinstance(facts, dict))
         return found
 
     def report_plan(self, session: str, facts: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ class Curve(_Said):
 
 
 class Training(_Said):
-    """What a process does: a run under way.
+    """A run that a process has under way.
 
     Attributes:
         run: Name of the run.
@@ -156,7 +156,7 @@ class State:
 
     Attributes:
         time: When this was so, seconds since 1970.
-        busy: What each process at work does.
+        busy: The runs under way.
         runs: Status of each planned run, by id.
         cells: Status of each selected cell, by key; empty where the session did not say.
         seconds_left: Estimated time to the end; None while too little is measured to say.
@@ -329,7 +329,7 @@ def seconds_left(
     Args:
         planned: Runs by id.
         statuses: Their statuses.
-        busy: What each process does.
+        busy: The runs under way. Those of one process train side by side, each in a share of its time.
         spent: For each process and kind, MACs of the runs that it finished, and the seconds that they took.
         now: Seconds since 1970.
     """
@@ -342,11 +342,12 @@ def seconds_left(
             measured[kind][0] += macs
             measured[kind][1] += seconds
     under_way = {training.id: training for training in busy}
+    beside = Counter((training.host, training.pid) for training in busy)
     for training in busy:
         if training.id in planned and training.epoch > training.begun:
             run = planned[training.id]
             measured[run.kind][0] += (run.cost or 0.0) * training.share(training.begun)
-            measured[run.kind][1] += training.time - training.started
+            measured[run.kind][1] += (training.time - training.started) / beside[training.host, training.pid]
     macs, seconds = (sum(column) for column in zip((0.0, 0.0), *measured.values(), strict=True))
     if macs <= 0 or seconds < MEASURED:
         return None
@@ -357,11 +358,12 @@ def seconds_left(
         needed = (run.cost or 0.0) * per_mac
         if (current := under_way.get(run.id)) is not None:
             # Between two reports a process has gone on, by an epoch at most.
-            ahead = min(now - current.time, needed / max(current.epochs, 1))
+            runs = beside[current.host, current.pid]
+            ahead = min((now - current.time) / runs, needed / max(current.epochs, 1))
             needed = max(0.0, needed * (1 - current.share()) - ahead)
-            longest = max(longest, needed)
+            longest = max(longest, needed * runs)
         work += needed
-    return max(work / len(busy), longest)
+    return max(work / len(beside), longest)
 
 
 def _of_cell(runs: Sequence[Status]) -> Status:

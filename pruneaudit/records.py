@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from pruneaudit.cells import Cell, ratio_text
-from pruneaudit.config import DataConfig, Frozen, Recipe
+from pruneaudit.config import Backend, DataConfig, Frozen, Recipe
 
 SCHEMA_VERSION = 2
 #: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
@@ -103,7 +103,7 @@ class RunSpec(Frozen):
     own_base_of: str = ""
     precision: str = "fp32"
     budget: str = "full"
-    backend: str = "torch"
+    backend: Backend = "torch"
     numerics: int
 
     @property

@@ -8,10 +8,10 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from torch import nn
 from pruneaudit import __version__, shapes
 from pruneaudit.catalog import Catalog, MethodSource
 from pruneaudit.conduct import Job, observe
-from pruneaudit.config import Budget, Workload, steps_per_epoch
+from pruneaudit.config import Budget, DataConfig, Workload, steps_per_epoch
 from pruneaudit.contract import Method
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
@@ -36,13 +36,17 @@ from pruneaudit.records import Conduct, Granularity, RunRecord, RunSpec, pack
 from pruneaudit.streams import generator
 from pruneaudit.task import RetrainingTask
 from pruneaudit.training.checkpoint import Checkpoint
-from pruneaudit.training.loop import History, Hooks, Progress, Trainer
+from pruneaudit.training.loop import BACKENDS, History, Hooks, Progress, Trainer
+from pruneaudit.training.many import train_many
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
+from pruneaudit.training.runs import Trained, Training
 from pruneaudit.workloads.datasets import Dataset, load, stored_at
 
 #: Masks travel with the weights of a run, under names that no parameter has.
 _MASK = "mask:"
+#: Seconds between two checkpoints of runs that train together.
+_SAVE_EVERY = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Runtime:
         download: Whether torchvision may download.
         base: The user's own base checkpoint, or None.
         reports: Folder of reports, which a method has no business with; None where there is none.
+        processes: Processes that share the device: each takes its part of the free memory.
     """
 
     device: str = "cpu"
@@ -62,6 +67,7 @@ class Runtime:
     download: bool = False
     base: Path | None = None
     reports: Path | None = None
+    processes: int = 1
 
     def prepare(self) -> None:
         """Fix what would make numbers depend on the number of workers or on the kernel chosen."""
@@ -118,8 +124,15 @@ class Outcome:
     declared_steps: int = 0
     resumed: int = 0
     training_seconds: float = 0.0
+    waited: float = 0.0
     provenance: str = "trained here"
     measured: bool = True
+
+
+#: A run up to its end, or up to an outcome: asks for the plain training that it needs, if any, and is told what became
+#: of it.
+_Run = Generator[Training, Trained, RunRecord]
+_Stage = Generator[Training, Trained, Outcome]
 
 
 class Stages:
@@ -142,8 +155,60 @@ class Stages:
         Raises:
             AuditError: The run cannot be done; one line says why.
         """
-        started = time.perf_counter()
+        found: list[RunRecord | Exception] = []
+        self.execute_many([spec], lambda spec: progress, lambda spec, outcome: found.append(outcome))
+        (outcome,) = found
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def execute_many(
+        self,
+        specs: Sequence[RunSpec],
+        progress: Callable[[RunSpec], Progress | None],
+        over: Callable[[RunSpec, RunRecord | Exception], None],
+    ) -> None:
+        """Execute runs whose parents are finished: those of one shape as one program, where the backend does that.
+
+        What goes wrong with one of them, whatever a method or a driver raises, costs that one alone.
+
+        Args:
+            specs: The runs, of one backend.
+            progress: For each run, what is called after every epoch of it.
+            over: Called with each run and its record, or what went wrong, as soon as it is committed or has failed.
+        """
         self.runtime.prepare()
+
+        def advance(spec: RunSpec, go: Callable[[], Training]) -> Training | None:
+            try:
+                return go()
+            except StopIteration as end:
+                over(spec, end.value)
+            except Exception as error:
+                over(spec, error)
+            return None
+
+        waiting: list[tuple[RunSpec, _Run, Training]] = []
+        for spec in specs:
+            run = self._run(spec, progress(spec))
+            training = advance(spec, partial(next, run))
+            if training is not None:
+                waiting.append((spec, run, training))
+
+        def finished(number: int, trained: Trained) -> None:
+            spec, run, _ = waiting[number]
+            advance(spec, partial(run.throw, trained.error) if trained.error else partial(run.send, trained))
+
+        train_many(
+            [training for *_, training in waiting],
+            specs[0].backend,
+            memory=1 / self.runtime.processes,
+            save_every=_SAVE_EVERY,
+            finished=finished,
+        )
+
+    def _run(self, spec: RunSpec, progress: Progress | None) -> _Run:
+        started = time.perf_counter()
         # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
         scaled = self.catalog.workload(spec.workload).scaled(cast(Budget, spec.budget))
         workload = scaled.model_copy(
@@ -155,15 +220,15 @@ class Stages:
                 **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
             }
         )
-        dataset = load(spec.data, self.runtime.data_root, self.runtime.download).to(torch.device(self.runtime.device))
+        dataset = _data(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
         parent = self.ledger.get(spec.parent) if spec.parent else None
-        stage: Callable[..., Outcome] = getattr(self, f"_{spec.stage}")
-        outcome = stage(spec, workload, dataset, parent, progress)
+        stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
+        outcome = yield from stage(spec, workload, dataset, parent, progress)
         return self._commit(spec, workload, dataset, parent, outcome, started)
 
     def _pretrain(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
-    ) -> Outcome:
+    ) -> _Stage:
         model = shapes.dense_network(workload)
         if spec.checkpoint:
             self._load_external(model, spec)
@@ -172,17 +237,17 @@ class Stages:
             return outcome
         names = ["pretrain", *([spec.own_base_of] if spec.own_base_of else [])]
         _initialise(model, spec.seed, *names)
-        return self._train(model, spec, dataset, "/".join(names), progress)
+        return (yield from self._train(model, spec, dataset, "/".join(names), progress))
 
     def _topup(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
-    ) -> Outcome:
+    ) -> _Stage:
         model, _ = self._inherit(workload, parent)
-        return self._train(model, spec, dataset, "topup", progress)
+        return (yield from self._train(model, spec, dataset, "topup", progress))
 
     def _retrain(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
-    ) -> Outcome:
+    ) -> _Stage:
         model, masks = self._inherit(workload, parent)
         # Its source is part of the run's identity where the method acts in retraining, and only there.
         method = self._method(spec).create() if spec.method_digest else None
@@ -191,7 +256,7 @@ class Stages:
         if method is not None:
             model = self._place(model, spec)
             hooks = _acts(method, model, spec, workload, dataset, state)
-        outcome = self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
+        outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
         outcome.kept, outcome.granularity = parent.kept, parent.granularity
         outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
         outcome.in_retraining = method.in_retraining if method is not None else ""
@@ -211,7 +276,7 @@ class Stages:
 
     def _scratch(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
-    ) -> Outcome:
+    ) -> _Stage:
         widths, masks = spec.widths, dict[str, torch.Tensor]()
         granularity: Granularity = "filter"
         if spec.shape_of is not None:
@@ -223,14 +288,16 @@ class Stages:
         _initialise(model, spec.seed, "scratch")
         model = thinned(model, masks)
         fresh = evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
-        outcome = self._train(model, spec, dataset, "scratch", progress, masks)
+        outcome = yield from self._train(model, spec, dataset, "scratch", progress, masks)
         outcome.initial_accuracy = fresh.accuracy
         outcome.widths, outcome.granularity = widths, granularity
         return outcome
 
     def _prune(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
-    ) -> Outcome:
+    ) -> _Stage:
+        # What a method trains, it trains itself.
+        yield from ()
         source = self._method(spec)
         # Read once: every repetition starts from the same weights, whatever becomes of their file.
         dense, _ = self._inherit(workload, parent)
@@ -294,32 +361,22 @@ class Stages:
         masks: dict[str, torch.Tensor] | None = None,
         hooks: Hooks | None = None,
         state: dict[str, Any] | None = None,
-    ) -> Outcome:
-        model = self._place(model, spec)
-        with Meter(model) as meter:
-            trainer = Trainer(
-                model,
-                dataset,
-                spec.recipe,
-                spec.seed,
-                stream,
-                meter,
-                spec.precision,
-                self._checkpoint(spec),
-                progress,
-                state,
-                masks,
-                backend=spec.backend,
-            )
-            history = trainer.fit(hooks)
+    ) -> _Stage:
+        model, checkpoint = self._place(model, spec), self._checkpoint(spec)
+        asked = time.perf_counter()
+        trained = yield Training(
+            model, dataset, spec.recipe, spec.seed, stream, spec.precision, checkpoint, progress, state, masks, hooks
+        )
         return Outcome(
             model,
-            meter.consumption,
-            history,
+            trained.consumption,
+            trained.history,
             masks=masks or {},
-            backend=trainer.backend,
-            resumed=trainer.resumed_from,
-            training_seconds=trainer.training_seconds,
+            backend=trained.backend,
+            resumed=trained.resumed_from,
+            training_seconds=trained.training_seconds,
+            # While others trained.
+            waited=time.perf_counter() - asked - trained.seconds,
         )
 
     def _inherit(self, workload: Workload, parent: RunRecord) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -341,6 +398,8 @@ class Stages:
     ) -> dict[str, torch.Tensor]:
         """State of the base model after some epochs: trained once more from its own streams, which is no new training.
 
+        A base that was trained beside others is trained alone here: the same up to rounding.
+
         Raises:
             MethodError: The base model was not trained here, or not so long.
         """
@@ -358,10 +417,10 @@ class Stages:
         if epoch:
             with Meter(model) as meter:
                 stream = "/".join(names)
-                trainer = Trainer(
-                    model, dataset, base.recipe, base.seed, stream, meter, base.precision, backend=base.backend
+                steps = base.backend if base.backend in BACKENDS else "torch"
+                Trainer(model, dataset, base.recipe, base.seed, stream, meter, base.precision, backend=steps).fit(
+                    until=epoch
                 )
-                trainer.fit(until=epoch)
         return model.state_dict()
 
     def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
@@ -469,11 +528,17 @@ class Stages:
             device=self.runtime.device,
             environment=self.runtime.environment(),
             resumed=outcome.resumed,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started - outcome.waited,
             training_seconds=outcome.training_seconds,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return self.ledger.commit(record, weights)
+
+
+@lru_cache(maxsize=2)
+def _data(config: DataConfig, root: Path | None, download: bool, device: str) -> Dataset:
+    """A dataset on a device, one object for all runs: those that train together read the same tensors."""
+    return load(config, root, download).to(torch.device(device))
 
 
 def read_checkpoint(path: Path) -> bytes:

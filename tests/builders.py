@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
@@ -337,7 +337,12 @@ class FakeStages:
         sleep: Seconds that a run takes.
         measured: Measured values of a run, by its identity.
         broken: Whether a run raises.
+
+    Attributes:
+        batches: Ids of the runs that were executed together.
     """
+
+    catalog = CATALOG
 
     def __init__(
         self,
@@ -352,6 +357,7 @@ class FakeStages:
         self.sleep = sleep
         self.measured = measured
         self.broken = broken
+        self.batches: list[list[str]] = []
 
     def execute(self, spec: RunSpec, progress: Callable[[int, int, float], None] | None = None) -> RunRecord:
         """Pretend to train."""
@@ -366,6 +372,22 @@ class FakeStages:
         record = self.ledger.commit(run_record(spec, **self.measured(spec)), WEIGHTS)
         self._note("end", spec)
         return record
+
+    def execute_many(
+        self,
+        specs: Sequence[RunSpec],
+        progress: Callable[[RunSpec], Callable[[int, int, float], None]],
+        over: Callable[[RunSpec, RunRecord | Exception], None],
+    ) -> None:
+        """Pretend to train several, one after the other."""
+        self.batches.append([spec.run_id for spec in specs])
+        for spec in specs:
+            try:
+                record = self.execute(spec, progress(spec))
+            except Exception as error:
+                over(spec, error)
+            else:
+                over(spec, record)
 
     def _note(self, event: str, spec: RunSpec) -> None:
         with self.log.open("a", encoding="utf-8") as file:

@@ -239,16 +239,16 @@ def test_cells_are_views_that_a_later_attempt_replaces(ledger, root):
 
 
 def test_progress_is_one_file_for_each_process(ledger, root):
-    ledger.report_progress({"run": "a", "epoch": 1})
-    ledger.report_progress({"run": "a", "epoch": 2})
+    ledger.report_progress([{"run": "a", "epoch": 1}])
+    ledger.report_progress([{"run": "a", "epoch": 2}])
     # What another process wrote, and one that is being written.
-    (root / "progress" / "1.json").write_text(json.dumps({"run": "b", "time": 1.0}))
+    (root / "progress" / "1.json").write_text(json.dumps([{"run": "b", "time": 1.0}]))
     (root / "progress" / "2.json").write_text("{")
     found = {facts["run"]: facts for facts in Ledger(root).progress()}
     assert set(found) == {"a", "b"}
     assert found["a"]["epoch"] == 2 and found["a"]["time"] > 0
-    ledger.report_progress(None)
-    ledger.report_progress(None)
+    ledger.report_progress([])
+    ledger.report_progress([])
     assert [facts["run"] for facts in ledger.progress()] == ["b"]
 
 
@@ -293,7 +293,7 @@ def tree(root):
 def test_looking_at_a_ledger_reads_everything_and_writes_nothing(ledger, root, monkeypatch):
     cell = store(ledger, evidence())
     ledger.fail(failure(run_spec("scratch")))
-    ledger.report_progress({"run": "a"})
+    ledger.report_progress([{"run": "a"}])
     # A copy that took files only has no empty folders.
     (root / "locks").rmdir()
     before = tree(root)
@@ -310,7 +310,7 @@ def test_looking_at_a_ledger_reads_everything_and_writes_nothing(ledger, root, m
     assert [facts["run"] for facts in looked.progress()] == ["a"]
     assert not looked.workspace(run_spec(), create=False).exists()
     # The progress of another process that had this process's id is not ours to take away.
-    looked.report_progress(None)
+    looked.report_progress([])
     assert tree(root) == before
 
 
@@ -320,7 +320,7 @@ def test_looking_at_a_ledger_reads_everything_and_writes_nothing(ledger, root, m
         lambda ledger: ledger.commit(run_record(), WEIGHTS),
         lambda ledger: ledger.fail(failure(run_spec())),
         lambda ledger: ledger.save_cell(evidence().cell, "key"),
-        lambda ledger: ledger.report_progress({"run": "a"}),
+        lambda ledger: ledger.report_progress([{"run": "a"}]),
         lambda ledger: ledger.workspace(run_spec()),
         lambda ledger: ledger.lock(run_spec()),
     ],

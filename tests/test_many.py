@@ -124,7 +124,7 @@ def assert_same_as_alone(make, backend="grouped", **options):
     alone, together = make(), make()
     expected, found = train_many(alone), train_many(together, backend, **options)
     for one, left, other, right in zip(alone, expected, together, found, strict=True):
-        assert (left.backend, right.backend) == ("sequential", backend)
+        assert (left.backend, right.backend) == ("torch", backend)
         assert not right.reason
         assert_same_run(one, left, other, right)
         assert one.model.training == other.model.training
@@ -267,13 +267,13 @@ def test_what_a_method_adds_is_trained_alone():
     hooked = training(hooks=Hooks(after_step=seen.append))
     plain, alone = train_many([training(number=1), hooked], "grouped")
     assert (plain.backend, plain.reason) == ("grouped", "")
-    assert (alone.backend, alone.reason) == ("sequential", "not grouped: its method acts in training")
+    assert (alone.backend, alone.reason) == ("torch", "not grouped: its method acts in training")
     assert len(seen) == 5 * PER_EPOCH
 
 
 def test_what_cannot_be_compiled_is_trained_step_by_step():
     (result,) = train_many([training()], "compiled")
-    assert result.backend == "sequential"
+    assert result.backend == "torch"
     assert result.reason.startswith("not compiled: ")
     assert len(result.history.test_loss) == 5
 
@@ -431,8 +431,8 @@ def killed(after):
         yield progress
 
 
-@pytest.mark.parametrize("first", ["sequential", "grouped"])
-@pytest.mark.parametrize("second", ["sequential", "grouped"])
+@pytest.mark.parametrize("first", ["torch", "grouped"])
+@pytest.mark.parametrize("second", ["torch", "grouped"])
 def test_a_killed_run_goes_on_in_any_backend(first, second, tmp_path):
     def checkpoint(number):
         return Checkpoint(tmp_path / f"{number}.safetensors", "cpu")
@@ -442,7 +442,7 @@ def test_a_killed_run_goes_on_in_any_backend(first, second, tmp_path):
     # Where the first run is killed in its third epoch, the second one has not begun, or has done as much.
     again = [training(number=k, checkpoint=checkpoint(k)) for k in range(2)]
     found = train_many(again, second)
-    assert [result.resumed_from for result in found] == ([3, 0] if first == "sequential" else [3, 2])
+    assert [result.resumed_from for result in found] == ([3, 0] if first == "torch" else [3, 2])
     whole = [training(number=k) for k in range(2)]
     for one, left, other, right in zip(whole, train_many(whole), again, found, strict=True):
         assert_same_run(one, left, other, right)
@@ -455,7 +455,7 @@ def test_progress_is_told_after_every_epoch():
     assert told == [(k, epoch, 5, found[k].history.test_accuracy[epoch - 1]) for epoch in range(1, 6) for k in range(2)]
 
 
-@pytest.mark.parametrize("backend", ["sequential", "grouped", "graphed"])
+@pytest.mark.parametrize("backend", ["torch", "grouped", "graphed"])
 def test_who_is_at_the_end_is_told_of_at_once(backend):
     def finished(number, result):
         weights = torch.cat([each.flatten() for each in runs[number].model.parameters()]).detach()
@@ -472,7 +472,7 @@ def test_who_is_at_the_end_is_told_of_at_once(backend):
     for number, run in enumerate(runs):
         assert torch.equal(told[number][1], torch.cat([each.flatten() for each in run.model.parameters()]))
     # Of six epochs, those of the three runs that were over when each of them was told of.
-    over = {"sequential": [3, 4, 6], "grouped": [6, 3, 5], "graphed": [3, 6, 5]}
+    over = {"torch": [3, 4, 6], "grouped": [6, 3, 5], "graphed": [3, 6, 5]}
     assert [told[number][2] for number in range(3)] == over[backend]
 
 

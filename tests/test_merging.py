@@ -108,7 +108,7 @@ def test_runs_that_differ_in_time_and_machine_are_one_and_the_first_stays(two, t
 def test_state_locks_and_progress_stay_behind(two, tmp_path):
     left, right = two
     (left.workspace(run_spec(seed=5)) / "state.safetensors").write_bytes(b"state")
-    left.report_progress({"run": "a"})
+    left.report_progress([{"run": "a"}])
     with left.lock(run_spec(seed=5)):
         merge(tmp_path / "all", [left.root, right.root])
     union = Ledger(tmp_path / "all")

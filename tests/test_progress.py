@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pruneaudit.executors import local
+from pruneaudit.executors import bulletin
 from pruneaudit.executors.cost import cost
-from pruneaudit.executors.local import LocalExecutor
+from pruneaudit.executors.local import LocalExecutor, RunFailedError
 from pruneaudit.ledger import Ledger
 from pruneaudit.plugin.live import Screen, wants_bars
 from pruneaudit.progress import Planned, State, Training, Watcher, duration, seconds_left
@@ -95,7 +95,7 @@ def test_runs_and_cells_are_counted_from_what_the_session_planned(ledger, tmp_pa
     assert state.cells == {"good": "busy", "bad": "waiting", "late": "busy"}
     (under_way,) = state.busy
     assert (under_way.run, under_way.epoch, under_way.epochs, under_way.accuracy) == (base.slug, 1, 3, 50.0)
-    with pytest.raises(local.RunFailedError):
+    with pytest.raises(RunFailedError):
         one.obtain(lost)
     one.obtain(good)
     state = Watcher(ledger).look()
@@ -139,7 +139,7 @@ def test_looking_again_reads_what_is_new(ledger, tmp_path):
 
 def write_progress(ledger, name="1.json", **facts):
     known = {"run": "a-run", "id": IDS[0], "epoch": 2, "epochs": 4, "started": NOW - 100, "time": NOW, **facts}
-    (ledger.root / "progress" / name).write_text(json.dumps(known))
+    (ledger.root / "progress" / name).write_text(json.dumps([known]))
 
 
 def gone():
@@ -186,7 +186,7 @@ def test_a_process_that_died_is_not_busy(ledger, kind):
 )
 def test_what_no_process_of_ours_wrote_is_not_shown(ledger, facts):
     write_progress(ledger, **facts)
-    (ledger.root / "progress" / "2.json").write_text("[1]")
+    (ledger.root / "progress" / "2.json").write_text("[1, {}]")
     (ledger.root / "progress" / "3.json").write_text("{")
     (ledger.root / "progress" / "4.plan").write_text('{"runs": [{"id": 1}], "cells": [1]}')
     assert Watcher(ledger).look(NOW) == State(NOW)
@@ -316,7 +316,7 @@ def test_an_estimate_never_costs_a_run(ledger, tmp_path, monkeypatch):
     def unknown(spec, catalog):
         raise RuntimeError("no such network")
 
-    monkeypatch.setattr(local, "cost", unknown)
+    monkeypatch.setattr(bulletin, "cost", unknown)
     one = executor(ledger, tmp_path)
     one.share([run_spec()])
     one.obtain(run_spec())
@@ -484,7 +484,7 @@ def test_while_bars_are_drawn_the_open_line_stands_above_them():
 def test_few_lines_for_many_processes():
     state = State(NOW, tuple(training(number) for number in range(20)))
     rows = shown(drawn(state)).splitlines()
-    assert len(rows) == 13 and rows[-1].strip() == "and 9 more processes"
+    assert len(rows) == 13 and rows[-1].strip() == "and 9 more"
 
 
 SESSION = """
@@ -509,9 +509,9 @@ def train():
         ledger = Ledger(LEDGER)
         for epoch in range(5):
             facts = {"run": f"run-{os.getpid()}", "id": "0" * 16, "epoch": epoch, "epochs": 5, "accuracy": 90.0 + epoch}
-            ledger.report_progress({**facts, "started": time.time() - 1})
+            ledger.report_progress([{**facts, "started": time.time() - 1}])
             time.sleep(seconds / 5)
-        ledger.report_progress(None)
+        ledger.report_progress([])
     return run
 """
 TESTS = """

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from builders import evidence, failed_cell, run_spec, scored, store
+from builders import FakeStages, evidence, failed_cell, run_spec, scored, store
 
 from pruneaudit.cells import Cell
 from pruneaudit.errors import ConfigError, DamagedError
@@ -106,14 +106,14 @@ def test_progress_names_cells_runs_and_the_report(ledger, server):
     assert facts["report"]["page"] == pages[0] and not facts["report"]["error"]
 
 
-def test_progress_follows_the_ledger(ledger, server, monkeypatch):
+def test_progress_follows_the_ledger(ledger, server, monkeypatch, tmp_path):
     monkeypatch.setattr(serving, "_FRESH", 0.0)
     before = progress(server)
     assert before["counts"] == [] and before["share"] is None
-    one = LocalExecutor(ledger, None, "session")
+    one = LocalExecutor(ledger, FakeStages(ledger, tmp_path / "log"), "session")
     one.share([run_spec(), run_spec(seed=9)], {"cell": [run_spec().run_id]})
     facts = {"run": "a-run", "id": run_spec(seed=9).run_id, "epoch": 3, "epochs": 8, "accuracy": 77.5}
-    ledger.report_progress({**facts, "started": time.time() - 5})
+    ledger.report_progress([{**facts, "started": time.time() - 5}])
     ledger.save_cell(failed_cell(Cell("lenet5-digits", "s3.2", "sfp", 0.5, 0), error=HOSTILE), "broken")
     after = progress(server)
     assert after["counts"] == ["1 of 1 cells", "1 of 2 runs"] and after["share"] == 1.0
@@ -374,9 +374,10 @@ def test_a_ledger_that_is_not_there_is_refused(tmp_path, name):
 
 
 def test_watch_writes_the_report_again_and_says_how_far_it_is(ledger, tmp_path):
-    one = LocalExecutor(ledger, None, "session")
+    one = LocalExecutor(ledger, FakeStages(ledger, tmp_path / "log"), "session")
     one.share([run_spec(), run_spec(seed=9)])
-    ledger.report_progress({"run": "a-run", "id": run_spec(seed=9).run_id, "epoch": 3, "epochs": 8, "accuracy": 77.5})
+    facts = {"run": "a-run", "id": run_spec(seed=9).run_id, "epoch": 3, "epochs": 8, "accuracy": 77.5}
+    ledger.report_progress([{**facts, "started": time.time()}])
     process = command("report", "--watch", "--ledger", ledger.root, "--to", "out", cwd=tmp_path)
     assert re.fullmatch(r"\d\d:\d\d:\d\d wrote out \(2 attempted, 2 valid\)\n", process.stdout.readline())
     assert process.stdout.readline() == "1 of 2 runs; now a-run epoch 3/8 77.5 %\n"
@@ -409,7 +410,7 @@ def test_a_browser_shows_a_growing_ledger(ledger, tmp_path, browser, monkeypatch
     monkeypatch.setattr(serving, "_FRESH", 0.0)
     ledger.save_cell(failed_cell(Cell("lenet5-digits", "s3.2", "sfp", 0.5, 0), error=HOSTILE), "<b>broken<b>")
     facts = {"id": run_spec(seed=9).run_id, "epoch": 3, "epochs": 8, "accuracy": 77.5, "started": time.time()}
-    ledger.report_progress({"run": "<script>alert(1)</script>" + "x" * 200, **facts})
+    ledger.report_progress([{"run": "<script>alert(1)</script>" + "x" * 200, **facts}])
     curve = {"losses": [2.0, 1.0, 0.5], "accuracies": [10.0, 60.0, 77.5]}
     with served(ledger, tmp_path) as server:
         for width, scheme in ((400, "light"), (1600, "dark")):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Any
 
-from filelock import Timeout
+from filelock import BaseFileLock, Timeout
 
 from pruneaudit.errors import AuditError, one_line
-from pruneaudit.executors.cost import Cost, cost
+from pruneaudit.executors.bulletin import Bulletin
+from pruneaudit.executors.cost import widths
 from pruneaudit.ledger import Ledger
-from pruneaudit.progress import Plan, Planned
 from pruneaudit.records import FailureRecord, RunRecord, RunSpec
 from pruneaudit.stages import Stages
 
@@ -31,9 +32,12 @@ class LocalExecutor:
     While another process trains a run that this one needs, this one executes other runs of the session that are ready,
     so that no worker stands idle at a lock.
 
+    Where the backend trains networks of one shape together, who needs a run takes all of its shape that the session
+    still has to train; what these wait for (most of all that they are pruned) is done before.
+
     Args:
         ledger: Store of records.
-        stages: How a run is executed.
+        stages: How runs are executed.
         session: Id of the session: a run that failed in it is not tried again in it.
     """
 
@@ -41,10 +45,9 @@ class LocalExecutor:
         self.ledger = ledger
         self.stages = stages
         self.session = session
+        self.bulletin = Bulletin(ledger, stages.catalog, session)
         self._backlog: list[RunSpec] = []
-        # What other processes are told: all runs of the session, and what those of each kind took this process.
-        self._told: dict[str, Any] = {"planned": 0}
-        self._spent: dict[str, tuple[float, float]] = {}
+        self._together: dict[Hashable, list[RunSpec]] = {}
 
     def share(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]] | None = None) -> None:
         """Name all runs of the session, parents first: this process helps with them instead of waiting.
@@ -54,10 +57,12 @@ class LocalExecutor:
             cells: For each cell of the session, by its key, the ids of its runs.
         """
         self._backlog = list(runs)
-        planned = tuple(self._planned(run) for run in runs)
-        content = Plan(runs=planned, cells={key: tuple(ids) for key, ids in (cells or {}).items()})
-        plan = self.ledger.report_plan(self.session, content.model_dump(mode="json", exclude={"time"}))
-        self._told = {"planned": len(planned), "plan": plan}
+        together = defaultdict(list)
+        for run in runs:
+            if (shape := self._shape(run)) is not None:
+                together[shape].append(run)
+        self._together = dict(together)
+        self.bulletin.announce(runs, cells or {})
 
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record; its parents must be finished.
@@ -70,7 +75,7 @@ class LocalExecutor:
             record = self._finished(spec)
             if record is not None:
                 return record
-            if not self._try(spec) and not self._help(spec):
+            if not self._advance(spec) and not self._help(spec):
                 time.sleep(POLL)
 
     def _finished(self, spec: RunSpec) -> RunRecord | None:
@@ -81,82 +86,110 @@ class LocalExecutor:
                 raise RunFailedError(failure.error)
         return record
 
-    def _try(self, spec: RunSpec) -> bool:
-        """Execute a run unless another process holds it; say whether it was free."""
-        lock = self.ledger.lock(spec)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        try:
-            # It may have been finished between the look and the lock.
-            if not self._over(spec):
-                self._execute(spec)
-        finally:
-            lock.release()
-        return True
+    def _advance(self, spec: RunSpec) -> bool:
+        """Execute a run that is ready, with those of its shape, or one that these wait for.
 
-    def _execute(self, spec: RunSpec) -> None:
-        started = time.time()
-        planned, needed = self._planned(spec), self._cost(spec)
-        epochs = needed.passes if needed is not None else 0
-        first: int | None = None
+        Returns:
+            Whether anything was done; if not, other processes are at it.
+        """
+        shape = self._shape(spec)
+        if shape is None:
+            return self._try([spec])
+        finished = self.ledger.finished()
+        batch = [spec, *(run for run in self._together.get(shape, ()) if run != spec and run.run_id not in finished)]
+        awaited = self._awaited(batch, finished)
+        if awaited:
+            return any(self._is_ready(run, finished) and self._try([run]) for run in awaited)
+        return self._try([run for run in batch if self._is_ready(run, finished)])
 
-        def progress(done: int, total: int, accuracy: float | None) -> None:
-            nonlocal first
-            # A run that goes on from a checkpoint begins with a later epoch.
-            first = done - 1 if first is None and done else first
-            facts = {"run": spec.slug, "id": spec.run_id, "epoch": done, "epochs": total, "accuracy": accuracy}
-            facts |= {"begun": first or 0, "started": started, "spent": self._spent}
-            self.ledger.report_progress({**facts, **self._told})
-
-        try:
-            progress(0, epochs, None)
-            self.stages.execute(spec, progress)
-            if planned.cost is not None:
-                macs, seconds = self._spent.get(planned.kind, (0.0, 0.0))
-                trained = planned.cost * (1 - (first or 0) / max(epochs, 1))
-                self._spent[planned.kind] = (macs + trained, seconds + time.time() - started)
-        except Exception as error:
-            # Not only our own errors: whatever a method or a driver raises must cost this run alone.
-            self.ledger.fail(
-                FailureRecord(
-                    spec=spec,
-                    error=f"run {spec.slug} failed: {one_line(error)}",
-                    traceback=traceback.format_exc(),
-                    session=self.session,
-                    finished=datetime.now(UTC).isoformat(timespec="seconds"),
-                )
-            )
-        finally:
-            self.ledger.report_progress(None)
-
-    def _planned(self, spec: RunSpec) -> Planned:
-        """What other processes are told of a run."""
-        needed = self._cost(spec)
-        if needed is None:
-            return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs)
-        # A small network takes longer for each MAC than a large one, and so does a method that does more than train.
-        method = f" {spec.method}" if spec.stage == "prune" else ""
-        kind = f"{spec.workload} {spec.stage}{method} {needed.macs}"
-        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.total)
-
-    def _cost(self, spec: RunSpec) -> Cost | None:
-        """What a run has to compute; None where that cannot be told: an estimate must not cost a run."""
-        try:
-            return cost(spec, self.stages.catalog)
-        except Exception:
-            return None
+    def _awaited(self, runs: Sequence[RunSpec], finished: Collection[str]) -> list[RunSpec]:
+        """Runs of the session that these wait for and that can still be finished, parents first."""
+        needed = {run for spec in runs for run in spec.needs}
+        for spec in reversed(self._backlog):
+            if spec.run_id in needed:
+                needed.update(spec.needs)
+        found: dict[str, RunSpec] = {}
+        for spec in self._backlog:
+            is_open = spec.run_id in needed and spec.run_id not in finished
+            if (
+                is_open
+                and all(run in finished or run in found for run in spec.needs)
+                and self.ledger.failure(spec, self.session) is None
+            ):
+                found[spec.run_id] = spec
+        return list(found.values())
 
     def _help(self, wanted: RunSpec) -> bool:
-        """Execute one other run of the session that is ready and free; say whether there was one."""
+        """Execute other runs of the session that are ready and free; say whether there were any."""
         finished = self.ledger.finished()
         self._backlog = [run for run in self._backlog if run.run_id not in finished]
         for spec in self._backlog:
-            ready = all(run in finished for run in spec.needs)
-            if spec != wanted and ready and not self._over(spec) and self._try(spec):
+            if spec != wanted and self._is_ready(spec, finished) and not self._over(spec) and self._advance(spec):
                 return True
         return False
 
+    def _try(self, specs: Sequence[RunSpec]) -> bool:
+        """Execute runs, except those that other processes hold; say whether the first one was free."""
+        with ExitStack() as stack:
+            locks: dict[str, BaseFileLock] = {}
+            for spec in specs:
+                lock = self.ledger.lock(spec)
+                try:
+                    stack.enter_context(lock.acquire(timeout=0))
+                except Timeout:
+                    if not locks:
+                        return False
+                else:
+                    locks[spec.run_id] = lock
+            # They may have been finished between the look and the lock.
+            free = [spec for spec in specs if spec.run_id in locks and not self._over(spec)]
+            if free:
+                self._execute(free, locks)
+        return True
+
+    def _execute(self, specs: Sequence[RunSpec], locks: Mapping[str, BaseFileLock]) -> None:
+        left = {spec.run_id: spec for spec in specs}
+
+        def over(spec: RunSpec, outcome: RunRecord | Exception) -> None:
+            if isinstance(outcome, Exception):
+                self._fail(spec, outcome)
+            del left[spec.run_id]
+            self.bulletin.over(spec, outcome)
+            # Who waits for it need not wait for those that train beside it.
+            locks[spec.run_id].release()
+
+        self.bulletin.begin(specs)
+        try:
+            self.stages.execute_many(specs, self.bulletin.progress, over)
+        except Exception as error:
+            for spec in list(left.values()):
+                over(spec, error)
+        finally:
+            self.bulletin.end()
+
+    def _fail(self, spec: RunSpec, error: Exception) -> None:
+        self.ledger.fail(
+            FailureRecord(
+                spec=spec,
+                error=f"run {spec.slug} failed: {one_line(error)}",
+                traceback="".join(traceback.format_exception(error)),
+                session=self.session,
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )
+
+    def _is_ready(self, spec: RunSpec, finished: Collection[str]) -> bool:
+        return all(run in finished for run in spec.needs)
+
     def _over(self, spec: RunSpec) -> bool:
         return self.ledger.find(spec) is not None or self.ledger.failure(spec, self.session) is not None
+
+    def _shape(self, spec: RunSpec) -> Hashable | None:
+        """What runs that train together have in common, as far as it is planned; None: the run trains alone."""
+        acts = spec.stage == "prune" or spec.method_digest is not None or spec.checkpoint is not None
+        if acts or spec.backend not in ("grouped", "graphed"):
+            return None
+        catalog, recipe = self.stages.catalog, spec.recipe
+        workload = catalog.workload(spec.workload).model_copy(update={"data": spec.data, "model": spec.model})
+        kept = tuple(sorted(widths(spec, workload, catalog).items()))
+        return spec.model, spec.data, recipe.batch, recipe.nesterov, spec.precision, spec.backend, kept

@@ -63,7 +63,7 @@ def bars(state: State, width: int, most: int) -> Group:
         accuracy = "" if training.accuracy is None else f" · {training.accuracy:.1f} %"
         processes.add_row(Text(training.run), _bar(training.share()), Text(f"{epoch}{accuracy}"))
     if len(shown) < len(state.busy):
-        processes.add_row(Text(f"and {len(state.busy) - len(shown)} more processes"))
+        processes.add_row(Text(f"and {len(state.busy) - len(shown)} more"))
     return Group(whole, *([processes] if state.busy else []))
 
 

@@ -109,10 +109,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-backend",
-        choices=("torch", "compiled"),
+        choices=("torch", "compiled", "grouped", "graphed"),
         default=DEFAULTS["audit_backend"],
-        help="What makes the steps of plain training; compiled trains LeNet-5 several times faster on a CPU. "
-        "Results of different backends are kept apart. Default: torch.",
+        help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; grouped, runs of "
+        "one shape as one network; graphed, single runs side by side as CUDA graphs. Results of different backends are "
+        "kept apart. Default: torch.",
     )
     group.addoption(
         "--audit-base",

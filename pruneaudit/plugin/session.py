@@ -188,7 +188,8 @@ class AuditSession:
         root = data_root(self.data_root_option)
         if root is None and self.download:
             root = self.root / ".pruneaudit" / "data"
-        return Runtime(self.device, root, self.download, self.settings.base, self.report_path)
+        processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        return Runtime(self.device, root, self.download, self.settings.base, self.report_path, processes)
 
     @cached_property
     def campaign(self) -> Campaign:

@@ -164,13 +164,13 @@ class Trainer:
         per_epoch = steps_per_epoch(len(self.dataset.train), self.recipe.batch)
         total = self.recipe.total_steps(per_epoch)
         epochs = math.ceil(total / per_epoch)
-        first = self._resume()
+        first = self.resume()
         for epoch in range(first, epochs if until is None else until):
             started = time.perf_counter()
             self.model.train()
             trained = steps.run_epoch(epoch, epoch * per_epoch, total)
             self.training_seconds += time.perf_counter() - started
-            self._close_epoch(steps, epoch, epochs, *trained)
+            self.close_epoch(steps.score, epoch, epochs, *trained)
         return self.history
 
     def _steps(self, hooks: Hooks) -> Steps:
@@ -185,8 +185,22 @@ class Trainer:
             self.backend = "torch"
         return TorchSteps(self, hooks)
 
-    def _close_epoch(self, steps: Steps, epoch: int, epochs: int, loss: float, hits: int, seen: int) -> None:
-        """Evaluate, note the curves and save the state."""
+    def close_epoch(
+        self, score: Callable[[Part], Score], epoch: int, epochs: int, loss: float, hits: int, seen: int
+    ) -> None:
+        """Evaluate, note the curves and save the state.
+
+        Args:
+            score: How the network does on a split; not asked after the last epoch.
+            epoch: 0-based epoch that is over.
+            epochs: Epochs of the whole training.
+            loss: Sum of the images' losses in the epoch.
+            hits: How many images were classified correctly.
+            seen: How many there were.
+
+        Raises:
+            DivergedError: The loss became NaN or infinite.
+        """
         history = self.history
         history.train_loss.append(loss / seen)
         history.train_accuracy.append(100.0 * hits / seen)
@@ -197,7 +211,7 @@ class Trainer:
         with self.meter.paused():
             validation, test = (
                 # The last one as records have it: another backend's rounding may push an image over the border.
-                evaluate(self.model, self.dataset, part, self.precision) if epoch + 1 == epochs else steps.score(part)
+                evaluate(self.model, self.dataset, part, self.precision) if epoch + 1 == epochs else score(part)
                 for part in (self.dataset.validation, self.dataset.test)
             )
         history.validation_loss.append(validation.loss)
@@ -234,7 +248,7 @@ class Trainer:
             },
         )
 
-    def _resume(self) -> int:
+    def resume(self) -> int:
         """Load the last snapshot; return the number of epochs it holds."""
         snapshot = self.checkpoint.load() if self.checkpoint is not None else None
         if snapshot is None:

@@ -8,6 +8,7 @@ stays with one backend.
 from __future__ import annotations
 
 import copy
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,28 +34,30 @@ _VECTORS = 8
 
 def train_many(
     trainings: Sequence[Training],
-    backend: Backend = "sequential",
+    backend: Backend = "torch",
     width: int | None = None,
     channels_last: bool | None = None,
     save_every: float = 0.0,
     fused: bool = False,
+    memory: float = 1.0,
     finished: Callable[[int, Trained], None] | None = None,
 ) -> list[Trained]:
     """Train networks; what goes wrong with one of them costs that one alone.
 
-    ``sequential`` trains one after the other; ``compiled`` too, with compiled steps where there are some. ``grouped``
+    ``torch`` trains one after the other; ``compiled`` too, with compiled steps where there are some. ``grouped``
     trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds and masks
     are each run's own, and who is at the end makes room for the next. ``graphed`` trains single models, side by side on
     streams of a GPU. On CUDA both capture their steps once and replay them. Methods that act in training, and networks
-    whose layers have no grouped form, are trained sequentially.
+    whose layers have no grouped form, are trained one after the other by torch.
 
     Args:
         trainings: What to train; none shares its network with another, all are on one device.
         backend: What trains them.
         width: Models at once; None: as many as fit (``grouped``), or :data:`STREAMS` (``graphed``).
         channels_last: Memory layout of grouped networks; None: contiguous for fp32 on CUDA, else channels last.
-        save_every: Seconds between two checkpoints of a run at least; sequential runs save after every epoch.
+        save_every: Seconds between two checkpoints of a run at least; who trains alone saves after every epoch.
         fused: Whether torch compiles grouped networks, for minutes, into fewer kernels.
+        memory: Share of the device's free memory that may be taken: other processes may train on it, too.
         finished: Called with the number of a training and its result as soon as it is at its end, its network trained;
             what it raises ends all.
 
@@ -98,7 +101,7 @@ def train_many(
         beside = width or (STREAMS if queues[0][0].device.type == "cuda" else 1)
     make = partial(Stack, channels_last=channels_last, beside=beside, fused=fused)
     for queue in queues:
-        at_once = 1 if backend == "graphed" else width or fitting(queue[0].training)
+        at_once = 1 if backend == "graphed" else width or fitting(queue[0].training, memory)
         _drive([_lane(queue, at_once, make) for _ in range(beside)], queue)
     return results
 
@@ -117,7 +120,7 @@ def _key(training: Training) -> object:
 
 def _alone(training: Training, steps: str = "torch") -> Trained:
     """Train one network by the plain loop."""
-    trained = Trained("sequential")
+    trained, started = Trained("torch"), time.perf_counter()
     with Meter(training.model, trained.consumption) as meter:
         try:
             trainer = training.trainer(meter, steps)
@@ -129,13 +132,14 @@ def _alone(training: Training, steps: str = "torch") -> Trained:
         except Exception as error:
             trained.error = error
         else:
-            trained.backend = "compiled" if trainer.backend == "compiled" else "sequential"
+            trained.backend = "compiled" if trainer.backend == "compiled" else "torch"
             trained.reason = f"not {steps}: {trainer.fallback}" if trainer.fallback else ""
+    trained.seconds = time.perf_counter() - started
     return trained
 
 
-def fitting(training: Training) -> int:
-    """Models like this one that fit into the free memory of its device, at least 1."""
+def fitting(training: Training, memory: float = 1.0) -> int:
+    """Models like this one that fit into a share of the free memory of its device, at least 1."""
     device = next(training.model.parameters()).device
     if device.type != "cuda":
         return CPU_WIDTH
@@ -147,7 +151,7 @@ def fitting(training: Training) -> int:
     # What earlier groups have left in torch's own cache is free, too.
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, int(_USABLE * free / needed))
+    return max(1, int(_USABLE * memory * free / needed))
 
 
 def footprint(training: Training) -> int:

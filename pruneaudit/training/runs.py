@@ -6,19 +6,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from pruneaudit.config import Recipe, steps_per_epoch
+from pruneaudit.config import Backend, Recipe, steps_per_epoch
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.checkpoint import Checkpoint
-from pruneaudit.training.loop import History, Hooks, Progress, Steps, Trainer
+from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.datasets import Dataset, Part
-
-Backend = Literal["sequential", "compiled", "grouped", "graphed"]
 
 
 @dataclass
@@ -80,6 +78,7 @@ class Trained:
         consumption: What was measured.
         resumed_from: Epochs that a checkpoint held.
         training_seconds: Time of its steps; of steps of several models its share.
+        seconds: Time of everything, evaluation and checkpoints included; of what several models did together its share.
         error: What ended it early (:class:`pruneaudit.training.loop.DivergedError` among others), or None.
     """
 
@@ -89,6 +88,7 @@ class Trained:
     consumption: Consumption = field(default_factory=Consumption)
     resumed_from: int = 0
     training_seconds: float = 0.0
+    seconds: float = 0.0
     error: Exception | None = None
 
 
@@ -116,7 +116,7 @@ class Run:
         self.per_epoch = steps_per_epoch(len(training.dataset.train), training.recipe.batch)
         self.total = training.recipe.total_steps(self.per_epoch)
         self.epochs = math.ceil(self.total / self.per_epoch)
-        self.step = self.trainer._resume() * self.per_epoch
+        self.step = self.trainer.resume() * self.per_epoch
         trained.history, trained.resumed_from = self.trainer.history, self.trainer.resumed_from
         self._save_every, self._saved = save_every, time.monotonic()
         self._start_epoch()
@@ -153,7 +153,7 @@ class Run:
             sizes: Images of each step.
             loss: Sum of the images' losses.
             hits: How many were classified correctly.
-            seconds: Time that the steps took.
+            seconds: Time that the steps took, of steps of several models its share.
         """
         recipe, consumption = self.training.recipe, self.trained.consumption
         for rate in self.rates(len(sizes)):
@@ -191,8 +191,7 @@ class Run:
             if is_due or self.training.masks or epoch + 1 == self.epochs:
                 unpack()
             self.trainer.checkpoint = checkpoint if is_due else None
-            # Of what makes steps, closing an epoch asks for scores alone.
-            self.trainer._close_epoch(cast(Steps, scores), epoch, self.epochs, *sums)
+            self.trainer.close_epoch(scores.of, epoch, self.epochs, *sums)
         except Exception as error:
             self.trained.error = error
         self._saved = now if is_due else self._saved
@@ -206,6 +205,6 @@ class Scores:
     validation: Score
     test: Score
 
-    def score(self, part: Part) -> Score:
+    def of(self, part: Part) -> Score:
         """The score of a split."""
         return self.validation if part is self.data.validation else self.test

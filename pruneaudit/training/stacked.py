@@ -26,11 +26,12 @@ _CHUNK = 512
 
 @dataclass
 class Leg:
-    """What a stack's steps gave, of each model: sums over images, the time of a share, and the scores after them."""
+    """What a stack's steps gave, of each model: sums over images, its share of the time, and the scores after them."""
 
     sizes: list[int]
     losses: list[float]
     hits: list[int]
+    training_seconds: float
     seconds: float
     validation: list[Score]
     test: list[Score]
@@ -111,9 +112,11 @@ class Stack:
             self._programs[size]()
             yield
         losses, hits = self._losses.tolist(), self._hits.tolist()
-        seconds = (time.perf_counter() - started) / (len(self.runs) * self._beside)
+        shares = len(self.runs) * self._beside
+        training_seconds = (time.perf_counter() - started) / shares
         scores = [self._evaluate(part) for part in (self._data.validation, self._data.test)]
-        return Leg(sizes, losses, hits, seconds, *scores)
+        seconds = (time.perf_counter() - started) / shares
+        return Leg(sizes, losses, hits, training_seconds, seconds, *scores)
 
     def _step(self, size: int) -> None:
         """One step of all models; asks the host for nothing."""
@@ -161,7 +164,8 @@ class Stack:
         reason = next((program.reason for program in self._programs.values() if program.reason), "")
         for number, run in enumerate(self.runs):
             run.trained.reason = reason
-            if run.went(leg.sizes, leg.losses[number], leg.hits[number], leg.seconds):
+            run.trained.seconds += leg.seconds
+            if run.went(leg.sizes, leg.losses[number], leg.hits[number], leg.training_seconds):
                 scores = Scores(run.training.dataset, leg.validation[number], leg.test[number])
                 run.close(scores, partial(self._unpack, number))
 

@@ -158,7 +158,7 @@ def report(
     study: Annotated[str | None, typer.Option("--study", help="Study whose waivers count: a name or a file.")] = None,
     figures: Annotated[
         Literal["auto", "1", "2", "none"],
-        typer.Option("--figures", help="One or two columns of a paper wide; auto: 2, but none above 2,000 cells."),
+        typer.Option("--figures", help="One or two columns of a paper wide; auto: 2."),
     ] = "auto",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again as cells come in; no figures.")] = False,
@@ -216,28 +216,76 @@ def plan(
     context: typer.Context,
     expression: Annotated[str, typer.Option("-k", metavar="EXPR", help="Selection, as pytest's -k.")] = "",
     workers: Annotated[int, typer.Option("-n", min=1, help="Workers to estimate for.")] = 1,
-    probe: Annotated[bool, typer.Option(help="Time a few steps on this machine to estimate the duration.")] = True,
+    probe: Annotated[bool, typer.Option(help="Estimate the duration; takes ten seconds on this machine.")] = True,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="PER_HOUR", help="Price of an hour of the machine, or of each GPU."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a selection would train: cells, distinct runs, epochs, MACs, time. Trains nothing.
+    """Say what a selection would train: cells, distinct runs, epochs, MACs, time and cost. Trains nothing.
 
-    Takes every --audit-… option of the suite.
+    Takes every --audit-… option of the suite. Runs of a kind that the ledger holds are estimated from what they took,
+    the others from a probe on random images.
     """
     from pruneaudit.planning import make_plan
 
-    facts = make_plan(expression, context.args, workers, probe)
+    facts = make_plan(expression, context.args, workers, probe, price)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, sort_keys=True))
         return
-    _show(facts["stages"], ["workload", "stage", "runs", "stored", "epochs", "training_macs", "minutes"], False)
+    columns = ["workload", "stage", "runs", "stored", "epochs", "training_macs", "minutes", "basis"]
+    _show(facts["stages"], columns, False)
     typer.echo(
         f"{facts['cells']} cells stand on {facts['runs']} distinct runs ({facts['stored']} of them in the ledger); "
         f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
     )
     if facts["minutes"] is not None:
         typer.echo(
-            f"estimated time: {facts['minutes']:.1f} minutes with {workers} worker(s), from timed steps on this machine"
+            f"estimated time: {facts['minutes']:.1f} minutes with {facts['workers']} worker(s), "
+            f"{facts['work_minutes']:.1f} minutes of work, one run at a time for each; the report comes on top"
         )
+        price_of = "" if facts["cost"] is None else f", {facts['cost']:.2f} at {price:g} an hour"
+        typer.echo(f"device hours: {facts['device_hours']:.2f}{price_of}")
+
+
+@app.command()
+def backends(
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="Such as resnet20-digits.")],
+    models: Annotated[int, typer.Option(min=1, help="Runs of one shape that train together.")] = 8,
+    ratio: Annotated[float | None, typer.Option(help="Pruning ratio of the network; default: the dense one.")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto: cuda if there is one.")
+    ] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "fp64"], typer.Option(help="Arithmetic.")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Measure which --audit-backend trains a workload fastest on this machine, on random images."""
+    from pruneaudit.catalog import Catalog
+    from pruneaudit.executors.backends import measure
+    from pruneaudit.plugin.device import visible_gpus
+
+    job = Catalog().workload(workload)
+    if ratio is not None and not 0 < ratio < 1:
+        raise ConfigError(f"--ratio {ratio:g}: expected a number between 0 and 1")
+    if device == "cuda" and not visible_gpus():
+        raise ConfigError("--device cuda: no CUDA device is visible here; leave it out or give cpu")
+    where = ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
+    found = measure(job, where, precision, models, ratio)
+    plain = found[0].seconds
+    rows = [
+        {
+            "backend": one.backend,
+            "seconds_per_epoch": one.seconds,
+            "speed": plain / one.seconds if plain and one.seconds else None,
+            "note": one.note,
+        }
+        for one in found
+    ]
+    _show(rows, ["backend", "seconds_per_epoch", "speed", "note"], as_json)
+    best = min((one for one in found if one.seconds is not None), key=lambda one: one.seconds or 0.0)
+    if not as_json:
+        typer.echo(f"fastest here, steps of {models} runs of {workload}: --audit-backend {best.backend}")
 
 
 @app.command()

@@ -1,11 +1,16 @@
-"""What a selection would train, and how long that takes: for ``pruneaudit plan``."""
+"""What a selection would train, how long that takes and what it costs: for ``pruneaudit plan``."""
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import io
+import math
+import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,30 +18,84 @@ import pytest
 from pruneaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pruneaudit.config import Workload
-    from pruneaudit.plugin.session import AuditSession
+    from pruneaudit.executors.calibration import Calibration
+    from pruneaudit.plugin.session import AuditSession, ConformanceCase
     from pruneaudit.records import RunSpec
 
 
+# Bytes of the largest dataset that is read for a plan: more takes minutes.
+_LOADED = 2**30
+
+
 class _Collector:
-    """Takes the audit session out of a pytest collection."""
+    """Takes the audit session, and the conformance checks, out of a pytest collection."""
 
     session: AuditSession | None = None
+    checks: list[ConformanceCase]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         from pruneaudit.plugin import audit_session
+        from pruneaudit.plugin.session import ConformanceCase, item_target
 
         self.session = audit_session(session.config)
+        targets = map(item_target, session.items)
+        self.checks = [target for target in targets if isinstance(target, ConformanceCase)]
 
 
-def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """Something that a worker does in one go.
+
+    Attributes:
+        id: Its id.
+        seconds: How long it takes.
+        needs: Ids of the jobs that must be finished before it; others than the given ones are finished.
+    """
+
+    id: str
+    seconds: float
+    needs: tuple[str, ...] = ()
+
+
+def makespan(jobs: Sequence[Job], workers: int) -> float:
+    """Seconds until some workers have done all jobs, each taking the first one in the list that is ready.
+
+    Args:
+        jobs: The jobs, those that are needed before those that need them.
+        workers: How many work side by side, at least 1.
+    """
+    ids = {job.id for job in jobs}
+    waits = {job.id: {need for need in job.needs if need in ids} for job in jobs}
+    dependants: dict[str, list[int]] = defaultdict(list)
+    for place, job in enumerate(jobs):
+        for need in waits[job.id]:
+            dependants[need].append(place)
+    ready = [place for place, job in enumerate(jobs) if not waits[job.id]]
+    busy: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or busy:
+        while ready and len(busy) < workers:
+            place = heapq.heappop(ready)
+            heapq.heappush(busy, (now + jobs[place].seconds, place))
+        now, done = heapq.heappop(busy)
+        for place in dependants[jobs[done].id]:
+            waits[jobs[place].id].discard(jobs[done].id)
+            if not waits[jobs[place].id]:
+                heapq.heappush(ready, place)
+    return now
+
+
+def make_plan(
+    expression: str, options: list[str], workers: int = 1, probe: bool = True, price: float | None = None
+) -> dict[str, Any]:
     """Plan a selection.
 
     Args:
         expression: As pytest's ``-k``.
         options: ``--audit-…`` options of the suite.
         workers: Workers to estimate the time for.
-        probe: Whether to time a few steps.
+        probe: Whether to estimate the time, which takes ten seconds where the ledger does not tell it.
+        price: What an hour of a device costs: of the machine, or of each GPU.
 
     Returns:
         Totals, and a row for each workload and stage. Stored runs cost nothing any more.
@@ -44,11 +103,99 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
     Raises:
         ConfigError: The selection is wrong or empty.
     """
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise ConfigError(f"--price: expected what an hour costs, not {price:g}")
+    if price is not None and not probe:
+        raise ConfigError("--price needs an estimate of the time; leave out --no-probe")
+    session, checks = _collect(expression, options)
+    # Whatever this process did until here, the one that starts the workers does as well: it needs no torch.
+    collecting = time.process_time()
     from pruneaudit.campaign import Campaign
-    from pruneaudit.catalog import suite_arguments
     from pruneaudit.executors.cost import cost
     from pruneaudit.executors.local import LocalExecutor
     from pruneaudit.stages import Stages
+
+    session.runtime.prepare()
+    executor = LocalExecutor(session.ledger, Stages(session.ledger, session.catalog, session.runtime), session.id)
+    campaign = Campaign(session.catalog, session.ledger, session.settings, executor)
+    runs = campaign.runs(session.selected)
+    missing = [run for run in runs if session.ledger.find(run) is None]
+    if probe and (missing or checks):
+        _load(session, {run.workload for run in missing} | {check.workload for check in checks})
+    started = time.process_time()
+    calibration = _calibrated(session, missing, checks) if probe and (missing or checks) else None
+    rows: dict[tuple[str, str], dict[str, Any]] = defaultdict(
+        lambda: {"runs": 0, "stored": 0, "epochs": 0.0, "training_macs": 0, "seconds": 0.0, "basis": set()}
+    )
+    jobs: list[Job] = []
+    for check in checks:
+        row = rows[check.workload, "conformance"]
+        row["runs"] += 1
+        if calibration is not None:
+            jobs.append(Job(check.id, calibration.check(check.check, check.method, check.workload)))
+            row["seconds"] += jobs[-1].seconds
+            row["basis"].add("scaled")
+    open_ids = {run.run_id for run in missing}
+    for run in runs:
+        row = rows[run.workload, run.stage]
+        row["runs"] += 1
+        if run.run_id not in open_ids:
+            row["stored"] += 1
+            continue
+        needed = cost(run, session.catalog)
+        row["epochs"] += needed.epochs
+        row["training_macs"] += needed.training_macs
+        if calibration is not None:
+            estimate = calibration.estimate(run)
+            jobs.append(Job(run.run_id, estimate.seconds, run.needs))
+            row["seconds"] += estimate.seconds
+            row["basis"].add(estimate.basis)
+    stages = [
+        {
+            "workload": workload,
+            "stage": stage,
+            **{name: value for name, value in row.items() if name not in ("seconds", "basis")},
+            "minutes": row["seconds"] / 60 if probe else None,
+            "basis": ", ".join(sorted(row["basis"])),
+        }
+        for (workload, stage), row in rows.items()
+    ]
+    trained = [row for row in stages if row["stage"] != "conformance"]
+    facts = {
+        "cells": len(session.selected),
+        "checks": len(checks),
+        "runs": sum(row["runs"] for row in trained),
+        "stored": sum(row["stored"] for row in trained),
+        "epochs": sum(row["epochs"] for row in trained),
+        "training_macs": sum(row["training_macs"] for row in trained),
+        "stages": stages,
+    }
+    times: dict[str, Any] = dict.fromkeys(("workers", "minutes", "work_minutes", "device_hours", "cost"))
+    if probe:
+        # One thread per run, and one run per GPU: more workers than that do not finish earlier.
+        places = _places(session.device)
+        working = min(workers, places)
+        start = started + (calibration.first if calibration is not None else 0.0)
+        start += collecting if workers > 1 else 0.0
+        seconds = start + makespan(jobs, working)
+        hours = seconds / 3600 * (working if session.device == "cuda" else 1)
+        times = {
+            "workers": working,
+            "minutes": seconds / 60,
+            "work_minutes": (sum(job.seconds for job in jobs) + start) / 60,
+            "device_hours": hours,
+            "cost": None if price is None else hours * price,
+        }
+    return facts | times
+
+
+def _collect(expression: str, options: list[str]) -> tuple[AuditSession, list[ConformanceCase]]:
+    """Collect what pytest would run.
+
+    Raises:
+        ConfigError: The selection is wrong or empty.
+    """
+    from pruneaudit.catalog import suite_arguments
 
     collector = _Collector()
     output = io.StringIO()
@@ -73,99 +220,39 @@ def make_plan(expression: str, options: list[str], workers: int = 1, probe: bool
         reason = next((line for line in lines if ": error: " in line), "")
         reason = reason or next((line for line in lines if line.startswith("ERROR")), "ERROR: collection failed")
         raise ConfigError(reason.rpartition(": error: ")[2].removeprefix("ERROR: "))
-    session = collector.session
-    session.runtime.prepare()
-    executor = LocalExecutor(session.ledger, Stages(session.ledger, session.catalog, session.runtime), session.id)
-    campaign = Campaign(session.catalog, session.ledger, session.settings, executor)
-    groups: dict[tuple[str, str], dict[str, Any]] = defaultdict(
-        lambda: {"runs": 0, "stored": 0, "epochs": 0.0, "training_macs": 0, "seconds": 0.0}
+    return collector.session, collector.checks
+
+
+def _load(session: AuditSession, workloads: set[str]) -> None:
+    """Read the data that is there, as each process of a session does before it trains."""
+    from pruneaudit.errors import AuditError
+    from pruneaudit.workloads.datasets import facts, load
+
+    for name in sorted(workloads):
+        data = session.catalog.workload(name).data
+        sizes = facts(data)
+        if (sizes.train + sizes.test) * sizes.height**2 * sizes.channels < _LOADED:
+            with contextlib.suppress(AuditError):  # it may be planned where it cannot run
+                load(data, session.runtime.data_root)
+
+
+def _calibrated(session: AuditSession, runs: Sequence[RunSpec], checks: Sequence[ConformanceCase]) -> Calibration:
+    """What the ledger knows of such runs, and what a probe tells of the rest."""
+    from pruneaudit.executors.calibration import Calibration, known
+
+    name = session.runtime.environment()["device"]
+    calibration = Calibration(
+        session.catalog, session.device, known(session.ledger.runs(), session.catalog, session.device, name)
     )
-    clock = Clock(session)
-    for run in campaign.runs(session.selected):
-        row = groups[run.workload, run.stage]
-        row["runs"] += 1
-        if session.ledger.find(run) is not None:
-            row["stored"] += 1
-            continue
-        needed = cost(run, session.catalog)
-        row["epochs"] += needed.epochs
-        row["training_macs"] += needed.training_macs
-        row["seconds"] += clock.seconds(run, needed.epochs) if probe else 0.0
-    stages = [
-        {"workload": workload, "stage": stage, **row, "minutes": row["seconds"] / 60 if probe else None}
-        for (workload, stage), row in groups.items()
-    ]
-    seconds = sum(row.pop("seconds") for row in stages)
-    return {
-        "cells": len(session.selected),
-        "runs": sum(row["runs"] for row in stages),
-        "stored": sum(row["stored"] for row in stages),
-        "epochs": sum(row["epochs"] for row in stages),
-        "training_macs": sum(row["training_macs"] for row in stages),
-        "minutes": seconds / 60 / workers if probe else None,
-        "stages": stages,
-    }
+    calibration.probe(runs, [(check.method, check.workload) for check in checks])
+    return calibration
 
 
-def _workload(run: RunSpec, session: AuditSession) -> Workload:
-    return session.catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
+def _places(device: str) -> int:
+    """How many runs can be at work side by side: GPUs, or cores that this process may use."""
+    from pruneaudit.plugin.device import visible_gpus
 
-
-class Clock:
-    """Times steps of each shape once, on random images, and scales."""
-
-    def __init__(self, session: AuditSession) -> None:
-        self._session = session
-        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
-
-    def seconds(self, run: RunSpec, epochs: float) -> float:
-        """Estimated duration of a run: training passes, and one pass over validation and test for each epoch."""
-        from pruneaudit.workloads.datasets import facts
-
-        sizes = facts(run.data)
-        train, test = self._per_image(run)
-        return epochs * (train * sizes.train + test * (sizes.validation + sizes.test))
-
-    def _per_image(self, run: RunSpec) -> tuple[float, float]:
-        """Seconds per image of a training step and of a test pass."""
-        import torch
-        import torch.nn.functional as F
-
-        from pruneaudit import shapes
-        from pruneaudit.executors.cost import widths as widths_of
-        from pruneaudit.training.precision import place, weight_type
-
-        workload, device = _workload(run, self._session), self._session.device
-        widths = widths_of(run, workload, self._session.catalog)
-        key = (run.workload, run.recipe.batch, run.precision, tuple(widths.items()))
-        if key in self._known:
-            return self._known[key]
-        dtype = weight_type(run.precision)
-        model = place(shapes.network(workload, widths), device, run.precision)
-        example = shapes.example(workload).to(device=device, dtype=dtype)
-        images = torch.randn(run.recipe.batch, *example.shape[1:], device=device, dtype=dtype)
-        images = images.to(memory_format=torch.channels_last)
-        labels = torch.zeros(run.recipe.batch, dtype=torch.int64, device=device)
-        optimiser = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
-
-        def step(train: bool) -> None:
-            with torch.set_grad_enabled(train), torch.autocast(device, torch.bfloat16, enabled=run.precision == "bf16"):
-                logits = model(images)
-            if train:
-                optimiser.zero_grad()
-                F.cross_entropy(logits.float(), labels).backward()
-                optimiser.step()
-
-        times = []
-        for train in (True, False):
-            model.train(train)
-            step(train)
-            count, started = 0, time.perf_counter()
-            while count < 3 or (time.perf_counter() - started < 0.3 and count < 50):
-                step(train)
-                count += 1
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times.append((time.perf_counter() - started) / count / run.recipe.batch)
-        self._known[key] = (times[0], times[1])
-        return self._known[key]
+    if device == "cuda":
+        return max(len(visible_gpus()), 1)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

@@ -292,7 +292,8 @@ def test_plan_counts_and_trains_nothing(planned):
     assert {row["stage"]: row["runs"] for row in facts["stages"]} == {"pretrain": 1, "prune": 4, "retrain": 4}
     assert facts["epochs"] == pytest.approx(sum(row["epochs"] for row in facts["stages"]))
     assert facts["training_macs"] == sum(row["training_macs"] for row in facts["stages"])
-    assert facts["minutes"] is None
+    assert facts["checks"] == 0
+    assert (facts["minutes"], facts["device_hours"], facts["cost"]) == (None, None, None)
     ledger = Ledger(folder / "ledger")
     assert list(ledger.runs()) == [] and ledger.failures() == [] and ledger.cells() == []
 
@@ -332,6 +333,8 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
         "lenet5-digits and s3.2",
         "--audit-methods",
         "l1,tpp",
+        "--price",
+        "1000",
         "--audit-ledger",
         tmp_path / "ledger",
         folder=tmp_path,
@@ -340,6 +343,7 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
     assert "12 cells stand on 27 distinct runs (0 of them in the ledger); to train: " in done.stdout
     assert "training MACs" in done.stdout and " epochs" in done.stdout
     assert "estimated time: " in done.stdout and "minutes with 1 worker(s)" in done.stdout
+    assert "device hours: 0.0" in done.stdout and " at 1000 an hour" in done.stdout
     assert [line.split()[1] for line in done.stdout.splitlines()[1:4]] == ["pretrain", "prune", "retrain"]
     assert list(Ledger(tmp_path / "ledger").runs()) == []
 
@@ -351,8 +355,9 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
         (("--audit-methods", "l1-globall"), "unknown method 'l1-globall'. Did you mean 'l1-global'?"),
         (("--audit-no-such-option", "1"), "--audit-no-such-option"),
         (("-k", "l1 and and"), "l1 and and"),
+        (("--price", "-1"), "--price: expected what an hour costs, not -1"),
     ],
-    ids=["nothing", "method", "option", "expression"],
+    ids=["nothing", "method", "option", "expression", "price"],
 )
 def test_a_wrong_plan_is_one_line(tmp_path, arguments, said):
     done = command("plan", *arguments, "--audit-ledger", tmp_path / "ledger", folder=tmp_path)

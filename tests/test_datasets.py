@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from pruneaudit.catalog import Catalog
 from pruneaudit.config import DataConfig
 from pruneaudit.errors import ConfigError, DataMissingError
+from pruneaudit.streams import generator
 from pruneaudit.workloads.datasets import DATA_VARIABLE, Dataset, Part, data_root, facts, load
 
 torch.set_num_threads(1)
@@ -22,13 +26,14 @@ torch.set_num_threads(1)
 DIGITS = DataConfig(name="digits", mean=(0.3,), std=(0.4,))
 
 
-def noise_dataset(images=12, side=6, pad=2, flip=True):
+def noise_dataset(images=12, side=6, pad=2, flip=True, channels=3):
     """Images of random pixels, no two alike, labelled by their number."""
     draw = torch.Generator().manual_seed(3)
     # No zero pixel: the padding is then recognisable.
-    pixels = torch.randint(1, 256, (images, side, side, 3), dtype=torch.uint8, generator=draw)
+    pixels = torch.randint(1, 256, (images, side, side, channels), dtype=torch.uint8, generator=draw)
     part = Part(pixels, torch.arange(images))
-    config = DataConfig(name="noise", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), pad=pad, flip=flip)
+    mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
+    config = DataConfig(name="noise", mean=mean, std=std, pad=pad, flip=flip)
     return Dataset(config, images, part, part, part, "noise")
 
 
@@ -247,6 +252,39 @@ def test_augmented_images_are_torchvisions_crops(pad, flip):
     if flip:
         flipped = sum(count for (_, _, mirrored), count in drawn.items() if mirrored)
         assert 0.42 < flipped / drawn.total() < 0.58
+
+
+def gathered(dataset, seed, stream, epoch):
+    """The images of a pass as they were first written: every pixel is looked up, and its channels normalised."""
+    count, pad, side = len(dataset.train), dataset.config.pad, dataset.height
+    order = torch.randperm(count, generator=generator(seed, stream, "order", epoch))
+    noise = generator(seed, stream, "augment", epoch)
+    shift = torch.randint(0, 2 * pad + 1, (count, 2), generator=noise)
+    columns = torch.arange(side).expand(count, side)
+    if dataset.config.flip:
+        columns = torch.where((torch.rand(count, generator=noise) < 0.5)[:, None], columns.flip(1), columns)
+    rows, columns = torch.arange(side) + shift[:, :1], columns + shift[:, 1:]
+    padded = F.pad(dataset.train.images, (0, 0, pad, pad, pad, pad))
+    images = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]][order]
+    mean, std = torch.tensor(dataset.config.mean), torch.tensor(dataset.config.std)
+    return ((images.float() - mean * 255) * (1 / (std * 255))).permute(0, 3, 1, 2)
+
+
+@given(
+    side=st.integers(1, 9),
+    channels=st.sampled_from([1, 3]),
+    pad=st.integers(0, 4),
+    flip=st.booleans(),
+    batch=st.integers(1, 13),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_batches_are_to_the_bit_what_a_gather_of_pixels_gives(side, channels, pad, flip, batch, seed):
+    dataset = noise_dataset(12, side, pad, flip, channels)
+    batches = [images for images, _ in dataset.batches(seed, "retrain", 1, batch)]
+    assert torch.equal(torch.cat(batches), gathered(dataset, seed, "retrain", 1))
+    strides = (side * side * channels, 1, side * channels, channels)
+    assert {images.stride() for images in batches} == {strides}, "channels last in memory"
 
 
 def test_padding_is_black_before_normalising():

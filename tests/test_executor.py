@@ -353,3 +353,150 @@ def test_a_killed_training_goes_on_and_ends_bit_identical(tmp_path):
     assert measured["epochs"] == 10 and len(measured["test_accuracy"]) == 10
     # Nothing of the attempt is left behind.
     assert list((killed / "partial").iterdir()) == []
+
+
+# Runs that train together
+
+
+def chain(seed, method="l1", ratio=0.5, backend="grouped"):
+    """Base, pruning and retraining of one arm."""
+    base = run_spec(seed=seed, backend=backend)
+    prune = run_spec(
+        "prune", seed=seed, backend=backend, parent=base.run_id, method=method, ratio=ratio, recipe=NOTHING
+    )
+    retrain = run_spec("retrain", seed=seed, backend=backend, parent=prune.run_id, method=method, ratio=ratio)
+    return base, prune, retrain
+
+
+def test_runs_of_one_shape_are_executed_together(root, log):
+    one = executor(root, log)
+    runs = [run for seed in range(2) for run in (*chain(seed), *chain(seed, ratio=0.9)[1:])]
+    one.share(runs)
+    for run in runs:
+        assert one.obtain(run).run_id == run.run_id
+    together = [batch for batch in one.stages.batches if len(batch) > 1]
+    bases, half, tenth = (
+        [run.run_id for run in runs if run.stage != "prune" and run.ratio == r] for r in (None, 0.5, 0.9)
+    )
+    assert together == [bases, half, tenth]
+    # Whatever a batch waits for is done before, and nothing twice.
+    assert sorted(started(log)) == sorted({run.run_id for run in runs})
+
+
+def test_one_at_a_time_is_one_at_a_time(root, log):
+    one = executor(root, log)
+    runs = [run for seed in range(2) for run in chain(seed, backend="torch")]
+    one.share(runs)
+    for run in runs:
+        one.obtain(run)
+    assert one.stages.batches == [[run.run_id] for run in runs]
+
+
+def test_a_failed_pruning_holds_up_nobody_of_its_shape(root, log):
+    one = executor(root, log, broken=lambda spec: spec.stage == "prune" and spec.seed == 1)
+    chains = [chain(seed) for seed in range(3)]
+    one.share([run for runs in chains for run in runs])
+    for run in chains[0]:
+        one.obtain(run)
+    assert one.stages.batches[-1] == [chains[0][2].run_id, chains[2][2].run_id]
+    with pytest.raises(RunFailedError, match="prune-l1"):
+        one.obtain(chains[1][1])
+
+
+def test_a_run_that_fails_in_a_batch_costs_that_one_alone(root, log):
+    one = executor(root, log, broken=lambda spec: spec.seed == 1)
+    runs = [run_spec(seed=seed, backend="grouped") for seed in range(3)]
+    one.share(runs)
+    assert one.obtain(runs[0]).seed == 0
+    assert one.stages.batches == [[run.run_id for run in runs]]
+    with pytest.raises(RunFailedError, match="the optimiser exploded"):
+        one.obtain(runs[1])
+    assert one.obtain(runs[2]).seed == 2
+    assert len(one.stages.batches) == 1
+
+
+def test_a_batch_waits_for_what_another_process_prunes(root, log):
+    chains = [chain(seed) for seed in range(2)]
+    runs = [run for found in chains for run in found]
+    busy, waiting = executor(root, log, sleep=0.3), executor(root, log)
+    waiting.share(runs)
+    for found in chains:
+        waiting.obtain(found[0])
+    waiting.obtain(chains[0][1])
+
+    def wait():
+        wait_for(lambda: chains[1][1].run_id in started(log))
+        return waiting.obtain(chains[0][2])
+
+    in_threads(lambda: busy.obtain(chains[1][1]), wait)
+    assert waiting.stages.batches[-1] == [found[2].run_id for found in chains]
+
+
+def test_who_waits_for_one_of_a_batch_need_not_wait_for_all(root, log):
+    first, second = (run_spec(seed=seed, backend="grouped") for seed in range(2))
+    batch, other = executor(root, log, sleep=0.4), executor(root, log)
+    batch.share([first, second])
+    ends = []
+
+    def wait():
+        wait_for(lambda: started(log))
+        assert other.obtain(first).run_id == first.run_id
+        ends.append([json.loads(line)["event"] for line in log.read_text().splitlines()].count("end"))
+
+    in_threads(lambda: batch.obtain(first), wait)
+    assert ends == [1]
+
+
+def test_all_runs_of_a_batch_are_told_as_under_way(root, log):
+    told = []
+
+    def look(spec):
+        told.append({facts["id"]: facts["epoch"] for facts in Ledger(root).progress()})
+        return False
+
+    one = executor(root, log, ledger_type=Ledger, broken=look)
+    runs = [run_spec(seed=seed, backend="grouped") for seed in range(2)]
+    one.share(runs)
+    one.obtain(runs[0])
+    assert [set(ids) for ids in told] == [{run.run_id for run in runs}, {runs[1].run_id}]
+    assert Ledger(root).progress() == []
+
+
+def test_together_or_alone_gives_the_same_weights(tmp_path):
+    """Through the real stages, in float64."""
+    found = {}
+    for backend in ("torch", "grouped"):
+        one = real_executor(tmp_path / backend)
+        recipe = base_model().recipe.for_epochs(2)
+        chains = []
+        for seed in range(2):
+            same = {"seed": seed, "backend": backend, "precision": "fp64", "data": base_model().data, "recipe": recipe}
+            base = run_spec(**same)
+            source = Catalog().method("l1")
+            prune = run_spec(
+                "prune",
+                **{**same, "recipe": NOTHING},
+                parent=base.run_id,
+                method="l1",
+                method_digest=source.digest,
+                ratio=0.5,
+                prunable=("conv*",),
+            )
+            retrain = run_spec("retrain", **same, parent=prune.run_id, method="l1", ratio=0.5)
+            chains.append((base, prune, retrain))
+        one.share([run for runs in chains for run in runs])
+        found[backend] = [one.obtain(run) for runs in chains for run in runs]
+        weights = [one.ledger.weights(record) for record in found[backend]]
+        found[backend, "weights"] = weights
+        assert one.ledger.failures() == []
+    for left, right in zip(found["torch"], found["grouped"], strict=True):
+        assert (left.accuracy, left.samples, left.learning_rates) == (
+            right.accuracy,
+            right.samples,
+            right.learning_rates,
+        )
+        assert right.hyper_parameters.get("steps") == (None if right.stage == "prune" else "grouped")
+        assert left.test_loss == pytest.approx(right.test_loss, abs=1e-10)
+        assert 0 < right.training_seconds < right.seconds or right.stage == "prune"
+    for left, right in zip(found["torch", "weights"], found["grouped", "weights"], strict=True):
+        assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-10

@@ -105,7 +105,10 @@ class Dataset:
         """Turn uint8 ``[N, H, W, C]`` into normalised ``[N, C, H, W]`` (channels last in memory)."""
         mean = torch.tensor(self.config.mean, dtype=dtype, device=images.device) * 255
         scale = 1 / (torch.tensor(self.config.std, dtype=dtype, device=images.device) * 255)
-        return ((images.to(dtype) - mean) * scale).permute(0, 3, 1, 2)
+        # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
+        mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
+        pixels = (images.to(dtype).flatten(1) - mean).mul_(scale)
+        return pixels.view(images.shape).permute(0, 3, 1, 2)
 
     def batches(
         self, seed: int, stream: str, epoch: int, batch: int, dtype: torch.dtype = torch.float32
@@ -128,28 +131,25 @@ class Dataset:
         count, device = len(self.train), self.train.images.device
         order = torch.randperm(count, generator=generator(seed, stream, "order", epoch)).to(device)
         noise = generator(seed, stream, "augment", epoch)
-        pad, side = self.config.pad, self.height
-        shift = torch.randint(0, 2 * pad + 1, (count, 2), generator=noise).to(device)
+        shift = torch.randint(0, 2 * self.config.pad + 1, (count, 2), generator=noise).to(device)
         flip = (torch.rand(count, generator=noise) < 0.5).to(device) if self.config.flip else None
-        padded = self._padded
-        line = torch.arange(side, device=device)
-        for start in range(0, count, batch):
-            index = order[start : start + batch]
-            if pad == 0 and flip is None:
-                images = self.train.images[index]
-            else:
-                rows = shift[index, 0, None] + line
-                columns = line.expand(len(index), side)
-                if flip is not None:
-                    columns = torch.where(flip[index, None], side - 1 - columns, columns)
-                columns = columns + shift[index, 1, None]
-                images = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        windows = self.windows
+        for index in order.split(batch):
+            images = crops(windows, index, shift[index], None if flip is None else flip[index])
             yield self.normalise(images, dtype), self.train.labels[index]
+
+    @property
+    def windows(self) -> torch.Tensor:
+        """A view of all crops of all padded training images, ``[N, rows, columns, H, W, C]``, see :func:`crops`."""
+        side = self.height
+        return self._padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3)
 
     @property
     def _padded(self) -> torch.Tensor:
         """Training images with a zero border, padded before normalising as torchvision's RandomCrop does."""
         images, border = self.train.images, self.config.pad
+        if not border:
+            return images
         cached = _PADDED.get((id(images), border))
         if cached is None or cached[0] is not images:
             count, side = images.shape[0], images.shape[1]
@@ -159,6 +159,22 @@ class Dataset:
             _PADDED.clear()
             _PADDED[id(images), border] = cached
         return cached[1]
+
+
+def crops(windows: torch.Tensor, index: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor | None) -> torch.Tensor:
+    """Crop images, and mirror some of them. It does not ask the host: a CUDA graph can replay it.
+
+    Args:
+        windows: All crops of all images, see :attr:`Dataset.windows`.
+        index: Numbers of images, ``[...]``.
+        shift: Row and column of each crop's upper left corner in the padded image, ``[..., 2]``.
+        flip: Which crops to mirror left to right, ``[...]`` bool, or None.
+
+    Returns:
+        Images ``[..., H, W, C]``.
+    """
+    images = windows[index, shift[..., 0], shift[..., 1]]
+    return images if flip is None else torch.where(flip[..., None, None, None], images.flip(-2), images)
 
 
 # One padded training set at a time: workers run one workload after the other.
@@ -422,3 +438,24 @@ def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
                 Image.fromarray(image[:, :, channel]).resize((size, size), resample)
             )
     return out
+
+
+def imitation(config: DataConfig, images: int, held_out: int) -> Dataset:
+    """Random images in the sizes of a dataset, which need not be there: what computing takes does not depend on them.
+
+    Args:
+        config: The workload's data section.
+        images: Training images.
+        held_out: Images of validation and test, each.
+
+    Raises:
+        ConfigError: No such dataset.
+    """
+    sizes, noise = facts(config), torch.Generator().manual_seed(0)
+
+    def part(count: int) -> Part:
+        shape = (count, sizes.height, sizes.height, sizes.channels)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+        return Part(pixels, torch.randint(0, sizes.classes, (count,), generator=noise))
+
+    return Dataset(config, sizes.classes, part(images), part(held_out), part(held_out), "random")

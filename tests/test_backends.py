@@ -1,0 +1,74 @@
+"""Measuring which backend is the fastest here."""
+
+from typing import get_args
+
+import pytest
+
+from pruneaudit.catalog import Catalog
+from pruneaudit.cli import main
+from pruneaudit.config import Backend
+from pruneaudit.executors import backends
+from pruneaudit.training.many import train_many
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """One round of LeNet-5, cut at ratio 0.9."""
+    monkeypatch.setattr(backends, "_SECONDS", 0.0)
+
+    def measure(workload="lenet5-digits", **options):
+        return {one.backend: one for one in backends.measure(Catalog().workload(workload), models=2, **options)}
+
+    return measure
+
+
+def test_every_backend_is_timed_on_as_many_runs_as_asked_for(measured, monkeypatch):
+    asked = []
+
+    def count(trainings, backend):
+        asked.append((backend, len(trainings), {training.model.conv1.out_channels for training in trainings}))
+        return train_many(trainings, backend)
+
+    monkeypatch.setattr(backends, "train_many", count)
+    found = measured(ratio=0.5)
+    assert set(found) == set(get_args(Backend))
+    assert all(one.seconds is not None and one.seconds >= 0 and not one.note for one in found.values())
+    assert {(backend, 2) for backend in found} == {(backend, models) for backend, models, _ in asked}
+    assert {next(iter(widths)) for _, _, widths in asked} == {3}
+
+
+def test_who_leaves_a_network_to_another_is_not_timed(measured, monkeypatch):
+    found = measured(precision="bf16")
+    assert found["compiled"].seconds is None and "not compiled" in found["compiled"].note
+    assert found["torch"].seconds is not None
+
+
+def test_a_backend_that_breaks_is_told_and_not_chosen(measured, monkeypatch):
+    def broken(trainings, backend):
+        if backend == "grouped":
+            raise RuntimeError("no kernel\nfor this")
+        return train_many(trainings, backend)
+
+    monkeypatch.setattr(backends, "train_many", broken)
+    found = measured()
+    assert found["grouped"].seconds is None and found["grouped"].note == "RuntimeError: no kernel for this"
+    assert found["torch"].seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["resnet20-digit"], "unknown workload 'resnet20-digit'. Did you mean 'resnet20-digits'?"),
+        (["lenet5-digits", "--ratio", "1.5"], "--ratio 1.5: expected a number between 0 and 1"),
+        (["lenet5-digits", "--device", "cuda"], "--device cuda: no CUDA device is visible here"),
+    ],
+)
+def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments, line):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("sys.argv", ["pruneaudit", "backends", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"pruneaudit: {line}")

@@ -19,13 +19,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+import reference
 import torch
-from PIL import Image
-from reference import plain_step
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from pruneaudit import shapes
 from pruneaudit.catalog import Catalog
@@ -35,14 +33,12 @@ from pruneaudit.streams import generator
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, Part, data_root, load
+from pruneaudit.workloads.datasets import Dataset, data_root, load
 from pruneaudit.workloads.models.initialise import initialise
 
 RATIOS, SEEDS = (0.0, 0.5, 0.7, 0.9), 16
 ROUNDS, SLICE = 5, 5_120
 SHORT_EPOCHS, SHORT_IMAGES, SHORT_SEEDS = 2, 10_000, 4
-#: Mean accuracies, in percent, must be this close at least, or within three standard errors.
-CLOSE = 0.5
 
 Seconds = tuple[float, float]
 #: Trains a network by a recipe on a dataset; says the test accuracy in percent.
@@ -56,8 +52,8 @@ def main() -> None:
     config = workload.data
     resized = load(config, data_root(None))
     variants: dict[str, tuple[Variant, Dataset]] = {
-        "reference loop": (reference, stored),
-        "reference, resized once": (reference, resized),
+        "reference loop": (partial(reference.train, side=resized.height), stored),
+        "reference, resized once": (reference.train, resized),
         "ours, torch": (ours("torch"), resized),
         "ours, compiled": (ours("compiled"), resized),
     }
@@ -142,9 +138,7 @@ def time_short_trainings(workload: Workload, variants: dict[str, tuple[Variant, 
     plain = accuracies["reference loop"]
     differ = []
     for name, mine in accuracies.items():
-        error = math.sqrt((statistics.variance(plain) + statistics.variance(mine)) / SHORT_SEEDS)
-        away = abs(statistics.fmean(mine) - statistics.fmean(plain))
-        differ += [name] if away > max(3 * error, CLOSE) else []
+        differ += [] if reference.is_as_good(mine, plain) else [name]
         each = " ".join(f"{value:.2f}" for value in mine)
         print(f"{name:24} {gain(spent['reference loop'], spent[name]):>15}  {statistics.fmean(mine):.2f} ({each})")
     if differ:
@@ -177,56 +171,6 @@ def ours(backend: str) -> Variant:
         return history.test_accuracy[-1]
 
     return train
-
-
-def reference(model: nn.Module, data: Dataset, recipe: Recipe, seed: int) -> float:
-    """A plain loop, with the names of its kind."""
-    torch.manual_seed(seed)
-    loader = DataLoader(Pictures(data, data.train), recipe.batch, shuffle=True)
-    test_loader = DataLoader(Pictures(data, data.test), 512)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.rate(0, 0),
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        foreach=False,
-    )
-    steps, accuracy, step, epoch = recipe.total_steps(len(loader)), math.nan, 0, 0
-    while step < steps:
-        model.train()
-        for images, labels in loader:
-            if step == steps:
-                break
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(epoch, step)
-            plain_step(model, optimiser, images, labels)
-            step += 1
-        model.eval()
-        with torch.no_grad():
-            hits = sum((model(images).argmax(1) == labels).sum().item() for images, labels in test_loader)
-        accuracy = 100.0 * hits / len(data.test)
-        epoch += 1
-    return accuracy
-
-
-class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """A split as torchvision gives it: PIL images, transformed one by one whenever they are asked for."""
-
-    def __init__(self, data: Dataset, part: Part) -> None:
-        config = data.config
-        steps = [transforms.Resize((32, 32))] if data.height != 32 else []
-        # LeNet-5 on digits is trained on shifted images.
-        steps += [transforms.RandomCrop(32, padding=config.pad)] if config.pad and part is data.train else []
-        self.transform = transforms.Compose(
-            [*steps, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
-        )
-        self.images, self.labels = part.images.squeeze(-1).numpy(), part.labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[number])), self.labels[number]
 
 
 if __name__ == "__main__":

@@ -14,25 +14,21 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
-from reference import plain_step
+from reference import images_of, loader, plain_step, sgd, test
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from pruneaudit import shapes
 from pruneaudit.catalog import Catalog
 from pruneaudit.config import Recipe, Workload
-from pruneaudit.errors import DataMissingError
 from pruneaudit.streams import generator
 from pruneaudit.training.many import train_many
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Backend, Training
-from pruneaudit.workloads.datasets import Dataset, Part, data_root, facts, load
+from pruneaudit.workloads.datasets import Dataset
 from pruneaudit.workloads.models.initialise import initialise
 
 
@@ -144,25 +140,7 @@ def single() -> None:
 
 def _case(name: str, ratio: float | None, device: str) -> Case:
     workload = Catalog().workload(name)
-    try:
-        data = load(workload.data, data_root(None))
-    except DataMissingError:
-        print(f"\n{workload.data.name} is not there: random images instead")
-        data = _random(workload)
-    return Case(workload, data.to(torch.device(device)), ratio, device)
-
-
-def _random(workload: Workload) -> Dataset:
-    """Random images in the sizes of a workload's dataset."""
-    sizes, draw = facts(workload.data), generator(0, "benchmark")
-
-    def part(count: int) -> Part:
-        shape = (count, sizes.height, sizes.height, sizes.channels)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
-        return Part(images, torch.randint(0, sizes.classes, (count,), generator=draw))
-
-    parts = (part(count) for count in (sizes.train, sizes.validation, sizes.test))
-    return Dataset(workload.data, sizes.classes, *parts, split_digest="random")
+    return Case(workload, images_of(workload).to(torch.device(device)), ratio, device)
 
 
 def _head(title: str) -> None:
@@ -221,46 +199,21 @@ def _row(
 
 def _reference(case: Case, models: int, epochs: int) -> float:
     """Seconds of a model-epoch of the plain loop; prints its line."""
-    config, recipe, data = case.data.config, case.recipe(epochs), case.data
-    plain = [transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
-    augment = [transforms.RandomCrop(data.height, padding=config.pad)] if config.pad else []
-    augment += [transforms.RandomHorizontalFlip()] if config.flip else []
-
-    def loader(part: Part, steps: list[Callable], shuffle: bool) -> DataLoader:  # type: ignore[type-arg]
-        transform = transforms.Compose(steps)
-        pixels = (image.squeeze(-1) if image.shape[-1] == 1 else image for image in part.images.cpu())
-        images = [Image.fromarray(image.numpy()) for image in pixels]
-
-        def collate(batch: list[tuple[Image.Image, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.stack([transform(image) for image, _ in batch]), torch.tensor([label for _, label in batch])
-
-        samples = list(zip(images, part.labels.tolist(), strict=True))
-        return DataLoader(samples, recipe.batch, shuffle=shuffle, collate_fn=collate)
-
-    train = loader(data.train, [*augment, *plain], True)
-    tests = [loader(part, plain, False) for part in (data.validation, data.test)]
+    recipe, data = case.recipe(epochs), case.data
+    train, *tests = (loader(data, part, recipe.batch) for part in (data.train, data.validation, data.test))
     clock = Clock(case.device)
     started, accuracies = clock.now(), []
     for number in range(models):
         model = case.model(number).to(memory_format=torch.contiguous_format)
-        optimiser = torch.optim.SGD(
-            model.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=False
-        )
+        optimiser = sgd(model, recipe)
         for epoch in range(epochs):
             model.train()
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(epoch, 0)
             for images, labels in train:
-                images, labels = images.to(case.device), labels.to(case.device)
-                plain_step(model, optimiser, images, labels)
-            model.eval()
-            with torch.no_grad():
-                for test in tests:
-                    right = [
-                        (model(images.to(case.device)).argmax(1).cpu() == labels).float().sum().item()
-                        for images, labels in test
-                    ]
-        accuracies.append(100 * sum(right) / len(data.test))
+                plain_step(model, optimiser, images.to(case.device), labels.to(case.device))
+            _, accuracy = (test(model, images, case.device) for images in tests)
+        accuracies.append(accuracy)
     seconds = (clock.now() - started) / (models * epochs)
     _line("reference loop, K=1", seconds, seconds, 0.0, accuracies)
     return seconds

@@ -1,11 +1,13 @@
-"""Time and memory that a report over 10,000 cells takes, by phase and as the whole command, in fresh processes.
+"""Time and memory that a report over 10,000 cells takes: by phase, and as the whole command with figures and without.
 
     python benchmarks/report.py [--cells 10000] [--methods all] [--workloads resnet56-cifar10] [--ledger DIR] [--to DIR]
 
 The ledger is what a campaign over all protocols and ratios would leave after training for months: cells and runs are
 planned by the campaign itself, and only what a run measures is made up (curves of its full length, answers of every
-test image, Jacobian, conduct). With ``--ledger`` it is kept, and taken as it is where there is one already. All methods
-on one workload make the most findings; ``--methods core --workloads all`` makes a third of them from as many cells.
+test image, Jacobian, conduct). Each time is that of a fresh process; processor time is summed over the processes that
+draw figures beside it, memory is that of the largest one. With ``--ledger`` the ledger is kept, and taken as it is
+where there is one already. All methods on one workload make the most findings; ``--methods core --workloads all`` makes
+a third of them from as many cells.
 """
 
 from __future__ import annotations
@@ -59,14 +61,16 @@ def compare(options: argparse.Namespace, ledger: Path, to: Path) -> None:
     done = subprocess.run([*myself, "--only", "measure"], stdout=subprocess.PIPE, text=True, check=True)
     show(json.loads(done.stdout))
     command = [str(Path(sys.executable).with_name("pruneaudit")), "report", *folders]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - started
-    if status:
-        raise SystemExit("pruneaudit report failed")
-    cpu = usage.ru_utime + usage.ru_stime
-    print(f"pruneaudit report, whole process: {took:.2f} s ({cpu:.2f} s CPU), {usage.ru_maxrss / 1024:.0f} MB")
+    for figures in ("auto", "none"):
+        started = time.perf_counter()
+        process = subprocess.Popen([*command, "--figures", figures], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        took = time.perf_counter() - started
+        if status:
+            raise SystemExit("pruneaudit report failed")
+        what = "with figures, as by default" if figures == "auto" else "without figures"
+        cpu = usage.ru_utime + usage.ru_stime
+        print(f"pruneaudit report {what}: {took:.2f} s ({cpu:.2f} s CPU), {usage.ru_maxrss / 1024:.0f} MB")
 
 
 def show(facts: dict[str, Any]) -> None:

@@ -1,27 +1,28 @@
 """Times of training and pruning steps, as ratios against a plain reference loop run beside ours.
 
-    python benchmarks/steps.py [WORKLOAD]        default: resnet20-digits
+    python benchmarks/steps.py [WORKLOAD [METHOD ...]]        default: resnet20-digits
 
 The reference is written in the style of the source papers' code: a DataLoader with PIL transforms, contiguous layout,
-for-loop SGD, ``.item()`` at every step. Then come a plain step of ours and one of every method of the catalogue that
-trains in its pruning stage: it should cost at most 1.25x a plain one. All variants run interleaved in one process on
-one thread; ratios are medians over rounds.
+for-loop SGD, ``.item()`` at every step. Then come plain steps of ours in fp32 and, where the CPU has instructions for
+it, bf16, and steps of the named methods, which should cost at most 1.25x a plain one; on small images every method of
+the catalogue that trains in its pruning stage. All variants run interleaved in one process on one thread; ratios are
+medians over rounds, of CPU time, which does not count waiting for a busy machine. On small images short trainings then
+run to their end, as many steps each, and their accuracies are compared. Datasets that are not there are replaced by
+random images of the same sizes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
+import reference
 import torch
-from PIL import Image
-from reference import plain_step
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from pruneaudit import shapes
 from pruneaudit.catalog import Catalog
@@ -33,27 +34,42 @@ from pruneaudit.task import PruningTask
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, Part, data_root, load
+from pruneaudit.workloads.datasets import Dataset
 from pruneaudit.workloads.models.initialise import initialise
 
-ROUNDS = 5
+ROUNDS, SHORT_EPOCHS, SHORT_SEEDS = 7, 5, 4
+REFERENCE, OURS = "reference loop, fp32", "ours, fp32"
+
+#: Trains a workload's network on a dataset by a recipe with a seed; says the test accuracy in percent.
+Variant = Callable[[Workload, Dataset, Recipe, int], float]
 
 
 def main() -> None:
-    """Time all variants and print the table."""
+    """Time all variants, compare accuracies and print the tables."""
     torch.set_num_threads(1)
-    name = sys.argv[1] if len(sys.argv) > 1 else "resnet20-digits"
+    name, *methods = sys.argv[1:] or ["resnet20-digits"]
     workload = Catalog().workload(name)
-    full = load(workload.data, data_root(None))
-    steps = 40 if len(full.train) < 5000 else 12
+    data = reference.images_of(workload)
+    loops: dict[str, Variant] = {REFERENCE: plain, OURS: partial(ours, "fp32")}
+    if any(has for instruction, has in torch.cpu.get_capabilities().items() if "bf16" in instruction):
+        loops["ours, bf16"] = partial(ours, "bf16")
+    else:
+        print("ours, bf16: skipped, this CPU has no instructions for it")
+    is_small = data.height < 32
+    time_steps(workload, data, loops, methods or (trained_methods(workload) if is_small else []), 40 if is_small else 4)
+    if is_small:
+        compare_accuracies(workload, data, loops)
+
+
+def time_steps(workload: Workload, data: Dataset, loops: dict[str, Variant], methods: list[str], steps: int) -> None:
+    """Print what a step takes."""
     # Evaluation is not what is timed: one image each.
-    one = Part(full.test.images[:1], full.test.labels[:1])
-    data = Dataset(full.config, full.classes, full.train, one, one, full.split_digest)
-    recipe = workload.prune.model_copy(update={"steps": steps})
+    one = data.test.first(1)
+    data = dataclasses.replace(data, validation=one, test=one)
+    recipe = workload.prune.model_copy(update={"epochs": None, "steps": steps})
     variants: dict[str, Callable[[], float]] = {
-        "reference loop": lambda: reference(workload, data, recipe),
-        "ours": lambda: ours(workload, data, recipe),
-        **{name: partial(pruning, workload, data, recipe, name) for name in trained_methods(workload)},
+        **{name: partial(seconds_of, loop, workload, data, recipe) for name, loop in loops.items()},
+        **{name: partial(pruning, workload, data, recipe, name) for name in methods},
     }
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     for variant in variants.values():
@@ -62,61 +78,62 @@ def main() -> None:
         for variant, run in variants.items():
             times[variant].append(run() / steps)
     width = max(map(len, variants))
-    print(f"{name}, batch {recipe.batch}, fp32, 1 thread, {ROUNDS} rounds of {steps} steps, torch {torch.__version__}")
+    print(
+        f"{workload.name}, batch {recipe.batch}, 1 thread, {ROUNDS} rounds of {steps} steps, CPU time, "
+        f"torch {torch.__version__}"
+    )
     print(f"{'variant':{width}} {'ms/step':>8} {'reference / it':>15} {'it / ours':>10}")
     for variant, seconds in times.items():
-        faster = statistics.median(a / b for a, b in zip(times["reference loop"], seconds, strict=True))
-        slower = statistics.median(b / a for a, b in zip(times["ours"], seconds, strict=True))
+        faster = statistics.median(a / b for a, b in zip(times[REFERENCE], seconds, strict=True))
+        slower = statistics.median(b / a for a, b in zip(times[OURS], seconds, strict=True))
         print(f"{variant:{width}} {1000 * statistics.median(seconds):8.1f} {faster:14.2f}x {slower:9.2f}x")
 
 
-def network(workload: Workload) -> nn.Module:
+def compare_accuracies(workload: Workload, data: Dataset, loops: dict[str, Variant]) -> None:
+    """Train as long by every loop, and print how good the networks become.
+
+    Raises:
+        SystemExit: They differ by more than noise.
+    """
+    # Gently: at the usual rate a network of so few epochs depends more on its seed than on the loop.
+    recipe = workload.pretrain.model_copy(update={"epochs": SHORT_EPOCHS, "lr": f"0:0.02,{SHORT_EPOCHS - 1}:0.002"})
+    accuracies = {
+        name: [loop(workload, data, recipe, seed) for seed in range(SHORT_SEEDS)] for name, loop in loops.items()
+    }
+    print(f"\n{SHORT_EPOCHS} epochs, {SHORT_SEEDS} seeds: test accuracy, percent")
+    for name, mine in accuracies.items():
+        each = " ".join(f"{value:.2f}" for value in mine)
+        print(f"{name:{len(REFERENCE)}} {statistics.fmean(mine):.2f} ± {statistics.stdev(mine):.2f} ({each})")
+    differ = [name for name, mine in accuracies.items() if not reference.is_as_good(mine, accuracies[REFERENCE])]
+    if differ:
+        sys.exit(f"accuracy differs from the reference loop's by more than noise: {', '.join(differ)}")
+
+
+def network(workload: Workload, seed: int) -> nn.Module:
     """The dense network, initialised."""
     model = shapes.dense_network(workload)
-    initialise(model, generator(0, "benchmark"))
+    initialise(model, generator(seed, "benchmark"))
     return model
 
 
-def reference(workload: Workload, data: Dataset, recipe: Recipe) -> float:
-    """Seconds of the plain loop."""
-    config = data.config
-    steps = [transforms.RandomCrop(data.height, padding=config.pad)] if config.pad else []
-    steps += [transforms.RandomHorizontalFlip()] if config.flip else []
-    transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)])
-    images = [
-        Image.fromarray(image.squeeze(-1).numpy() if image.shape[-1] == 1 else image.numpy())
-        for image in data.train.images
-    ]
-    samples = list(zip(images, data.train.labels.tolist(), strict=True))
-
-    def collate(batch: list[tuple[Image.Image, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.stack([transform(image) for image, _ in batch]), torch.tensor([label for _, label in batch])
-
-    model = network(workload).train()
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.rate(0, 0),
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        foreach=False,
-    )
-    done, started = 0, time.perf_counter()
-    while True:
-        for batch, labels in DataLoader(samples, recipe.batch, shuffle=True, collate_fn=collate):
-            plain_step(model, optimiser, batch, labels)
-            done += 1
-            if done == recipe.steps:
-                return time.perf_counter() - started
+def plain(workload: Workload, data: Dataset, recipe: Recipe, seed: int) -> float:
+    """The plain loop."""
+    return reference.train(network(workload, seed), data, recipe, seed)
 
 
-def ours(workload: Workload, data: Dataset, recipe: Recipe) -> float:
-    """Seconds of the project's loop."""
-    model = place(network(workload), "cpu", "fp32")
+def ours(precision: str, workload: Workload, data: Dataset, recipe: Recipe, seed: int) -> float:
+    """The project's loop."""
+    model = place(network(workload, seed), "cpu", precision)
     with Meter(model) as meter:
-        trainer = Trainer(model, data, recipe, 0, "benchmark", meter)
-        started = time.perf_counter()
-        trainer.fit()
-    return time.perf_counter() - started
+        history = Trainer(model, data, recipe, seed, "benchmark", meter, precision=precision).fit()
+    return history.test_accuracy[-1]
+
+
+def seconds_of(loop: Variant, workload: Workload, data: Dataset, recipe: Recipe) -> float:
+    """CPU seconds of a training."""
+    started = time.process_time()
+    loop(workload, data, recipe, 0)
+    return time.process_time() - started
 
 
 def trained_methods(workload: Workload) -> list[str]:
@@ -126,20 +143,20 @@ def trained_methods(workload: Workload) -> list[str]:
 
 
 class TimedTask(PruningTask):
-    """Sums up the seconds of training: what a method does once, before or after, is not the price of a step."""
+    """Sums up the CPU seconds of training: what a method does once, before or after, is not the price of a step."""
 
     seconds = 0.0
 
     def train(self, steps: int | None = None, hooks: Hooks | None = None) -> None:
         """Train, and time it."""
-        started = time.perf_counter()
+        started = time.process_time()
         super().train(steps, hooks)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
 
 
 def pruning(workload: Workload, data: Dataset, recipe: Recipe, name: str) -> float:
-    """Seconds of a method's regularised training."""
-    model = place(network(workload), "cpu", "fp32")
+    """CPU seconds of a method's regularised training."""
+    model = place(network(workload, 0), "cpu", "fp32")
     method = Catalog().method(name).create()
     layers = prunable_layers(model, data.example(), workload.prunable, workload.skip, method.granularity)
     # Weights are as after initialisation: a stiff penalty would diverge before it tells anything about time.
@@ -156,7 +173,7 @@ def pruning(workload: Workload, data: Dataset, recipe: Recipe, name: str) -> flo
             meter,
             name,
             target=shapes.target(workload, 0.5, method.granularity, method.scope),
-            initial=lambda _epoch: network(workload).state_dict(),
+            initial=lambda _epoch: network(workload, 0).state_dict(),
         )
         method.prune(task)
     return task.seconds

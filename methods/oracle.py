@@ -5,11 +5,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from pruneaudit import Card, Kept, Method, PruningTask, PublishedRecipe
-from pruneaudit.pruning.reconstruction import channel_tensors, silence
+from pruneaudit.pruning.subsets import losses_after_removal
 
 
 class Oracle(Method):
@@ -46,17 +44,8 @@ class Oracle(Method):
 
     def prune(self, task: PruningTask) -> Kept:
         """Try every candidate (ties: the first)."""
-        batches = list(task.batches(self.batches))
-        intact = [(tensor, tensor.detach().clone()) for layer in task.layers for tensor in channel_tensors(layer)]
-        losses = []
         found = list(candidates(task, self.limit))
-        with torch.no_grad():
-            for kept in found:
-                for layer in task.layers:
-                    silence(layer, kept[layer.name])
-                losses.append(mean_loss(task.model, batches))
-                for tensor, values in intact:
-                    tensor.copy_(values)
+        losses = losses_after_removal(task.model, task.layers, found, list(task.batches(self.batches)))
         return found[losses.index(min(losses))]
 
 
@@ -80,9 +69,3 @@ def candidates(task: PruningTask, limit: int) -> Iterator[dict[str, list[int]]]:
         if choice not in seen:
             seen.add(choice)
             yield dict(zip(names, map(list, choice), strict=True))
-
-
-def mean_loss(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Mean cross-entropy over some images."""
-    total = sum(F.cross_entropy(model(images), labels, reduction="sum").double() for images, labels in batches)
-    return float(total) / sum(len(labels) for _, labels in batches)

@@ -171,6 +171,7 @@ def report(
         return
     from pruneaudit.audit.catalogue import get_rule
     from pruneaudit.catalog import Catalog
+    from pruneaudit.report.drawing import Drawing
     from pruneaudit.report.results import gather_ledger, no_collection
     from pruneaudit.report.terminal import summary
     from pruneaudit.report.writer import write
@@ -184,15 +185,16 @@ def report(
 
         keep_writing(ledger, to, study, Console())
         return
+    store = _existing_ledger(ledger)
     # One report, then the process ends: looking for cyclic garbage, here and at exit, would be a fifth of the time.
-    with no_collection():
-        results = gather_ledger(catalog, _existing_ledger(ledger), chosen)
+    with no_collection(), Drawing(figures) as drawing:
+        results = gather_ledger(catalog, store, chosen, drawing.begin)
         if not results.cells:
             raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
         for line in summary(results):
             typer.echo(line)
         try:
-            for path in write(results, to, figures):
+            for path in write(results, to, drawing):
                 typer.echo(f"wrote {path}")
         except OSError as error:
             raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None

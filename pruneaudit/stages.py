@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, lru_cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +24,18 @@ from torch import nn
 from pruneaudit import __version__, shapes
 from pruneaudit.catalog import Catalog, MethodSource
 from pruneaudit.conduct import Job, observe
-from pruneaudit.config import Budget, DataConfig, Workload, steps_per_epoch
+from pruneaudit.config import Budget, Workload, steps_per_epoch
 from pruneaudit.contract import Method
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 from pruneaudit.ledger import Ledger
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.measure.cost import TRAINING_PASSES
-from pruneaudit.measure.trainability import jacobian
 from pruneaudit.pruning.removal import shrink, thinned
-from pruneaudit.records import Conduct, Granularity, RunRecord, RunSpec, pack
+from pruneaudit.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, pack
 from pruneaudit.streams import generator
 from pruneaudit.task import RetrainingTask
 from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.grouped import jacobians
 from pruneaudit.training.loop import BACKENDS, History, Hooks, Progress, Trainer
 from pruneaudit.training.many import train_many
 from pruneaudit.training.metering import Consumption, Meter
@@ -129,10 +129,26 @@ class Outcome:
     measured: bool = True
 
 
-#: A run up to its end, or up to an outcome: asks for the plain training that it needs, if any, and is told what became
-#: of it.
-_Run = Generator[Training, Trained, RunRecord]
-_Stage = Generator[Training, Trained, Outcome]
+@dataclass(frozen=True)
+class Trainable:
+    """A network whose trainability is to be measured."""
+
+    model: nn.Module
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """Its trainability, and the seconds that measuring took."""
+
+    jacobian: Jacobian
+    seconds: float
+
+
+#: Up to an outcome: asks for the plain training that it needs, if any, and is told what became of it.
+_Stage = Generator[Training, Any, Outcome]
+#: Up to a record: asks for the training, then for the trainability.
+_Run = Generator[Training | Trainable, Any, RunRecord]
 
 
 class Stages:
@@ -179,26 +195,42 @@ class Stages:
         """
         self.runtime.prepare()
 
-        def advance(spec: RunSpec, go: Callable[[], Training]) -> Training | None:
+        waiting: list[tuple[RunSpec, _Run, Training]] = []
+        trained: list[tuple[RunSpec, _Run, Trainable]] = []
+
+        def advance(spec: RunSpec, run: _Run, told: Trained | _Slopes | Exception | None = None) -> None:
             try:
-                return go()
+                asked = run.throw(told) if isinstance(told, Exception) else run.send(told)
             except StopIteration as end:
                 over(spec, end.value)
             except Exception as error:
                 over(spec, error)
-            return None
+            else:
+                if isinstance(asked, Training):
+                    waiting.append((spec, run, asked))
+                else:
+                    trained.append((spec, run, asked))
 
-        waiting: list[tuple[RunSpec, _Run, Training]] = []
+        def measure() -> None:
+            """Bring trained runs to their end, those over one dataset together."""
+            for dataset in {id(asked.dataset): asked.dataset for *_, asked in trained}.values():
+                found = [(spec, run, asked.model) for spec, run, asked in trained if asked.dataset is dataset]
+                started = time.perf_counter()
+                slopes = jacobians([model for *_, model in found], dataset)
+                seconds = (time.perf_counter() - started) / len(found)
+                for (spec, run, _), told in zip(found, slopes, strict=True):
+                    advance(spec, run, told if isinstance(told, Exception) else _Slopes(told, seconds))
+            trained.clear()
+
+        def finished(results: dict[int, Trained]) -> None:
+            for number, result in results.items():
+                spec, run, _ = waiting[number]
+                advance(spec, run, result.error or result)
+            measure()
+
         for spec in specs:
-            run = self._run(spec, progress(spec))
-            training = advance(spec, partial(next, run))
-            if training is not None:
-                waiting.append((spec, run, training))
-
-        def finished(number: int, trained: Trained) -> None:
-            spec, run, _ = waiting[number]
-            advance(spec, partial(run.throw, trained.error) if trained.error else partial(run.send, trained))
-
+            advance(spec, self._run(spec, progress(spec)))
+            measure()
         train_many(
             [training for *_, training in waiting],
             specs[0].backend,
@@ -220,11 +252,14 @@ class Stages:
                 **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
             }
         )
-        dataset = _data(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
+        dataset = load(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
         parent = self.ledger.get(spec.parent) if spec.parent else None
         stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
         outcome = yield from stage(spec, workload, dataset, parent, progress)
-        return self._commit(spec, workload, dataset, parent, outcome, started)
+        asked = time.perf_counter()
+        slopes: _Slopes = yield Trainable(outcome.model, dataset)
+        outcome.waited += time.perf_counter() - asked - slopes.seconds
+        return self._commit(spec, workload, dataset, parent, outcome, slopes.jacobian, started)
 
     def _pretrain(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
@@ -364,7 +399,7 @@ class Stages:
     ) -> _Stage:
         model, checkpoint = self._place(model, spec), self._checkpoint(spec)
         asked = time.perf_counter()
-        trained = yield Training(
+        trained: Trained = yield Training(
             model, dataset, spec.recipe, spec.seed, stream, spec.precision, checkpoint, progress, state, masks, hooks
         )
         return Outcome(
@@ -467,6 +502,7 @@ class Stages:
         dataset: Dataset,
         parent: RunRecord | None,
         outcome: Outcome,
+        slopes: Jacobian,
         started: float,
     ) -> RunRecord:
         model, history, consumption = outcome.model, outcome.history, outcome.consumption
@@ -476,7 +512,6 @@ class Stages:
         # During pruning and topping up it is the dense network that trains.
         training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
         test = evaluate(model, dataset, dataset.test, spec.precision)
-        slopes = jacobian(model, dataset)
         validation = evaluate(model, dataset, dataset.validation, spec.precision)
         curve = history.test_accuracy or [test.accuracy]
         best = max(range(len(curve)), key=curve.__getitem__)
@@ -533,12 +568,6 @@ class Stages:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return self.ledger.commit(record, weights)
-
-
-@lru_cache(maxsize=2)
-def _data(config: DataConfig, root: Path | None, download: bool, device: str) -> Dataset:
-    """A dataset on a device, one object for all runs: those that train together read the same tensors."""
-    return load(config, root, download).to(torch.device(device))
 
 
 def read_checkpoint(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """Fixtures of the project's own tests."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -8,9 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from warm import warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["pytester"]
+WARM = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    """Have one Python wait with its imports done for all workers, which are told where."""
+    if hasattr(config, "workerinput"):
+        config.stash[WARM] = config.workerinput["warm"]
+    else:
+        stack = contextlib.ExitStack()
+        config.add_cleanup(stack.close)
+        config.stash[WARM] = stack.enter_context(warm_python())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Tell a worker of xdist."""
+    node.workerinput["warm"] = node.config.stash[WARM]
 
 
 @dataclass
@@ -30,13 +49,22 @@ class Checkout:
     """A copy of the project's content that a test may change, with its own ledger and report."""
 
     root: Path
+    warm: str
 
-    def pytest(self, *arguments: str, timeout: int = 300, **environ: str) -> Outcome:
+    def pytest(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
         """Run pytest in the copy."""
-        return self.python("-m", "pytest", "-p", "no:cacheprovider", *arguments, timeout=timeout, **environ)
+        arguments = ("-m", "pytest", "-p", "no:cacheprovider", *arguments)
+        return self.python(*arguments, timeout=timeout, fresh=fresh, **environ)
 
-    def python(self, *arguments: str, timeout: int = 300, **environ: str) -> Outcome:
-        """Run Python with the copy's package first on its path."""
+    def python(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
+        """Run Python with the copy's package first on its path.
+
+        Args:
+            arguments: Of the command line.
+            timeout: Seconds until it is given up.
+            fresh: Whether it matters what is imported already, or in which order sets are (see ``warm``).
+            environ: Further variables.
+        """
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -46,7 +74,7 @@ class Checkout:
         # Seconds for each session, and the same pictures again and again.
         quick = {"PYTEST_ADDOPTS": "--audit-figures none"}
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable if fresh else self.warm, *arguments],
             cwd=self.root,
             env=inherited | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"} | quick | environ,
             stdout=subprocess.PIPE,
@@ -72,8 +100,14 @@ class Checkout:
         return target
 
 
+@pytest.fixture(scope="session")
+def warm(pytestconfig: pytest.Config) -> str:
+    """A Python that starts at once: third-party modules are imported already, pruneaudit is not."""
+    return pytestconfig.stash[WARM]
+
+
 @pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
+def checkout(tmp_path: Path, warm: str) -> Checkout:
     """A fresh copy of package, suite, methods and protocols."""
     root = tmp_path / "checkout"
     root.mkdir()
@@ -82,7 +116,7 @@ def checkout(tmp_path: Path) -> Checkout:
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
-    return Checkout(root)
+    return Checkout(root, warm)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import torch
 from torch import nn
@@ -41,6 +42,11 @@ def few_digits(name, train=40, held_out=5):
 
 def network(name, seed=0):
     """A float64 network with random weights, biases and normalisations (scales, shifts, statistics)."""
+    return copy.deepcopy(_network(name, seed))
+
+
+@functools.lru_cache(maxsize=8)
+def _network(name, seed):
     model = shapes.dense_network(WORKLOADS[name]).double()
     draw = generator(seed, "test")
     initialise(model, draw)

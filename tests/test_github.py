@@ -27,7 +27,7 @@ def results(verdicts=(), findings=(), cells=(), rules=RULES, **more):
     return Results([*cells] or [row(), row("tpp")], [*findings], [*verdicts], rules=rules, **more)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def big():
     """A report of several sections, some of them long."""
     cells = [row(f"method-{number:04}", seed=seed) for number in range(300) for seed in range(2)]

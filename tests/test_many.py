@@ -457,9 +457,10 @@ def test_progress_is_told_after_every_epoch():
 
 @pytest.mark.parametrize("backend", ["torch", "grouped", "graphed"])
 def test_who_is_at_the_end_is_told_of_at_once(backend):
-    def finished(number, result):
-        weights = torch.cat([each.flatten() for each in runs[number].model.parameters()]).detach()
-        told[number] = (result, weights.clone(), len(epochs))
+    def finished(results):
+        for number, result in results.items():
+            weights = torch.cat([each.flatten() for each in runs[number].model.parameters()]).detach()
+            told[number] = (result, weights.clone(), len(epochs))
 
     epochs, told = [], {}
     runs = [

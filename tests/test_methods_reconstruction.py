@@ -1,6 +1,7 @@
 """ThiNet, channel regression and the oracle, against plain computations with every output of every layer."""
 
 import copy
+import functools
 import itertools
 import math
 import sys
@@ -9,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, network, prune
 from torch import nn
 
 from pruneaudit import shapes
+from pruneaudit.pruning import subsets
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.pruning.reconstruction import Consumer, consumers, contributions, correlations, samples
 from pruneaudit.pruning.removal import masked, shrink
+from pruneaudit.pruning.subsets import losses_after_removal
 from pruneaudit.streams import generator
+from pruneaudit.workloads.models import build
 
 NEXT = {
     "lenet5": {"conv1": "conv2", "conv2": "conv3", "conv3": "fc1"},
@@ -359,11 +365,83 @@ def test_the_oracle_is_the_best_of_all_smaller_networks(name, seed):
     }
     assert len(losses) == count
     assert tuple(found.answer.kept[layer]) == min(losses, key=losses.get)
-    every_image = loss_after(model, {}, batches, example)
-    with torch.no_grad():
-        assert module_of("oracle").mean_loss(found.model, batches) == pytest.approx(every_image, rel=1e-12)
     assert found.consumption.scoring_samples == count * sum(len(labels) for _, labels in batches)
     assert found.consumption.training_samples == 0
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions beside a shortcut, and a hidden linear layer with a normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 1)
+        self.conv2, self.bn2 = nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv3 = nn.Conv2d(6, 4, 1)
+        self.hidden, self.bn, self.linear = nn.Linear(144, 7), nn.BatchNorm1d(7), nn.Linear(7, 5)
+
+    def forward(self, images):
+        maps = self.stem(images)
+        branch = F.relu(self.bn2(self.conv2(F.relu(self.conv1(maps)))), inplace=True)
+        maps = F.relu(self.conv3(branch) + maps, inplace=True)
+        return self.linear(F.relu(self.bn(self.hidden(maps.flatten(1)))))
+
+
+PRUNED = {
+    "one layer": ("lenet5", ("conv1",), 32),
+    "one before a linear layer": ("lenet5", ("conv3",), 32),
+    "all, each reading the one before": ("lenet5", ("conv*",), 32),
+    "two apart": ("lenet5", ("conv1", "fc1"), 32),
+    "several beside shortcuts": ("resnet20", ("layer*.0.conv1",), 8),
+    "two in a branch": (None, ("conv1", "conv2"), 8),
+    "the second in a branch, and one with its normalisation": (None, ("conv2", "hidden"), 8),
+}
+
+
+@settings(deadline=None, max_examples=12)
+@given(data=st.data(), case=st.sampled_from(sorted(PRUNED)))
+def test_losses_after_removal_are_those_of_networks_that_are_really_smaller(data, case):
+    """Any layers, whatever removals have in common, batches of any size."""
+    name, patterns, side = PRUNED[case]
+    torch.manual_seed(0)
+    model = (build(name, channels=1, classes=5) if name else Bottleneck()).double().eval()
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean), nn.init.normal_(norm.bias)
+    layers = prunable_layers(model, torch.zeros(1, 1, side, side), patterns)
+    first = {layer.name: range(layer.channels // 2) for layer in layers}
+    removals = [first]
+    for number in range(data.draw(st.integers(0, 3))):
+        changed = data.draw(st.sampled_from(layers))
+        kept = [(index + number) % changed.channels for index in range(data.draw(st.integers(1, changed.channels - 1)))]
+        removals.append({**data.draw(st.sampled_from(removals)), changed.name: sorted(kept)})
+    removals = [{layer: list(kept) for layer, kept in removal.items()} for removal in removals]
+    batches = [
+        (torch.randn(size, 1, side, side, dtype=torch.float64), torch.randint(0, 5, (size,)))
+        for size in data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=2))
+    ]
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subsets, "_IMAGES", data.draw(st.sampled_from([1, 20, 512])))
+        found = losses_after_removal(model, layers, removals, batches)
+    expected = [loss_after(model, kept, batches, torch.zeros(1, 1, side, side).double()) for kept in removals]
+    assert found == pytest.approx(expected, rel=1e-10)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_sets_of_one_layers_filters_share_what_comes_before():
+    """Each image passes the first layer once; its readers see it once for a filter, later ones once for a set."""
+    model = network("lenet5")
+    (layer,) = prunable_layers(model, torch.zeros(1, 1, 32, 32), ("conv1",))
+    sets = [{"conv1": list(kept)} for kept in itertools.combinations(range(6), 3)]
+    images = torch.randn(4, 1, 32, 32, dtype=torch.float64)
+    seen = dict.fromkeys(("conv1", "conv2", "conv3", "fc2"), 0)
+
+    def count(name, _module, inputs):
+        seen[name] += len(inputs[0])
+
+    for name in seen:
+        model.get_submodule(name).register_forward_pre_hook(functools.partial(count, name))
+    losses_after_removal(model.eval(), [layer], sets, [(images, torch.zeros(4, dtype=torch.int64))])
+    assert seen == {"conv1": 4, "conv2": 6 * 4, "conv3": 20 * 4, "fc2": 20 * 4}
 
 
 def test_the_oracle_leaves_every_bit_as_it_was():

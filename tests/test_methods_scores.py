@@ -1,6 +1,7 @@
 """One-shot scores of filters: each against plain numbers from its paper's formula."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -79,6 +80,12 @@ def gradients(model, images, labels):
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
+@functools.lru_cache(maxsize=1)
+def gradients_of_batches(model, task, count, batch=None):
+    """Gradients of a method's scoring batches; every layer's scores are made of the same ones."""
+    return [gradients(model, images, labels) for images, labels in task.batches(count, batch)]
+
+
 def squared_norms(model, name, layer, task):
     weight = filters_of(model.get_parameter(f"{layer}.weight"), False)
     return [sum(value * value for value in row) for row in weight.tolist()]
@@ -106,8 +113,7 @@ def group_norms(model, name, layer, task):
 def first_order(model, parts, task):
     """Σ g·w of each part, ``[batches, parts, filters]``."""
     found = []
-    for images, labels in task.batches(2):
-        gradient = gradients(model, images, labels)
+    for gradient in gradients_of_batches(model, task, 2):
         found.append(
             [
                 (filters_of(gradient[key], inputs) * filters_of(model.get_parameter(key), inputs)).sum(1)
@@ -128,8 +134,7 @@ def group_taylor(model, name, layer, task):
 def second_order(model, parts, task):
     """Mean over images of Σ g²w² over the parts."""
     total = 0
-    for image, label in task.batches(IMAGES, batch=1):
-        gradient = gradients(model, image, label)
+    for gradient in gradients_of_batches(model, task, IMAGES, 1):
         for key, inputs in parts:
             change = filters_of(gradient[key], inputs) * filters_of(model.get_parameter(key), inputs)
             total = total + (change**2).sum(1) / IMAGES

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import multiprocessing
 import os
 import re
 import statistics
@@ -23,6 +24,7 @@ from pruneaudit.catalog import Catalog
 from pruneaudit.cells import Arm, Cell, Comparison
 from pruneaudit.config import Study
 from pruneaudit.ledger import Ledger
+from pruneaudit.report.drawing import Drawing
 from pruneaudit.report.results import Asked, Results, gather, gather_ledger
 from pruneaudit.report.schema import CellRow
 from pruneaudit.report.standings import profiles
@@ -710,6 +712,26 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
     before = {path: path.read_bytes() for path in present}
     assert write(results, folder) == written
     assert {path: path.read_bytes() for path in present} == before
+
+
+@pytest.mark.parametrize("how", ["the process dies", "the figure fails"])
+def test_figures_that_cannot_be_drawn_cost_one_line_and_nothing_else(ledger, tmp_path, how):
+    results = gather_ledger(CATALOG, filled(ledger))
+    old = tmp_path / "figures" / "old.svg"
+    old.parent.mkdir()
+    old.write_text("of an earlier report", encoding="utf-8")
+    (tmp_path / ".report-files").write_text("figures/old.svg\n", encoding="utf-8")
+    # There are no three columns.
+    with Drawing("3" if how == "the figure fails" else "auto") as drawing:
+        drawing.begin(results)
+        for process in multiprocessing.active_children() if how == "the process dies" else ():
+            process.kill()
+        with pytest.warns(RuntimeWarning, match=r"^figures of (\d) of \1 workloads are missing: .* is whole$") as said:
+            written = write(results, tmp_path, drawing)
+    assert len(said) == 1
+    assert {tmp_path / "report.html", tmp_path / "tables" / "cells.csv"} < {path for path in written if path.exists()}
+    assert not list(old.parent.iterdir())
+    assert not multiprocessing.active_children()
 
 
 def test_what_an_earlier_report_left_over_goes_and_what_is_not_ours_stays(ledger, tmp_path):

@@ -25,11 +25,11 @@ L1 = "layer.weight.abs().flatten(1).sum(dim=1)"
 SCORE = "    def score(self, layer, task):\n"
 
 
-def outside(folder, *arguments, timeout=120):
+def outside(folder, *arguments, python=sys.executable, timeout=120):
     """Run Python as a user would who has pruneaudit installed and works somewhere else."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "PRUNEAUDIT_"))}
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [python, *map(str, arguments)],
         cwd=folder,
         env=environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
@@ -163,9 +163,9 @@ def test_memory_in_an_imported_module_is_told(tmp_path, monkeypatch):
         check_method(importlib.import_module("imported_with_memory").Made)
 
 
-def test_a_script_that_checks_its_own_method_comes_to_an_end(tmp_path):
+def test_a_script_that_checks_its_own_method_comes_to_an_end(tmp_path, warm):
     body = f"{SCORE}        return {L1}\n\n\nfrom pruneaudit import check_method\n\ncheck_method(Made)\nprint('kept')\n"
-    done = outside(tmp_path, write_method(tmp_path, "script", body))
+    done = outside(tmp_path, write_method(tmp_path, "script", body), python=warm)
     # Once by the script, and once for each time that it is imported anew.
     assert (done.returncode, done.stdout.split()) == (0, ["kept"] * 4), done.stdout
 
@@ -211,7 +211,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_written_works_at_once_for_a_user_elsewhere(run, tmp_path):
+def test_what_is_written_works_at_once_for_a_user_elsewhere(run, tmp_path, warm):
     code, out, err = run("my-pruner")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
@@ -221,13 +221,14 @@ def test_what_is_written_works_at_once_for_a_user_elsewhere(run, tmp_path):
         'then: pytest --pyargs pruneaudit.suite --audit-method my_pruner.py -k "resnet20-digits and my-pruner"',
     ]
     assert names(tmp_path) == ["my_pruner.py", "test_my_pruner.py"]
-    done = outside(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_pruner.py")
+    session = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_pruner.py")
+    done = outside(tmp_path, *session, python=warm)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
     # An edit that breaks the contract is told by the same test, module-level memory included.
     path = tmp_path / "my_pruner.py"
     rule = "layer.weight.flatten(1).norm(dim=1)"
     path.write_text(path.read_text().replace(rule, f"MEMORY.setdefault(layer.name, {rule})") + "\n\nMEMORY = {}\n")
-    done = outside(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_pruner.py")
+    done = outside(tmp_path, *session, python=warm)
     assert done.returncode == 1 and "remembers-nothing: method 'my-pruner'" in done.stdout, done.stdout
 
 

@@ -23,6 +23,7 @@ from pruneaudit.measure.trainability import (
     singular_values,
     trainability_accuracy,
 )
+from pruneaudit.training.grouped import jacobians
 from pruneaudit.workloads.datasets import Dataset, Part
 from pruneaudit.workloads.models import build
 
@@ -306,6 +307,49 @@ def test_a_jacobian_that_is_not_finite_is_refused(weight):
 def test_no_image_is_refused():
     with pytest.raises(AuditError, match="at least one training image"):
         jacobian(linear_network(64, 10), pictures(3), samples=0)
+
+
+def networks(count, classes=4):
+    """Small networks of one shape with weights of their own, on pictures of 8 × 8."""
+    torch.manual_seed(0)
+    return [
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, classes)
+        ).double()
+        for _ in range(count)
+    ]
+
+
+@settings(deadline=None, max_examples=10)
+@given(count=st.integers(1, 4), images=st.integers(1, 70), samples=st.integers(1, 70))
+def test_together_networks_have_the_jacobians_that_each_has_alone(count, images, samples):
+    models, dataset = networks(count), pictures(images)
+    for model, found in zip(models, jacobians(models, dataset, samples, together=True), strict=True):
+        alone = jacobian(model, dataset, samples)
+        assert found.samples == alone.samples == min(images, samples)
+        for value, expected in zip(found.model_dump().values(), alone.model_dump().values(), strict=True):
+            assert value == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_network_without_a_finite_jacobian_costs_itself_alone(together):
+    models, dataset = networks(3), pictures(5)
+    with torch.no_grad():
+        models[1][0].weight[0, 0, 0, 0] = math.nan
+    first, broken, last = jacobians(models, dataset, together=together)
+    assert isinstance(broken, AuditError) and str(broken) == "the Jacobian is not finite"
+    for model, found in ((models[0], first), (models[2], last)):
+        assert found.mean == pytest.approx(jacobian(model, dataset).mean, rel=1e-10)
+
+
+def test_unlike_networks_are_measured_one_by_one():
+    models, dataset = [*networks(1), *networks(1, classes=3)], pictures(5)
+    assert jacobians(models, dataset, together=True) == [jacobian(model, dataset) for model in models]
+
+
+def test_on_a_cpu_what_is_measured_beside_a_network_does_not_change_a_bit():
+    models, dataset = networks(3), pictures(5)
+    assert jacobians(models, dataset) == [jacobian(model, dataset) for model in models]
 
 
 def recipe(lr, epochs=6, **settings):

@@ -1,13 +1,16 @@
 """Rules by id, and how a rule is written.
 
 A rule is a pure function of measured records, registered with a stable id, a one-line claim and a citation. Its
-docstring says what is measured and gives an example of what passes and what does not. Three kinds::
+docstring says what is measured and gives an example of what passes and what does not. Four kinds::
 
     @arm_rule("F501", "Declared budget equals measured", "DESIGN of the meter", on="pruning")
     def spends_what_it_declares(arm: Evidence) -> Outcome: ...            # one arm at one seed
 
-    @rule("F311", "Same retraining epochs", "Wang et al. 2023, Table 2, S3.1")
-    def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome: ...   # two arms at one seed
+    @rule("F103", "Matched MACs (within 2 %)", "Wang et al. 2023, Table 2, S1")
+    def matched_macs(left: Evidence, right: Evidence) -> Outcome: ...     # two arms at one seed
+
+    @same_rule("F311", "Same retraining epochs", "Wang et al. 2023, Table 2, S3.1")
+    def same_retraining_epochs(arm: Evidence) -> Value: ...               # what two arms must share at each seed
 
     @series_rule("F603", "Enough paired seeds", "Bouthillier et al. 2021")
     def enough_seeds(case: Case) -> Outcome: ...                          # two arms over all seeds, and their table
@@ -17,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Literal, NamedTuple
 
-from pruneaudit.audit.evidence import Case, Evidence
+from pruneaudit.audit.evidence import Case, Evidence, measured
 from pruneaudit.catalog import is_scratch
 from pruneaudit.cells import UNPRUNED
 from pruneaudit.config import Protocol
@@ -57,6 +61,7 @@ class Rule:
         scope: What it looks at: one ``arm`` or a ``pair`` at one seed, or a ``series`` of pairs over all seeds.
         check: The function.
         on: Arms that an arm rule looks at: ``all``, ``pruning``, ``scratch``, or a control and its kin (``random``).
+        measure: What a pair must share, where the rule asks for nothing else.
         whole_table: True where it reads other cells than the comparison's own: judged when a session ends, so that no
             protocol can require it of a single test.
     """
@@ -67,6 +72,7 @@ class Rule:
     scope: Scope
     check: Callable[..., Outcome]
     on: str = "all"
+    measure: Callable[[Evidence], Value] | None = None
     whole_table: bool = False
 
     @property
@@ -98,6 +104,26 @@ def rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evidence,
         ValueError: The id is taken.
     """
     return _register(rule_id, claim, source, "pair")
+
+
+def same_rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evidence], Value]], Rule]:
+    """Register a measured value that two arms must share at every seed; its docstring is the rule's.
+
+    Raises:
+        ValueError: The id is taken.
+    """
+
+    def register(measure: Callable[[Evidence], Value]) -> Rule:
+        measure = measured(measure)
+
+        @wraps(measure)
+        def check(left: Evidence, right: Evidence) -> Outcome:
+            return equal(measure(left), measure(right))
+
+        rule: Rule = _register(rule_id, claim, source, "pair", measure=measure)(check)
+        return rule
+
+    return register
 
 
 def arm_rule(rule_id: str, claim: str, source: str, on: str = "all") -> Callable[[Callable[[Evidence], Outcome]], Rule]:

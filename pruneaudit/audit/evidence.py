@@ -171,6 +171,8 @@ class Case:
     failed: frozenset[int] = frozenset()
     table: Table = field(default_factory=Table)
     _runs: dict[int | None, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _sides: list[Case] = field(default_factory=list, init=False, repr=False, compare=False)
+    _measured: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(
@@ -215,12 +217,24 @@ class Case:
             seeds[seed] = ours + theirs if ours and theirs else ()
             if not seeds[seed]:
                 broken[seed] = left.broken.get(seed) or right.broken[seed]
-        return cls(subject, seeds, broken, left.failed | right.failed, left.table)
+        case = cls(subject, seeds, broken, left.failed | right.failed, left.table)
+        # Where all seeds are complete, what is measured of an arm is so in all of its comparisons.
+        case._sides.extend([] if broken else [left, right])
+        return case
 
     @cached_property
     def pairs(self) -> list[tuple[Evidence, ...]]:
         """Evidence of the seeds that are complete."""
         return [arms for arms in self.seeds.values() if arms]
+
+    def measured(self, measure: Callable[[Evidence], Value]) -> list[tuple[Value, ...]]:
+        """For each arm what is measured of it at each seed that is complete."""
+        if self._sides:
+            return [values for side in self._sides for values in side.measured(measure)]
+        if measure not in self._measured:
+            self._measured[measure] = [tuple(map(measure, arms)) for arms in zip(*self.pairs, strict=True)]
+        found: list[tuple[Value, ...]] = self._measured[measure]
+        return found
 
     def runs(self, seed: int | None) -> tuple[str, ...]:
         """Ids of all runs of the arms at a seed, or (None) at all seeds, each once."""

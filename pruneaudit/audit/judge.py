@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from pruneaudit.audit.catalogue import Outcome, Rule, Value, Verdict, get_rule
+from pruneaudit.audit.catalogue import Outcome, Rule, Value, Verdict, equal, get_rule
 from pruneaudit.audit.evidence import Case
 
 # Worst first: the verdict over seeds is the worst of them.
@@ -53,8 +53,22 @@ class Finding:
 
     def row(self) -> dict[str, Any]:
         """As JSON builtins."""
-        row = {name: getattr(self, name) for name in self.__slots__}
-        return row | {name: list(row[name]) for name in ("arms", "seeds", "runs", "labels")}
+        return {
+            "rule": self.rule,
+            "verdict": self.verdict,
+            "required": self.required,
+            "waived": self.waived,
+            "workload": self.workload,
+            "protocol": self.protocol,
+            "ratio": self.ratio,
+            "arms": list(self.arms),
+            "seeds": list(self.seeds),
+            "seed": self.seed,
+            "measured": self.measured,
+            "runs": list(self.runs),
+            "labels": list(self.labels),
+            "note": self.note,
+        }
 
     @property
     def holds(self) -> bool:
@@ -104,10 +118,16 @@ def judge(rule_id: str, case: Case, required: bool = True, waived: str = "", lab
 
 def _worst(rule: Rule, case: Case) -> tuple[int, Outcome]:
     """The first seed with the worst verdict, and what was seen there."""
-    seen = []
+    if rule.measure is not None and not case.broken:
+        left, right = case.measured(rule.measure)
+        if left == right and None not in left:  # Passes at every seed.
+            return next(iter(case.seeds)), equal(left[0], right[0])
+    worst: tuple[int, Outcome] | None = None
     for seed, arms in case.seeds.items():
         outcome = rule.check(*arms) if arms else Outcome("incomplete", None, None, case.broken[seed])
-        seen.append((seed, outcome))
+        if worst is None or _RANK[outcome.verdict] < _RANK[worst[1].verdict]:
+            worst = seed, outcome
         if outcome.verdict == "fail":  # Nothing is worse: other seeds need not be looked at.
             break
-    return min(seen, key=lambda entry: _RANK[entry[1].verdict])
+    assert worst is not None
+    return worst

@@ -93,19 +93,40 @@ def jacobian(model: nn.Module, dataset: Dataset, samples: int = SAMPLES) -> Jaco
     """
     import torch
 
+    dtype = next(model.parameters()).dtype
+    return summary(torch.cat([singular_values(model, images) for images in first_images(dataset, dtype, samples)]))
+
+
+def first_images(dataset: Dataset, dtype: torch.dtype, samples: int = SAMPLES) -> Iterator[torch.Tensor]:
+    """The images of :func:`jacobian`: the first training images, normalised, in chunks ``[N, C, H, W]``.
+
+    Raises:
+        AuditError: There is none.
+    """
     images = dataset.train.images[:samples]
     if not len(images):
         raise AuditError("the Jacobian needs at least one training image")
-    dtype = next(model.parameters()).dtype
-    chunks = [singular_values(model, dataset.normalise(chunk, dtype)) for chunk in images.split(_CHUNK)]
-    values = torch.cat(chunks).cpu()
+    for chunk in images.split(_CHUNK):
+        yield dataset.normalise(chunk, dtype)
+
+
+def summary(values: torch.Tensor) -> Jacobian:
+    """Statistics of one network's singular values, as in :func:`jacobian`.
+
+    Args:
+        values: As :func:`singular_values` gives them, ``[N, values]``.
+
+    Raises:
+        AuditError: They are not finite.
+    """
+    values = values.cpu()
     # Finite values may still have a sum that is not.
     mean, std = float(values.mean()), float(values.std()) if values.numel() > 1 else 0.0
     if not (math.isfinite(mean) and math.isfinite(std)):
         raise AuditError("the Jacobian is not finite")
     # A smallest singular value of zero makes this infinite (or, in a network without any signal, NaN).
     condition = float((values[:, 0] / values[:, -1]).mean())
-    return Jacobian(mean=mean, std=std, condition=condition if math.isfinite(condition) else None, samples=len(images))
+    return Jacobian(mean=mean, std=std, condition=condition if math.isfinite(condition) else None, samples=len(values))
 
 
 def trainability_accuracy(test_accuracy: Sequence[float], recipe: Recipe) -> float | None:

@@ -81,7 +81,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-figures",
         choices=("auto", "1", "2", "none"),
         default=DEFAULTS["audit_figures"],
-        help="Figures of the report, one or two columns of a paper wide. Default: 2, but none above 2,000 cells.",
+        help="Figures of the report, one or two columns of a paper wide. Default: 2.",
     )
     group.addoption(
         "--audit-data-root",

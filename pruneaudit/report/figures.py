@@ -33,7 +33,7 @@ from pruneaudit.report.sheet import (
     segments,
     written,
 )
-from pruneaudit.report.style import styles
+from pruneaudit.report.style import Style, styles
 
 #: Learning rates of a run whose drops are marked in its curve; a cosine has one for each step.
 MOST_RATES = 8
@@ -51,25 +51,25 @@ _MEAN = "mean ± sample standard deviation"
 Seeds = Mapping[tuple[float, str], Sequence[float]]
 
 
-def figures(results: Results, columns: int = 2) -> dict[str, bytes]:
+def figures(results: Results, columns: int = 2, looks: Mapping[str, Style] | None = None) -> dict[str, bytes]:
     """All figures for which there is something to draw, by file name: each as SVG and as PDF.
 
     Args:
         results: What the report shows.
         columns: 1 or 2: as wide as one column of a paper (3.3 inches) or as two (6.9 inches).
+        looks: How methods are drawn, where more are in the report than in these results.
 
     Raises:
         ConfigError: ``columns`` is something else.
     """
     if columns not in WIDTHS:
         raise ConfigError(f"figures are 1 or 2 columns wide, not {columns}")
-    return written(sheets(results), columns)
+    return written(sheets(results, looks), columns)
 
 
-def sheets(results: Results) -> Iterator[Sheet]:
+def sheets(results: Results, looks: Mapping[str, Style] | None = None) -> Iterator[Sheet]:
     """The figures before they have a size, one workload after the other."""
-    # The same looks as on the page: the methods of all workloads decide.
-    looks = styles(row["method"] for row in results.cells)
+    looks = looks or styles(row["method"] for row in results.cells)
     for workload, labels in results.groups():
         arms = Arms(results, workload, labels, looks)
         if arms.cells:

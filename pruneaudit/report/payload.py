@@ -82,8 +82,8 @@ def payload(results: Results) -> dict[str, Any]:
             {
                 "g": [group(row) for row in results.findings],
                 **{name: [row[name] for row in results.findings] for name in _FINDING},
-                "measured": [tuple(map(_shown, map(row["measured"].get, row["arms"]))) for row in results.findings],
-                "runs": [runs(row.get("runs", ())) for row in results.findings],
+                "measured": [_measured(row["measured"], row["arms"]) for row in results.findings],
+                "runs": [runs(row["runs"]) if "runs" in row else () for row in results.findings],
             }
         ),
         "verdicts": _columns(_verdict(row, group, against) for against, row in _all_verdicts(results)),
@@ -161,8 +161,8 @@ def _table(header: list[str], rows: list[list[str]]) -> dict[str, Any]:
     return {"header": header, "rows": rows}
 
 
-def _shown(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _measured(values: Mapping[str, Any], arms: Iterable[str]) -> tuple[str | None, ...]:
+    return tuple([None if (value := values.get(arm)) is None else str(value) for arm in arms])
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -181,11 +181,13 @@ def _packed(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
     """
     packed: dict[str, Any] = {}
     for name, values in columns.items():
-        if any(isinstance(value, str | list | tuple) for value in values):
-            places: dict[Any, int] = {}
-            keys = (tuple(value) if isinstance(value, list) else value for value in values)
-            at = [places.setdefault(key, len(places)) for key in keys]
-            packed[name] = {"of": list(places), "at": at}
-        else:
+        kinds = set(map(type, values))
+        if kinds & {str, list, tuple}:
+            keys = [tuple(value) if type(value) is list else value for value in values] if list in kinds else values
+            places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+            packed[name] = {"of": list(places), "at": [places[key] for key in keys]}
+        elif float in kinds:
             packed[name] = [float(f"{value:.6g}") if isinstance(value, float) else value for value in values]
+        else:
+            packed[name] = values
     return packed

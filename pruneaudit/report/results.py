@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pruneaudit import __version__
@@ -179,6 +179,22 @@ class Results:
             self._grouped[rows] = dict(grouped)
         return self._grouped[rows].get((workload, labels), [])
 
+    def drawn(self, workload: str, labels: tuple[str, ...]) -> Results:
+        """What the figures of one workload show: small enough to travel to the process that draws them."""
+        runs = self.of("runs", workload, labels)
+        return Results(
+            cells=self.of("cells", workload, labels),
+            findings=[
+                row
+                for row in self.of("findings", workload, labels)
+                if len(row["arms"]) == 1 and row["verdict"] != "pass"
+            ],
+            runs=runs,
+            curves={row["run"]: self.curves[row["run"]] for row in runs},
+            architectures=self.of("architectures", workload, labels),
+            protocols=self.protocols,
+        )
+
     def _measured(self, workload: str, labels: tuple[str, ...]) -> list[dict[str, Any]]:
         """Cells with a result."""
         return [row for row in self.of("cells", workload, labels) if row["status"] == "ok"]
@@ -249,7 +265,14 @@ def no_collection() -> Iterator[None]:
 
 
 @no_collection()
-def gather(catalog: Catalog, settings: Settings, ledger: Ledger, cells: Iterable[Cell], asked: Asked) -> Results:
+def gather(
+    catalog: Catalog,
+    settings: Settings,
+    ledger: Ledger,
+    cells: Iterable[Cell],
+    asked: Asked,
+    begin: Callable[[Results], None] = lambda arms: None,
+) -> Results:
     """Rows of a session: every selected cell, and what is found of every selected arm and comparison.
 
     Args:
@@ -258,6 +281,7 @@ def gather(catalog: Catalog, settings: Settings, ledger: Ledger, cells: Iterable
         ledger: Where the records are.
         cells: Selected cells.
         asked: What is judged.
+        begin: Is told what is known of arms before comparisons are judged: enough for figures.
     """
     rows = []
     known: dict[Cell, CellRecord] = {}
@@ -278,15 +302,26 @@ def gather(catalog: Catalog, settings: Settings, ledger: Ledger, cells: Iterable
         docket = Docket(catalog, ledger, members.get, labels, waive, Table(members, catalog.strictness))
         subjects = [subject for subject in asked.subjects if subject.workload == workload]
         groups.append((docket, subjects))
-    return _results(catalog, ledger, rows, groups, asked)
+    return _results(catalog, ledger, rows, groups, asked, begin)
 
 
 @no_collection()
-def gather_ledger(catalog: Catalog, ledger: Ledger, study: Study | None = None) -> Results:
+def gather_ledger(
+    catalog: Catalog,
+    ledger: Ledger,
+    study: Study | None = None,
+    begin: Callable[[Results], None] = lambda arms: None,
+) -> Results:
     """Rows of everything a ledger holds: all cells, and all comparisons between them.
 
     Cells measured by another version of a protocol, workload, method or of the training code are listed as outdated,
     but neither averaged nor judged with the others.
+
+    Args:
+        catalog: Where protocols are described.
+        ledger: Where the records are.
+        study: What is waived.
+        begin: Is told what is known of arms before comparisons are judged: enough for figures.
     """
     everything = ledger.cells()
     digests = method_digests(catalog, ledger, everything)
@@ -316,7 +351,7 @@ def gather_ledger(catalog: Catalog, ledger: Ledger, study: Study | None = None) 
         _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
         for record in everything
     ]
-    return _results(catalog, ledger, rows, groups, Asked(study=study))
+    return _results(catalog, ledger, rows, groups, Asked(study=study), begin)
 
 
 def _results(
@@ -325,41 +360,23 @@ def _results(
     rows: list[dict[str, Any]],
     groups: list[tuple[Docket, list[Arm | Comparison]]],
     asked: Asked,
+    begin: Callable[[Results], None],
 ) -> Results:
-    findings: list[Finding] = []
-    verdicts: list[Verdict] = []
-    for docket, subjects in groups:
-        for subject in subjects:
-            wanted = asked.required.get(subject)
-            findings += [
-                finding
-                for finding in docket.findings(subject)
-                if wanted is None or not finding.required or finding.rule in wanted
-            ]
-        verdicts += docket.verdicts(subject for subject in subjects if isinstance(subject, Comparison)).values()
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
     environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
-    run_rows = _run_rows(records, runs, environments)
-    curves = {name: _curve(run) for name, run in runs.items()}
     _add_trainability(rows, runs)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
-    applied = sorted({finding.rule for finding in findings})
-    return Results(
+    findings = _findings(groups, asked, Arm)
+    arms = Results(
         cells=sorted(
             rows,
             key=lambda row: (row["workload"], row["labels"], row["protocol"], row["method"], row["ratio"], row["seed"]),
         ),
-        findings=sorted(map(_finding_row, findings), key=_finding_order),
-        verdicts=_verdict_rows(verdicts),
-        regressions=_verdict_rows(asked.regressions),
-        standings=standings(rows, verdicts),
-        strictest=strictest_setups(catalog, findings),
+        findings=list(map(_finding_row, findings)),
         architectures=_architectures(records, runs),
-        runs=run_rows,
-        curves=curves,
-        profiles=profiles(rows),
-        published=published(catalog, rows, run_rows, curves),
+        runs=_run_rows(records, runs, environments),
+        curves={name: _curve(run) for name, run in runs.items()},
         protocols={
             name: {
                 "version": catalog.protocol(name).version,
@@ -371,10 +388,44 @@ def _results(
             }
             for name in names
         },
-        rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
         environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
     )
+    begin(arms)
+    between = _findings(groups, asked, Comparison)
+    findings += between
+    verdicts = [
+        verdict
+        for docket, subjects in groups
+        for verdict in docket.verdicts(subject for subject in subjects if isinstance(subject, Comparison)).values()
+    ]
+    applied = sorted({finding.rule for finding in findings})
+    return replace(
+        arms,
+        findings=sorted([*arms.findings, *map(_finding_row, between)], key=_finding_order),
+        verdicts=_verdict_rows(verdicts),
+        regressions=_verdict_rows(asked.regressions),
+        standings=standings(rows, verdicts),
+        strictest=strictest_setups(catalog, between),
+        profiles=profiles(rows),
+        published=published(catalog, rows, arms.runs, arms.curves),
+        rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
+    )
+
+
+def _findings(
+    groups: Iterable[tuple[Docket, Sequence[Arm | Comparison]]], asked: Asked, kind: type[Arm | Comparison]
+) -> list[Finding]:
+    """What is found of all subjects of one kind."""
+    return [
+        finding
+        for docket, subjects in groups
+        for subject in subjects
+        if isinstance(subject, kind)
+        for wanted in (asked.required.get(subject),)
+        for finding in docket.findings(subject)
+        if wanted is None or not finding.required or finding.rule in wanted
+    ]
 
 
 def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord]) -> list[dict[str, Any]]:

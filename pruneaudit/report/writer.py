@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from pruneaudit.report import latex
 from pruneaudit.report.badge import badge
+from pruneaudit.report.drawing import Drawing
 from pruneaudit.report.page import page
 from pruneaudit.report.published import PUBLISHED_NOTE, published_notes, published_table
 from pruneaudit.report.results import Results, no_collection
@@ -43,8 +44,6 @@ from pruneaudit.report.tables import (
     why_text,
 )
 
-#: Cells above which figures are drawn only when asked for: each workload takes seconds.
-MOST_CELLS = 2000
 #: How a text begins that a spreadsheet would calculate.
 _FORMULA = frozenset("=+-@\t\r")
 _NUMBERS = frozenset((int, float, bool, type(None)))
@@ -53,31 +52,49 @@ _LISTED = ".report-files"
 
 
 @no_collection()
-def write(results: Results, folder: Path, figures: str = "none") -> list[Path]:
+def write(results: Results, folder: Path, figures: str | Drawing = "none") -> list[Path]:
     """Write all files of a report, each whole or not at all, and remove what an earlier report has left over.
+
+    Figures come last, since they take longest; without one that cannot be drawn the report is whole, and a warning
+    says so.
 
     Args:
         results: What is reported.
         folder: Where to; made where it is missing. Files that no report wrote stay.
-        figures: ``1`` or ``2`` columns of a paper wide; ``none``; ``auto``: 2 where they take seconds, else none.
+        figures: ``1`` or ``2`` columns of a paper wide; ``auto``: 2; ``none``; or those that are being drawn already.
 
     Returns:
         Paths of the files.
     """
+    if isinstance(figures, str):
+        with Drawing(figures) as drawing:
+            return write(results, folder, drawing)
+    figures.begin(results)
     mark = badge(results)
-    files: dict[Path, str | bytes | Iterator[str]] = {
-        folder / "results.json": _json(results.as_json()),
-        folder / "report.html": page(results),
-        folder / "report.md": markdown(results),
-        folder / "badge.svg": mark.svg,
-        folder / "badge.json": mark.endpoint,
-        folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
-        folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
-        folder / "tables" / "verdicts.csv": _verdicts_csv(results),
-        folder / "tables" / "accuracy.csv": _accuracy_csv(results),
-        **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
-        **{folder / "figures" / name: image for name, image in _figures(results, figures).items()},
-    }
+    files: list[Path] = _place(
+        {
+            folder / "results.json": _json(results.as_json()),
+            folder / "report.html": page(results),
+            folder / "report.md": markdown(results),
+            folder / "badge.svg": mark.svg,
+            folder / "badge.json": mark.endpoint,
+            folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
+            folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
+            folder / "tables" / "verdicts.csv": _verdicts_csv(results),
+            folder / "tables" / "accuracy.csv": _accuracy_csv(results),
+            **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
+        }
+    )
+    # Figures of an earlier report go now: they never stand beside a page of other results.
+    _forget_others(folder, files)
+    for images in figures.images():
+        files += _place({folder / "figures" / name: image for name, image in images.items()})
+        _forget_others(folder, files)
+    return files
+
+
+def _place(files: Mapping[Path, str | bytes | Iterator[str]]) -> list[Path]:
+    """Write files: all of them, or none where one cannot be written whole."""
     for parent in {path.parent for path in files}:
         parent.mkdir(parents=True, exist_ok=True)
     parts = {path: path.with_name(f".{path.name}.part") for path in files}
@@ -94,17 +111,7 @@ def write(results: Results, folder: Path, figures: str = "none") -> list[Path]:
     finally:
         for rest in parts.values():
             rest.unlink(missing_ok=True)
-    _forget_others(folder, files)
     return list(files)
-
-
-def _figures(results: Results, choice: str) -> Mapping[str, bytes]:
-    if choice == "none" or (choice == "auto" and len(results.cells) > MOST_CELLS):
-        return {}
-    # Here: matplotlib takes longer to import than most reports take to write.
-    from pruneaudit.report.figures import figures
-
-    return figures(results, 1 if choice == "1" else 2)
 
 
 def _forget_others(folder: Path, files: Iterable[Path]) -> None:
@@ -316,7 +323,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """All columns that some row has, in the order in which they come up."""
-    return list(dict.fromkeys(column for row in rows for column in row))
+    return list(dict.fromkeys(column for columns in dict.fromkeys(map(tuple, rows)) for column in columns))
 
 
 class _Lines(list[str]):
@@ -325,22 +332,29 @@ class _Lines(list[str]):
     write = list.append
 
 
-def _csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _csv(columns: list[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
-    for row in rows:
-        fields = [
-            value
-            if type(value) in _NUMBERS or (type(value) is str and value[:1] not in _FORMULA)
-            else _field(value, column)
-            for column, value in zip(columns, map(row.get, columns), strict=True)
-        ]
-        writer.writerow(fields)
+    # By column: of most texts and lists there are few, and each is looked at once.
+    writer.writerows(zip(*(_fields([row.get(column) for row in rows], column) for column in columns), strict=True))
     yield from lines
 
 
-def _field(value: Any, column: str) -> str:
+def _fields(values: list[Any], column: str) -> list[Any]:
+    kinds = set(map(type, values))
+    if kinds <= _NUMBERS:
+        return values
+    if kinds <= {str, list, type(None)}:
+        keys = [tuple(value) if type(value) is list else value for value in values] if list in kinds else values
+        texts = {key: _field(key, column) for key in set(keys)}
+        return [texts[key] for key in keys]
+    return [_field(value, column) for value in values]
+
+
+def _field(value: Any, column: str) -> Any:
+    if type(value) in _NUMBERS:
+        return value
     if isinstance(value, dict):
         value = "; ".join([f"{key}: {item}" for key, item in value.items()])
     elif not isinstance(value, str):

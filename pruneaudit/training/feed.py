@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pruneaudit.streams import generator
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.datasets import Dataset, crops
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,10 @@ class Feed:
         self._owners = torch.tensor([self._unique.index(stream) for stream in streams], device=device)
         self._shared = lanes == 1
         config = dataset.config
-        self._flips, self._augments = config.flip, bool(config.pad) or config.flip
-        self._padded = dataset._padded if self._augments else images
+        self._flips, self._windows = config.flip, dataset.windows
         # Made once: a tensor made of numbers of the host cannot be part of a CUDA graph.
         self._mean = torch.tensor(config.mean, dtype=dtype, device=device) * 255
         self._scale = 1 / (torch.tensor(config.std, dtype=dtype, device=device) * 255)
-        self._line = torch.arange(dataset.height, device=device)
         self._within = torch.arange(batch, device=device)
         self._position = torch.zeros((), dtype=torch.int64, device=device)
         self._order = torch.empty(lanes, count, dtype=torch.int64, device=device)
@@ -65,11 +63,10 @@ class Feed:
             names = stream.seed, stream.name
             epoch = stream.epoch + epochs_later
             self._order[lane].copy_(torch.randperm(count, generator=generator(*names, "order", epoch)))
-            if self._augments:
-                noise = generator(*names, "augment", epoch)
-                self._shift[lane].copy_(torch.randint(0, 2 * pad + 1, (count, 2), generator=noise))
-                if self._flips:
-                    self._flip[lane].copy_(torch.rand(count, generator=noise) < 0.5)
+            noise = generator(*names, "augment", epoch)
+            self._shift[lane].copy_(torch.randint(0, 2 * pad + 1, (count, 2), generator=noise))
+            if self._flips:
+                self._flip[lane].copy_(torch.rand(count, generator=noise) < 0.5)
         self._position.fill_(step * self._batch)
 
     def next(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,18 +81,8 @@ class Feed:
         """
         index = self._order.index_select(1, self._position + self._within[:size])
         self._position.add_(size)
-        images = self._padded[index] if not self._augments else self._augmented(index)
+        shift = self._shift.gather(1, index[..., None].expand(-1, -1, 2))
+        images = crops(self._windows, index, shift, self._flip.gather(1, index) if self._flips else None)
         images = ((images.to(self._mean.dtype) - self._mean) * self._scale).permute(0, 1, 4, 2, 3)
         labels = self._dataset.train.labels[index].index_select(0, self._owners)
         return (images[0] if self._shared else images.index_select(0, self._owners)), labels
-
-    def _augmented(self, index: torch.Tensor) -> torch.Tensor:
-        """Shifted and mirrored images ``[lanes, size, H, W, C]`` of ``index``, ``[lanes, size]``."""
-        shift = self._shift.gather(1, index[..., None].expand(-1, -1, 2))
-        rows = shift[..., :1] + self._line
-        columns = self._line.expand_as(rows)
-        if self._flips:
-            flip = self._flip.gather(1, index)[..., None]
-            columns = torch.where(flip, len(self._line) - 1 - columns, columns)
-        columns = columns + shift[..., 1:]
-        return self._padded[index[..., None, None], rows[..., :, None], columns[..., None, :]]

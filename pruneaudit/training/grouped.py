@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from pruneaudit.errors import AuditError
-from pruneaudit.measure.trainability import singular_values
+from pruneaudit.measure.trainability import SAMPLES, first_images, jacobian, singular_values, summary
+from pruneaudit.records import Jacobian
+from pruneaudit.workloads.datasets import Dataset
 
 
 class CannotStackError(AuditError):
@@ -74,6 +77,43 @@ def singular_values_of(models: Sequence[nn.Module], images: torch.Tensor) -> tor
     # Each model differentiates copies of its own: a gradient with respect to shared images would be their sum.
     values = singular_values(_SideBySide(stack(models)), images.repeat(len(models), 1, 1, 1))
     return values.unflatten(0, (len(models), -1))
+
+
+def jacobians(
+    models: Sequence[nn.Module], dataset: Dataset, samples: int = SAMPLES, together: bool | None = None
+) -> list[Jacobian | AuditError]:
+    """What :func:`pruneaudit.measure.trainability.jacobian` finds for each of some networks, or why it finds nothing.
+
+    Args:
+        models: The networks, on the device of the dataset and of one type.
+        dataset: The workload's data.
+        samples: Number of images.
+        together: Whether networks are stacked; None: on CUDA only. On a CPU it saves a fifth for some networks and
+            loses as much for others; one at a time, a result has the same bits whatever is measured beside it.
+            Networks that cannot be stacked, or do not fit the memory, are measured in smaller groups or alone.
+    """
+    if together is None:
+        together = next(models[0].parameters()).is_cuda
+    if together and len(models) > 1:
+        try:
+            dtype = next(models[0].parameters()).dtype
+            chunks = [singular_values_of(models, images) for images in first_images(dataset, dtype, samples)]
+            return [_outcome(partial(summary, values)) for values in torch.cat(chunks, dim=1)]
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            half = len(models) // 2
+            parts = (models[:half], models[half:])
+            return [found for part in parts for found in jacobians(part, dataset, samples, together)]
+        except CannotStackError:
+            pass
+    return [_outcome(partial(jacobian, model, dataset, samples)) for model in models]
+
+
+def _outcome(measure: Callable[[], Jacobian]) -> Jacobian | AuditError:
+    try:
+        return measure()
+    except AuditError as error:
+        return error
 
 
 class _SideBySide(nn.Module):

@@ -40,7 +40,7 @@ def train_many(
     save_every: float = 0.0,
     fused: bool = False,
     memory: float = 1.0,
-    finished: Callable[[int, Trained], None] | None = None,
+    finished: Callable[[dict[int, Trained]], None] | None = None,
 ) -> list[Trained]:
     """Train networks; what goes wrong with one of them costs that one alone.
 
@@ -58,8 +58,8 @@ def train_many(
         save_every: Seconds between two checkpoints of a run at least; who trains alone saves after every epoch.
         fused: Whether torch compiles grouped networks, for minutes, into fewer kernels.
         memory: Share of the device's free memory that may be taken: other processes may train on it, too.
-        finished: Called with the number of a training and its result as soon as it is at its end, its network trained;
-            what it raises ends all.
+        finished: Called with the results of trainings, by their numbers, as soon as they are at their end together,
+            their networks trained; what it raises ends all.
 
     Returns:
         Results in the order of the trainings.
@@ -67,9 +67,9 @@ def train_many(
     results: list[Trained] = []
     groups: dict[object, list[Run]] = {}
 
-    def end(number: int) -> None:
-        if finished is not None:
-            finished(number, results[number])
+    def end(numbers: Sequence[int]) -> None:
+        if finished is not None and numbers:
+            finished({number: results[number] for number in numbers})
 
     for number, training in enumerate(trainings):
         reason, key = "", None
@@ -80,14 +80,14 @@ def train_many(
         if key is None:
             results.append(_alone(training, "compiled" if backend == "compiled" else "torch"))
             results[-1].reason = reason or results[-1].reason
-            end(number)
+            end([number])
             continue
         results.append(Trained(backend))
         try:
-            run = Run(training, results[-1], partial(end, number), save_every)
+            run = Run(number, training, results[-1], save_every)
         except Exception as error:
             results[-1].error = error
-            end(number)
+            end([number])
         else:
             groups.setdefault(key, []).append(run)
     # Runs of one length leave together, and those of one stream share their batches.
@@ -102,7 +102,7 @@ def train_many(
     make = partial(Stack, channels_last=channels_last, beside=beside, fused=fused)
     for queue in queues:
         at_once = 1 if backend == "graphed" else width or fitting(queue[0].training, memory)
-        _drive([_lane(queue, at_once, make) for _ in range(beside)], queue)
+        _drive([_lane(queue, at_once, make, end) for _ in range(beside)], queue)
     return results
 
 
@@ -186,7 +186,9 @@ def _drive(lanes: Sequence[Iterator[None]], queue: Sequence[Run]) -> None:
         torch.cuda.current_stream(stream.device).wait_stream(stream)
 
 
-def _lane(queue: deque[Run], width: int, make: Callable[[Sequence[Run]], Stack]) -> Iterator[None]:
+def _lane(
+    queue: deque[Run], width: int, make: Callable[[Sequence[Run]], Stack], end: Callable[[Sequence[int]], None]
+) -> Iterator[None]:
     """Train runs from a queue, up to ``width`` at once, in lockstep; yields after every step.
 
     All runs of the lane are at the same place of their epochs, each in its own epoch. Who is at the end leaves, and at
@@ -196,6 +198,8 @@ def _lane(queue: deque[Run], width: int, make: Callable[[Sequence[Run]], Stack])
     stack: Stack | None = None
     while active or queue:
         newcomers = _join(queue, active, width)
+        end(_gone(newcomers))
+        newcomers = [run for run in newcomers if not run.over]
         if newcomers and stack is not None:
             stack.unpack()
             stack = None
@@ -221,24 +225,30 @@ def _lane(queue: deque[Run], width: int, make: Callable[[Sequence[Run]], Stack])
             # Nobody can tell which of them it is about.
             for run in active:
                 run.trained.error = failure
-                run.end()
+            end(_gone(active))
             active, stack = [], None
         elif stack is not None and any(run.over for run in active):
             stack.unpack()
-            leaving = [run for run in active if run.over]
+            leaving = _gone(active)
             active, stack = [run for run in active if not run.over], None
-            for run in leaving:
-                run.end()
+            end(leaving)
 
 
 def _join(queue: deque[Run], active: Sequence[Run], width: int) -> list[Run]:
-    """Take runs from the queue that are at the place of the active ones in their epochs; those that are over go."""
+    """Take runs from the queue that are at the place of the active ones in their epochs, and all that are over."""
     found: list[Run] = []
+    joining = list(active)
     for run in list(queue):
         if run.over:
-            queue.remove(run)
-            run.end()
-        elif len(active) + len(found) < width and run.phase == [*active, *found, run][0].phase:
-            queue.remove(run)
             found.append(run)
+        elif len(joining) < width and run.phase == [*joining, run][0].phase:
+            joining.append(run)
+            found.append(run)
+    for run in found:
+        queue.remove(run)
     return found
+
+
+def _gone(runs: Sequence[Run]) -> list[int]:
+    """Numbers of the runs that are at their end."""
+    return [run.number for run in runs if run.over]

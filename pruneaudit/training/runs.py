@@ -98,9 +98,9 @@ class Run:
     Weights, momenta, curves and snapshots are a :class:`Trainer`'s, so that either may go on where the other stopped.
 
     Args:
+        number: Which of the list it is.
         training: What is trained.
         trained: Where the result goes.
-        end: Called when it is over.
         save_every: Seconds between two checkpoints at least.
 
     Attributes:
@@ -109,8 +109,8 @@ class Run:
         per_epoch: Steps of an epoch.
     """
 
-    def __init__(self, training: Training, trained: Trained, end: Callable[[], None], save_every: float) -> None:
-        self.training, self.trained, self.end = training, trained, end
+    def __init__(self, number: int, training: Training, trained: Trained, save_every: float) -> None:
+        self.number, self.training, self.trained = number, training, trained
         self.trainer = training.trainer(Meter(training.model, trained.consumption))
         self.device = next(training.model.parameters()).device
         self.per_epoch = steps_per_epoch(len(training.dataset.train), training.recipe.batch)

@@ -368,19 +368,22 @@ def data_root(option: str | None) -> Path | None:
     return Path(chosen).expanduser() if chosen else None
 
 
-@lru_cache(maxsize=2)
-def load(config: DataConfig, root: Path | None = None, download: bool = False) -> Dataset:
-    """Load a dataset and split it.
+@lru_cache(maxsize=4)
+def load(config: DataConfig, root: Path | None = None, download: bool = False, device: str = "cpu") -> Dataset:
+    """Load a dataset and split it; one object for all who ask: runs that train together read the same tensors.
 
     Args:
         config: The workload's data section.
         root: Folder in torchvision's layout; not needed for ``digits``.
         download: Whether torchvision may download.
+        device: Where its tensors are.
 
     Raises:
         ConfigError: No such dataset.
         DataMissingError: The files are not there; the message says how to get them.
     """
+    if device != "cpu":
+        return load(config, root, download).to(torch.device(device))
     if config.name not in LOADERS:
         raise unknown("dataset", config.name, LOADERS)
     if len(config.mean) != len(config.std) or len(config.mean) != facts(config).channels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pruneaudit.audit.catalogue import Outcome, Verdict, arm_rule, equal, rule
+from pruneaudit.audit.catalogue import Outcome, Verdict, arm_rule, equal, rule, same_rule
 from pruneaudit.audit.evidence import Evidence, measured
 from pruneaudit.records import RunRecord, total
 
@@ -37,48 +37,33 @@ def _epochs(runs: Iterable[RunRecord]) -> float | None:
     return None if epochs is None else round(epochs, 6)
 
 
-@measured
-def _splits(arm: Evidence) -> str:
-    return "+".join(sorted({_short(run.split_digest) for run in arm.stages}))
-
-
-@rule("F101", "Same data and split", f"{_TABLE_2}, S1")
-def same_split(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F101", "Same data and split", f"{_TABLE_2}, S1")
+def same_split(arm: Evidence) -> str:
     """Digest over all pixels and labels of the train, validation and test split that the runs loaded.
 
     Example: both arms loaded the split 0a1b2c: passes. One retrained on another validation split: caught.
     """
-    return equal(_splits(left), _splits(right))
+    return "+".join(sorted({_short(run.split_digest) for run in arm.stages}))
 
 
-@measured
-def _network(arm: Evidence) -> str:
-    run = arm.result
-    return f"{run.model}, {run.classes} classes, {run.base_params} params, {run.base_macs} MACs"
-
-
-@rule("F102", "Same architecture", f"{_TABLE_2}, S1")
-def same_architecture(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F102", "Same architecture", f"{_TABLE_2}, S1")
+def same_architecture(arm: Evidence) -> str:
     """Architecture, and parameters and MACs of the dense network that both prune.
 
     Example: ResNet-56 with 853,018 parameters in both arms passes; ResNet-56 with projection shortcuts is another.
     """
-    return equal(_network(left), _network(right))
+    run = arm.result
+    return f"{run.model}, {run.classes} classes, {run.base_params} params, {run.base_macs} MACs"
 
 
-@measured
-def _preprocessing(arm: Evidence) -> str:
-    data = arm.result.data
-    return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
-
-
-@rule("F104", "Same preprocessing", f"{_TABLE_2}, S1; RobustBench, issue 59 (one resize line swapped two ranks)")
-def same_preprocessing(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F104", "Same preprocessing", f"{_TABLE_2}, S1; RobustBench, issue 59 (one resize line swapped two ranks)")
+def same_preprocessing(arm: Evidence) -> str:
     """Size and normalisation of the images at training and test.
 
     Example: ImageNet's mean and deviation in both arms pass; CIFAR's own in one of them do not.
     """
-    return equal(_preprocessing(left), _preprocessing(right))
+    data = arm.result.data
+    return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
 
 
 @rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")
@@ -146,46 +131,34 @@ def _apart(ours: int, theirs: int) -> float:
     return abs(ours - theirs) / max(ours, theirs)
 
 
-@rule("F201", "Same base weights", f"{_TABLE_2}, S2")
-def same_base(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F201", "Same base weights", f"{_TABLE_2}, S2")
+def same_base(arm: Evidence) -> str | None:
     """Digest of the weights that the pruning stage (or its top-up) started from.
 
     Example: both start from the base model of seed 0: passes. One arm that trained its own, better base is caught.
     """
-
-    def digest(arm: Evidence) -> str | None:
-        first = next(iter(arm.pruning_stage), None)
-        return _short(first.parent_digest) if first is not None and first.parent_digest else None
-
-    return equal(digest(left), digest(right))
+    first = next(iter(arm.pruning_stage), None)
+    return _short(first.parent_digest) if first is not None and first.parent_digest else None
 
 
-@measured
-def _retraining_epochs(arm: Evidence) -> float | None:
-    return _epochs([arm.result])
-
-
-@rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
-def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
+def same_retraining_epochs(arm: Evidence) -> float | None:
     """Images that passed the network with gradients during retraining, in passes over the training split.
 
     Example: 120 and 120 epochs pass; 40 epochs of L1's paper against 120 of TPP's do not.
     """
-    return equal(_retraining_epochs(left), _retraining_epochs(right))
+    return _epochs([arm.result])
 
 
-@measured
-def _grid(arm: Evidence) -> str:
-    return f"{len(arm.trials)} trials: " + " | ".join(sorted(_rates([run]) for run in arm.trials))
-
-
-@rule("F312", "Equal tuning budget: same grid, same number of trials", f"{_TABLE_2}, S3.1; DomainBed, model selection")
-def same_tuning_budget(left: Evidence, right: Evidence) -> Outcome:
+@same_rule(
+    "F312", "Equal tuning budget: same grid, same number of trials", f"{_TABLE_2}, S3.1; DomainBed, model selection"
+)
+def same_tuning_budget(arm: Evidence) -> str:
     """Learning rates that the trials of each arm really used, and how many trials there were.
 
     Example: three trials at 0.1, 0.01 and 0.001 in both arms pass; five trials for one's own method do not.
     """
-    return equal(_grid(left), _grid(right))
+    return f"{len(arm.trials)} trials: " + " | ".join(sorted(_rates([run]) for run in arm.trials))
 
 
 @measured
@@ -233,27 +206,19 @@ def validation_is_new(arm: Evidence) -> Outcome:
     return Outcome("pass" if known else "not measured", value)
 
 
-@measured
-def _retraining_rates(arm: Evidence) -> str:
-    return _rates([arm.result])
-
-
-@rule("F321", "Same retraining learning rate at every step", f"{_TABLE_2}, S3.2")
-def same_retraining_rates(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F321", "Same retraining learning rate at every step", f"{_TABLE_2}, S3.2")
+def same_retraining_rates(arm: Evidence) -> str:
     """Learning rate read from the optimiser at every step of retraining.
 
     Example: 0.01 for 60 epochs, then 0.001 in both arms passes; the same rates with a later drop do not.
     """
-    return equal(_retraining_rates(left), _retraining_rates(right))
+    return _rates([arm.result])
 
 
-@measured
-def _hyper_parameters(arm: Evidence) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(arm.result.hyper_parameters.items()))
-
-
-@rule("F322", "Same other retraining hyper-parameters", f"{_TABLE_2}, S3.2; sec. 6 (report every retraining detail)")
-def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
+@same_rule(
+    "F322", "Same other retraining hyper-parameters", f"{_TABLE_2}, S3.2; sec. 6 (report every retraining detail)"
+)
+def same_hyper_parameters(arm: Evidence) -> str:
     """Batch, momentum, weight decay, augmentation, precision and label smoothing, as seen while retraining.
 
     So are masks that hold weights at zero, and what a method adds to the loss: an advantage that is earned there is
@@ -261,7 +226,7 @@ def same_hyper_parameters(left: Evidence, right: Evidence) -> Outcome:
 
     Example: batch 128 and weight decay 5e-4 in both arms pass; batch 64, or an orthogonality term, in one arm does not.
     """
-    return equal(_hyper_parameters(left), _hyper_parameters(right))
+    return ", ".join(f"{key}={value}" for key, value in sorted(arm.result.hyper_parameters.items()))
 
 
 @measured
@@ -289,18 +254,13 @@ def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
     return equal(ours, theirs)
 
 
-@measured
-def _pruning_rates(arm: Evidence) -> str:
-    return _rates(arm.pruning_stage)
-
-
-@rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")
-def same_pruning_rates(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")
+def same_pruning_rates(arm: Evidence) -> str:
     """Learning rate read from the optimiser at every step between base model and retraining.
 
     Example: 0.001 at all 110,000 steps in both arms passes; a top-up at 0.01 does not.
     """
-    return equal(_pruning_rates(left), _pruning_rates(right))
+    return _rates(arm.pruning_stage)
 
 
 @measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pruneaudit.audit.catalogue import Outcome, Value, arm_rule, equal, rule, series_rule
+from pruneaudit.audit.catalogue import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.evidence import Case, Evidence, measured
 from pruneaudit.audit.statistics import ALPHA, seeds_needed, trend
 from pruneaudit.cells import MAGNITUDE, RANDOM
@@ -63,17 +63,13 @@ def enough_seeds(case: Case) -> Outcome:
     return Outcome("pass" if paired and len(sides[0]) >= needed else "fail", values[0], values[-1], note)
 
 
-@rule("F604", "Equal final learning rate", f"{_WANG}, appendix A, rule 1")
-def same_final_rate(left: Evidence, right: Evidence) -> Outcome:
+@same_rule("F604", "Equal final learning rate", f"{_WANG}, appendix A, rule 1")
+def same_final_rate(arm: Evidence) -> float | None:
     """Learning rate of the last step of both arms (of retraining, or of training from scratch).
 
     Example: both end at 1e-4: passes. Scratch that ends at 1e-3 has not been annealed as far.
     """
-
-    def last(arm: Evidence) -> Value:
-        return arm.result.learning_rates[-1][0] if arm.result.learning_rates else None
-
-    return equal(last(left), last(right))
+    return arm.result.learning_rates[-1][0] if arm.result.learning_rates else None
 
 
 @arm_rule("F605", "Converged before the first learning-rate decay", f"{_WANG}, Fig. 2")

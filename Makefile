@@ -27,7 +27,13 @@ browser:
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py
 	$(BIN)/python benchmarks/steps.py resnet20-digits
+	$(BIN)/python benchmarks/steps.py sfp-resnet20-cifar10
+	$(BIN)/python benchmarks/steps.py resnet56-cifar10
 	$(BIN)/python benchmarks/lenet_sweep.py
+	$(BIN)/python benchmarks/many.py digits
+	$(BIN)/python benchmarks/jsv.py
+	$(BIN)/python benchmarks/oracle.py
+	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/report.py
 
 $(READY): pyproject.toml

@@ -1,13 +1,13 @@
 """Time and memory that a report over 10,000 cells takes: by phase, and as the whole command with figures and without.
 
-    python benchmarks/report.py [--cells 10000] [--methods all] [--workloads resnet56-cifar10] [--ledger DIR] [--to DIR]
+    python benchmarks/report.py [--cells 10000] [--methods core] [--workloads resnet56-cifar10] [--ledger DIR] [--to DIR]
 
 The ledger is what a campaign over all protocols and ratios would leave after training for months: cells and runs are
 planned by the campaign itself, and only what a run measures is made up (curves of its full length, answers of every
 test image, Jacobian, conduct). Each time is that of a fresh process; processor time is summed over the processes that
 draw figures beside it, memory is that of the largest one. With ``--ledger`` the ledger is kept, and taken as it is
-where there is one already. All methods on one workload make the most findings; ``--methods core --workloads all`` makes
-a third of them from as many cells.
+where there is one already. By default the cells are the default methods on one workload, over as many seeds as it
+takes. ``--methods all`` has few seeds and the most comparisons, ``--workloads all`` the most figures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     """Make the ledger, report on it in processes of their own, and print what they took."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", type=int, default=10_000)
-    parser.add_argument("--methods", default="all")
+    parser.add_argument("--methods", default="core")
     parser.add_argument("--workloads", default="resnet56-cifar10")
     parser.add_argument("--ledger", type=Path, help="keep the made-up ledger here")
     parser.add_argument("--to", type=Path, help="keep the report here")

@@ -104,9 +104,12 @@ def ids(svg):
 
 
 def uses(svg, name):
-    """How many dots each group of this id has."""
-    groups = [element for element in svg.iter() if element.get("id") == name]
-    return [sum(child.tag.endswith("}use") for child in group.iter()) for group in groups]
+    """How many dots of this id, in all colours, each panel has that has some."""
+    panels = [element for element in svg.iter() if re.fullmatch(r"axes_\d+", element.get("id", ""))]
+    groups = [
+        [group for group in panel.iter() if re.fullmatch(rf"{name}(-\d+)?", group.get("id", ""))] for panel in panels
+    ]
+    return [sum(child.tag.endswith("}use") for group in found for child in group.iter()) for found in groups if found]
 
 
 def texts(svg):

@@ -299,38 +299,53 @@ def describe(difference: Difference, comparisons: int) -> str:
 def _sign_flips(differences: np.ndarray) -> list[float]:
     """Two-sided p of the sign-flip test of each row of ``[C, n]``."""
     n = differences.shape[1]
-    if n > _EXACT:  # Each row draws the same random signs, however many there are.
-        return [float(_sign_flip(row)) for row in differences]
+    if n == 1:  # Both signs are as far from 0; scipy refuses one observation.
+        return [1.0] * len(differences)
+    if n > _EXACT:
+        return _random_sign_flips(differences)
     rows = max(1, _VALUES // (n * 2**n))
-    return [
-        p for start in range(0, len(differences), rows) for p in _sign_flip(differences[start : start + rows]).tolist()
-    ]
+    return [p for start in range(0, len(differences), rows) for p in _all_sign_flips(differences[start : start + rows])]
 
 
-def _sign_flip(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p of the sign-flip test along the last axis."""
+def _all_sign_flips(differences: np.ndarray) -> list[float]:
+    """The same from all 2**n sign vectors."""
     from scipy.stats import permutation_test
 
-    n = differences.shape[-1]
     observed = differences.mean(axis=-1)
-    if n == 1:  # Both signs are as far from 0; scipy refuses one observation.
-        return np.ones_like(observed)
 
     def mean(sample: np.ndarray, axis: int) -> np.ndarray:
         means = sample.mean(axis=axis)
         return np.where(np.abs(means - observed) <= _TIE, observed, means)
 
-    return permutation_test(
+    p: list[float] = permutation_test(
         (differences,),
         mean,
         permutation_type="samples",
         vectorized=True,
         axis=-1,
-        # scipy tries all 2**n sign vectors where that many are allowed.
-        n_resamples=2**n if n <= _EXACT else 2 ** min(n, _FINEST) - 1,
+        n_resamples=2 ** differences.shape[-1],
         batch=2**_EXACT,
-        random_state=np.random.default_rng(0),
-    ).pvalue
+    ).pvalue.tolist()
+    return p
+
+
+def _random_sign_flips(differences: np.ndarray) -> list[float]:
+    """The same from random sign vectors, the same ones for each row, however many there are.
+
+    As scipy's ``permutation_test``, which draws them anew for each row: 0.3 s where a row takes 1 ms here.
+    """
+    count, n = differences.shape
+    draws = 2 ** min(n, _FINEST) - 1
+    random = np.random.default_rng(0)
+    observed = differences.mean(axis=1)
+    below, above = np.ones(count), np.ones(count)  # The signs that were observed count, too.
+    for start in range(0, draws, 2**_EXACT):
+        signs = 2.0 * random.integers(0, 2, (min(2**_EXACT, draws - start), n), dtype=np.int8) - 1
+        means = signs @ differences.T / n
+        below += np.count_nonzero(means <= observed + _TIE, axis=0)
+        above += np.count_nonzero(means >= observed - _TIE, axis=0)
+    p: list[float] = np.minimum(2 * np.minimum(below, above) / (draws + 1), 1.0).tolist()
+    return p
 
 
 @lru_cache

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,7 +228,8 @@ def log_axis(axes: Axes, which: str, low: float, high: float, most: int = 5, tic
         choices.append([digit * 10.0**power for power in powers for digit in digits])
     within = [[tick for tick in choice if low <= tick <= high] for choice in choices]
     fitting = next((choice for choice in within if len(choice) <= most), within[-1][:: len(within[-1]) // most + 1])
-    axes.set(**{f"{which}scale": "log"})
+    # What has no logarithm is not drawn; the default is a dot far outside.
+    getattr(axes, f"set_{which}scale")("log", nonpositive="mask")
     _set(axes, which, low, high, fitting if len(fitting) > 1 or ticks else _round(low, high, 3))
     getattr(axes, f"{which}axis").set_minor_locator(NullLocator())
 
@@ -256,9 +258,23 @@ def segments(
 
 
 def scattered(axes: Axes, points: Sequence[tuple[float, float, str]], size: float, gid: str) -> None:
-    """Dots (x, y, colour) as one artist with this id in an SVG; ``size`` in points."""
-    x, y, colours = zip(*points, strict=True)
-    axes.scatter(x, y, s=size**2, c=colours, linewidths=0, alpha=0.8, zorder=3, gid=gid)
+    """Dots (x, y, colour), ``size`` in points; those of one colour have this id and a number in an SVG."""
+    by_colour: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for x, y, colour in points:
+        by_colour[colour].append((x, y))
+    for number, (colour, places) in enumerate(by_colour.items()):
+        # Markers of one line: a file has their shape once, where a scatter has a style for every dot.
+        axes.plot(
+            *zip(*places, strict=True),
+            linestyle="none",
+            marker="o",
+            markersize=size,
+            markeredgewidth=0,
+            color=colour,
+            alpha=0.8,
+            zorder=3,
+            gid=f"{gid}-{number}",
+        )
 
 
 def _round(low: float, high: float, most: int) -> list[float]:

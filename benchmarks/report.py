@@ -1,6 +1,6 @@
 """Time and memory that a report over 10,000 cells takes: by phase, and as the whole command with figures and without.
 
-    python benchmarks/report.py [--cells 10000] [--methods core] [--workloads resnet56-cifar10] [--ledger DIR] [--to DIR]
+    python benchmarks/report.py [--cells 10000] [--methods core] [--workloads NAMES|all] [--ledger DIR] [--to DIR]
 
 The ledger is what a campaign over all protocols and ratios would leave after training for months: cells and runs are
 planned by the campaign itself, and only what a run measures is made up (curves of its full length, answers of every

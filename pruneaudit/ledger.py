@@ -224,7 +224,9 @@ class Ledger:
 
     def cells_by_key(self) -> dict[str, CellRecord]:
         """Records of all cells, each under the key that it was saved with."""
-        return {path.stem: _read(CellRecord, path) for path in sorted((self.root / "cells").glob("*.json"))}
+        # Names are sorted, not paths: these take ten times as long.
+        names = sorted(name for name in os.listdir(self.root / "cells") if name.endswith(".json"))
+        return {name.removesuffix(".json"): _read(CellRecord, self.root / "cells" / name) for name in names}
 
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""

@@ -236,7 +236,17 @@ def test_the_cost_of_a_run_counts_training_and_evaluation():
 def test_what_is_left_is_divided_by_what_was_measured():
     # A quarter of 400 MACs in 10 seconds: 30 seconds for the rest, 80 for two more.
     assert estimate([("a", 400.0)] * 3, [training()]) == pytest.approx(110)
-    assert estimate([("a", 400.0)] * 3, [training(0), training(1)]) == pytest.approx((30 + 30 + 40) / 2)
+    two = [training(number, pid=number + 1) for number in range(2)]
+    assert estimate([("a", 400.0)] * 3, two) == pytest.approx((30 + 30 + 40) / 2)
+
+
+def test_runs_of_one_process_share_its_time():
+    # Half of the ten seconds each: what takes one of them 30 seconds alone takes both 30 together.
+    both = [training(0, pid=1), training(1, pid=1)]
+    assert estimate([("a", 400.0)] * 2, both) == pytest.approx(30)
+    assert estimate([("a", 400.0)] * 3, both) == pytest.approx(30 + 20)
+    # Beside another process as slow as both together: 20 seconds for each run, and who trains two needs the longest.
+    assert estimate([("a", 400.0)] * 3, [*both, training(2, pid=2)]) == pytest.approx(40)
 
 
 def test_a_hundredfold_difference_of_stages_is_seen():

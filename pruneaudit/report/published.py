@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pruneaudit.catalog import Catalog
@@ -122,13 +123,17 @@ def _recipe(catalog: Catalog, claim: Claim, cell: Mapping[str, Any]) -> tuple[in
 
 def _follows(curve: Curve, epochs: int, schedule: Schedule) -> bool:
     """Whether a run had the schedule's learning rate in every epoch."""
-    if len(curve.test_accuracy) != epochs or not curve.rates:
-        return False
+    return len(curve.test_accuracy) == epochs and bool(curve.rates) and _is(tuple(curve.rates), epochs, schedule)
+
+
+@lru_cache(maxsize=4096)
+def _is(rates: tuple[tuple[float, float], ...], epochs: int, schedule: Schedule) -> bool:
+    """Whether these rates are the schedule's; all seeds of an arm have the same ones."""
     place = 0
     for epoch in range(epochs):
-        while place + 1 < len(curve.rates) and curve.rates[place + 1][0] <= epoch + 1e-9:
+        while place + 1 < len(rates) and rates[place + 1][0] <= epoch + 1e-9:
             place += 1
-        if not math.isclose(curve.rates[place][1], schedule.rate(epoch, epochs), rel_tol=1e-9):
+        if not math.isclose(rates[place][1], schedule.rate(epoch, epochs), rel_tol=1e-9):
             return False
     return True
 

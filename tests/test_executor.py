@@ -10,6 +10,7 @@ import time
 import pytest
 from builders import NOTHING, FakeStages, run_spec, started
 
+from pruneaudit import stages
 from pruneaudit.catalog import Catalog
 from pruneaudit.errors import DamagedError
 from pruneaudit.executors import local
@@ -500,3 +501,16 @@ def test_together_or_alone_gives_the_same_weights(tmp_path):
         assert 0 < right.training_seconds < right.seconds or right.stage == "prune"
     for left, right in zip(found["torch", "weights"], found["grouped", "weights"], strict=True):
         assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-10
+
+
+def test_workers_share_the_memory_of_a_device(tmp_path, monkeypatch):
+    asked = []
+
+    def train_nothing(trainings, backend, memory, **options):
+        asked.append((backend, memory))
+
+    monkeypatch.setattr(stages, "train_many", train_nothing)
+    real = Stages(Ledger(tmp_path), Catalog(), Runtime(processes=4))
+    spec = run_spec(data=base_model().data, backend="grouped")
+    real.execute_many([spec], lambda spec: None, lambda spec, outcome: None)
+    assert asked == [("grouped", 0.25)]

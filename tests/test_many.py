@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.measure.trainability import singular_values
 from pruneaudit.pruning.removal import shrink, thinned
 from pruneaudit.streams import generator
-from pruneaudit.training import stacked
+from pruneaudit.training import many, stacked
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.feed import Feed, Stream
 from pruneaudit.training.grouped import CannotStackError, signature, singular_values_of, stack, unstack
@@ -601,3 +602,14 @@ def test_a_step_is_captured_after_warming_up(monkeypatch, broken):
     later = ["work", "work"] if broken else ["captured", "replayed", "replayed"]
     assert log == ["work"] * stacked._WARM_UP + later
     assert program.reason == ("steps were not captured: operation not permitted" if broken else "")
+
+
+def test_as_many_train_at_once_as_fit_into_a_share_of_the_free_memory(monkeypatch):
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(model=SimpleNamespace(parameters=lambda: iter([weight])))
+    monkeypatch.setattr(many, "footprint", lambda training: 100)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5000, 9000))
+    assert many.fitting(on_gpu) == 40
+    assert many.fitting(on_gpu, 1 / 4) == 10
+    assert many.fitting(on_gpu, 1 / 100) == 1

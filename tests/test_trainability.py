@@ -23,6 +23,8 @@ from pruneaudit.measure.trainability import (
     singular_values,
     trainability_accuracy,
 )
+from pruneaudit.records import Jacobian
+from pruneaudit.training import grouped
 from pruneaudit.training.grouped import jacobians
 from pruneaudit.workloads.datasets import Dataset, Part
 from pruneaudit.workloads.models import build
@@ -402,3 +404,18 @@ def test_trainability_is_compared_under_one_schedule_only():
     part = Recipe(steps=6, lr="0:1e-2,3:1e-3", batch=64, start=2, span=8)
     assert not comparable_trainability(part, part.model_copy(update={"start": 0}))
     assert not comparable_trainability(part, part.model_copy(update={"span": 9}))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_network_that_cannot_be_measured_costs_no_other(monkeypatch, together):
+    def broken(values):
+        if not calls:
+            calls.append(values)
+            raise RuntimeError("no convergence")
+        return real(values)
+
+    calls, real = [], grouped.summary
+    for module in (grouped, trainability):
+        monkeypatch.setattr(module, "summary", broken)
+    first, second = jacobians(networks(2), pictures(5), together=together)
+    assert str(first) == "no convergence" and isinstance(second, Jacobian)

@@ -27,7 +27,7 @@ from pruneaudit.catalog import Catalog, MethodSource
 from pruneaudit.conduct import REPEATED_STEPS, Job, observe
 from pruneaudit.config import DataConfig, Recipe, Workload
 from pruneaudit.conformance import SEEDS
-from pruneaudit.executors.cost import cost, widths
+from pruneaudit.executors.cost import cost, widths, workload_of
 from pruneaudit.measure.trainability import SAMPLES, jacobian
 from pruneaudit.records import RunRecord, RunSpec
 from pruneaudit.training.checkpoint import Checkpoint
@@ -280,7 +280,7 @@ class Calibration:
 
     def _network(self, run: RunSpec) -> Network:
         """The network that a run trains."""
-        workload = self._catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
+        workload = workload_of(run, self._catalog)
         # In a pruning stage torch makes the steps, whatever the backend; others that train several at once are timed
         # as torch as well: runs are planned one at a time.
         steps = "compiled" if run.backend == "compiled" and run.stage != "prune" else "torch"

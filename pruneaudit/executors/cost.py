@@ -44,13 +44,18 @@ def cost(run: RunSpec, catalog: Catalog) -> Cost:
         AuditError: It names a workload, method or dataset that is not there.
     """
     sizes = facts(run.data)
-    workload = catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
+    workload = workload_of(run, catalog)
     images = run.recipe.images(sizes.train)
     per_epoch = steps_per_epoch(sizes.train, run.recipe.batch)
     passes = math.ceil(run.recipe.total_steps(per_epoch) / per_epoch)
     macs = shapes.costs(workload).of_widths(widths(run, workload, catalog))
     evaluations = (passes + 1) * (sizes.validation + sizes.test)
     return Cost(images / sizes.train, passes, macs, TRAINING_PASSES * macs * images, macs * evaluations)
+
+
+def workload_of(run: RunSpec, catalog: Catalog) -> Workload:
+    """The workload of a run, with the dataset and the architecture of the run's identity."""
+    return catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
 
 
 def widths(run: RunSpec, workload: Workload, catalog: Catalog) -> dict[str, int]:

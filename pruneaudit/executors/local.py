@@ -13,7 +13,7 @@ from filelock import BaseFileLock, Timeout
 
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.executors.bulletin import Bulletin
-from pruneaudit.executors.cost import widths
+from pruneaudit.executors.cost import widths, workload_of
 from pruneaudit.ledger import Ledger
 from pruneaudit.records import FailureRecord, RunRecord, RunSpec
 from pruneaudit.stages import Stages
@@ -190,6 +190,5 @@ class LocalExecutor:
         if acts or spec.backend not in ("grouped", "graphed"):
             return None
         catalog, recipe = self.stages.catalog, spec.recipe
-        workload = catalog.workload(spec.workload).model_copy(update={"data": spec.data, "model": spec.model})
-        kept = tuple(sorted(widths(spec, workload, catalog).items()))
+        kept = tuple(sorted(widths(spec, workload_of(spec, catalog), catalog).items()))
         return spec.model, spec.data, recipe.batch, recipe.nesterov, spec.precision, spec.backend, kept

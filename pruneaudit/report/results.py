@@ -271,7 +271,6 @@ def gather(
     ledger: Ledger,
     cells: Iterable[Cell],
     asked: Asked,
-    begin: Callable[[Results], None] = lambda arms: None,
 ) -> Results:
     """Rows of a session: every selected cell, and what is found of every selected arm and comparison.
 
@@ -281,7 +280,6 @@ def gather(
         ledger: Where the records are.
         cells: Selected cells.
         asked: What is judged.
-        begin: Is told what is known of arms before comparisons are judged: enough for figures.
     """
     rows = []
     known: dict[Cell, CellRecord] = {}
@@ -302,7 +300,7 @@ def gather(
         docket = Docket(catalog, ledger, members.get, labels, waive, Table(members, catalog.strictness))
         subjects = [subject for subject in asked.subjects if subject.workload == workload]
         groups.append((docket, subjects))
-    return _results(catalog, ledger, rows, groups, asked, begin)
+    return _results(catalog, ledger, rows, groups, asked)
 
 
 @no_collection()
@@ -360,7 +358,7 @@ def _results(
     rows: list[dict[str, Any]],
     groups: list[tuple[Docket, list[Arm | Comparison]]],
     asked: Asked,
-    begin: Callable[[Results], None],
+    begin: Callable[[Results], None] = lambda arms: None,
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}

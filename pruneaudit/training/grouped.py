@@ -81,7 +81,7 @@ def singular_values_of(models: Sequence[nn.Module], images: torch.Tensor) -> tor
 
 def jacobians(
     models: Sequence[nn.Module], dataset: Dataset, samples: int = SAMPLES, together: bool | None = None
-) -> list[Jacobian | AuditError]:
+) -> list[Jacobian | Exception]:
     """What :func:`pruneaudit.measure.trainability.jacobian` finds for each of some networks, or why it finds nothing.
 
     Args:
@@ -109,10 +109,10 @@ def jacobians(
     return [_outcome(partial(jacobian, model, dataset, samples)) for model in models]
 
 
-def _outcome(measure: Callable[[], Jacobian]) -> Jacobian | AuditError:
+def _outcome(measure: Callable[[], Jacobian]) -> Jacobian | Exception:
     try:
         return measure()
-    except AuditError as error:
+    except Exception as error:  # Whatever it is, it is about one network: the others have theirs.
         return error
 
 

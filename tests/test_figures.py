@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 from builders import evidence, scored, store
+from rogues.records import UNCONVERGED, retrained
 
 from pruneaudit.catalog import Catalog
 from pruneaudit.errors import ConfigError
@@ -103,13 +104,22 @@ def ids(svg):
     return [element.get("id") for element in svg.iter() if element.get("id")]
 
 
-def uses(svg, name):
-    """How many dots of this id, in all colours, each panel has that has some."""
+def dots(svg, name):
+    """How many dots of this id, in all colours, each panel has that has some: markers, or lines without length."""
     panels = [element for element in svg.iter() if re.fullmatch(r"axes_\d+", element.get("id", ""))]
     groups = [
         [group for group in panel.iter() if re.fullmatch(rf"{name}(-\d+)?", group.get("id", ""))] for panel in panels
     ]
-    return [sum(child.tag.endswith("}use") for group in found for child in group.iter()) for found in groups if found]
+    lines = re.compile(r"M (\S+ \S+)\s+L \1\s")
+    return [
+        sum(
+            child.tag.endswith("}use") + len(lines.findall(child.get("d", "")))
+            for group in found
+            for child in group.iter()
+        )
+        for found in groups
+        if found
+    ]
 
 
 def texts(svg):
@@ -199,6 +209,16 @@ def test_a_stored_ledger_can_be_drawn(tmp_path):
     assert names == sorted(f"{what}-lenet5-digits.{form}" for what in EVERY for form in ("svg", "pdf"))
 
 
+def test_figures_begun_before_all_is_judged_are_those_of_the_whole_report(tmp_path):
+    ledger, begun = Ledger(tmp_path), []
+    store(ledger, scored(evidence("tpp"), 92.0))
+    store(ledger, scored(retrained(evidence("l1"), UNCONVERGED), 91.0))
+    whole = gather_ledger(Catalog(), ledger, begin=begun.append)
+    assert "rising" in ids(ElementTree.fromstring(svg_of(whole, "curves")))
+    (workload,) = whole.groups()
+    assert figures(begun[0].drawn(*workload)) == figures(whole)
+
+
 def test_labels_have_figures_of_their_own():
     found, smoke = results(setups=("s2",)), results(setups=("s2",), labels=["smoke"])
     found.cells += smoke.cells
@@ -209,8 +229,8 @@ def test_labels_have_figures_of_their_own():
 def test_accuracy_shows_every_mean_every_seed_its_spread_and_the_base():
     svg = drawn(results(), "accuracy-speedup")
     # Three methods at two ratios over two seeds, in a panel for each of three protocols.
-    assert uses(svg, "seeds") == [12] * 3
-    assert [uses(svg, f"mean-{number}") for number in range(3)] == [[2] * 3] * 3
+    assert dots(svg, "seeds") == [12] * 3
+    assert [dots(svg, f"mean-{number}") for number in range(3)] == [[2] * 3] * 3
     spread = [element for element in svg.iter() if element.get("id") == "spread"]
     assert [sum(child.tag.endswith("}path") for child in group) for group in spread] == [6] * 3
     assert ids(svg).count("base") == 3
@@ -218,15 +238,15 @@ def test_accuracy_shows_every_mean_every_seed_its_spread_and_the_base():
 
 def test_one_seed_has_no_error_bar_and_own_bases_no_line():
     svg = drawn(results(setups=("s1", "s2"), seeds=1), "accuracy-speedup")
-    assert uses(svg, "seeds") == [6, 6] and "spread" not in ids(svg)
+    assert dots(svg, "seeds") == [6, 6] and "spread" not in ids(svg)
     assert ids(svg).count("base") == 1
 
 
 def test_the_chosen_learning_rates_are_ringed():
     svg = drawn(results(), "learning-rates")
     # A panel for each ratio: three methods, three rates, two seeds, of which one rate was chosen.
-    assert uses(svg, "seeds") == [18] * 2
-    assert uses(svg, "chosen") == [6] * 2
+    assert dots(svg, "seeds") == [18] * 2
+    assert dots(svg, "chosen") == [6] * 2
 
 
 def test_curves_mark_where_the_rate_falls_and_where_the_accuracy_still_rose():
@@ -268,8 +288,8 @@ def test_trainability_leaves_dead_networks_below_the_axis():
         if row["method"] == "l1" and row["seed"] == 0:
             row["jsv"] = {"base": 2.0, "pruned": 0.0, "end": 0.0}
     # JSV at three stages of two methods, at one of scratch, over two seeds; TA of three methods.
-    assert uses(drawn(results(), "trainability"), "seeds") == [14, 14, 6, 6]
-    assert uses(drawn(found, "trainability"), "seeds") == [12, 12, 6, 6]
+    assert dots(drawn(results(), "trainability"), "seeds") == [14, 14, 6, 6]
+    assert dots(drawn(found, "trainability"), "seeds") == [12, 12, 6, 6]
 
 
 def test_the_caption_says_how_many_seeds_and_what_the_spread_is(everything):
@@ -295,7 +315,7 @@ def test_of_a_crowd_only_the_measures_stand_out_and_each_has_a_row():
     for what in ("accuracy-methods", "trainability-methods"):
         rows = svg_of(found, what)
         assert set(names) <= set(texts(rows))
-        assert uses(ElementTree.fromstring(rows), "means") == [43, 43]
+        assert dots(ElementTree.fromstring(rows), "means") == [43, 43]
 
 
 def test_panels_that_do_not_fit_a_page_go_on_in_a_further_file():

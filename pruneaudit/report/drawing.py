@@ -49,7 +49,7 @@ class Drawing:
         """Begin as soon as there is what figures show; a second call does nothing.
 
         Args:
-            results: Their cells, runs, curves and findings on arms; comparisons are not looked at.
+            results: Their cells, runs, curves and findings of ``RISING``; nothing else is looked at.
         """
         if self._begun or self._pool is None:
             return

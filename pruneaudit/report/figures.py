@@ -15,7 +15,7 @@ from typing import Any
 from pruneaudit.catalog import is_scratch
 from pruneaudit.errors import ConfigError
 from pruneaudit.report.arms import CROWD, Arms, Rows, limits
-from pruneaudit.report.results import Curve, Results
+from pruneaudit.report.results import RISING, Curve, Results
 from pruneaudit.report.sheet import (
     INK,
     PALE,
@@ -366,13 +366,13 @@ def _rising(arms: Arms, protocol: str) -> Stages:
     """Stages at whose end the accuracy of some seed still rose: the first by F605, the last by F606."""
     found = defaultdict(set)
     for row in arms.of(arms.results.findings):
-        if row["rule"] in ("F605", "F606") and row["verdict"] == "fail" and row["protocol"] == protocol:
+        if row["rule"] in RISING and row["verdict"] == "fail" and row["protocol"] == protocol:
             (method,) = row["arms"]
             for cell in arms.points.get((protocol, method, row["ratio"]), ()):
                 curve = arms.results.curves.get(cell["result"]) if cell["seed"] == row["seed"] else None
                 if curve is not None:
                     edges = [0.0, *_drops(curve), float(len(curve.test_accuracy))]
-                    stage = edges[:2] if row["rule"] == "F605" else edges[-2:]
+                    stage = edges[:2] if row["rule"] == RISING[0] else edges[-2:]
                     found[row["ratio"], method].add((stage[0], stage[1]))
     return {place: sorted(stages) for place, stages in found.items()}
 

@@ -29,6 +29,8 @@ from pruneaudit.settings import Settings
 
 #: A workload with its labels: what may stand in one table.
 Group = tuple[str, tuple[str, ...]]
+#: Rules whose failures figures show: the accuracy still rises at the end of the first stage, of the last one.
+RISING = ("F605", "F606")
 #: Version of the layout of results.json.
 RESULTS_VERSION = 4
 _CELL_FIELDS = (
@@ -308,7 +310,7 @@ def gather_ledger(
     catalog: Catalog,
     ledger: Ledger,
     study: Study | None = None,
-    begin: Callable[[Results], None] = lambda arms: None,
+    begin: Callable[[Results], None] = lambda measured: None,
 ) -> Results:
     """Rows of everything a ledger holds: all cells, and all comparisons between them.
 
@@ -319,7 +321,7 @@ def gather_ledger(
         catalog: Where protocols are described.
         ledger: Where the records are.
         study: What is waived.
-        begin: Is told what is known of arms before comparisons are judged: enough for figures.
+        begin: Is told what figures show before all the rest is judged: cells, runs, and findings of ``RISING``.
     """
     everything = ledger.cells()
     digests = method_digests(catalog, ledger, everything)
@@ -358,20 +360,26 @@ def _results(
     rows: list[dict[str, Any]],
     groups: list[tuple[Docket, list[Arm | Comparison]]],
     asked: Asked,
-    begin: Callable[[Results], None] = lambda arms: None,
+    begin: Callable[[Results], None] = lambda measured: None,
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
     environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
     _add_trainability(rows, runs)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
-    findings = _findings(groups, asked, Arm)
-    arms = Results(
+    measured = Results(
         cells=sorted(
             rows,
             key=lambda row: (row["workload"], row["labels"], row["protocol"], row["method"], row["ratio"], row["seed"]),
         ),
-        findings=list(map(_finding_row, findings)),
+        findings=[
+            _finding_row(docket.finding(subject, rule))
+            for docket, subjects in groups
+            for subject in subjects
+            if isinstance(subject, Arm)
+            for rule in RISING
+            if get_rule(rule).applies(subject.method)
+        ],
         architectures=_architectures(records, runs),
         runs=_run_rows(records, runs, environments),
         curves={name: _curve(run) for name, run in runs.items()},
@@ -389,9 +397,8 @@ def _results(
         environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
     )
-    begin(arms)
-    between = _findings(groups, asked, Comparison)
-    findings += between
+    begin(measured)
+    findings = _findings(groups, asked)
     verdicts = [
         verdict
         for docket, subjects in groups
@@ -399,27 +406,24 @@ def _results(
     ]
     applied = sorted({finding.rule for finding in findings})
     return replace(
-        arms,
-        findings=sorted([*arms.findings, *map(_finding_row, between)], key=_finding_order),
+        measured,
+        findings=sorted(map(_finding_row, findings), key=_finding_order),
         verdicts=_verdict_rows(verdicts),
         regressions=_verdict_rows(asked.regressions),
         standings=standings(rows, verdicts),
-        strictest=strictest_setups(catalog, between),
+        strictest=strictest_setups(catalog, [finding for finding in findings if len(finding.arms) > 1]),
         profiles=profiles(rows),
-        published=published(catalog, rows, arms.runs, arms.curves),
+        published=published(catalog, rows, measured.runs, measured.curves),
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
     )
 
 
-def _findings(
-    groups: Iterable[tuple[Docket, Sequence[Arm | Comparison]]], asked: Asked, kind: type[Arm | Comparison]
-) -> list[Finding]:
-    """What is found of all subjects of one kind."""
+def _findings(groups: Iterable[tuple[Docket, Sequence[Arm | Comparison]]], asked: Asked) -> list[Finding]:
+    """What is found of all subjects."""
     return [
         finding
         for docket, subjects in groups
         for subject in subjects
-        if isinstance(subject, kind)
         for wanted in (asked.required.get(subject),)
         for finding in docket.findings(subject)
         if wanted is None or not finding.required or finding.rule in wanted

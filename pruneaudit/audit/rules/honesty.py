@@ -218,10 +218,11 @@ def random_is_uniform(arm: Evidence) -> Outcome:
     conduct = _conduct(arm)
     if conduct is None or arm.prune is None or arm.prune.ratio is None:
         return _not_watched()
+    kept = _stay(arm.prune)
     shares = []
     wrong = []
     for name, channels in conduct.channels.items():
-        stay = _stay(arm.prune).get(name, 0)
+        stay = kept.get(name, 0)
         share = conduct.target.stay[name] / channels
         shares.append(share)
         # At least one filter always stays, and counts are whole: one filter is rounding.

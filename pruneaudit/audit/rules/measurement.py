@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import lru_cache
 
 from pruneaudit.audit.catalogue import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.evidence import Case, Evidence, measured
@@ -85,7 +85,7 @@ def converged_before_decay(arm: Evidence) -> Outcome:
     if run.recipe.epochs is None or schedule.kind != "step":
         return Outcome("not measured", None, note="no stage of constant learning rate")
     length = min(schedule.first_stage or run.recipe.epochs, run.recipe.epochs)
-    return _flat(run.validation_accuracy_curve[:length], "the first learning-rate stage")
+    return _flat(tuple(run.validation_accuracy_curve[:length]), "the first learning-rate stage")
 
 
 @arm_rule("F606", "Plateaued at the end", f"{_WANG}, sec. 5.2 (the gap closes with epochs)")
@@ -99,12 +99,13 @@ def plateaued(arm: Evidence) -> Outcome:
     if run.recipe.epochs is None:
         return Outcome("not measured", None, note="no epochs")
     starts = [start for start, _ in schedule.points if start < run.recipe.epochs] if schedule.kind == "step" else [0]
-    return _flat(run.validation_accuracy_curve[starts[-1] :], "the last learning-rate stage")
+    return _flat(tuple(run.validation_accuracy_curve[starts[-1] :]), "the last learning-rate stage")
 
 
-def _flat(curve: Sequence[float], where: str) -> Outcome:
+@lru_cache(maxsize=2**15)  # Arms share runs, and figures ask before the report does.
+def _flat(curve: tuple[float, ...], where: str) -> Outcome:
     """Pass where the last third of a curve does not rise significantly (least squares, t test of the slope)."""
-    tail = list(curve)[-math.ceil(len(curve) / 3) :]
+    tail = curve[-math.ceil(len(curve) / 3) :]
     if len(tail) < FEWEST_EPOCHS:
         needed = 3 * (FEWEST_EPOCHS - 1) + 1
         return Outcome("not measured", None, note=f"{where} has {len(curve)} epochs; {needed} show a slope")

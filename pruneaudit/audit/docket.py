@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -55,8 +55,10 @@ class Docket:
         """What one rule says."""
         return self._judge(rule_id, self._case(subject), subject.protocol)
 
-    def findings(self, subject: Arm | Comparison) -> list[Finding]:
-        """What all rules say: those that the protocol requires, and stricter ones."""
+    def findings(self, subject: Arm | Comparison, only: Sequence[str] = ()) -> list[Finding]:
+        """What all rules say: those that the protocol requires, and stricter ones; or some of them ``only``."""
+        if only:
+            return [self.finding(subject, rule.id) for rule in self.rules(subject) if rule.id in only]
         if subject not in self._findings:
             case = self._case(subject)
             self._findings[subject] = [self._judge(rule.id, case, subject.protocol) for rule in self.rules(subject)]

@@ -107,6 +107,7 @@ class Controller:
         }
 
     def _report(self, selected: dict[Cell | Check | Gate, str]) -> None:
+        from pruneaudit.report.drawing import Drawing
         from pruneaudit.report.github import tell_github
         from pruneaudit.report.results import Asked, gather
         from pruneaudit.report.writer import write
@@ -129,14 +130,15 @@ class Controller:
             skipped={target: reason for target, reason in excused.items() if isinstance(target, Cell)},
             study=audit.study,
         )
-        self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked)
-        if audit.only_judges:
-            lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
-            self.lacking = f"{len(lacking)} of {len(cells)} cells are not in {audit.ledger_path}" if lacking else ""
-        if not self.lacking and all(self.outcomes.get(nodeid) == "skipped" for nodeid in selected.values()):
-            reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
-            self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
-        write(self.results, audit.report_path, audit.figures)
+        with Drawing(audit.figures) as drawing:
+            self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked, drawing.begin)
+            if audit.only_judges:
+                lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
+                self.lacking = f"{len(lacking)} of {len(cells)} cells are not in {audit.ledger_path}" if lacking else ""
+            if not self.lacking and all(self.outcomes.get(nodeid) == "skipped" for nodeid in selected.values()):
+                reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
+                self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
+            write(self.results, audit.report_path, drawing)
         tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
 
     def _regressions(self, gates: list[Gate]) -> list[Verdict]:

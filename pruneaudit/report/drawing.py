@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -90,6 +92,8 @@ def _pool() -> ProcessPoolExecutor:
 def _start() -> None:
     """Ends with the process that reports, however that ends: it is the one who hears Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The report waits for the end of this process: no search for cyclic garbage then.
+    atexit.register(gc.freeze)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -273,6 +273,7 @@ def gather(
     ledger: Ledger,
     cells: Iterable[Cell],
     asked: Asked,
+    begin: Callable[[Results], None] = lambda measured: None,
 ) -> Results:
     """Rows of a session: every selected cell, and what is found of every selected arm and comparison.
 
@@ -282,6 +283,7 @@ def gather(
         ledger: Where the records are.
         cells: Selected cells.
         asked: What is judged.
+        begin: Is told what figures show before all the rest is judged: cells, runs, and findings of ``RISING``.
     """
     rows = []
     known: dict[Cell, CellRecord] = {}
@@ -302,7 +304,7 @@ def gather(
         docket = Docket(catalog, ledger, members.get, labels, waive, Table(members, catalog.strictness))
         subjects = [subject for subject in asked.subjects if subject.workload == workload]
         groups.append((docket, subjects))
-    return _results(catalog, ledger, rows, groups, asked)
+    return _results(catalog, ledger, rows, groups, asked, begin)
 
 
 @no_collection()
@@ -321,7 +323,7 @@ def gather_ledger(
         catalog: Where protocols are described.
         ledger: Where the records are.
         study: What is waived.
-        begin: Is told what figures show before all the rest is judged: cells, runs, and findings of ``RISING``.
+        begin: As :func:`gather`'s.
     """
     everything = ledger.cells()
     digests = method_digests(catalog, ledger, everything)
@@ -360,7 +362,7 @@ def _results(
     rows: list[dict[str, Any]],
     groups: list[tuple[Docket, list[Arm | Comparison]]],
     asked: Asked,
-    begin: Callable[[Results], None] = lambda measured: None,
+    begin: Callable[[Results], None],
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
@@ -372,14 +374,7 @@ def _results(
             rows,
             key=lambda row: (row["workload"], row["labels"], row["protocol"], row["method"], row["ratio"], row["seed"]),
         ),
-        findings=[
-            _finding_row(docket.finding(subject, rule))
-            for docket, subjects in groups
-            for subject in subjects
-            if isinstance(subject, Arm)
-            for rule in RISING
-            if get_rule(rule).applies(subject.method)
-        ],
+        findings=list(map(_finding_row, _findings(groups, asked, RISING))),
         architectures=_architectures(records, runs),
         runs=_run_rows(records, runs, environments),
         curves={name: _curve(run) for name, run in runs.items()},
@@ -418,14 +413,16 @@ def _results(
     )
 
 
-def _findings(groups: Iterable[tuple[Docket, Sequence[Arm | Comparison]]], asked: Asked) -> list[Finding]:
-    """What is found of all subjects."""
+def _findings(
+    groups: Iterable[tuple[Docket, Sequence[Arm | Comparison]]], asked: Asked, only: Sequence[str] = ()
+) -> list[Finding]:
+    """What is found of all subjects: by all rules, or by some."""
     return [
         finding
         for docket, subjects in groups
         for subject in subjects
         for wanted in (asked.required.get(subject),)
-        for finding in docket.findings(subject)
+        for finding in docket.findings(subject, only)
         if wanted is None or not finding.required or finding.rule in wanted
     ]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -193,12 +194,17 @@ class Raw:
 
 def _digits(config: DataConfig, root: Path | None, download: bool) -> Raw:
     """scikit-learn's bundled 8×8 scans of handwritten digits (UCI optdigits test set): 1,797 images, no download."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    table = np.loadtxt(_bundled() / "digits.csv.gz", delimiter=",")
     # Grey levels 0…16 become 0…255 so that every dataset is uint8 with the same meaning.
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Raw(images, bunch.target.astype(np.int64))
+    images = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
+    return Raw(images, table[:, -1].astype(np.int64))
+
+
+def _bundled() -> Path:
+    """Folder of the datasets in scikit-learn, which is not imported: that takes seconds, in every worker."""
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "scikit-learn is a dependency"
+    return Path(package.submodule_search_locations[0]) / "datasets" / "data"
 
 
 def _torchvision(class_name: str) -> Callable[[DataConfig, Path | None, bool], Raw]:
@@ -299,10 +305,7 @@ _FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST", 
 
 def stored_at(root: Path | None) -> list[Path]:
     """Folders that hold datasets: scikit-learn's own, and torchvision's below a data root."""
-    import sklearn
-
-    bundled = Path(sklearn.__file__).parent / "datasets" / "data"
-    return [bundled, *(root / folder for folder in _FOLDERS if root is not None)]
+    return [_bundled(), *(root / folder for folder in _FOLDERS if root is not None)]
 
 
 def _how_to_get(class_name: str, root: Path | None) -> str:

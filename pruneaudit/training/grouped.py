@@ -433,8 +433,17 @@ def _flattens_one(node: fx.Node) -> bool:
 def _reduces_pixels(node: fx.Node) -> bool:
     dims = _argument(node, 1, "dim", None)
     dims = [dims] if isinstance(dims, int) else dims
+    if isinstance(node.args[0], fx.Node) and node.args[0].target == "permute":
+        # Channels are last: they must be what is left.
+        return isinstance(dims, list | tuple) and set(dims) == {1, 2} and not _argument(node, 2, "keepdim", False)
     # A negative number may be the channels of a tensor whose rank is not known here.
     return isinstance(dims, list | tuple) and all(isinstance(dim, int) and dim >= 2 for dim in dims)
+
+
+def _moves_channels_last(node: fx.Node) -> bool:
+    """Only to reduce pixels: what else follows would have to know where the channels are."""
+    order = node.args[1] if len(node.args) == 2 else node.args[1:]
+    return bool(order == (0, 2, 3, 1)) and all(user.target in ("mean", torch.mean) for user in node.users)
 
 
 def _slices_pixels(node: fx.Node) -> bool:
@@ -470,6 +479,7 @@ _METHODS: dict[str, Callable[[fx.Node], bool]] = {
     "add": _always,
     "flatten": _flattens_one,
     "mean": _reduces_pixels,
+    "permute": _moves_channels_last,
 }
 _LAYERS: dict[type[nn.Module], Callable[[Any], bool]] = {
     nn.Conv2d: lambda layer: layer.padding_mode == "zeros",

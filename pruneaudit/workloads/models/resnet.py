@@ -30,10 +30,12 @@ class BasicBlock(nn.Module):
         shortcut = maps
         if self.stride > 1 or self.missing:
             half = self.missing // 2
-            shortcut = F.pad(maps[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.missing - half))
+            # Pooling of single pixels: the gradient of a slice would be in another memory layout, four times as slow.
+            shortcut = F.pad(F.avg_pool2d(maps, 1, self.stride), (0, 0, 0, 0, half, self.missing - half))
         if self.conv1 is None:
             return F.relu(shortcut)
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps))))) + shortcut)
+        # In place only what is no module's output: hooks may keep that.
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps))))) + shortcut, inplace=True)
 
 
 class CifarResNet(nn.Module):
@@ -65,4 +67,5 @@ class CifarResNet(nn.Module):
         """Logits of a batch."""
         maps = F.relu(self.bn1(self.conv1(images)))
         maps = self.layer3(self.layer2(self.layer1(maps)))
-        return self.linear(maps.mean(dim=(2, 3)))
+        # Permuted for the layout of the gradient, too.
+        return self.linear(maps.permute(0, 2, 3, 1).mean(dim=(1, 2)))

@@ -5,20 +5,22 @@
 The reference is written in the style of the source papers' code: a DataLoader with PIL transforms, contiguous layout,
 for-loop SGD, ``.item()`` at every step. Then come plain steps of ours in fp32 and, where the CPU has instructions for
 it, bf16, and steps of the named methods, which should cost at most 1.25x a plain one; on small images every method of
-the catalogue that trains in its pruning stage. All variants run interleaved in one process on one thread; ratios are
-medians over rounds, of CPU time, which does not count waiting for a busy machine. On small images short trainings then
-run to their end, as many steps each, and their accuracies are compared. Datasets that are not there are replaced by
-random images of the same sizes.
+the catalogue that trains in its pruning stage. All variants run interleaved on one thread, the reference in a process
+of its own, which the project has not set up; ratios are medians over rounds, of CPU time, which does not count waiting
+for a busy machine. On small images short trainings then run to their end, as many steps each, and their accuracies are
+compared. Datasets that are not there are replaced by random images of the same sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 
 import reference
 import torch
@@ -29,16 +31,17 @@ from pruneaudit.catalog import Catalog
 from pruneaudit.config import Recipe, Workload
 from pruneaudit.contract import TrainedMethod
 from pruneaudit.pruning.layers import prunable_layers
+from pruneaudit.stages import Runtime
 from pruneaudit.streams import generator
 from pruneaudit.task import PruningTask
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.datasets import Dataset, facts
 from pruneaudit.workloads.models.initialise import initialise
 
 ROUNDS, SHORT_EPOCHS, SHORT_SEEDS = 7, 5, 4
-REFERENCE, OURS = "reference loop, fp32", "ours, fp32"
+REFERENCE, OURS, OURS_BF16 = "reference loop, fp32", "ours, fp32", "ours, bf16"
 
 #: Trains a workload's network on a dataset by a recipe with a seed; says the test accuracy in percent.
 Variant = Callable[[Workload, Dataset, Recipe, int], float]
@@ -49,34 +52,33 @@ def main() -> None:
     torch.set_num_threads(1)
     name, *methods = sys.argv[1:] or ["resnet20-digits"]
     workload = Catalog().workload(name)
-    data = reference.images_of(workload)
-    loops: dict[str, Variant] = {REFERENCE: plain, OURS: partial(ours, "fp32")}
+    chosen = [REFERENCE, OURS]
     if any(has for instruction, has in torch.cpu.get_capabilities().items() if "bf16" in instruction):
-        loops["ours, bf16"] = partial(ours, "bf16")
+        chosen.append(OURS_BF16)
     else:
         print("ours, bf16: skipped, this CPU has no instructions for it")
-    is_small = data.height < 32
-    time_steps(workload, data, loops, methods or (trained_methods(workload) if is_small else []), 40 if is_small else 4)
+    is_small = facts(workload.data).height < 32
+    methods = methods or (trained_methods(workload) if is_small else [])
+    time_steps(workload, [*chosen, *methods], 40 if is_small else 4)
     if is_small:
-        compare_accuracies(workload, data, loops)
+        compare_accuracies(workload, reference.images_of(workload), {name: LOOPS[name] for name in chosen})
 
 
-def time_steps(workload: Workload, data: Dataset, loops: dict[str, Variant], methods: list[str], steps: int) -> None:
+def time_steps(workload: Workload, variants: list[str], steps: int) -> None:
     """Print what a step takes."""
-    # Evaluation is not what is timed: one image each.
-    one = data.test.first(1)
-    data = dataclasses.replace(data, validation=one, test=one)
     recipe = workload.prune.model_copy(update={"epochs": None, "steps": steps})
-    variants: dict[str, Callable[[], float]] = {
-        **{name: partial(seconds_of, loop, workload, data, recipe) for name, loop in loops.items()},
-        **{name: partial(pruning, workload, data, recipe, name) for name in methods},
-    }
     times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for variant in variants.values():
-        variant()
-    for _ in range(ROUNDS):
-        for variant, run in variants.items():
-            times[variant].append(run() / steps)
+    start = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
+    with (
+        start(initializer=torch.set_num_threads, initargs=(1,)) as plainly,
+        start(initializer=Runtime().prepare) as set_up,
+    ):
+        for number in range(1 + ROUNDS):
+            for variant in variants:
+                process = plainly if variant == REFERENCE else set_up
+                seconds = process.submit(seconds_of, variant, workload.name, recipe).result()
+                if number:  # The first round warms up.
+                    times[variant].append(seconds / steps)
     width = max(map(len, variants))
     print(
         f"{workload.name}, batch {recipe.batch}, 1 thread, {ROUNDS} rounds of {steps} steps, CPU time, "
@@ -129,11 +131,26 @@ def ours(precision: str, workload: Workload, data: Dataset, recipe: Recipe, seed
     return history.test_accuracy[-1]
 
 
-def seconds_of(loop: Variant, workload: Workload, data: Dataset, recipe: Recipe) -> float:
-    """CPU seconds of a training."""
+LOOPS: dict[str, Variant] = {REFERENCE: plain, OURS: partial(ours, "fp32"), OURS_BF16: partial(ours, "bf16")}
+
+
+def seconds_of(variant: str, workload_name: str, recipe: Recipe) -> float:
+    """CPU seconds of a training by a loop, or of that in a method's pruning stage."""
+    workload = Catalog().workload(workload_name)
+    data = timed_images(workload_name)
+    if variant not in LOOPS:
+        return pruning(workload, data, recipe, variant)
     started = time.process_time()
-    loop(workload, data, recipe, 0)
+    LOOPS[variant](workload, data, recipe, 0)
     return time.process_time() - started
+
+
+@lru_cache(maxsize=1)
+def timed_images(workload_name: str) -> Dataset:
+    """Evaluation is not what is timed: one image each."""
+    data = reference.images_of(Catalog().workload(workload_name))
+    one = data.test.first(1)
+    return dataclasses.replace(data, validation=one, test=one)
 
 
 def trained_methods(workload: Workload) -> list[str]:

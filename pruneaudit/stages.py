@@ -34,6 +34,7 @@ from pruneaudit.pruning.removal import shrink, thinned
 from pruneaudit.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, pack
 from pruneaudit.streams import generator
 from pruneaudit.task import RetrainingTask
+from pruneaudit.training import memory
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.grouped import jacobians
 from pruneaudit.training.loop import BACKENDS, History, Hooks, Progress, Trainer
@@ -70,9 +71,10 @@ class Runtime:
     processes: int = 1
 
     def prepare(self) -> None:
-        """Fix what would make numbers depend on the number of workers or on the kernel chosen."""
+        """Fix what would make numbers depend on the number of workers or on the kernel chosen, and what steps cost."""
         # One thread per process on CPU: sums then do not depend on -n, and workers do not starve each other.
         torch.set_num_threads(1)
+        memory.keep()
         if self.device == "cuda":
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -514,3 +517,25 @@ def test_arms_of_a_seed_see_the_same_batches():
         trainer(model, digits(), RECIPE.model_copy(update={"epochs": 1})).fit()
         seen.append(batches)
     assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back")
+def test_memory_of_a_step_stays_for_the_next():
+    code = """
+import resource, sys
+import numpy as np
+from pruneaudit.training import memory
+if sys.argv[1] == "kept":
+    memory.keep()
+def step():
+    maps = [np.ones(24 * 2**20, dtype=np.uint8) for _ in range(3)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "returned")
+    )
+    assert kept < 100 < returned

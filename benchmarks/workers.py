@@ -22,7 +22,7 @@ from pruneaudit.ledger import Ledger
 def main() -> None:
     """Run both and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-k", dest="expression", default="resnet20-digits and s3.2 and not conformance")
+    parser.add_argument("-k", dest="expression", default="resnet20-digits and not conformance")
     parser.add_argument("-n", dest="workers", type=int, default=2)
     chosen, options = parser.parse_known_args()
     seconds, results = {}, {}

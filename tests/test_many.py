@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.measure.trainability import singular_values
@@ -21,7 +23,7 @@ from pruneaudit.training.feed import Feed, Stream
 from pruneaudit.training.grouped import CannotStackError, signature, singular_values_of, stack, unstack
 from pruneaudit.training.loop import DivergedError, Hooks
 from pruneaudit.training.many import footprint, train_many
-from pruneaudit.training.runs import Training
+from pruneaudit.training.runs import Run, Trained, Training
 from pruneaudit.training.stacked import Program, Stack
 from pruneaudit.workloads.datasets import Part, load
 from pruneaudit.workloads.models import build, imagenet, vgg
@@ -610,6 +612,36 @@ def test_a_step_is_captured_after_warming_up(monkeypatch, broken):
     later = ["work", "work"] if broken else ["captured", "replayed", "replayed"]
     assert log == ["work"] * stacked._WARM_UP + later
     assert program.reason == ("steps were not captured: operation not permitted" if broken else "")
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Lets no operation give a tensor of the host."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        result = operation(*arguments, **(named or {}))
+        assert all(found.is_meta for found in tree_leaves(result) if isinstance(found, torch.Tensor)), operation
+        return result
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_asks_the_host_for_nothing(monkeypatch, name, masked):
+    """What a CUDA graph can hold, tried on tensors that have no values: reading one of them is an error."""
+    # There is no autocast for such tensors; in float64 there is none to do.
+    monkeypatch.setattr(Stack, "_arithmetic", lambda _: contextlib.nullcontext())
+    runs = []
+    for number in range(3):
+        run = training(name, number)
+        model = run.model.to("meta")
+        layer = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+        masks = {layer: torch.ones_like(model.get_parameter(f"{layer}.weight"), dtype=torch.bool)} if masked else None
+        run = dataclasses.replace(run, model=model, dataset=run.dataset.to(torch.device("meta")), masks=masks)
+        runs.append(Run(number, run, Trained("grouped"), 0.0))
+    stacked_runs = Stack(runs)
+    stacked_runs._feed.begin(0, 0)
+    with OnTheDevice():
+        for size in (BATCH, IMAGES % BATCH):
+            stacked_runs._step(size)
 
 
 def test_as_many_train_at_once_as_fit_into_a_share_of_the_free_memory(monkeypatch):

@@ -195,13 +195,13 @@ class GroupedNetwork(nn.Module):
         counters = [name for name in buffers[0] if name.endswith("num_batches_tracked")]
         self.weights = Blocks({name: [own[name] for own in parameters] for name in parameters[0]}, self.channels_last)
         self.statistics = Blocks({name: [own[name] for own in buffers] for name in running})
-        device = self.weights.vector.device
-        self.tracked = torch.tensor(
-            [[int(own[name]) for own in buffers] for name in counters], dtype=torch.int64, device=device
-        )
+        seen = [own[name] for name in counters for own in buffers]
+        vector = self.weights.vector
+        self.tracked = torch.stack(seen) if seen else torch.empty(0, dtype=torch.int64, device=vector.device)
+        self.tracked = self.tracked.view(len(counters), self.count)
         self._counters = counters
         self.parameters_of = {
-            name: nn.Parameter(view) for name, view in self.weights.views(self.weights.vector).items()
+            name: nn.Parameter(view) for name, view in self.weights.views(vector).items()
         }
         tensors = {**self.parameters_of, **self.statistics.views(self.statistics.vector)}
         # A first layer that sees the same images for all models is one wide layer instead of K narrow ones.

@@ -200,9 +200,7 @@ class GroupedNetwork(nn.Module):
         self.tracked = torch.stack(seen) if seen else torch.empty(0, dtype=torch.int64, device=vector.device)
         self.tracked = self.tracked.view(len(counters), self.count)
         self._counters = counters
-        self.parameters_of = {
-            name: nn.Parameter(view) for name, view in self.weights.views(vector).items()
-        }
+        self.parameters_of = {name: nn.Parameter(view) for name, view in self.weights.views(vector).items()}
         tensors = {**self.parameters_of, **self.statistics.views(self.statistics.vector)}
         # A first layer that sees the same images for all models is one wide layer instead of K narrow ones.
         (images,) = (node for node in graph.nodes if node.op == "placeholder")

@@ -406,7 +406,7 @@ def _results(
         verdicts=_verdict_rows(verdicts),
         regressions=_verdict_rows(asked.regressions),
         standings=standings(rows, verdicts),
-        strictest=strictest_setups(catalog, [finding for finding in findings if len(finding.arms) > 1]),
+        strictest=strictest_setups(catalog, findings),
         profiles=profiles(rows),
         published=published(catalog, rows, measured.runs, measured.curves),
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},

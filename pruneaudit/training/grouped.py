@@ -195,10 +195,9 @@ class GroupedNetwork(nn.Module):
         counters = [name for name in buffers[0] if name.endswith("num_batches_tracked")]
         self.weights = Blocks({name: [own[name] for own in parameters] for name in parameters[0]}, self.channels_last)
         self.statistics = Blocks({name: [own[name] for own in buffers] for name in running})
-        seen = [own[name] for name in counters for own in buffers]
         vector = self.weights.vector
-        self.tracked = torch.stack(seen) if seen else torch.empty(0, dtype=torch.int64, device=vector.device)
-        self.tracked = self.tracked.view(len(counters), self.count)
+        seen = [torch.stack([own[name] for own in buffers]) for name in counters]
+        self.tracked = torch.stack(seen) if seen else vector.new_empty(0, dtype=torch.int64)
         self._counters = counters
         self.parameters_of = {name: nn.Parameter(view) for name, view in self.weights.views(vector).items()}
         tensors = {**self.parameters_of, **self.statistics.views(self.statistics.vector)}

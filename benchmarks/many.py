@@ -110,7 +110,9 @@ def cifar() -> None:
                 for count in (1, 4, 18):
                     kind = f"grouped {precision} {'NHWC' if layout else 'NCHW'}, K={count}"
                     _row(kind, case, count, 3, "grouped", reference, precision, count, layout)
-            _row(f"grouped {precision} fused, K=18", case, 18, 3, "grouped", reference, precision, 18, fused=True)
+            for layout in (False, True):
+                kind = f"fused {precision} {'NHWC' if layout else 'NCHW'}, K=18"
+                _row(kind, case, 18, 3, "fused", reference, precision, 18, layout)
             for lanes in (1, 4, 18):
                 kind = f"graphed {precision}, {lanes} streams"
                 _row(kind, case, lanes, 3, "graphed", reference, precision, lanes)
@@ -169,7 +171,6 @@ def _row(
     precision: str = "fp32",
     width: int | None = None,
     channels_last: bool | None = None,
-    fused: bool = False,
 ) -> None:
     """Train some models and print a line; all but the first epoch of each counts."""
     clock = Clock(case.device)
@@ -186,7 +187,7 @@ def _row(
         for number in range(count)
     ]
     started = clock.now()
-    results = train_many(trainings, backend, width, channels_last, fused=fused)
+    results = train_many(trainings, backend, width, channels_last)
     problem = next((str(result.error or result.reason) for result in results if result.error or result.reason), "")
     if problem:
         print(f"{label:36} {problem}")

@@ -20,7 +20,9 @@ from pruneaudit.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
 Precision = Literal["fp32", "bf16", "fp64"]
-Backend = Literal["torch", "compiled", "grouped", "graphed"]
+Backend = Literal["torch", "compiled", "grouped", "fused", "graphed"]
+#: Backends that train runs together.
+TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
 
 
 class Frozen(BaseModel):

@@ -17,7 +17,7 @@ from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.measure.trainability import singular_values
 from pruneaudit.pruning.removal import shrink, thinned
 from pruneaudit.streams import generator
-from pruneaudit.training import many, stacked
+from pruneaudit.training import fused, many, stacked
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.feed import Feed, Stream
 from pruneaudit.training.grouped import CannotStackError, signature, singular_values_of, stack, unstack
@@ -260,6 +260,93 @@ def test_bf16_is_the_same_arithmetic():
     for one, other in zip(alone, together, strict=True):
         assert other.history.train_loss == pytest.approx(one.history.train_loss, rel=0.02)
         assert other.history.train_loss != one.history.train_loss
+
+
+# Compiled
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Chooses what torch compiles with: aot_eager takes a program apart as Inductor does, but compiles nothing."""
+
+    def choose(name):
+        monkeypatch.setattr(fused, "COMPILER", name)
+        fused.obstacle.cache_clear()
+
+    choose("aot_eager")
+    yield choose
+    fused.obstacle.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_last"),
+    [("tiny", True), ("resnet20", True), ("resnet20", False), ("vgg", True), ("resnet18", True)],
+)
+def test_fused_runs_end_as_each_does_alone(name, channels_last, compiler):
+    assert_same_as_alone(lambda: [training(name, number) for number in range(3)], "fused", channels_last=channels_last)
+
+
+def test_compiled_kernels_compute_what_others_do(compiler):
+    compiler("inductor")
+    if obstacle := fused.obstacle(torch.device("cpu")):
+        pytest.skip(obstacle)
+    assert_same_as_alone(lambda: [training("resnet20", number) for number in range(3)], "fused")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tiny", 1),
+        ("lenet5", 0),
+        ("resnet20", 1 + 2 * (9 - 1)),
+        ("vgg", 2 + 1),
+        ("resnet18", 1 + 2 * (8 - 1)),
+    ],
+)
+def test_every_normalisation_that_relu_follows_is_fused(name, count):
+    """Once in front, twice in each residual block but the one whose branch is gone; shortcuts' own are not."""
+    assert stack([network(name)]).fused == 0
+    assert stack([network(name)], fused=True).fused == count
+
+
+def test_what_others_read_is_not_fused():
+    class Both(nn.Module):
+        def __init__(self, before_the_sum):
+            super().__init__()
+            self.norm, self.before_the_sum = nn.BatchNorm2d(1), before_the_sum
+
+        def forward(self, images):
+            normal = self.norm(images)
+            total = normal + images
+            return torch.relu(total) + (normal if self.before_the_sum else total)
+
+    assert [stack([Both(before)], fused=True).fused for before in (True, False)] == [0, 0]
+
+
+def test_fused_bf16_is_the_same_arithmetic(compiler):
+    def make():
+        runs = [training("resnet20", number, changes={"epochs": 1}) for number in range(2)]
+        return [dataclasses.replace(run, model=run.model.float(), precision="bf16") for run in runs]
+
+    for one, other in zip(train_many(make(), "grouped"), train_many(make(), "fused"), strict=True):
+        assert (other.backend, other.reason) == ("fused", "")
+        assert other.history.train_loss == pytest.approx(one.history.train_loss, rel=0.02)
+
+
+def test_runs_are_grouped_where_torch_cannot_compile(compiler):
+    def broken(program, example):
+        raise RuntimeError("no compiler here\nand nowhere")
+
+    compiler(broken)
+    found = train_many([training(number=number) for number in range(2)], "fused")
+    assert {(one.backend, one.reason, one.error) for one in found} == {("grouped", found[0].reason, None)}
+    assert found[0].reason.startswith("not fused: torch cannot compile here, ")
+    assert "no compiler here" in found[0].reason and "\n" not in found[0].reason
+
+
+def test_runs_are_grouped_where_there_is_nothing_to_fuse(compiler):
+    (found,) = train_many([training("lenet5", changes={"epochs": 1})], "fused")
+    assert (found.backend, found.reason) == ("grouped", "not fused: no ReLU follows a normalisation")
 
 
 # Alone, with a reason
@@ -510,21 +597,6 @@ def test_a_checkpoint_of_another_network_costs_its_run_alone(tmp_path):
         assert not any(result.error for result in fine)
 
 
-def test_a_fused_step_is_for_full_batches(monkeypatch):
-    sizes = []
-
-    def compiled(network, dynamic):
-        def forward(images):
-            sizes.append(images.shape[-4])
-            return network(images)
-
-        return forward
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    assert_same_as_alone(lambda: [training(number=number) for number in range(2)], fused=True)
-    assert sizes == [BATCH] * 3 * 5
-
-
 @pytest.mark.parametrize("step", [0, 1, 6])
 def test_too_little_memory_halves_the_number_of_models(monkeypatch, step):
     widths, plain = [], Stack._step
@@ -623,10 +695,12 @@ class OnTheDevice(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("backend", ["grouped", "fused"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_asks_the_host_for_nothing(monkeypatch, name, masked):
+def test_a_step_asks_the_host_for_nothing(monkeypatch, compiler, name, masked, backend):
     """What a CUDA graph can hold, tried on tensors that have no values: reading one of them is an error."""
+    compiler("eager")
     # There is no autocast for such tensors; in float64 there is none to do.
     monkeypatch.setattr(Stack, "_arithmetic", lambda _: contextlib.nullcontext())
     runs = []
@@ -636,7 +710,7 @@ def test_a_step_asks_the_host_for_nothing(monkeypatch, name, masked):
         layer = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
         masks = {layer: torch.ones_like(model.get_parameter(f"{layer}.weight"), dtype=torch.bool)} if masked else None
         run = dataclasses.replace(run, model=model, dataset=run.dataset.to(torch.device("meta")), masks=masks)
-        runs.append(Run(number, run, Trained("grouped"), 0.0))
+        runs.append(Run(number, run, Trained(backend), 0.0))
     stacked_runs = Stack(runs)
     stacked_runs._feed.begin(0, 0)
     with OnTheDevice():

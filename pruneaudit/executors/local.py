@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from filelock import BaseFileLock, Timeout
 
+from pruneaudit.config import TOGETHER
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.executors.bulletin import Bulletin
 from pruneaudit.executors.cost import widths, workload_of
@@ -187,7 +188,7 @@ class LocalExecutor:
     def _shape(self, spec: RunSpec) -> Hashable | None:
         """What runs that train together have in common, as far as it is planned; None: the run trains alone."""
         acts = spec.stage == "prune" or spec.method_digest is not None or spec.checkpoint is not None
-        if acts or spec.backend not in ("grouped", "graphed"):
+        if acts or spec.backend not in TOGETHER:
             return None
         catalog, recipe = self.stages.catalog, spec.recipe
         kept = tuple(sorted(widths(spec, workload_of(spec, catalog), catalog).items()))

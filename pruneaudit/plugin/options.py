@@ -109,11 +109,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-backend",
-        choices=("torch", "compiled", "grouped", "graphed"),
+        choices=("torch", "compiled", "grouped", "fused", "graphed"),
         default=DEFAULTS["audit_backend"],
         help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; grouped, runs of "
-        "one shape as one network; graphed, single runs side by side as CUDA graphs. Results of different backends are "
-        "kept apart. Default: torch.",
+        "one shape as one network; fused, the same in fewer kernels, compiled by torch; graphed, single runs side by "
+        "side as CUDA graphs. Results of different backends are kept apart. Default: torch.",
     )
     group.addoption(
         "--audit-base",

@@ -22,6 +22,7 @@ from torch import fx, nn
 from pruneaudit.errors import AuditError
 from pruneaudit.measure.trainability import SAMPLES, first_images, jacobian, singular_values, summary
 from pruneaudit.records import Jacobian
+from pruneaudit.training.fused import Normalisation, fuse
 from pruneaudit.workloads.datasets import Dataset
 
 
@@ -43,17 +44,18 @@ def signature(model: nn.Module) -> tuple[str, ...]:
     return (str(graph), *layers, *tensors)
 
 
-def stack(models: Sequence[nn.Module], channels_last: bool | None = None) -> GroupedNetwork:
+def stack(models: Sequence[nn.Module], channels_last: bool | None = None, fused: bool = False) -> GroupedNetwork:
     """One network that holds copies of K networks, on their device and in their type.
 
     Args:
         models: Networks with one :func:`signature`.
         channels_last: Memory layout of activations and of convolutions' weights; None: as the first model has it.
+        fused: Whether normalisations are compiled together with the ReLU after them, see :mod:`.fused`.
 
     Raises:
         CannotStackError: They differ, or have something that is not known to keep models apart.
     """
-    return GroupedNetwork(models, channels_last)
+    return GroupedNetwork(models, channels_last, fused)
 
 
 def unstack(grouped: GroupedNetwork) -> list[dict[str, torch.Tensor]]:
@@ -179,9 +181,10 @@ class GroupedNetwork(nn.Module):
         parameters_of: Parameters by name, each ``[K, *shape]``, a view of ``weights``.
         statistics: Running means and variances.
         tracked: Batches that each normalisation has seen, ``[normalisations, K]``.
+        fused: How many normalisations are compiled together with the ReLU after them.
     """
 
-    def __init__(self, models: Sequence[nn.Module], channels_last: bool | None = None) -> None:
+    def __init__(self, models: Sequence[nn.Module], channels_last: bool | None = None, fused: bool = False) -> None:
         super().__init__()
         if len({signature(model) for model in models}) != 1:
             raise CannotStackError(f"{len(models)} networks of different shapes cannot be stacked")
@@ -207,7 +210,7 @@ class GroupedNetwork(nn.Module):
         self._takes_shared = all(
             isinstance(entry, nn.Linear) or (isinstance(entry, nn.Conv2d) and entry.groups == 1) for entry in entries
         )
-        self._network = self._rewritten(first, graph, tensors)
+        self._network = self._rewritten(first, graph, tensors, fused)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of all models.
@@ -237,7 +240,9 @@ class GroupedNetwork(nn.Module):
         }
         return {name: found[name] for name in self._names}
 
-    def _rewritten(self, model: nn.Module, graph: fx.Graph, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    def _rewritten(
+        self, model: nn.Module, graph: fx.Graph, tensors: Mapping[str, torch.Tensor], fused: bool
+    ) -> fx.GraphModule:
         """The graph with every layer replaced by its grouped form."""
         modules: dict[str, nn.Module] = {}
         for node in list(graph.nodes):
@@ -255,6 +260,7 @@ class GroupedNetwork(nn.Module):
                 name = f"apart_{node.name}"
                 modules[name] = _Apart(self.count, node.target)
                 node.op, node.target = "call_module", name
+        self.fused = fuse(graph, modules) if fused else 0
         return fx.GraphModule(modules, graph)
 
 
@@ -288,20 +294,6 @@ class _Linear(nn.Module):
         return out.transpose(0, 1).flatten(1)
 
 
-class _Normalisation(nn.Module):
-    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d, count: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.weight, self.bias = tensors.get("weight"), tensors.get("bias")
-        self.running_mean, self.running_var = tensors["running_mean"], tensors["running_var"]
-        self.momentum, self.eps = layer.momentum, layer.eps
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        weight = None if self.weight is None else self.weight.flatten()
-        bias = None if self.bias is None else self.bias.flatten()
-        mean, variance = self.running_mean.view(-1), self.running_var.view(-1)
-        return F.batch_norm(maps, mean, variance, weight, bias, self.training, self.momentum or 0.0, self.eps)
-
-
 class _Apart(nn.Module):
     """An operation on ``[N, K, C, ...]`` that mixes channels of one model."""
 
@@ -324,8 +316,8 @@ class _Apart(nn.Module):
 _GROUPED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv2d: _Convolution,
     nn.Linear: _Linear,
-    nn.BatchNorm1d: _Normalisation,
-    nn.BatchNorm2d: _Normalisation,
+    nn.BatchNorm1d: Normalisation,
+    nn.BatchNorm2d: Normalisation,
 }
 
 

@@ -16,7 +16,9 @@ from functools import partial
 
 import torch
 
-from pruneaudit.training.grouped import CannotStackError, signature
+from pruneaudit.config import TOGETHER
+from pruneaudit.training.fused import obstacle
+from pruneaudit.training.grouped import CannotStackError, signature, stack
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.runs import Backend, Run, Trained, Training
 from pruneaudit.training.stacked import Stack
@@ -38,7 +40,6 @@ def train_many(
     width: int | None = None,
     channels_last: bool | None = None,
     save_every: float = 0.0,
-    fused: bool = False,
     memory: float = 1.0,
     finished: Callable[[dict[int, Trained]], None] | None = None,
 ) -> list[Trained]:
@@ -46,17 +47,17 @@ def train_many(
 
     ``torch`` trains one after the other; ``compiled`` too, with compiled steps where there are some. ``grouped``
     trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds and masks
-    are each run's own, and who is at the end makes room for the next. ``graphed`` trains single models, side by side on
-    streams of a GPU. On CUDA both capture their steps once and replay them. Methods that act in training, and networks
-    whose layers have no grouped form, are trained one after the other by torch.
+    are each run's own, and who is at the end makes room for the next. ``fused`` does the same with fewer, compiled
+    kernels, where torch can compile. ``graphed`` trains single models, side by side on streams of a GPU. On CUDA all
+    three capture their steps once and replay them. Methods that act in training, and networks whose layers have no
+    grouped form, are trained one after the other by torch.
 
     Args:
         trainings: What to train; none shares its network with another, all are on one device.
         backend: What trains them.
-        width: Models at once; None: as many as fit (``grouped``), or :data:`STREAMS` (``graphed``).
+        width: Models at once; None: as many as fit (``grouped``, ``fused``), or :data:`STREAMS` (``graphed``).
         channels_last: Memory layout of grouped networks; None: contiguous for fp32 on CUDA, else channels last.
         save_every: Seconds between two checkpoints of a run at least; who trains alone saves after every epoch.
-        fused: Whether torch compiles grouped networks, for minutes, into fewer kernels.
         memory: Share of the device's free memory that may be taken: other processes may train on it, too.
         finished: Called with the results of trainings, by their numbers, as soon as they are at their end together,
             their networks trained; what it raises ends all.
@@ -74,7 +75,7 @@ def train_many(
     for number, training in enumerate(trainings):
         reason, key = "", None
         try:
-            key = _key(training) if backend in ("grouped", "graphed") else None
+            key = _key(training) if backend in TOGETHER else None
         except CannotStackError as error:
             reason = f"not {backend}: {error}"
         if key is None:
@@ -90,6 +91,10 @@ def train_many(
             end([number])
         else:
             groups.setdefault(key, []).append(run)
+    for runs in groups.values() if backend == "fused" else ():
+        if lack := _unfusable(runs[0]):
+            for run in runs:
+                run.trained.backend, run.trained.reason = "grouped", f"not fused: {lack}"
     # Runs of one length leave together, and those of one stream share their batches.
     queues = [
         deque(sorted(runs, key=lambda run: (run.step - run.total, run.training.stream, run.training.seed)))
@@ -99,7 +104,7 @@ def train_many(
     if backend == "graphed" and queues:
         queues = [deque(run for runs in queues for run in runs)]
         beside = width or (STREAMS if queues[0][0].device.type == "cuda" else 1)
-    make = partial(Stack, channels_last=channels_last, beside=beside, fused=fused)
+    make = partial(Stack, channels_last=channels_last, beside=beside)
     for queue in queues:
         at_once = 1 if backend == "graphed" else width or fitting(queue[0].training, memory)
         _drive([_lane(queue, at_once, make, end) for _ in range(beside)], queue)
@@ -116,6 +121,12 @@ def _key(training: Training) -> object:
         raise CannotStackError("its method acts in training")
     recipe, data = training.recipe, training.dataset
     return signature(training.model), id(data.train.images), recipe.batch, training.precision, recipe.nesterov
+
+
+def _unfusable(run: Run) -> str:
+    """Why a network has no compiled form here; empty: it has."""
+    network = stack([run.training.model], fused=True)
+    return obstacle(run.device) if network.fused else "no ReLU follows a normalisation"
 
 
 def _alone(training: Training, steps: str = "torch") -> Trained:

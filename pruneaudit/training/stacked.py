@@ -46,12 +46,9 @@ class Stack:
         runs: Runs of one shape, dataset, batch size and precision, all at the same place of their epochs.
         channels_last: Memory layout; None: contiguous for fp32 on CUDA, else channels last.
         beside: Stacks that share the device's time, this one included.
-        fused: Whether torch compiles the forward and backward pass of full batches.
     """
 
-    def __init__(
-        self, runs: Sequence[Run], channels_last: bool | None = None, beside: int = 1, fused: bool = False
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], channels_last: bool | None = None, beside: int = 1) -> None:
         self.runs = list(runs)
         self._beside = beside
         first = runs[0].training
@@ -60,9 +57,8 @@ class Stack:
         if channels_last is None:
             channels_last = self._device.type != "cuda" or self._precision == "bf16"
         trainings = [run.training for run in runs]
-        self.network = stack([training.model for training in trainings], channels_last).train()
-        # Other batches are rare: compiling for their sizes, too, would take longer than it saves.
-        self._full = torch.compile(self.network, dynamic=False) if fused else self.network
+        fused = runs[0].trained.backend == "fused"
+        self.network = stack([training.model for training in trainings], channels_last, fused).train()
         self.optimiser = StackedSGD(
             self.network,
             [training.recipe.momentum for training in trainings],
@@ -121,9 +117,8 @@ class Stack:
     def _step(self, size: int) -> None:
         """One step of all models; asks the host for nothing."""
         images, labels = self._feed.next(size)
-        network = self._full if size == self._batch else self.network
         with self._arithmetic():
-            logits = network(images)
+            logits = self.network(images)
         logits = logits.float() if self._precision == "bf16" else logits
         losses = cross_entropies(logits, labels, self._smoothing)
         self.optimiser.gradients(losses)
@@ -163,7 +158,7 @@ class Stack:
         """Tell every run what a leg gave."""
         reason = next((program.reason for program in self._programs.values() if program.reason), "")
         for number, run in enumerate(self.runs):
-            run.trained.reason = reason
+            run.trained.reason = reason or run.trained.reason
             run.trained.seconds += leg.seconds
             if run.went(leg.sizes, leg.losses[number], leg.hits[number], leg.training_seconds):
                 scores = Scores(run.training.dataset, leg.validation[number], leg.test[number])

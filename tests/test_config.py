@@ -3,13 +3,27 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from pruneaudit.catalog import content_root
-from pruneaudit.config import FAIL_ON, Recipe, Study, load_protocol, load_study, load_workload, steps_per_epoch
+from pruneaudit.config import (
+    FAIL_ON,
+    Backend,
+    Budget,
+    Precision,
+    Recipe,
+    Study,
+    load_protocol,
+    load_study,
+    load_workload,
+    steps_per_epoch,
+)
 from pruneaudit.errors import ConfigError
+from pruneaudit.plugin.options import add_options
 
 BASE = {
     "version": 1,
@@ -415,3 +429,12 @@ def test_wang_recipes_are_as_published():
         assert (loaded.prune.steps, loaded.prune.lr) == (110_000, "0:0.001")
         assert (loaded.retrain.batch, loaded.retrain.weight_decay, loaded.retrain.momentum) == (batch, 5e-4, 0.9)
         assert loaded.data.augmentation == "crop4+flip"
+
+
+def test_options_offer_what_the_types_allow():
+    """They are written twice: options are read in every pytest session, also where nothing of ours is imported."""
+    offered = {}
+    group = SimpleNamespace(addoption=lambda name, **how: offered.update({name: how.get("choices")}))
+    add_options(SimpleNamespace(getgroup=lambda *_: group))
+    for name, kind in (("backend", Backend), ("budget", Budget), ("precision", Precision)):
+        assert offered[f"--audit-{name}"] == get_args(kind)

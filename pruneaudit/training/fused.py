@@ -2,7 +2,7 @@
 
 On a GPU networks of many small layers wait for memory, not for arithmetic: each of these operations by itself reads and
 writes all maps again, forward and backward. Only they are compiled, once for all shapes, layers and numbers of models:
-a whole network takes most of a minute to compile (ResNet-20, on a CPU), anew whenever a run leaves or joins.
+a whole network takes about half a minute to compile (ResNet-20, on a CPU), anew whenever a run leaves or joins.
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ def test_every_backend_is_timed_on_as_many_runs_as_asked_for(measured, monkeypat
     fused = found.pop("fused")
     assert (fused.seconds, fused.note) == (None, "not fused: no ReLU follows a normalisation")
     assert all(one.seconds is not None and one.seconds >= 0 and not one.note for one in found.values())
-    asked = [one for one in asked if one[0] != "fused"]
-    assert {(backend, 2) for backend in found} == {(backend, models) for backend, models, _ in asked}
+    assert {(backend, 2) for backend in get_args(Backend)} == {(backend, models) for backend, models, _ in asked}
     assert {next(iter(widths)) for _, _, widths in asked} == {3}
 
 

@@ -251,13 +251,15 @@ def test_masked_weights_stay_zero():
     assert found[0].history.nonzero[0] > found[2].history.nonzero[0]
 
 
-def test_bf16_is_the_same_arithmetic():
+@pytest.mark.parametrize("backend", ["grouped", "fused"])
+def test_bf16_is_the_same_arithmetic(compiler, backend):
     def make():
         runs = [training("resnet20", number, changes={"epochs": 1}) for number in range(2)]
         return [dataclasses.replace(run, model=run.model.float(), precision="bf16") for run in runs]
 
-    alone, together = train_many(make()), train_many(make(), "grouped")
+    alone, together = train_many(make()), train_many(make(), backend)
     for one, other in zip(alone, together, strict=True):
+        assert (other.backend, other.reason) == (backend, "")
         assert other.history.train_loss == pytest.approx(one.history.train_loss, rel=0.02)
         assert other.history.train_loss != one.history.train_loss
 
@@ -321,16 +323,6 @@ def test_what_others_read_is_not_fused():
             return torch.relu(total) + (normal if self.before_the_sum else total)
 
     assert [stack([Both(before)], fused=True).fused for before in (True, False)] == [0, 0]
-
-
-def test_fused_bf16_is_the_same_arithmetic(compiler):
-    def make():
-        runs = [training("resnet20", number, changes={"epochs": 1}) for number in range(2)]
-        return [dataclasses.replace(run, model=run.model.float(), precision="bf16") for run in runs]
-
-    for one, other in zip(train_many(make(), "grouped"), train_many(make(), "fused"), strict=True):
-        assert (other.backend, other.reason) == ("fused", "")
-        assert other.history.train_loss == pytest.approx(one.history.train_loss, rel=0.02)
 
 
 def test_runs_are_grouped_where_torch_cannot_compile(compiler):

@@ -21,9 +21,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.measure.trainability import singular_values
+from pruneaudit.pruning import shapes
 from pruneaudit.streams import generator
 from pruneaudit.training.grouped import singular_values_of
 from pruneaudit.training.precision import place

@@ -25,16 +25,17 @@ import reference
 import torch
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import Recipe, Workload
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import DataMissingError
+from pruneaudit.pruning import shapes
 from pruneaudit.streams import generator
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
 from pruneaudit.workloads.datasets import Dataset, data_root, load
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import Workload
 
 RATIOS, SEEDS = (0.0, 0.5, 0.7, 0.9), 16
 ROUNDS, SLICE = 5, 5_120

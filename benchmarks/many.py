@@ -21,15 +21,16 @@ import torch
 from reference import images_of, loader, plain_step, sgd, test
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import Recipe, Workload
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.pruning import shapes
 from pruneaudit.streams import generator
 from pruneaudit.training.many import train_many
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Backend, Training
 from pruneaudit.workloads.datasets import Dataset
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import Workload
 
 
 @dataclass

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
 from pruneaudit.pruning.reconstruction import channel_tensors, silence
 from pruneaudit.pruning.subsets import losses_after_removal

@@ -16,10 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from pruneaudit.config import Recipe, Workload
 from pruneaudit.errors import DataMissingError
 from pruneaudit.streams import generator
 from pruneaudit.workloads.datasets import Dataset, Part, data_root, facts, load
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import Workload
 
 #: Mean accuracies of equally good loops, in percent, are this close at least, or within three standard errors.
 CLOSE = 0.5

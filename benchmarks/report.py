@@ -89,8 +89,8 @@ def measure(ledger_path: Path, to: Path) -> dict[str, Any]:
     def lap() -> None:
         clock.append((time.perf_counter(), time.process_time()))
 
-    from pruneaudit.catalog import Catalog
-    from pruneaudit.ledger import Ledger
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.ledger.store import Ledger
     from pruneaudit.report.results import gather_ledger, no_collection
     from pruneaudit.report.writer import write
 
@@ -119,11 +119,11 @@ def measure(ledger_path: Path, to: Path) -> dict[str, Any]:
 
 def make(root: Path, cells: int, methods: str, workloads: str) -> None:
     """A ledger of so many cells, with as many seeds as they need."""
-    from pruneaudit.campaign import Campaign
-    from pruneaudit.catalog import Catalog
-    from pruneaudit.cells import Selection
-    from pruneaudit.ledger import Ledger
-    from pruneaudit.settings import Settings
+    from pruneaudit.campaign.planner import Campaign
+    from pruneaudit.catalog.cells import Selection
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.catalog.settings import Settings
+    from pruneaudit.ledger.store import Ledger
 
     catalog, ledger = Catalog(), Ledger(root)
     names = tuple(catalog.workloads) if workloads == "all" else tuple(workloads.split(","))
@@ -164,10 +164,10 @@ class MadeUp:
 
     def record(self, spec: Any, run_id: str) -> Any:
         """A record with curves, answers and sizes of the right length and kind."""
-        from pruneaudit import shapes
-        from pruneaudit.config import steps_per_epoch
-        from pruneaudit.records import Conduct, Jacobian, RunRecord, pack
+        from pruneaudit.ledger.records import Conduct, Jacobian, RunRecord, pack
+        from pruneaudit.pruning import shapes
         from pruneaudit.workloads.datasets import facts
+        from pruneaudit.workloads.recipes import steps_per_epoch
 
         random = np.random.default_rng(int(run_id, 16))
         workload = self.catalog.workload(spec.workload)
@@ -277,7 +277,7 @@ class MadeUp:
 
     def _sparse(self, workload: Any, stay: dict[str, int]) -> Any:
         """Size of a network with zeros; counting takes a second, so each once."""
-        from pruneaudit import shapes
+        from pruneaudit.pruning import shapes
 
         if not hasattr(self, "_sizes"):
             self._sizes: dict[tuple[Any, ...], Any] = {}

@@ -26,19 +26,20 @@ import reference
 import torch
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import Recipe, Workload
-from pruneaudit.contract import TrainedMethod
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.method.contract import TrainedMethod
+from pruneaudit.method.task import PruningTask
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_layers
-from pruneaudit.stages import Runtime
 from pruneaudit.streams import generator
-from pruneaudit.task import PruningTask
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import Dataset, facts
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import Workload
 
 ROUNDS, SHORT_EPOCHS, SHORT_SEEDS = 7, 5, 4
 REFERENCE, OURS, OURS_BF16 = "reference loop, fp32", "ours, fp32", "ours, bf16"

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pruneaudit.catalog import suite_arguments
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.discovery import suite_arguments
+from pruneaudit.ledger.store import Ledger
 
 
 def main() -> None:

@@ -5,11 +5,14 @@ A method file starts with ``from pruneaudit import FilterScore, TrainedMethod``.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pruneaudit.version import __version__
+
 if TYPE_CHECKING:
-    from pruneaudit.conformance import check_method
-    from pruneaudit.contract import (
+    from pruneaudit.method.conformance import check_method
+    from pruneaudit.method.contract import (
         Budget,
         Card,
         FilterScore,
@@ -23,9 +26,8 @@ if TYPE_CHECKING:
         TrainedMethod,
         WeightScore,
     )
+    from pruneaudit.pruning import shapes
     from pruneaudit.report.frames import load
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Budget",
@@ -43,20 +45,19 @@ __all__ = [
     "__version__",
     "check_method",
     "load",
+    "shapes",
 ]
+
+# Where a public name is defined, if not in the contract: looked up when it is first asked for.
+_ELSEWHERE = {
+    "check_method": "pruneaudit.method.conformance",
+    "load": "pruneaudit.report.frames",
+    "shapes": "pruneaudit.pruning",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "check_method":
-        from pruneaudit.conformance import check_method
-
-        return check_method
-    if name == "load":
-        from pruneaudit.report.frames import load
-
-        return load
-    if name in __all__:
-        from pruneaudit import contract
-
-        return getattr(contract, name)
-    raise AttributeError(f"module 'pruneaudit' has no attribute '{name}'")
+    if name not in __all__:
+        raise AttributeError(f"module 'pruneaudit' has no attribute '{name}'")
+    home = import_module(_ELSEWHERE.get(name, "pruneaudit.method.contract"))
+    return import_module(f"{home.__name__}.{name}") if name == "shapes" else getattr(home, name)

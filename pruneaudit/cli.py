@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pruneaudit import __version__
 from pruneaudit.errors import AuditError, ConfigError
+from pruneaudit.version import __version__
 
 app = typer.Typer(
     add_completion=False,
@@ -58,8 +58,8 @@ def methods(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all methods.")] = False,
 ) -> None:
     """List the pruning methods with their place in the field's taxonomy, or describe one."""
-    from pruneaudit import cards
-    from pruneaudit.catalog import Catalog
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.method import cards
 
     catalog = Catalog(extra_methods=tuple(audit_method or ()))
     if as_markdown:
@@ -76,7 +76,7 @@ def methods(
 @app.command()
 def protocols(as_json: Json = False) -> None:
     """List the comparison setups."""
-    from pruneaudit.catalog import Catalog
+    from pruneaudit.catalog.discovery import Catalog
 
     rows = [protocol.model_dump(mode="json") for protocol in Catalog().protocols.values()]
     _show(rows, ["name", "version", "title", "base", "retraining", "pruning", "scratch", "requires"], as_json)
@@ -85,7 +85,7 @@ def protocols(as_json: Json = False) -> None:
 @app.command()
 def workloads(as_json: Json = False) -> None:
     """List the workloads."""
-    from pruneaudit.catalog import Catalog
+    from pruneaudit.catalog.discovery import Catalog
 
     rows = [workload.model_dump(mode="json") for workload in Catalog().workloads.values()]
     _show(rows, ["name", "version", "model", "ratios", "seeds", "gpu", "source"], as_json)
@@ -94,7 +94,7 @@ def workloads(as_json: Json = False) -> None:
 @app.command()
 def claims(as_json: Json = False) -> None:
     """List the published tables that runs are shown beside."""
-    from pruneaudit.catalog import Catalog
+    from pruneaudit.catalog.discovery import Catalog
 
     rows = [table.model_dump(mode="json") | {"claims": len(table.claims())} for table in Catalog().claims.values()]
     _show(rows, ["name", "paper", "table", "n", "std", "epoch", "claims", "source"], as_json)
@@ -108,7 +108,7 @@ def rules(
     """List the fairness rules, or explain one."""
     from pruneaudit.audit.catalogue import get_rule, required
     from pruneaudit.audit.catalogue import rules as all_rules
-    from pruneaudit.catalog import Catalog
+    from pruneaudit.catalog.discovery import Catalog
 
     known = [get_rule(rule_id)] if rule_id else list(all_rules().values())
     rows = [
@@ -170,7 +170,7 @@ def report(
         typer.echo(json.dumps(of_results(), indent=1))
         return
     from pruneaudit.audit.catalogue import get_rule
-    from pruneaudit.catalog import Catalog
+    from pruneaudit.catalog.discovery import Catalog
     from pruneaudit.report.drawing import Drawing
     from pruneaudit.report.results import gather_ledger, no_collection
     from pruneaudit.report.terminal import summary
@@ -230,9 +230,16 @@ def plan(
     Takes every --audit-… option of the suite. Runs of a kind that the ledger holds are estimated from what they took,
     the others from a probe on random images.
     """
-    from pruneaudit.planning import make_plan
+    from pruneaudit.plugin.collection import collect
 
-    facts = make_plan(expression, context.args, workers, probe, price)
+    if price is not None:
+        from pruneaudit.campaign.plan import check_price
+
+        check_price(price, probe)
+    work = collect(expression, context.args)
+    from pruneaudit.campaign.plan import make_plan
+
+    facts = make_plan(work, workers, probe, price)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, sort_keys=True))
         return
@@ -263,8 +270,8 @@ def backends(
     as_json: Json = False,
 ) -> None:
     """Measure which --audit-backend trains a workload fastest on this machine, on random images."""
-    from pruneaudit.catalog import Catalog
-    from pruneaudit.executors.backends import measure
+    from pruneaudit.campaign.backends import measure
+    from pruneaudit.catalog.discovery import Catalog
     from pruneaudit.plugin.device import visible_gpus
 
     job = Catalog().workload(workload)
@@ -298,7 +305,7 @@ def merge(
     to: Annotated[Path | None, typer.Option("--to", help="Ledger that takes in all, made where it is missing.")] = None,
 ) -> None:
     """Make one ledger of several, such as those of several machines. Ledgers that contradict each other are refused."""
-    from pruneaudit import merging
+    from pruneaudit.ledger import merging
 
     target, sources = (ledgers[0], ledgers[1:]) if to is None else (to, ledgers)
     if not sources:
@@ -316,7 +323,7 @@ def new_method(
     to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),
 ) -> None:
     """Write a first working method and its test, to be edited."""
-    from pruneaudit import scaffold
+    from pruneaudit.method import scaffold
 
     identity, method, test = scaffold.new_method(name, to)
     typer.echo(f"wrote {method}")
@@ -338,7 +345,8 @@ def crossvalidate(
     """
     import pytest
 
-    from pruneaudit.catalog import CROSS_PREFIX, Catalog, method_id, suite_arguments
+    from pruneaudit.catalog.discovery import Catalog, suite_arguments
+    from pruneaudit.catalog.names import CROSS_PREFIX, method_id
 
     specs = [name for name in (first, second) if name.endswith(".py") or ":" in name]
     known = Catalog(extra_methods=tuple(specs))
@@ -370,7 +378,7 @@ def _method_name(spec: str, method_id: Any) -> str:
 
 
 def _existing_ledger(path: Path) -> Any:
-    from pruneaudit.ledger import Ledger
+    from pruneaudit.ledger.store import Ledger
 
     return Ledger(path, writable=False)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pruneaudit.conformance import check
 from pruneaudit.errors import AuditError
+from pruneaudit.method.conformance import check
 
 
 def test_conformance(audit, audit_conformance):

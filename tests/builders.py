@@ -15,16 +15,28 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from pruneaudit import __version__
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding
-from pruneaudit.catalog import CROSS_PREFIX, Catalog, is_scratch
-from pruneaudit.cells import MAGNITUDE, RANDOM, Cell, Comparison
-from pruneaudit.config import DataConfig, Recipe, steps_per_epoch
+from pruneaudit.catalog.cells import Cell, Comparison
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import CROSS_PREFIX, MAGNITUDE, RANDOM, is_scratch
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
-from pruneaudit.ratios import removed_filters
-from pruneaudit.records import CellRecord, Conduct, FailureRecord, Jacobian, RunRecord, RunSpec, Target, pack, total
+from pruneaudit.ledger.records import (
+    CellRecord,
+    Conduct,
+    FailureRecord,
+    Jacobian,
+    RunRecord,
+    RunSpec,
+    Target,
+    pack,
+    total,
+)
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.pruning.ratios import removed_filters
+from pruneaudit.version import __version__
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.schema import DataConfig
 
 DATA = DataConfig(name="digits", size=32, mean=(0.3,), std=(0.4,), pad=2)
 RECIPE = Recipe(epochs=3, lr="0:0.01,2:0.001", batch=64, weight_decay=1e-4)

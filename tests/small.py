@@ -7,11 +7,12 @@ import functools
 import torch
 from torch import nn
 
-from pruneaudit import conduct, shapes
-from pruneaudit.answers import decide
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.method import conduct
+from pruneaudit.method.answers import decide
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.graph import loses_inputs
 from pruneaudit.pruning.layers import prunable_layers
-from pruneaudit.pruning.removal import loses_inputs
 from pruneaudit.streams import generator
 from pruneaudit.training.metering import Meter
 from pruneaudit.workloads.datasets import Part, load

@@ -4,10 +4,10 @@ from typing import get_args
 
 import pytest
 
-from pruneaudit.catalog import Catalog
+from pruneaudit.campaign import backends
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.settings import Backend
 from pruneaudit.cli import main
-from pruneaudit.config import Backend
-from pruneaudit.executors import backends
 from pruneaudit.training.many import train_many
 
 pytest.importorskip("numba")

@@ -9,21 +9,22 @@ from builders import FakeExecutor, FakeStages, catalog, run_record, write_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneaudit import shapes
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.evidence import Case
 from pruneaudit.audit.judge import judge
-from pruneaudit.campaign import Campaign, own_recipe, scratch_epochs
-from pruneaudit.catalog import Catalog, content_root
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.config import steps_per_epoch
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.planner import Campaign, own_recipe, scratch_epochs
+from pruneaudit.campaign.stages import Stages
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.discovery import Catalog, content_root
+from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError
-from pruneaudit.executors.local import LocalExecutor
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import VOLATILE
-from pruneaudit.settings import Settings
-from pruneaudit.stages import Runtime, Stages
+from pruneaudit.ledger.records import VOLATILE
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.pruning import shapes
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.recipes import steps_per_epoch
 
 WORKLOAD = "lenet5-digits"
 PROTOCOLS = ("s1", "s2", "s3.1", "s3.2", "s4.1", "s4.2", "sx-a", "sx-b")

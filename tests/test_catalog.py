@@ -8,9 +8,10 @@ import textwrap
 
 import pytest
 
-from pruneaudit import catalog as catalog_module
-from pruneaudit.catalog import CORE_METHODS, Catalog, MethodSource, content_root, method_id
-from pruneaudit.cells import pairs
+from pruneaudit.catalog import discovery as catalog_module
+from pruneaudit.catalog.cells import pairs
+from pruneaudit.catalog.discovery import Catalog, MethodSource, content_root
+from pruneaudit.catalog.names import CORE_METHODS, method_id
 from pruneaudit.errors import ConfigError, MethodError
 
 METHOD = """
@@ -34,7 +35,7 @@ def test_names_need_no_torch():
     code = """
         import sys
         import pruneaudit
-        from pruneaudit.catalog import Catalog
+        from pruneaudit.catalog.discovery import Catalog
         catalog = Catalog()
         names = [*catalog.methods, *catalog.protocols, *catalog.workloads]
         catalog.select_methods("core"), catalog.select_protocols("all")

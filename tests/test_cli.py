@@ -9,9 +9,10 @@ from builders import WEIGHTS, evidence, failure, run_record, run_spec, scored, s
 
 from pruneaudit import __version__, cli
 from pruneaudit.audit.catalogue import rules
-from pruneaudit.catalog import CORE_METHODS, Catalog
-from pruneaudit.cells import Cell
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import CORE_METHODS
+from pruneaudit.ledger.store import Ledger
 
 SCORE = "    def score(self, layer, task):\n        return layer.weight.flatten(1).sum(dim=1)\n"
 PLAN = ("-k", "lenet5-digits and s3.2", "--audit-methods", "l1,tpp", "--audit-budget", "smoke", "--audit-seeds", "1")
@@ -299,10 +300,11 @@ def test_plan_counts_and_trains_nothing(planned):
 
 
 def test_a_campaign_measures_what_the_plan_says_and_then_costs_nothing(planned):
-    from pruneaudit.campaign import Campaign
-    from pruneaudit.executors.local import LocalExecutor
-    from pruneaudit.settings import Settings
-    from pruneaudit.stages import Runtime, Stages
+    from pruneaudit.campaign.executors.local import LocalExecutor
+    from pruneaudit.campaign.planner import Campaign
+    from pruneaudit.campaign.stages import Stages
+    from pruneaudit.catalog.settings import Settings
+    from pruneaudit.training.runtime import Runtime
 
     folder, facts = planned
     ledger, catalog = Ledger(folder / "ledger"), Catalog()

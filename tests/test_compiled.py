@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.streams import generator
@@ -24,6 +23,8 @@ from pruneaudit.workloads.datasets import Dataset, Part, load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.lenet import LeNet5
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

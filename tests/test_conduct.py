@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from pruneaudit import shapes
-from pruneaudit.answers import Answer
-from pruneaudit.catalog import Catalog, MethodSource
-from pruneaudit.conduct import Job, digest, equivalence, observe
-from pruneaudit.config import DataConfig, Recipe
+from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import MethodError
+from pruneaudit.ledger.records import Conduct
 from pruneaudit.measure.cost import macs, macs_by_torch
+from pruneaudit.method.answers import Answer
+from pruneaudit.method.conduct import Job, digest, equivalence, observe
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_layers
-from pruneaudit.records import Conduct
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.metering import Consumption, Meter
@@ -33,6 +32,8 @@ from pruneaudit.workloads.datasets import Dataset, Part, load, stored_at
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.resnet import CifarResNet
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

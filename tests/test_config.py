@@ -9,21 +9,13 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from pruneaudit.catalog import content_root
-from pruneaudit.config import (
-    FAIL_ON,
-    Backend,
-    Budget,
-    Precision,
-    Recipe,
-    Study,
-    load_protocol,
-    load_study,
-    load_workload,
-    steps_per_epoch,
-)
+from pruneaudit.catalog.discovery import content_root
+from pruneaudit.catalog.protocols import FAIL_ON, Study, load_protocol, load_study
+from pruneaudit.catalog.settings import Backend, Precision
 from pruneaudit.errors import ConfigError
 from pruneaudit.plugin.options import add_options
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.schema import Budget, load_workload
 
 BASE = {
     "version": 1,

@@ -10,8 +10,8 @@ from rogues.records import retrained, software, unwatched, with_cell, with_resul
 from pruneaudit.audit.catalogue import get_rule, required, rules
 from pruneaudit.audit.docket import BASELINE, Docket
 from pruneaudit.audit.evidence import Table
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.ledger.store import Ledger
 
 WORKLOAD = "lenet5-digits"
 ALL_PROTOCOLS = [*sorted(CATALOG.protocols), "xv-l1"]

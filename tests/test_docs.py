@@ -16,7 +16,7 @@ from warm import warm_python
 
 from conftest import ROOT, Outcome
 from pruneaudit.audit.statistics import seeds_needed
-from pruneaudit.config import FAIL_ON
+from pruneaudit.catalog.protocols import FAIL_ON
 
 PAGE = ROOT / "docs" / "gate-your-method.md"
 ACTION = ROOT / ".github" / "actions" / "pruneaudit" / "action.yml"
@@ -100,7 +100,7 @@ def test_the_environment_has_the_wheel_only(installed, tmp_path):
         import pruneaudit, torch, pytest
         from importlib.metadata import files
         from importlib.util import find_spec
-        from pruneaudit.catalog import Catalog, content_root
+        from pruneaudit.catalog.discovery import Catalog, content_root
         places = [pruneaudit.__file__, content_root(), find_spec("pruneaudit.suite").origin]
         places += [Catalog().method("l1").path]
         print(*places, sep="\\n")

@@ -10,14 +10,15 @@ import time
 import pytest
 from builders import NOTHING, FakeStages, run_spec, started
 
-from pruneaudit import stages
-from pruneaudit.catalog import Catalog
+from pruneaudit.campaign import stages
+from pruneaudit.campaign.executors import local
+from pruneaudit.campaign.executors.local import LocalExecutor, RunFailedError
+from pruneaudit.campaign.stages import Stages
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import DamagedError
-from pruneaudit.executors import local
-from pruneaudit.executors.local import LocalExecutor, RunFailedError
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import VOLATILE
-from pruneaudit.stages import Runtime, Stages
+from pruneaudit.ledger.records import VOLATILE
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.training.runtime import Runtime
 
 SPAWN = multiprocessing.get_context("spawn")
 #: Nothing here takes that long unless it hangs.

@@ -16,11 +16,12 @@ import pytest
 from builders import evidence, scored, store
 from rogues.records import UNCONVERGED, retrained
 
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.report.curves import Curve
 from pruneaudit.report.figures import figures, sheets
-from pruneaudit.report.results import Curve, Results, gather_ledger
+from pruneaudit.report.results import Results, gather_ledger
 from pruneaudit.report.sheet import written
 from pruneaudit.report.style import styles
 

@@ -5,9 +5,9 @@ import pytest
 from builders import evidence, failed_cell, scored, store
 
 import pruneaudit
-from pruneaudit.cells import Cell
+from pruneaudit.catalog.cells import Cell
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
+from pruneaudit.ledger.store import Ledger
 
 
 @pytest.fixture

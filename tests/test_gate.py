@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pruneaudit.records import pack
+from pruneaudit.ledger.records import pack
 
 MINE = '''
 from pruneaudit import FilterScore

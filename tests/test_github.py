@@ -6,13 +6,7 @@ import re
 import pytest
 from test_report import found, row, verdict
 
-from pruneaudit.report.github import (
-    MOST_ANNOTATIONS,
-    SUMMARY_LIMIT,
-    error_lines,
-    step_summary,
-    tell_github,
-)
+from pruneaudit.report.github import MOST_ANNOTATIONS, SUMMARY_LIMIT, error_lines, step_summary, tell_github
 from pruneaudit.report.results import Results
 from pruneaudit.report.writer import markdown_sections
 

@@ -11,10 +11,11 @@ from builders import evidence, scored, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneaudit.catalog import Catalog
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.report.curves import Curve
 from pruneaudit.report.latex import escaped, tables
-from pruneaudit.report.results import Curve, Results, gather_ledger
+from pruneaudit.report.results import Results, gather_ledger
 
 CATALOG = Catalog()
 GOLDEN = Path(__file__).parent / "golden"

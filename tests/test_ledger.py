@@ -10,10 +10,10 @@ import sys
 import pytest
 from builders import WEIGHTS, changed, evidence, failure, run_record, run_spec, store
 
-from pruneaudit import ledger as ledger_module
 from pruneaudit.errors import ConfigError, DamagedError
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import SCHEMA_VERSION
+from pruneaudit.ledger import store as ledger_module
+from pruneaudit.ledger.records import SCHEMA_VERSION
+from pruneaudit.ledger.store import Ledger
 
 
 @pytest.fixture

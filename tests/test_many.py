@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.measure.trainability import singular_values
 from pruneaudit.pruning.removal import shrink, thinned
 from pruneaudit.streams import generator
@@ -28,6 +27,8 @@ from pruneaudit.training.stacked import Program, Stack
 from pruneaudit.workloads.datasets import Part, load
 from pruneaudit.workloads.models import build, imagenet, vgg
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

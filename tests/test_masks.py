@@ -9,27 +9,28 @@ import torch.nn.functional as F
 from builders import changed
 from small import BATCH, few_digits, network, prune
 
-from pruneaudit import shapes
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.evidence import Case
 from pruneaudit.audit.judge import judge
-from pruneaudit.campaign import Campaign
-from pruneaudit.catalog import Catalog, content_root
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.config import Recipe, steps_per_epoch
-from pruneaudit.executors.local import LocalExecutor
-from pruneaudit.ledger import Ledger
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.stages import Stages
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.discovery import Catalog, content_root
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.ledger.records import VOLATILE
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.removal import thinned
-from pruneaudit.records import VOLATILE
-from pruneaudit.settings import Settings
-from pruneaudit.stages import Runtime, Stages
 from pruneaudit.streams import generator
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import load
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 CATALOG = Catalog()
 WORKLOAD = CATALOG.workload("lenet5-digits").scaled("smoke")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from pruneaudit.config import DataConfig
+from pruneaudit.ledger.records import pack, unpack
 from pruneaudit.measure.accuracy import evaluate
-from pruneaudit.records import pack, unpack
 from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

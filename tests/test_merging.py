@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruneaudit import cli
-from pruneaudit import ledger as ledger_module
 from pruneaudit.errors import ConfigError, DamagedError
-from pruneaudit.ledger import Ledger
-from pruneaudit.merging import Merged, merge
-from pruneaudit.records import SCHEMA_VERSION, VOLATILE
+from pruneaudit.ledger import store as ledger_module
+from pruneaudit.ledger.merging import Merged, merge
+from pruneaudit.ledger.records import SCHEMA_VERSION, VOLATILE
+from pruneaudit.ledger.store import Ledger
 
 NOTHING = Merged(0, 0, 0)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pruneaudit import cards
-from pruneaudit.catalog import Catalog, MethodSource
-from pruneaudit.conformance import check_method
+from pruneaudit.catalog.discovery import Catalog, MethodSource
+from pruneaudit.method import cards
+from pruneaudit.method.conformance import check_method
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CATALOG = Catalog()

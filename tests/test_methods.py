@@ -13,21 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruneaudit.answers import checked
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import DataConfig, Recipe
-from pruneaudit.contract import Budget, Method, ScratchArm
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import MethodError
+from pruneaudit.method.answers import checked
+from pruneaudit.method.contract import Budget, Method, ScratchArm
+from pruneaudit.method.task import PruningTask
 from pruneaudit.pruning.growing import GrowingPenalty
 from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
-from pruneaudit.ratios import removed_filters
+from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.streams import generator
-from pruneaudit.task import PruningTask
 from pruneaudit.training.metering import Meter
 from pruneaudit.workloads.datasets import Part, load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.resnet import CifarResNet
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

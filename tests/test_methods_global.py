@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import CATALOG, WORKLOADS, assert_equivariant, network, prune
 
-from pruneaudit import Budget, shapes
+from pruneaudit import Budget
 from pruneaudit.errors import MethodError
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.removal import masked, shrink
 
 

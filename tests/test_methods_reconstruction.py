@@ -16,8 +16,7 @@ from sklearn.linear_model import Lasso
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, network, prune
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.pruning import subsets
+from pruneaudit.pruning import shapes, subsets
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.pruning.reconstruction import Consumer, consumers, contributions, correlations, samples
 from pruneaudit.pruning.removal import masked, shrink

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, network, permuted, prune
 from torch import nn
 
-from pruneaudit import shapes
+from pruneaudit.pruning import shapes
 
 #: Enough that fewer filters are silent on all of them than go: silent ones tie, and ties go by index.
 IMAGES = 20

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, few_digits, network, prune
 from torch import nn
 
-from pruneaudit import shapes
+from pruneaudit.method.task import RetrainingTask
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.orthogonality import (
     convolution_penalty,
     convolutional_orthogonality,
@@ -22,7 +23,6 @@ from pruneaudit.pruning.orthogonality import (
 )
 from pruneaudit.pruning.removal import shrink
 from pruneaudit.streams import generator
-from pruneaudit.task import RetrainingTask
 
 METHODS = ["l1-orthp", "l1-kernorth", "l1-orthconv", "kernorth-l1", "orthconv-l1"]
 

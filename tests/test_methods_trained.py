@@ -10,15 +10,16 @@ import torch_pruning
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, few_digits, network, prune
 from torch import nn
 
-from pruneaudit import conduct, shapes
-from pruneaudit.config import Recipe
-from pruneaudit.contract import Budget
+from pruneaudit.method import conduct
+from pruneaudit.method.contract import Budget
+from pruneaudit.method.task import PruningTask
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_layers
-from pruneaudit.ratios import removed_filters
-from pruneaudit.task import PruningTask
+from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import Hooks
 from pruneaudit.training.metering import Meter
+from pruneaudit.workloads.recipes import Recipe
 
 METHODS = ["greg-2", "groupnorm", "network-slimming", "sfp", "sss"]
 CASES = [

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, few_digits, network, prune
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.conduct import Job, digest, observe
+from pruneaudit.method.conduct import Job, digest, observe
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import PrunableLayer, weight_names
 from pruneaudit.pruning.minibatch import input_activations, weight_gradients
-from pruneaudit.ratios import removed_filters
+from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.workloads.models.initialise import initialise
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.cost import macs, parameters
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.streams import generator
 from pruneaudit.workloads.models import MODELS, build

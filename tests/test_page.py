@@ -11,8 +11,8 @@ import pytest
 from builders import CATALOG, evidence, failed_cell, finding, scored, store
 from PIL import Image
 
-from pruneaudit.cells import Cell
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.page import page as html
 from pruneaudit.report.results import Results, gather_ledger
 

@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneaudit.campaign import Campaign
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Cell
-from pruneaudit.conformance import METHOD_CHECKS, check
+from pruneaudit.campaign import calibration as calibrations
+from pruneaudit.campaign.calibration import Calibration, Speed, decisions, known, scaled
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.plan import Job, check_price, makespan
+from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.stages import Stages
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
-from pruneaudit.executors import calibration as calibrations
-from pruneaudit.executors.calibration import Calibration, Speed, decisions, known, scaled
-from pruneaudit.executors.local import LocalExecutor
-from pruneaudit.ledger import Ledger
-from pruneaudit.planning import Job, make_plan, makespan
-from pruneaudit.settings import Settings
-from pruneaudit.stages import Runtime, Stages
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.method.conformance import METHOD_CHECKS, check
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import load
 
 WORKLOAD = "lenet5-digits"
@@ -112,7 +113,7 @@ class Trains(TrainedMethod):
 
 @pytest.mark.parametrize("method", ["l1", "random", "trains"])
 def test_the_decisions_of_every_conformance_check_are_counted(monkeypatch, tmp_path, method):
-    from pruneaudit import conduct
+    from pruneaudit.method import conduct
 
     (tmp_path / "trains.py").write_text(TRAINS)
     catalog = Catalog(extra_methods=(str(tmp_path / "trains.py"),))
@@ -173,4 +174,4 @@ def test_what_the_ledger_knows_is_not_probed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("price", "probe"), [(-1.0, True), (float("nan"), True), (1.0, False)])
 def test_a_price_that_cannot_be_used_is_refused_before_anything_is_collected(price, probe):
     with pytest.raises(ConfigError, match="--price"):
-        make_plan("lenet5-digits", [], 1, probe, price)
+        check_price(price, probe)

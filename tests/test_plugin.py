@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from pruneaudit.audit.catalogue import get_rule, required
-from pruneaudit.catalog import Catalog
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import VOLATILE
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.ledger.records import VOLATILE
+from pruneaudit.ledger.store import Ledger
 
 SMOKE = ("--audit-budget", "smoke", "--audit-seeds", "1")
 QUICK = ("suite", "-k", "lenet5-digits and r0.5", *SMOKE)

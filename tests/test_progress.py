@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pruneaudit.executors import bulletin
-from pruneaudit.executors.cost import cost
-from pruneaudit.executors.local import LocalExecutor, RunFailedError
-from pruneaudit.ledger import Ledger
+from pruneaudit.campaign.cost import cost
+from pruneaudit.campaign.executors import bulletin
+from pruneaudit.campaign.executors.local import LocalExecutor, RunFailedError
+from pruneaudit.ledger.progress import Planned, State, Training, Watcher, duration, seconds_left
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin.live import Screen, wants_bars
-from pruneaudit.progress import Planned, State, Training, Watcher, duration, seconds_left
 from pruneaudit.workloads.datasets import facts
 
 NOW = 1_000_000.0
@@ -500,7 +500,7 @@ def test_few_lines_for_many_processes():
 SESSION = """
 import json, os, pytest, time
 from pathlib import Path
-from pruneaudit.ledger import Ledger
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import live
 
 live.PAUSE, live.LOOK, live.DRAW = 0.2, 0.1, 0.05

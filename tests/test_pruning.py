@@ -11,8 +11,8 @@ from torch import nn
 
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.pruning.layers import prunable_layers, prunable_names
+from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import masked, shrink, widths_to_kept
-from pruneaudit.ratios import removed_filters
 from pruneaudit.streams import generator
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise

@@ -10,17 +10,18 @@ import pytest
 from builders import evidence, failed_cell, scored, store
 from scipy import stats
 
-from pruneaudit import shapes
-from pruneaudit.campaign import Planner
-from pruneaudit.catalog import Catalog, content_root
-from pruneaudit.cells import Cell
-from pruneaudit.claims import load_table
+from pruneaudit.campaign.planner import Planner
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.claims import load_table
+from pruneaudit.catalog.discovery import Catalog, content_root
+from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.pruning import shapes
+from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import PUBLISHED_NOTE, published, published_notes, published_table, welch
-from pruneaudit.report.results import Curve, Results, gather_ledger
-from pruneaudit.schedule import Schedule
-from pruneaudit.settings import Settings
+from pruneaudit.report.results import Results, gather_ledger
+from pruneaudit.workloads.schedule import Schedule
 
 CATALOG = Catalog()
 TABLES = CATALOG.claims
@@ -344,7 +345,8 @@ def test_the_interval_is_welchs():
 def shown(runs, labels=()):
     results = Results(runs.cells, [])
     results.published = runs.rows()
-    return published_table(results, R56, labels), published_notes(results, R56, labels)
+    rows = results.of("published", R56, labels)
+    return published_table(rows), published_notes(rows)
 
 
 def test_a_table_shows_both_sides_and_every_gap():

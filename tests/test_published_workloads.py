@@ -9,19 +9,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pruneaudit import shapes
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import DataConfig
-from pruneaudit.conformance import check
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError, DataMissingError, MethodError
+from pruneaudit.method.conformance import check
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.pruning.removal import masked, shrink
-from pruneaudit.stages import Runtime
 from pruneaudit.streams import generator
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads import datasets
 from pruneaudit.workloads.datasets import DATA_VARIABLE, facts, load, stored_at
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

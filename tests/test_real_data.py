@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruneaudit import shapes
-from pruneaudit.answers import checked
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.method.answers import checked
+from pruneaudit.method.task import PruningTask
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.pruning.removal import shrink
-from pruneaudit.task import PruningTask
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place

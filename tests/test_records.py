@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from pruneaudit.config import Recipe
-from pruneaudit.ledger import write_json
-from pruneaudit.records import SCHEMA_VERSION, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec
+from pruneaudit.ledger.records import SCHEMA_VERSION, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec
+from pruneaudit.ledger.store import write_json
+from pruneaudit.workloads.recipes import Recipe
 
 #: One other value for every field of the identity: every one of them can change numbers.
 OTHER = {

@@ -16,14 +16,14 @@ from builders import changed, evidence, failed_cell, finding, scored, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneaudit import __version__
 from pruneaudit.audit.catalogue import required, rules
 from pruneaudit.audit.statistics import difference
 from pruneaudit.audit.verdicts import Verdict
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.config import Study
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.protocols import Study
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.drawing import Drawing
 from pruneaudit.report.results import Asked, Results, gather, gather_ledger
 from pruneaudit.report.schema import CellRow
@@ -43,7 +43,7 @@ from pruneaudit.report.tables import (
 )
 from pruneaudit.report.terminal import MOST_FINDINGS, MOST_ROWS, summary
 from pruneaudit.report.writer import markdown, markdown_sections, write
-from pruneaudit.settings import Settings
+from pruneaudit.version import __version__
 
 CATALOG = Catalog()
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,13 +14,15 @@ import torch
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import judge
-from pruneaudit.campaign import Campaign
-from pruneaudit.catalog import Catalog, method_id
-from pruneaudit.cells import Arm, Comparison
-from pruneaudit.executors.local import LocalExecutor
-from pruneaudit.ledger import Ledger
-from pruneaudit.settings import Settings
-from pruneaudit.stages import Runtime, Stages
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.stages import Stages
+from pruneaudit.catalog.cells import Arm, Comparison
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import method_id
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import load
 
 torch.set_num_threads(1)

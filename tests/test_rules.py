@@ -52,16 +52,17 @@ from rogues.records import (
     without_seed,
 )
 
-from pruneaudit.audit.catalogue import Outcome, Rule, arm_rule, get_rule, required, rule, rules, select, series_rule
+from pruneaudit.audit.catalogue import get_rule, required, rules, select
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding, judge
-from pruneaudit.catalog import CROSS_PREFIX
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.config import Recipe
+from pruneaudit.audit.rule import Outcome, Rule, arm_rule, rule, series_rule
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.names import CROSS_PREFIX
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
-from pruneaudit.ratios import removed_filters
-from pruneaudit.records import Target
+from pruneaudit.ledger.records import Target
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.pruning.ratios import removed_filters
+from pruneaudit.workloads.recipes import Recipe
 
 PROTOCOLS = CATALOG.protocols
 CASES = [(rule_id, name) for rule_id, changes in ROGUES.items() for name in changes]

@@ -12,13 +12,14 @@ import pytest
 import torch
 from builders import catalog, write_method
 
-from pruneaudit import FilterScore, Method, check_method, cli, conformance
-from pruneaudit.answers import Answer
-from pruneaudit.catalog import MethodSource
-from pruneaudit.conformance import METHOD_CHECKS, check
+from pruneaudit import FilterScore, Method, check_method, cli
+from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import ConfigError, MethodError
-from pruneaudit.scaffold import new_method
-from pruneaudit.stages import Runtime
+from pruneaudit.method import conformance
+from pruneaudit.method.answers import Answer
+from pruneaudit.method.conformance import METHOD_CHECKS, check
+from pruneaudit.method.scaffold import new_method
+from pruneaudit.training.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 L1 = "layer.weight.abs().flatten(1).sum(dim=1)"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneaudit.schedule import Schedule
+from pruneaudit.workloads.schedule import Schedule
 
 RATES = st.floats(min_value=0, max_value=10, allow_nan=False)
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 import pytest
 from builders import FakeStages, evidence, failed_cell, run_spec, scored, store
 
-from pruneaudit.cells import Cell
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.catalog.cells import Cell
 from pruneaudit.errors import ConfigError, DamagedError
-from pruneaudit.executors.local import LocalExecutor
-from pruneaudit.ledger import Ledger
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.report import serve as serving
 from pruneaudit.report import watch as watching
 from pruneaudit.report.serve import Server, Site

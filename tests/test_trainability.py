@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruneaudit.config import DataConfig, Recipe
 from pruneaudit.errors import AuditError
+from pruneaudit.ledger.records import Jacobian
 from pruneaudit.measure import trainability
 from pruneaudit.measure.trainability import (
     SAMPLES,
@@ -23,11 +23,12 @@ from pruneaudit.measure.trainability import (
     singular_values,
     trainability_accuracy,
 )
-from pruneaudit.records import Jacobian
 from pruneaudit.training import grouped
 from pruneaudit.training.grouped import jacobians
 from pruneaudit.workloads.datasets import Dataset, Part
 from pruneaudit.workloads.models import build
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

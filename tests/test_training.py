@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import DataConfig, Recipe
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError
+from pruneaudit.method.task import PruningTask
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.streams import generator
-from pruneaudit.task import PruningTask
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.datasets import Part, load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 

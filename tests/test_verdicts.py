@@ -15,8 +15,8 @@ from rogues.records import with_result
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.evidence import Case
 from pruneaudit.audit.verdicts import Judged, Verdict, decide, tiers
-from pruneaudit.cells import Comparison
-from pruneaudit.records import pack
+from pruneaudit.catalog.cells import Comparison
+from pruneaudit.ledger.records import pack
 from pruneaudit.report.standings import PROFILE_POINTS, profiles, standings, strictest_setups
 
 MARGIN = 0.5

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from pruneaudit.catalog import FOUND_BY, Catalog
-from pruneaudit.cells import Cell
-from pruneaudit.config import Protocol, Workload
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import FOUND_BY
+from pruneaudit.catalog.protocols import Protocol
+from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import NUMERICS_VERSION, CellRecord
-from pruneaudit.settings import Settings
+from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.workloads.schema import Workload
 
 
 def stored_cell(cell: Cell, catalog: Catalog, settings: Settings, ledger: Ledger) -> CellRecord | None:

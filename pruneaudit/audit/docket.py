@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pruneaudit.audit.catalogue import Rule, required, rules
+from pruneaudit.audit.catalogue import required, rules
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding, judge
+from pruneaudit.audit.rule import Rule
 from pruneaudit.audit.verdicts import Judged, Verdict, decide
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.store import Ledger
 
 #: Name of the second arm where results are compared with those of an earlier version.
 BASELINE = "baseline"

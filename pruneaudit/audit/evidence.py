@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
-from pruneaudit.catalog import is_scratch
-from pruneaudit.cells import Arm, Cell, Comparison
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import CellRecord, RunRecord, unpack
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.names import is_scratch
+from pruneaudit.ledger.records import CellRecord, RunRecord, unpack
+from pruneaudit.ledger.store import Ledger
 
 Value = TypeVar("Value")
 

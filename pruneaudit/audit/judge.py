@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from pruneaudit.audit.catalogue import Outcome, Rule, Value, Verdict, equal, get_rule
+from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case
+from pruneaudit.audit.rule import Outcome, Rule, Value, Verdict, equal
 
 # Worst first: the verdict over seeds is the worst of them.
 _RANK: dict[Verdict, int] = {"fail": 0, "incomplete": 1, "not measured": 2, "pass": 3}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, FiniteFloat
 
-from pruneaudit.config import Frozen
+from pruneaudit.schema import Frozen
 
 #: Rate of false findings per family of comparisons; 1 - ALPHA is the confidence of the intervals.
 ALPHA = 0.05

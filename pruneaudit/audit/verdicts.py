@@ -9,8 +9,8 @@ from typing import Literal
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.statistics import Difference, McNemar, describe, differences, holm, mcnemar, word
-from pruneaudit.cells import Comparison
-from pruneaudit.config import Frozen
+from pruneaudit.catalog.cells import Comparison
+from pruneaudit.schema import Frozen
 
 Judgement = Literal["better", "worse", "equivalent", "indeterminate", "not comparable"]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pruneaudit.config import Recipe
 from pruneaudit.errors import AuditError
-from pruneaudit.records import Jacobian
+from pruneaudit.ledger.records import Jacobian
+from pruneaudit.workloads.recipes import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -44,7 +44,7 @@ def _runs_suite(config: pytest.Config) -> bool:
     """Whether this session's arguments reach the suite, or an option of ours was given."""
     if any(getattr(config.option, name, default) != default for name, default in DEFAULTS.items()):
         return True
-    from pruneaudit.catalog import content_root
+    from pruneaudit.catalog.discovery import content_root
 
     suite = content_root() / "suite"
     for argument in config.args:
@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if _SESSION not in config.stash:
         return
-    from pruneaudit.cells import Cell, Comparison
+    from pruneaudit.catalog.cells import Cell, Comparison
     from pruneaudit.plugin.session import Check, ConformanceCase, Gate, is_placeholder, item_target
 
     targets = [(item_target(item), item) for item in items if not is_placeholder(item)]

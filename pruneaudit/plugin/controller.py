@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pruneaudit.audit.verdicts import Verdict
-from pruneaudit.cells import Arm, Cell, Comparison
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.plugin.session import AuditSession, Check, Gate
 

@@ -17,8 +17,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from pruneaudit.ledger import Ledger
-from pruneaudit.progress import State, Watcher
+from pruneaudit.ledger.progress import State, Watcher
+from pruneaudit.ledger.store import Ledger
 
 #: Seconds between plain lines; a session shorter than the first pause prints none.
 PAUSE = 15.0

@@ -19,18 +19,19 @@ from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
-from pruneaudit.catalog import Catalog, is_scratch
-from pruneaudit.cells import Arm, Cell, Comparison, Selection
-from pruneaudit.config import FAIL_ON, Study
+from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import is_scratch
+from pruneaudit.catalog.protocols import FAIL_ON, Study
+from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
-from pruneaudit.ledger import Ledger
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin.device import visible_gpus
-from pruneaudit.records import CellRecord
-from pruneaudit.settings import Settings
 
 if TYPE_CHECKING:
-    from pruneaudit.campaign import Campaign
-    from pruneaudit.stages import Runtime
+    from pruneaudit.campaign.planner import Campaign
+    from pruneaudit.training.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class AuditSession:
     @cached_property
     def runtime(self) -> Runtime:
         """Where runs execute."""
-        from pruneaudit.stages import Runtime
+        from pruneaudit.training.runtime import Runtime
         from pruneaudit.workloads.datasets import data_root
 
         root = data_root(self.data_root_option)
@@ -194,9 +195,9 @@ class AuditSession:
     @cached_property
     def campaign(self) -> Campaign:
         """Plans and obtains cells; its backlog are the runs of all selected cells."""
-        from pruneaudit.campaign import Campaign
-        from pruneaudit.executors.local import LocalExecutor
-        from pruneaudit.stages import Stages
+        from pruneaudit.campaign.executors.local import LocalExecutor
+        from pruneaudit.campaign.planner import Campaign
+        from pruneaudit.campaign.stages import Stages
 
         self.runtime.prepare()
         executor = LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
@@ -208,7 +209,7 @@ class AuditSession:
     def words(self) -> list[str]:
         """What ids of items are made of after the workload, ratios and seeds apart."""
         from pruneaudit.audit.catalogue import rules
-        from pruneaudit.conformance import METHOD_CHECKS, SCRATCH_CHECKS
+        from pruneaudit.method.conformance import METHOD_CHECKS, SCRATCH_CHECKS
 
         chosen = self.selection
         return [*chosen.methods, *chosen.protocols, *rules(), *METHOD_CHECKS, *SCRATCH_CHECKS, "vs-baseline", "verdict"]
@@ -243,7 +244,7 @@ class AuditSession:
 
     def conformance(self, workloads: Sequence[str]) -> list[ConformanceCase]:
         """All conformance cases on some workloads."""
-        from pruneaudit.conformance import METHOD_CHECKS, SCRATCH_CHECKS
+        from pruneaudit.method.conformance import METHOD_CHECKS, SCRATCH_CHECKS
 
         return [
             ConformanceCase(workload, method, check)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pruneaudit.errors import ConfigError
-from pruneaudit.records import Granularity
+from pruneaudit.ledger.records import Granularity
+from pruneaudit.pruning.graph import coupled_norm, dependency_graph, group_of
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,6 @@ def prunable_layers(
     Raises:
         ConfigError: A pattern selects nothing.
     """
-    from pruneaudit.pruning.removal import coupled_norm, dependency_graph, group_of
-
     graph = dependency_graph(model, example)
     modules = dict(model.named_modules())
     names = weight_names(model) if granularity == "weight" else prunable_names(model, patterns, skip)

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch_pruning
 from torch import nn
 
 from pruneaudit.errors import MethodError
+from pruneaudit.pruning.graph import coupled_norm, dependency_graph, group_of, loses_inputs
 from pruneaudit.pruning.layers import PrunableLayer, block_of
 
 Kept = Mapping[str, Sequence[int]]
-
-
-def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
-    """Torch-pruning's dependency graph of a network."""
-    was_training = model.training
-    parameter = next(model.parameters())
-    # Its tracing follows autograd's graph.
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
-    model.train(was_training)
-    return graph
-
-
-def _prune_function(module: nn.Module) -> Any:
-    if isinstance(module, nn.Linear):
-        return torch_pruning.prune_linear_out_channels
-    return torch_pruning.prune_conv_out_channels
-
-
-def group_of(graph: Any, module: nn.Module, removed: Sequence[int] | None = None) -> Any:
-    """Everything that loses channels when a layer loses some filters (default: all), as torch-pruning's group."""
-    indices = list(range(len(module.get_parameter("weight")))) if removed is None else list(removed)
-    return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
-
-
-def loses_inputs(dependency: Any) -> bool:
-    """Whether an item of a group is a layer that loses input channels."""
-    return dependency.handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
 
 
 def inputs_left(layers: Sequence[PrunableLayer], kept: Kept) -> dict[nn.Module, torch.Tensor]:
@@ -63,15 +35,6 @@ def inputs_left(layers: Sequence[PrunableLayer], kept: Kept) -> dict[nn.Module, 
                 stays = torch.isin(roots, torch.as_tensor(kept[layer.name]))
                 left[item.dep.target.module] = torch.tensor(list(item.idxs))[stays]
     return left
-
-
-def coupled_norm(graph: Any, module: nn.Module) -> nn.BatchNorm2d | None:
-    """The batch normalisation that loses channels together with ``module``, or None."""
-    for item in group_of(graph, module, [0]):
-        target = item.dep.target.module
-        if isinstance(target, nn.BatchNorm2d):
-            return target
-    return None
 
 
 def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pruneaudit.catalog import CORE_METHODS, CROSS_PREFIX
-from pruneaudit.cells import CONTROLS
+from pruneaudit.catalog.names import CONTROLS, CORE_METHODS, CROSS_PREFIX
 from pruneaudit.report.results import Results, Statistic
 from pruneaudit.report.sheet import PALE, Axes, Mark, scattered, segments
 from pruneaudit.report.style import Style

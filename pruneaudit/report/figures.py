@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pruneaudit.catalog import is_scratch
+from pruneaudit.catalog.names import is_scratch
 from pruneaudit.errors import ConfigError
 from pruneaudit.report.arms import CROWD, Arms, Rows, limits
-from pruneaudit.report.results import RISING, Curve, Results
+from pruneaudit.report.curves import Curve
+from pruneaudit.report.results import RISING, Results
 from pruneaudit.report.sheet import (
     INK,
     PALE,

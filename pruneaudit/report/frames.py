@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from pruneaudit.catalog import Catalog
-from pruneaudit.config import steps_per_epoch
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger import Ledger
-from pruneaudit.records import RunRecord
+from pruneaudit.ledger.records import RunRecord
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.results import gather_ledger
+from pruneaudit.workloads.recipes import steps_per_epoch
 
 #: Curves of a run, by column.
 _CURVES = {

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pruneaudit.catalog import is_scratch
-from pruneaudit.cells import UNPRUNED
+from pruneaudit.catalog.names import UNPRUNED, is_scratch
 from pruneaudit.report.results import Results, Statistic
 from pruneaudit.report.tables import file_name, title
 

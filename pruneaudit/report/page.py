@@ -19,12 +19,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pruneaudit import __version__
 from pruneaudit.report.payload import payload
 from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
 from pruneaudit.report.sentences import Sentence, sentences
 from pruneaudit.report.tables import title, verdict_counts
+from pruneaudit.version import __version__
 
 _SCRIPTS = ("data.js", "tables.js", "plots.js", "page.js")
 

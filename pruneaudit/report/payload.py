@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published_notes, published_table
-from pruneaudit.report.results import Curve, Results
+from pruneaudit.report.results import Results
 from pruneaudit.report.style import styles
 from pruneaudit.report.tables import profile_table, strictest_matrix, title
 
@@ -49,8 +50,8 @@ def payload(results: Results) -> dict[str, Any]:
                 "title": title(workload, labels),
                 "base": base.mean if base is not None else None,
                 "strictest": _table(*strictest_matrix(results, workload, labels)),
-                "published": _table(*published_table(results, workload, labels)),
-                "notes": published_notes(results, workload, labels),
+                "published": _table(*published_table(results.of("published", workload, labels))),
+                "notes": published_notes(results.of("published", workload, labels)),
             }
             for (workload, labels), base in bases.items()
         ],

@@ -7,15 +7,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pruneaudit.catalog import Catalog
-from pruneaudit.claims import Claim
-from pruneaudit.config import Protocol
-from pruneaudit.schedule import Schedule
-
-if TYPE_CHECKING:
-    from pruneaudit.report.results import Curve, Results
+from pruneaudit.catalog.claims import Claim
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.protocols import Protocol
+from pruneaudit.report.curves import Curve
+from pruneaudit.workloads.schedule import Schedule
 
 #: What stands above the table.
 PUBLISHED_NOTE = (
@@ -253,8 +251,8 @@ def _apart(ours: float | None, theirs: float | None) -> float:
     return abs(ours / theirs - 1) if ours and theirs else 0.0
 
 
-def published_table(results: Results, workload: str, labels: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
-    """Claims on a workload beside our runs, as header and rows of text."""
+def published_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Claims beside our runs, as header and rows of text."""
     header = ["table", "row", "setup", "ratio", "retraining", "published", "ours", "difference", "reading", "differs"]
     return header, [
         [
@@ -269,13 +267,13 @@ def published_table(results: Results, workload: str, labels: tuple[str, ...]) ->
             row["reading"],
             "; ".join(row["differs"]),
         ]
-        for row in results.of("published", workload, labels)
+        for row in rows
     ]
 
 
-def published_notes(results: Results, workload: str, labels: tuple[str, ...]) -> list[str]:
+def published_notes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """What must be known of each of these tables, a text for each."""
-    found = {row["file"]: row for row in results.of("published", workload, labels)}
+    found = {row["file"]: row for row in rows}
     return [f"{row['paper']}, {row['table']} ({row['source']}): {' '.join(row['notes'])}" for row in found.values()]
 
 

@@ -10,22 +10,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pruneaudit import __version__
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.currency import method_digests, stored_cell, why_outdated
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
-from pruneaudit.catalog import Catalog
-from pruneaudit.cells import UNPRUNED, Arm, Cell, Comparison, pairs
-from pruneaudit.config import Study, steps_per_epoch
-from pruneaudit.ledger import Ledger
+from pruneaudit.catalog.cells import Arm, Cell, Comparison, pairs
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import UNPRUNED
+from pruneaudit.catalog.protocols import Study
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.ledger.records import CellRecord, RunRecord
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
-from pruneaudit.records import CellRecord, RunRecord
+from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published
 from pruneaudit.report.standings import profiles, standings, strictest_setups
-from pruneaudit.settings import Settings
+from pruneaudit.version import __version__
+from pruneaudit.workloads.recipes import steps_per_epoch
 
 #: A workload with its labels: what may stand in one table.
 Group = tuple[str, tuple[str, ...]]
@@ -79,19 +82,6 @@ class Statistic:
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """How a run went.
-
-    Attributes:
-        test_accuracy: Percent, after each epoch.
-        rates: Learning rates, each with the epoch at which it begins (0: the start; steps within an epoch are parts).
-    """
-
-    test_accuracy: Sequence[float]
-    rates: Sequence[tuple[float, float]]
 
 
 @dataclass

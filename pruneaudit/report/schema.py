@@ -8,9 +8,10 @@ from pydantic import Field
 
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
-from pruneaudit.config import Frozen, Study
-from pruneaudit.records import Granularity, Scope, Stage
+from pruneaudit.catalog.protocols import Study
+from pruneaudit.ledger.records import Granularity, Scope, Stage
 from pruneaudit.report.results import RESULTS_VERSION
+from pruneaudit.schema import Frozen
 
 
 class Trainability(Frozen):

@@ -23,12 +23,12 @@ from urllib.parse import unquote, urlsplit
 
 import jinja2
 
-from pruneaudit import __version__
 from pruneaudit.errors import AuditError, ConfigError, one_line
-from pruneaudit.ledger import Ledger
-from pruneaudit.progress import Watcher, plain
-from pruneaudit.records import CellRecord
+from pruneaudit.ledger.progress import Watcher, plain
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.watch import POLL, Keeper
+from pruneaudit.version import __version__
 
 #: Rows of each list of cells on the page; points of each of its curves.
 MOST_ROWS = 50

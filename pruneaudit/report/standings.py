@@ -10,8 +10,8 @@ from typing import Any
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict, tiers
-from pruneaudit.catalog import CROSS_PREFIX, Catalog
-from pruneaudit.cells import UNPRUNED
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import CROSS_PREFIX, UNPRUNED
 
 #: Distances from the best method at which a profile is read, in percentage points of accuracy.
 PROFILE_POINTS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pruneaudit.catalog import is_scratch
-from pruneaudit.cells import UNPRUNED
+from pruneaudit.catalog.names import UNPRUNED, is_scratch
 
 #: Okabe and Ito 2008, "Color Universal Design", without yellow and black, which one of the two grounds would swallow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

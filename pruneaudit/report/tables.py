@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pruneaudit.audit.statistics import seeds_needed
-from pruneaudit.catalog import is_scratch
+from pruneaudit.catalog.names import is_scratch
 from pruneaudit.report.results import Results
 
 Table = tuple[list[str], list[list[str]]]

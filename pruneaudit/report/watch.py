@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from pruneaudit.catalog import Catalog
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError, ConfigError, one_line
-from pruneaudit.ledger import Ledger
-from pruneaudit.progress import Watcher, plain
+from pruneaudit.ledger.progress import Watcher, plain
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.results import Results, gather_ledger
 from pruneaudit.report.writer import write
 

@@ -251,8 +251,8 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
         ),
         (
             "published and ours",
-            f"{PUBLISHED_NOTE} {' '.join(map(as_text, published_notes(results, workload, labels)))}",
-            published_table(results, workload, labels),
+            f"{PUBLISHED_NOTE} {' '.join(map(as_text, published_notes(results.of('published', workload, labels))))}",
+            published_table(results.of("published", workload, labels)),
         ),
         (
             "trainability",

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import nn
 
 from pruneaudit.measure.accuracy import Score
+from pruneaudit.training.loop import BACKENDS, Hooks, Steps, Trainer
 from pruneaudit.training.precision import weight_type
 from pruneaudit.workloads.datasets import Dataset, Part
 from pruneaudit.workloads.models.lenet import LeNet5
-
-if TYPE_CHECKING:
-    from pruneaudit.training.loop import Hooks, Trainer
 
 _LAYERS = ("conv1", "conv2", "conv3", "fc1", "fc2")
 _SIDE = 32
@@ -363,3 +361,11 @@ class CompiledSteps:
                 buffer = torch.empty_like(parameter, requires_grad=False)
                 buffer.copy_(torch.from_numpy(self._velocities[name]))
                 self._trainer.optimiser.state[parameter]["momentum_buffer"] = buffer
+
+
+def _compiled(trainer: Trainer, hooks: Hooks) -> Steps | str:
+    """Compiled steps of a trainer, or why there are none."""
+    return obstacle(trainer.model, trainer.dataset, hooks, trainer.precision) or CompiledSteps(trainer)
+
+
+BACKENDS["compiled"] = _compiled

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from pruneaudit.errors import AuditError
+from pruneaudit.ledger.records import Jacobian
 from pruneaudit.measure.trainability import SAMPLES, first_images, jacobian, singular_values, summary
-from pruneaudit.records import Jacobian
 from pruneaudit.training.fused import Normalisation, fuse
 from pruneaudit.workloads.datasets import Dataset
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruneaudit.config import Recipe, steps_per_epoch
 from pruneaudit.errors import AuditError, unknown
 from pruneaudit.measure.accuracy import Score, evaluate
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 Progress = Callable[[int, int, float], None]
 
@@ -75,10 +75,6 @@ class Steps(Protocol):
 
     def score(self, part: Part) -> Score:
         """Classify a split, see :func:`evaluate`."""
-
-
-#: What can make the steps. ``compiled`` does it where it can, see :mod:`pruneaudit.training.compiled`.
-BACKENDS = ("torch", "compiled")
 
 
 class Trainer:
@@ -175,15 +171,11 @@ class Trainer:
 
     def _steps(self, hooks: Hooks) -> Steps:
         """The chosen backend, or torch's where it cannot."""
-        if self.backend == "compiled":
-            # Imported where it is asked for: most trainings need nothing of it.
-            from pruneaudit.training import compiled
-
-            self.fallback = compiled.obstacle(self.model, self.dataset, hooks, self.precision)
-            if self.fallback is None:
-                return compiled.CompiledSteps(self)
-            self.backend = "torch"
-        return TorchSteps(self, hooks)
+        steps = BACKENDS[self.backend](self, hooks)
+        if isinstance(steps, str):
+            self.backend, self.fallback = "torch", steps
+            return TorchSteps(self, hooks)
+        return steps
 
     def close_epoch(
         self, score: Callable[[Part], Score], epoch: int, epochs: int, loss: float, hits: int, seen: int
@@ -337,3 +329,7 @@ def _layout(tensor: torch.Tensor) -> torch.memory_format:
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+#: What can make the steps, by name, or says why it cannot. Another way to make them adds itself here.
+BACKENDS: dict[str, Callable[[Trainer, Hooks], Steps | str]] = {"torch": TorchSteps}

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from pruneaudit.config import TOGETHER
+from pruneaudit.catalog.settings import TOGETHER
 from pruneaudit.training.fused import obstacle
 from pruneaudit.training.grouped import CannotStackError, signature, stack
 from pruneaudit.training.metering import Meter

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneaudit.config import Backend, Recipe, steps_per_epoch
+import pruneaudit.training.compiled  # noqa: F401  (a backend)
+from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 
 @dataclass

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from pruneaudit.config import DataConfig
 from pruneaudit.errors import ConfigError, DataMissingError, unknown
 from pruneaudit.streams import generator
+from pruneaudit.workloads.schema import DataConfig
 
 #: The split never depends on a run's seed: every run of a dataset sees the same three parts.
 SPLIT_SEED = 20230112

@@ -15,9 +15,9 @@ from builders import RECIPE, SEEDS, changed, right_answers, run_record, series
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
-from pruneaudit.cells import Cell
-from pruneaudit.config import Recipe
-from pruneaudit.records import CellRecord
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.workloads.recipes import Recipe
 
 #: The seed at which an arm goes wrong: neither the first nor the last.
 BAD_SEED = SEEDS[2]

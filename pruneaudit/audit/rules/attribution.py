@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from pruneaudit.audit.catalogue import Outcome, rule, series_rule
 from pruneaudit.audit.evidence import Case, Evidence, measured
-from pruneaudit.catalog import CROSS_PREFIX
+from pruneaudit.audit.rule import Outcome, rule, series_rule
+from pruneaudit.catalog.names import CROSS_PREFIX
 from pruneaudit.measure.trainability import comparable_trainability, trainability_accuracy
 
 _WANG = "Wang et al. 2023 (arXiv 2301.05219)"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pruneaudit.audit.catalogue import Outcome, Verdict, arm_rule, equal, rule, same_rule
 from pruneaudit.audit.evidence import Evidence, measured
-from pruneaudit.records import RunRecord, total
+from pruneaudit.audit.rule import Outcome, Verdict, arm_rule, equal, rule, same_rule
+from pruneaudit.ledger.records import RunRecord, total
 
 _TABLE_2 = "Wang et al. 2023 (arXiv 2301.05219), Table 2"
 #: Largest relative difference in MACs (or parameters) of two arms at one operating point.

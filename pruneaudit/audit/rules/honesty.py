@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
-from pruneaudit.audit.catalogue import Outcome, arm_rule
 from pruneaudit.audit.evidence import Evidence
-from pruneaudit.config import steps_per_epoch
-from pruneaudit.conformance import EQUIVALENCE_TOLERANCE
-from pruneaudit.records import Conduct, RunRecord
+from pruneaudit.audit.rule import Outcome, arm_rule
+from pruneaudit.ledger.records import Conduct, RunRecord
+from pruneaudit.method.conformance import EQUIVALENCE_TOLERANCE
+from pruneaudit.workloads.recipes import steps_per_epoch
 
 #: A network that has not been trained is at most this many times as good as guessing.
 CHANCE_FACTOR = 3.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from pruneaudit.audit.catalogue import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.evidence import Case, Evidence, measured
+from pruneaudit.audit.rule import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.statistics import ALPHA, seeds_needed, trend
-from pruneaudit.cells import MAGNITUDE, RANDOM
-from pruneaudit.records import RunRecord
+from pruneaudit.catalog.names import MAGNITUDE, RANDOM
+from pruneaudit.ledger.records import RunRecord
 
 #: Epochs without which no slope can be told from noise.
 FEWEST_EPOCHS = 3

@@ -1,0 +1,119 @@
+"""Which backend trains runs of a workload fastest on this machine: measured on random images, before anything runs."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+
+from pruneaudit.campaign.calibration import clock
+from pruneaudit.catalog.settings import Backend
+from pruneaudit.errors import AuditError, one_line
+from pruneaudit.pruning import shapes
+from pruneaudit.training.many import train_many
+from pruneaudit.training.precision import place
+from pruneaudit.training.runs import Training
+from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.datasets import Dataset, facts, imitation
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.schema import Workload
+
+#: What the steps between two lengths take is the time of steps alone: neither stacking, capturing nor compiling.
+_FEW, _MORE = 2, 6
+#: Rounds at most, and seconds after which no other one begins.
+_ROUNDS, _SECONDS = 9, 20.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A backend.
+
+    Attributes:
+        backend: Its name.
+        seconds: Time of one epoch's steps of one network; None where it cannot train it.
+        note: Why not.
+    """
+
+    backend: Backend
+    seconds: float | None
+    note: str = ""
+
+
+def measure(
+    workload: Workload, device: str = "cpu", precision: str = "fp32", models: int = 8, ratio: float | None = None
+) -> list[Measured]:
+    """Time all backends, in turns; medians of as many rounds as the time allows.
+
+    Args:
+        workload: Whose network, batch and dataset.
+        device: ``cpu`` or ``cuda``.
+        precision: Arithmetic.
+        models: Runs of one shape, trained together where the backend does that.
+        ratio: Pruning ratio of the network; None: the dense one.
+
+    Returns:
+        One for each backend.
+    """
+    Runtime(device).prepare()
+    batch = workload.retrain.batch
+    data = imitation(workload.data, _MORE * batch, 1).to(torch.device(device))
+    per_epoch = steps_per_epoch(facts(workload.data).train, batch)
+    widths = shapes.widths_at(workload, ratio) if ratio is not None else {}
+
+    def seconds(backend: Backend, steps: int) -> float:
+        trainings = [_training(workload, widths, data, device, precision, steps, seed) for seed in range(models)]
+        started = clock(device)
+        results = train_many(trainings, backend)
+        taken = clock(device) - started
+        for result in results:
+            if result.error is not None:
+                raise result.error
+            if result.backend != backend:
+                raise CannotTrainError(result.reason)
+        return taken
+
+    found: dict[Backend, list[float]] = {}
+    notes: dict[Backend, str] = {}
+    for backend in get_args(Backend):
+        try:
+            # Its first steps compile, capture and load what later ones find ready.
+            seconds(backend, _FEW)
+        except Exception as error:
+            notes[backend] = str(error) if isinstance(error, CannotTrainError) else one_line(error)
+        else:
+            found[backend] = []
+    began = clock(device)
+    for number in range(_ROUNDS):
+        if number and clock(device) - began > _SECONDS:
+            break
+        for backend, times in found.items():
+            few, more = seconds(backend, _FEW), seconds(backend, _MORE)
+            times.append((more - few) / (models * (_MORE - _FEW)))
+    return [
+        Measured(
+            name, max(statistics.median(found[name]), 0.0) * per_epoch if name in found else None, notes.get(name, "")
+        )
+        for name in get_args(Backend)
+    ]
+
+
+class CannotTrainError(AuditError):
+    """A backend leaves these networks to another one; the message says why."""
+
+
+def _training(
+    workload: Workload,
+    widths: dict[str, int],
+    data: Dataset,
+    device: str,
+    precision: str,
+    steps: int,
+    seed: int,
+) -> Training:
+    recipe: dict[str, Any] = {"epochs": None, "steps": steps, "lr": "0:1e-4"}
+    model = place(shapes.network(workload, widths), device, precision)
+    return Training(
+        model, data, Recipe.model_validate({**workload.retrain.model_dump(), **recipe}), seed, "probe", precision
+    )

@@ -1,0 +1,71 @@
+"""What a run has to compute, known before it starts: its length and its MACs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.ledger.records import RunSpec
+from pruneaudit.measure.cost import TRAINING_PASSES
+from pruneaudit.pruning import shapes
+from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.recipes import steps_per_epoch
+from pruneaudit.workloads.schema import Workload
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Length and computation of a run.
+
+    Attributes:
+        epochs: Training passes over the training split; the last may be a part of one.
+        passes: How many times the network is evaluated for the curves: after each epoch, a part of one included.
+        macs: MACs of the trained network on one image.
+        training_macs: MACs of all training steps.
+        evaluation_macs: MACs of the passes over validation and test, the last one for the record included.
+    """
+
+    epochs: float
+    passes: int
+    macs: int
+    training_macs: int
+    evaluation_macs: int
+
+    @property
+    def total(self) -> int:
+        """MACs of everything: above zero for any run."""
+        return self.training_macs + self.evaluation_macs
+
+
+def cost(run: RunSpec, catalog: Catalog) -> Cost:
+    """Cost of a run by its plan: what a threshold will leave is not known yet, so its target counts.
+
+    Raises:
+        AuditError: It names a workload, method or dataset that is not there.
+    """
+    sizes = facts(run.data)
+    workload = workload_of(run, catalog)
+    images = run.recipe.images(sizes.train)
+    per_epoch = steps_per_epoch(sizes.train, run.recipe.batch)
+    passes = math.ceil(run.recipe.total_steps(per_epoch) / per_epoch)
+    macs = shapes.costs(workload).of_widths(widths(run, workload, catalog))
+    evaluations = (passes + 1) * (sizes.validation + sizes.test)
+    return Cost(images / sizes.train, passes, macs, TRAINING_PASSES * macs * images, macs * evaluations)
+
+
+def workload_of(run: RunSpec, catalog: Catalog) -> Workload:
+    """The workload of a run, with the dataset and the architecture of the run's identity."""
+    return catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
+
+
+def widths(run: RunSpec, workload: Workload, catalog: Catalog) -> dict[str, int]:
+    """Widths of the network that a run trains: the pruned one only when retraining or from scratch."""
+    if run.stage == "scratch" and run.widths:
+        return run.widths
+    # What a threshold will leave is not known before; it leaves as many MACs as uniform pruning.
+    method = catalog.method(run.method).cls if run.method is not None else None
+    smaller = method is None or (method.prunes and method.granularity != "weight")
+    if run.stage in ("retrain", "scratch") and smaller and run.ratio is not None:
+        return shapes.widths_at(workload, run.ratio)
+    return {}

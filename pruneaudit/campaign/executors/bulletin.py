@@ -1,0 +1,132 @@
+"""What a process tells the others at its ledger: what its session has to train, and what it trains now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pruneaudit.campaign.cost import Cost, cost
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.ledger.progress import Plan, Planned
+from pruneaudit.ledger.records import RunRecord, RunSpec
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.training.loop import Progress
+
+#: Seconds between two words of a process that trains many runs at once, at least.
+PAUSE = 0.2
+
+
+@dataclass
+class _UnderWay:
+    """A run that this process trains."""
+
+    spec: RunSpec
+    planned: Planned
+    started: float
+    epochs: int
+    epoch: int = 0
+    accuracy: float | None = None
+    begun: int | None = None
+
+
+class Bulletin:
+    """Tells what this process does.
+
+    Args:
+        ledger: Where it is told.
+        catalog: What a run's length is planned from.
+        session: Id of the session.
+    """
+
+    def __init__(self, ledger: Ledger, catalog: Catalog, session: str) -> None:
+        self._ledger = ledger
+        self._catalog = catalog
+        self._session = session
+        self._told: dict[str, Any] = {"planned": 0}
+        # MACs of the runs of each kind that this process has finished, and the seconds that they took.
+        self._spent: dict[str, tuple[float, float]] = {}
+        self._under_way: dict[str, _UnderWay] = {}
+        self._heard = 0.0
+
+    def announce(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
+        """Tell what the session has to train.
+
+        Args:
+            runs: Its runs, parents first.
+            cells: For each cell of the session, by its key, the ids of its runs.
+        """
+        planned = tuple(self._planned(run, self._cost(run)) for run in runs)
+        content = Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()})
+        plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
+        self._told = {"planned": len(planned), "plan": plan}
+
+    def begin(self, specs: Sequence[RunSpec]) -> None:
+        """These runs are under way, side by side."""
+        for spec in specs:
+            needed = self._cost(spec)
+            epochs = needed.passes if needed is not None else 0
+            self._under_way[spec.run_id] = _UnderWay(spec, self._planned(spec, needed), time.time(), epochs)
+        self._tell()
+
+    def progress(self, spec: RunSpec) -> Progress:
+        """What a run under way calls after every epoch."""
+        run = self._under_way[spec.run_id]
+
+        def after_epoch(done: int, total: int, accuracy: float | None) -> None:
+            # A run that goes on from a checkpoint begins with a later epoch.
+            run.begun = done - 1 if run.begun is None and done else run.begun
+            run.epoch, run.epochs, run.accuracy = done, total, accuracy
+            if len(self._under_way) == 1 or time.time() - self._heard > PAUSE:
+                self._tell()
+
+        return after_epoch
+
+    def over(self, spec: RunSpec, outcome: RunRecord | Exception) -> None:
+        """A run is at its end."""
+        run = self._under_way.pop(spec.run_id)
+        if isinstance(outcome, RunRecord) and run.planned.cost is not None:
+            macs, seconds = self._spent.get(run.planned.kind, (0.0, 0.0))
+            trained = run.planned.cost * (1 - (run.begun or 0) / max(run.epochs, 1))
+            self._spent[run.planned.kind] = (macs + trained, seconds + outcome.seconds)
+
+    def end(self) -> None:
+        """Nothing is under way any more."""
+        self._under_way.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        self._heard = time.time()
+        self._ledger.report_progress(
+            [
+                {
+                    "run": run.spec.slug,
+                    "id": run.spec.run_id,
+                    "epoch": run.epoch,
+                    "epochs": run.epochs,
+                    "accuracy": run.accuracy,
+                    "begun": run.begun or 0,
+                    "started": run.started,
+                    "spent": self._spent,
+                    **self._told,
+                }
+                for run in self._under_way.values()
+            ]
+        )
+
+    def _planned(self, spec: RunSpec, needed: Cost | None) -> Planned:
+        """What other processes are told of a run."""
+        if needed is None:
+            return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs)
+        # A small network takes longer for each MAC than a large one, and so does a method that does more than train.
+        method = f" {spec.method}" if spec.stage == "prune" else ""
+        kind = f"{spec.workload} {spec.stage}{method} {needed.macs}"
+        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.total)
+
+    def _cost(self, spec: RunSpec) -> Cost | None:
+        """What a run has to compute; None where that cannot be told: an estimate must not cost a run."""
+        try:
+            return cost(spec, self._catalog)
+        except Exception:
+            return None

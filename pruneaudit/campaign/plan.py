@@ -1,0 +1,233 @@
+"""What a selection would train, how long that takes and what it costs: for ``pruneaudit plan``."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pruneaudit.campaign.calibration import Calibration, known
+from pruneaudit.campaign.cost import cost
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.stages import Stages
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.errors import AuditError, ConfigError
+from pruneaudit.ledger.records import RunSpec
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.datasets import facts, load
+
+# Bytes of the largest dataset that is read for a plan: more takes minutes.
+_LOADED = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """A conformance check: one method on a workload."""
+
+    id: str
+    check: str
+    method: str
+    workload: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a session would do, and where.
+
+    Attributes:
+        catalog: Methods, protocols and workloads.
+        ledger: Store of records.
+        settings: Budget, precision, backend and base model.
+        runtime: Device and data.
+        gpus: How many GPUs there are.
+        cells: What would be measured.
+        checks: Conformance checks that would run.
+        collecting: Seconds of this process until here; the one that starts workers spends as many.
+    """
+
+    catalog: Catalog
+    ledger: Ledger
+    settings: Settings
+    runtime: Runtime
+    gpus: int
+    cells: Sequence[Cell]
+    checks: Sequence[Check]
+    collecting: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something that a worker does in one go.
+
+    Attributes:
+        id: Its id.
+        seconds: How long it takes.
+        needs: Ids of the jobs that must be finished before it; others than the given ones are finished.
+    """
+
+    id: str
+    seconds: float
+    needs: tuple[str, ...] = ()
+
+
+def makespan(jobs: Sequence[Job], workers: int) -> float:
+    """Seconds until some workers have done all jobs, each taking the first one in the list that is ready.
+
+    Args:
+        jobs: The jobs, those that are needed before those that need them.
+        workers: How many work side by side, at least 1.
+    """
+    ids = {job.id for job in jobs}
+    waits = {job.id: {need for need in job.needs if need in ids} for job in jobs}
+    dependants: dict[str, list[int]] = defaultdict(list)
+    for place, job in enumerate(jobs):
+        for need in waits[job.id]:
+            dependants[need].append(place)
+    ready = [place for place, job in enumerate(jobs) if not waits[job.id]]
+    busy: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or busy:
+        while ready and len(busy) < workers:
+            place = heapq.heappop(ready)
+            heapq.heappush(busy, (now + jobs[place].seconds, place))
+        now, done = heapq.heappop(busy)
+        for place in dependants[jobs[done].id]:
+            waits[jobs[place].id].discard(jobs[done].id)
+            if not waits[jobs[place].id]:
+                heapq.heappush(ready, place)
+    return now
+
+
+def check_price(price: float | None, probe: bool) -> None:
+    """See that a price can be used.
+
+    Raises:
+        ConfigError: It is no price, or there is no time to multiply it with.
+    """
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise ConfigError(f"--price: expected what an hour costs, not {price:g}")
+    if price is not None and not probe:
+        raise ConfigError("--price needs an estimate of the time; leave out --no-probe")
+
+
+def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | None = None) -> dict[str, Any]:
+    """Plan what a session would do.
+
+    Args:
+        work: What that is.
+        workers: Workers to estimate the time for.
+        probe: Whether to estimate the time, which takes ten seconds where the ledger does not tell it.
+        price: What an hour of a device costs: of the machine, or of each GPU.
+
+    Returns:
+        Totals, and a row for each workload and stage. Stored runs cost nothing any more.
+    """
+    work.runtime.prepare()
+    executor = LocalExecutor(work.ledger, Stages(work.ledger, work.catalog, work.runtime), "plan")
+    campaign = Campaign(work.catalog, work.ledger, work.settings, executor)
+    runs = campaign.runs(work.cells)
+    missing = [run for run in runs if work.ledger.find(run) is None]
+    checks = work.checks
+    if probe and (missing or checks):
+        _load(work, {run.workload for run in missing} | {check.workload for check in checks})
+    started = time.process_time()
+    calibration = _calibrated(work, missing) if probe and (missing or checks) else None
+    rows: dict[tuple[str, str], dict[str, Any]] = defaultdict(
+        lambda: {"runs": 0, "stored": 0, "epochs": 0.0, "training_macs": 0, "seconds": 0.0, "basis": set()}
+    )
+    jobs: list[Job] = []
+    for check in checks:
+        row = rows[check.workload, "conformance"]
+        row["runs"] += 1
+        if calibration is not None:
+            jobs.append(Job(check.id, calibration.check(check.check, check.method, check.workload)))
+            row["seconds"] += jobs[-1].seconds
+            row["basis"].add("scaled")
+    open_ids = {run.run_id for run in missing}
+    for run in runs:
+        row = rows[run.workload, run.stage]
+        row["runs"] += 1
+        if run.run_id not in open_ids:
+            row["stored"] += 1
+            continue
+        needed = cost(run, work.catalog)
+        row["epochs"] += needed.epochs
+        row["training_macs"] += needed.training_macs
+        if calibration is not None:
+            estimate = calibration.estimate(run)
+            jobs.append(Job(run.run_id, estimate.seconds, run.needs))
+            row["seconds"] += estimate.seconds
+            row["basis"].add(estimate.basis)
+    stages = [
+        {
+            "workload": workload,
+            "stage": stage,
+            **{name: value for name, value in row.items() if name not in ("seconds", "basis")},
+            "minutes": row["seconds"] / 60 if probe else None,
+            "basis": ", ".join(sorted(row["basis"])),
+        }
+        for (workload, stage), row in rows.items()
+    ]
+    trained = [row for row in stages if row["stage"] != "conformance"]
+    facts = {
+        "cells": len(work.cells),
+        "checks": len(checks),
+        "runs": sum(row["runs"] for row in trained),
+        "stored": sum(row["stored"] for row in trained),
+        "epochs": sum(row["epochs"] for row in trained),
+        "training_macs": sum(row["training_macs"] for row in trained),
+        "stages": stages,
+    }
+    times: dict[str, Any] = dict.fromkeys(("workers", "minutes", "work_minutes", "device_hours", "cost"))
+    if probe:
+        # One thread per run, and one run per GPU: more workers than that do not finish earlier.
+        places = _places(work)
+        working = min(workers, places)
+        start = started + (calibration.first if calibration is not None else 0.0)
+        start += work.collecting if workers > 1 else 0.0
+        seconds = start + makespan(jobs, working)
+        hours = seconds / 3600 * (working if work.runtime.device == "cuda" else 1)
+        times = {
+            "workers": working,
+            "minutes": seconds / 60,
+            "work_minutes": (sum(job.seconds for job in jobs) + start) / 60,
+            "device_hours": hours,
+            "cost": None if price is None else hours * price,
+        }
+    return facts | times
+
+
+def _load(work: Work, workloads: set[str]) -> None:
+    """Read the data that is there, as each process of a session does before it trains."""
+    for name in sorted(workloads):
+        data = work.catalog.workload(name).data
+        sizes = facts(data)
+        if (sizes.train + sizes.test) * sizes.height**2 * sizes.channels < _LOADED:
+            with contextlib.suppress(AuditError):  # it may be planned where it cannot run
+                load(data, work.runtime.data_root)
+
+
+def _calibrated(work: Work, runs: Sequence[RunSpec]) -> Calibration:
+    """What the ledger knows of such runs, and what a probe tells of the rest."""
+    device, name = work.runtime.device, work.runtime.environment()["device"]
+    calibration = Calibration(work.catalog, device, known(work.ledger.runs(), work.catalog, device, name))
+    calibration.probe(runs, [(check.method, check.workload) for check in work.checks])
+    return calibration
+
+
+def _places(work: Work) -> int:
+    """How many runs can be at work side by side: GPUs, or cores that this process may use."""
+    if work.runtime.device == "cuda":
+        return max(work.gpus, 1)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

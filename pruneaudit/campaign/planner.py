@@ -1,0 +1,361 @@
+"""From cells to runs: what each protocol makes of an arm, as a graph of runs that cells share.
+
+A run is planned from its cell's own facts alone (never from which other cells were asked for), so that order and
+content of a run do not depend on the selection. Ids of runs chain through their parents; nothing has to be trained to
+know them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.names import is_scratch
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
+from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord, RunSpec, total
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.method.contract import Method, ScratchArm
+from pruneaudit.pruning import shapes
+from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schedule import Schedule
+from pruneaudit.workloads.schema import Workload
+
+if TYPE_CHECKING:
+    from pruneaudit.method.contract import PublishedRecipe
+
+
+class Executor(Protocol):
+    """Turns an identity into a finished record."""
+
+    def obtain(self, spec: RunSpec) -> RunRecord:
+        """The run's record: from the ledger, by waiting for another process, or by executing it."""
+        ...
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The runs of one cell.
+
+    Attributes:
+        base: The dense base model.
+        topup: Plain training that fills a shorter pruning stage, or None.
+        prune: The prune stage, or None for scratch arms.
+        found: Runs that find the architecture of a scratch arm; their cost is not the arm's.
+        trials: Retrainings (or the scratch training); more than one where the learning rate is tuned.
+    """
+
+    base: RunSpec
+    topup: RunSpec | None
+    prune: RunSpec | None
+    trials: tuple[RunSpec, ...]
+    found: tuple[RunSpec, ...] = ()
+
+    @property
+    def runs(self) -> list[RunSpec]:
+        """All runs, parents first."""
+        return [run for run in (self.base, *self.found, self.topup, self.prune, *self.trials) if run is not None]
+
+
+@dataclass
+class Campaign:
+    """Plans cells, obtains their runs, and writes what each cell makes of them.
+
+    Attributes:
+        catalog: Methods, protocols and workloads.
+        ledger: Store of records.
+        settings: Budget, precision and base model of the session.
+        executor: Who executes runs.
+    """
+
+    catalog: Catalog
+    ledger: Ledger
+    settings: Settings
+    executor: Executor
+    _plans: dict[Cell, CellPlan] = field(default_factory=dict)
+
+    def plan(self, cell: Cell) -> CellPlan:
+        """The runs of a cell.
+
+        Raises:
+            AuditError: The cell cannot be planned: a name is unknown, or its method cannot be imported.
+        """
+        if cell not in self._plans:
+            try:
+                self._plans[cell] = Planner(self.catalog, self.settings, cell).plan()
+            except AuditError:
+                raise
+            except Exception as error:
+                raise MethodError(f"method '{cell.method}' cannot be planned: {one_line(error)}") from error
+        return self._plans[cell]
+
+    def runs(self, cells: Iterable[Cell]) -> list[RunSpec]:
+        """Distinct runs of some cells, parents first; cells that cannot be planned are left out."""
+        found: dict[str, RunSpec] = {}
+        for cell in cells:
+            try:
+                plan = self.plan(cell)
+            except AuditError:
+                continue  # its own test will say so
+            for run in plan.runs:
+                found.setdefault(run.run_id, run)
+        return list(found.values())
+
+    def runs_by_cell(self, cells: Iterable[Cell]) -> dict[str, list[str]]:
+        """Ids of the runs of each cell, by the key of its record; cells that cannot be planned are left out."""
+        found = {}
+        for cell in cells:
+            with contextlib.suppress(AuditError):  # its own test will say so
+                key = self.settings.key(cell, self.catalog.workload(cell.workload))
+                found[key] = [run.run_id for run in self.plan(cell).runs]
+        return found
+
+    def obtain(self, cell: Cell) -> CellRecord:
+        """Measure a cell: obtain its runs and note what they say.
+
+        Returns:
+            The record, also when the cell failed: ``status`` and ``error`` then say so.
+        """
+        key = self.settings.key(cell, self.catalog.workload(cell.workload))
+        try:
+            record = self._measure(cell)
+        except AuditError as error:
+            record = self._record(cell, status="failed", error=one_line(error))
+        if self.ledger.cell(key) != record:
+            self.ledger.save_cell(record, key)
+        return record
+
+    def _measure(self, cell: Cell) -> CellRecord:
+        plan = self.plan(cell)
+        done = {run.run_id: self.executor.obtain(run) for run in plan.runs}
+        trials = [done[run.run_id] for run in plan.trials]
+        # Validation decides, and the first of the grid wins a tie; the test set has no say.
+        result = max(trials, key=lambda run: run.validation_accuracy)
+        stages = (
+            [result]
+            if plan.prune is None
+            else [done[run.run_id] for run in (plan.base, plan.topup, plan.prune) if run is not None] + [result]
+        )
+        return self._record(
+            cell,
+            status="ok",
+            accuracy=result.accuracy,
+            base_accuracy=done[plan.base.run_id].accuracy,
+            validation_accuracy=result.validation_accuracy,
+            speedup=result.speedup,
+            params=result.params,
+            macs=result.macs,
+            granularity=result.granularity,
+            executed_macs=result.executed_macs,
+            total_epochs=total(run.epochs for run in stages),
+            total_macs=total(run.training_macs for run in stages),
+            base=plan.base.run_id,
+            topup=plan.topup.run_id if plan.topup else None,
+            prune=plan.prune.run_id if plan.prune else None,
+            trials=tuple(run.run_id for run in plan.trials),
+            result=result.run_id,
+        )
+
+    def _record(self, cell: Cell, **measured: object) -> CellRecord:
+        return CellRecord.model_validate(
+            {
+                "workload": cell.workload,
+                "workload_version": self.catalog.workload(cell.workload).version,
+                "protocol": cell.protocol,
+                "protocol_version": self.catalog.protocol(cell.protocol).version,
+                "method": cell.method,
+                "ratio": cell.ratio,
+                "seed": cell.seed,
+                "budget": self.settings.budget,
+                "precision": self.settings.precision,
+                "backend": self.settings.backend,
+                "labels": self.settings.labels(self.catalog.workload(cell.workload)),
+                **measured,
+            }
+        )
+
+
+class Planner:
+    """Plans one cell.
+
+    Args:
+        catalog: Methods, protocols and workloads.
+        settings: Budget, precision and base model.
+        cell: The cell.
+    """
+
+    def __init__(self, catalog: Catalog, settings: Settings, cell: Cell) -> None:
+        self.catalog = catalog
+        self.settings = settings
+        self.cell = cell
+        self.protocol = catalog.protocol(cell.protocol)
+        self.workload = catalog.workload(cell.workload).scaled(settings.budget)
+        self.source = catalog.method(cell.method)
+        self.method = self.source.create()
+        if isinstance(self.method, ScratchArm) != is_scratch(cell.method):
+            raise MethodError(f"method '{cell.method}': scratch arms, and only they, are called 'scratch-…'; rename it")
+        if not 0 < cell.ratio < 1:
+            raise ConfigError(f"ratio {cell.ratio:g} is outside (0, 1); it is the share of filters to remove")
+        reason = self.method.skip(self.workload)
+        if reason:
+            raise ConfigError(f"method '{cell.method}' does not apply to {cell.workload}: {reason}")
+
+    def plan(self) -> CellPlan:
+        """The cell's runs."""
+        if isinstance(self.method, ScratchArm):
+            return self._scratch_plan(self.method)
+        base = self._base(own=self.protocol.base == "own")
+        topup, recipe = self._pruning(self.method)
+        topup_run = None if topup is None else self._run("topup", topup, parent=base.run_id)
+        prune = self._run(
+            "prune",
+            recipe,
+            parent=(topup_run or base).run_id,
+            method=self.cell.method,
+            method_digest=self.source.digest,
+            method_parameters=self.method.parameters(),
+            ratio=self.cell.ratio,
+            prunable=self.workload.prunable,
+            skip=self.workload.skip,
+            layer_ratios=tuple(self.workload.shares_at(self.cell.ratio).items()),
+            operating_point=self._operating_point(),
+        )
+        # Retraining depends on the method's code only where the method acts in it.
+        acts: dict[str, Any] = {"method_digest": self.source.digest, "method_parameters": self.method.parameters()}
+        trials = tuple(
+            self._run(
+                "retrain",
+                recipe,
+                parent=prune.run_id,
+                method=self.cell.method,
+                ratio=self.cell.ratio,
+                **(acts if self.method.in_retraining else {}),
+            )
+            for recipe in self._retraining()
+        )
+        return CellPlan(base, topup_run, prune, trials)
+
+    def _run(self, stage: str, recipe: Recipe, seed: int | None = None, **identity: object) -> RunSpec:
+        return RunSpec.model_validate(
+            {
+                "workload": self.workload.name,
+                "workload_version": self.workload.version,
+                "stage": stage,
+                "model": self.workload.model,
+                "data": self.workload.data,
+                "recipe": recipe,
+                "seed": self.cell.seed if seed is None else seed,
+                "precision": self.settings.precision,
+                "backend": self.settings.backend,
+                "budget": self.settings.budget,
+                "numerics": NUMERICS_VERSION,
+                **identity,
+            }
+        )
+
+    def _base(self, own: bool) -> RunSpec:
+        """The shared base model, an independent one for this arm, or the user's own checkpoint."""
+        checkpoint = self.settings.base_digest(self.workload)
+        if checkpoint is not None:
+            nothing = Recipe(steps=0, lr="0:0", batch=self.workload.pretrain.batch)
+            # One file, whatever the seed: evaluated once.
+            return self._run("pretrain", nothing, seed=0, checkpoint=checkpoint)
+        return self._run("pretrain", self.workload.pretrain, own_base_of=self.cell.method if own else "")
+
+    def _pruning(self, method: Method) -> tuple[Recipe | None, Recipe]:
+        """Recipes of the top-up (or None) and of the pruning stage itself."""
+        budget = method.budget(self.workload)
+        full = self.workload.prune
+        assert full.steps is not None
+        imposed = self.protocol.pruning == "equal-schedule"
+        rates = full.lr if imposed or budget.lr is None or not budget.steps else budget.lr
+        missing = 0 if self.protocol.pruning == "own" else max(0, full.steps - budget.steps)
+        # Under one imposed schedule the method goes on where the top-up stopped; a constant rate has no position, and
+        # without one S4.1 and S4.2 share their runs.
+        joined = imposed and len(Schedule.parse(rates).points) > 1
+        span = full.steps if joined else 0
+        topup = full.model_copy(update={"steps": missing, "lr": rates, "span": span}) if missing else None
+        if not budget.steps:
+            return topup, full.model_copy(update={"steps": 0})
+        start = missing if joined else 0
+        return topup, full.model_copy(update={"steps": budget.steps, "lr": rates, "start": start, "span": span})
+
+    def _retraining(self) -> list[Recipe]:
+        """Retraining recipes to try: one, or the whole grid where the learning rate is tuned."""
+        usual = self.workload.retrain
+        if self.protocol.retraining == "tuned":
+            return [usual.model_copy(update={"lr": schedule}) for schedule in self.workload.tune.schedules]
+        published = None
+        if self.protocol.retraining == "own":
+            published = self.method.published
+        elif self.protocol.retraining == "method":
+            published = self.catalog.method(self.protocol.recipe_of).create().published
+        return [usual if published is None else own_recipe(published, self.workload, self.catalog)]
+
+    def _scratch_plan(self, arm: ScratchArm) -> CellPlan:
+        """A scratch arm: the architecture of uniform pruning, or the one that a method found."""
+        base = self._base(own=False)
+        if self.source.found_by is None:
+            widths = shapes.widths_at(self.workload, self.cell.ratio)
+            return CellPlan(base, None, None, (self._scratch(arm, self.method, widths=widths),))
+        planner = Planner(self.catalog, self.settings, replace(self.cell, method=self.source.found_by))
+        finder = planner.plan()
+        if finder.prune is None:
+            raise ConfigError(
+                f"'{self.cell.method}': '{self.source.found_by}' finds no architecture; it prunes nothing"
+            )
+        found = tuple(run for run in (finder.base, finder.topup, finder.prune) if run is not None)
+        return CellPlan(base, None, None, (self._scratch(arm, planner.method, shape_of=finder.prune.run_id),), found)
+
+    def _operating_point(self) -> str:
+        """What a global threshold over filters must reach; it changes nothing for any other method."""
+        over_filters = (self.method.granularity, self.method.scope) == ("filter", "global")
+        return self.workload.operating_point if over_filters else "macs"
+
+    def _scratch(self, arm: ScratchArm, finder: Method, **shape: Any) -> RunSpec:
+        """Training from random weights; what a threshold will find is planned by its target."""
+        target = shapes.target(self.workload, self.cell.ratio, finder.granularity, finder.scope)
+        speedup = shapes.shape(self.workload).macs / target.macs
+        recipe = arm.recipe(self.workload, speedup)
+        if arm.follows_protocol and self.protocol.scratch != "recipe":
+            factor = speedup if self.protocol.scratch == "equal-macs" else 1.0
+            recipe = recipe.for_epochs(scratch_epochs(self.workload, factor))
+            # Appendix A, rule 1: scratch and pruned arms end at the same learning rate.
+            last = self.workload.retrain.schedule.points[-1][1]
+            recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
+        return self._run("scratch", recipe, ratio=self.cell.ratio, **shape)
+
+
+def scratch_epochs(workload: Workload, factor: float) -> int:
+    """Epochs of the scratch arm: K1 · factor + K2, rounded to the nearest whole epoch.
+
+    K1 counts the dense model's epochs (pretraining and pruning stage), K2 the retraining epochs. The factor is 1 for
+    equal epochs (SX-A) and F1/F2 = MACs(base) / MACs(pruned) for equal training MACs (SX-B).
+    """
+    images = facts(workload.data).train
+    dense = (workload.pretrain.epochs or 0) + workload.prune.images(images) / images
+    return round(dense * factor + (workload.retrain.epochs or 0))
+
+
+def own_recipe(published: PublishedRecipe, workload: Workload, catalog: Catalog) -> Recipe:
+    """A method's published retraining recipe, on this workload.
+
+    Its epochs scale by the ratio of this workload's retraining epochs to those of the paper's workload; its learning
+    rates stay; what it does not state follows the workload.
+    """
+    paper = catalog.workload(published.workload)
+    scale = (workload.retrain.epochs or 1) / (paper.retrain.epochs or 1)
+    stated = workload.retrain.model_copy(
+        update={
+            "epochs": published.epochs,
+            "lr": str(Schedule.parse(published.lr)),
+            "batch": published.batch or workload.retrain.batch,
+            "weight_decay": workload.retrain.weight_decay if published.weight_decay is None else published.weight_decay,
+        }
+    )
+    return stated.for_epochs(max(1, round(published.epochs * scale)))

@@ -1,0 +1,566 @@
+"""How each stage of a run is executed: from an identity to a committed record."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+from torch import nn
+
+from pruneaudit.catalog.discovery import Catalog, MethodSource
+from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
+from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, pack
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.measure.cost import TRAINING_PASSES
+from pruneaudit.method.conduct import Job, observe
+from pruneaudit.method.contract import Method
+from pruneaudit.method.task import RetrainingTask
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.removal import shrink, thinned
+from pruneaudit.streams import generator
+from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.grouped import jacobians
+from pruneaudit.training.loop import BACKENDS, History, Hooks, Progress, Trainer
+from pruneaudit.training.many import train_many
+from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.training.precision import place
+from pruneaudit.training.runs import Trained, Training
+from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.datasets import Dataset, load, stored_at
+from pruneaudit.workloads.recipes import steps_per_epoch
+from pruneaudit.workloads.schema import Budget, Workload
+
+#: Masks travel with the weights of a run, under names that no parameter has.
+_MASK = "mask:"
+#: Seconds between two checkpoints of runs that train together.
+_SAVE_EVERY = 30.0
+
+
+@dataclass
+class Outcome:
+    """What a stage leaves: a network, what it consumed, and its curves."""
+
+    model: nn.Module
+    consumption: Consumption
+    history: History = field(default_factory=History)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    granularity: Granularity = "filter"
+    in_retraining: str = ""
+    backend: str = "torch"
+    conduct: Conduct | None = None
+    initial_accuracy: float | None = None
+    declared_steps: int = 0
+    resumed: int = 0
+    training_seconds: float = 0.0
+    waited: float = 0.0
+    provenance: str = "trained here"
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A network whose trainability is to be measured."""
+
+    model: nn.Module
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """Its trainability, and the seconds that measuring took."""
+
+    jacobian: Jacobian
+    seconds: float
+
+
+#: Up to an outcome: asks for the plain training that it needs, if any, and is told what became of it.
+_Stage = Generator[Training, Any, Outcome]
+#: Up to a record: asks for the training, then for the trainability.
+_Run = Generator[Training | Trainable, Any, RunRecord]
+
+
+class Stages:
+    """Executes runs.
+
+    Args:
+        ledger: Where parents are read and results committed.
+        catalog: Where methods and workloads are found.
+        runtime: Device and data.
+    """
+
+    def __init__(self, ledger: Ledger, catalog: Catalog, runtime: Runtime) -> None:
+        self.ledger = ledger
+        self.catalog = catalog
+        self.runtime = runtime
+
+    def execute(self, spec: RunSpec, progress: Progress | None = None) -> RunRecord:
+        """Execute one run and commit its record.
+
+        Raises:
+            AuditError: The run cannot be done; one line says why.
+        """
+        found: list[RunRecord | Exception] = []
+        self.execute_many([spec], lambda spec: progress, lambda spec, outcome: found.append(outcome))
+        (outcome,) = found
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def execute_many(
+        self,
+        specs: Sequence[RunSpec],
+        progress: Callable[[RunSpec], Progress | None],
+        over: Callable[[RunSpec, RunRecord | Exception], None],
+    ) -> None:
+        """Execute runs whose parents are finished: those of one shape as one program, where the backend does that.
+
+        What goes wrong with one of them, whatever a method or a driver raises, costs that one alone.
+
+        Args:
+            specs: The runs, of one backend.
+            progress: For each run, what is called after every epoch of it.
+            over: Called with each run and its record, or what went wrong, as soon as it is committed or has failed.
+        """
+        self.runtime.prepare()
+
+        waiting: list[tuple[RunSpec, _Run, Training]] = []
+        trained: list[tuple[RunSpec, _Run, Trainable]] = []
+
+        def advance(spec: RunSpec, run: _Run, told: Trained | _Slopes | Exception | None = None) -> None:
+            try:
+                asked = run.throw(told) if isinstance(told, Exception) else run.send(told)
+            except StopIteration as end:
+                over(spec, end.value)
+            except Exception as error:
+                over(spec, error)
+            else:
+                if isinstance(asked, Training):
+                    waiting.append((spec, run, asked))
+                else:
+                    trained.append((spec, run, asked))
+
+        def measure() -> None:
+            """Bring trained runs to their end, those over one dataset together."""
+            for dataset in {id(asked.dataset): asked.dataset for *_, asked in trained}.values():
+                found = [(spec, run, asked.model) for spec, run, asked in trained if asked.dataset is dataset]
+                started = time.perf_counter()
+                slopes = jacobians([model for *_, model in found], dataset)
+                seconds = (time.perf_counter() - started) / len(found)
+                for (spec, run, _), told in zip(found, slopes, strict=True):
+                    advance(spec, run, told if isinstance(told, Exception) else _Slopes(told, seconds))
+            trained.clear()
+
+        def finished(results: dict[int, Trained]) -> None:
+            for number, result in results.items():
+                spec, run, _ = waiting[number]
+                advance(spec, run, result.error or result)
+            measure()
+
+        for spec in specs:
+            advance(spec, self._run(spec, progress(spec)))
+            measure()
+        train_many(
+            [training for *_, training in waiting],
+            specs[0].backend,
+            memory=1 / self.runtime.processes,
+            save_every=_SAVE_EVERY,
+            finished=finished,
+        )
+
+    def _run(self, spec: RunSpec, progress: Progress | None) -> _Run:
+        started = time.perf_counter()
+        # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
+        scaled = self.catalog.workload(spec.workload).scaled(cast(Budget, spec.budget))
+        workload = scaled.model_copy(
+            update={
+                "data": spec.data,
+                "model": spec.model,
+                "operating_point": spec.operating_point,
+                "layer_ratios": () if spec.ratio is None else ((spec.ratio, spec.layer_ratios),),
+                **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
+            }
+        )
+        dataset = load(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
+        parent = self.ledger.get(spec.parent) if spec.parent else None
+        stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
+        outcome = yield from stage(spec, workload, dataset, parent, progress)
+        asked = time.perf_counter()
+        slopes: _Slopes = yield Trainable(outcome.model, dataset)
+        outcome.waited += time.perf_counter() - asked - slopes.seconds
+        return self._commit(spec, workload, dataset, parent, outcome, slopes.jacobian, started)
+
+    def _pretrain(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
+    ) -> _Stage:
+        model = shapes.dense_network(workload)
+        if spec.checkpoint:
+            self._load_external(model, spec)
+            outcome = Outcome(self._place(model, spec), Consumption(), measured=False)
+            outcome.provenance = "external: pretraining cost not measured"
+            return outcome
+        names = ["pretrain", *([spec.own_base_of] if spec.own_base_of else [])]
+        _initialise(model, spec.seed, *names)
+        return (yield from self._train(model, spec, dataset, "/".join(names), progress))
+
+    def _topup(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
+    ) -> _Stage:
+        model, _ = self._inherit(workload, parent)
+        return (yield from self._train(model, spec, dataset, "topup", progress))
+
+    def _retrain(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
+    ) -> _Stage:
+        model, masks = self._inherit(workload, parent)
+        # Its source is part of the run's identity where the method acts in retraining, and only there.
+        method = self._method(spec).create() if spec.method_digest else None
+        state: dict[str, Any] = {}
+        hooks = None
+        if method is not None:
+            model = self._place(model, spec)
+            hooks = _acts(method, model, spec, workload, dataset, state)
+        outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
+        outcome.kept, outcome.granularity = parent.kept, parent.granularity
+        outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
+        outcome.in_retraining = method.in_retraining if method is not None else ""
+        return outcome
+
+    def _method(self, spec: RunSpec) -> MethodSource:
+        """The method of a run, as it was when the run was planned.
+
+        Raises:
+            MethodError: It has changed since.
+        """
+        assert spec.method is not None
+        source = self.catalog.method(spec.method)
+        if source.digest != spec.method_digest:
+            raise MethodError(f"method '{spec.method}' changed while the suite ran; start again")
+        return source
+
+    def _scratch(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord | None, progress: Progress | None
+    ) -> _Stage:
+        widths, masks = spec.widths, dict[str, torch.Tensor]()
+        granularity: Granularity = "filter"
+        if spec.shape_of is not None:
+            # Exactly the architecture that a method found, and nothing else of it.
+            donor = self.ledger.get(spec.shape_of)
+            widths, granularity = {name: len(kept) for name, kept in donor.kept.items()}, donor.granularity
+            masks = self._masks(donor)
+        model = shapes.network(workload, widths)
+        _initialise(model, spec.seed, "scratch")
+        model = thinned(model, masks)
+        fresh = evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
+        outcome = yield from self._train(model, spec, dataset, "scratch", progress, masks)
+        outcome.initial_accuracy = fresh.accuracy
+        outcome.widths, outcome.granularity = widths, granularity
+        return outcome
+
+    def _prune(
+        self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
+    ) -> _Stage:
+        # What a method trains, it trains itself.
+        yield from ()
+        source = self._method(spec)
+        # Read once: every repetition starts from the same weights, whatever becomes of their file.
+        dense, _ = self._inherit(workload, parent)
+        pruned = observe(
+            source,
+            Job.of(
+                spec,
+                lambda: self._place(copy.deepcopy(dense), spec),
+                workload,
+                dataset,
+                lambda epoch: self._base_after(epoch, parent, workload, dataset),
+            ),
+            lambda: self.ledger.digest_on_disk(parent),
+            self._off_limits(),
+            self._checkpoint(spec),
+            progress,
+        )
+        answer = pruned.answer
+        widths = {name: len(kept) for name, kept in answer.kept.items()}
+        # Only weights leave the stage: whatever else the method hung on the network stays behind.
+        model = self._place(shapes.network(workload, widths), spec)
+        try:
+            small = thinned(pruned.model, answer.masks) if answer.masks else None
+            model.load_state_dict((small or shrink(pruned.model, answer.kept, dataset.example())).state_dict())
+        except RuntimeError as error:
+            raise MethodError(f"method '{spec.method}' left another network than it was given: {error}") from None
+        bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+        if bad:
+            raise MethodError(f"method '{spec.method}' left values that are not finite in '{bad[0]}'")
+        if not math.isfinite(pruned.conduct.equivalence):
+            raise MethodError(f"method '{spec.method}' left values that are not finite in filters that it removes")
+        return Outcome(
+            model,
+            pruned.consumption,
+            pruned.history,
+            answer.kept,
+            widths,
+            answer.masks,
+            pruned.conduct.target.granularity,
+            conduct=pruned.conduct,
+            declared_steps=spec.recipe.steps or 0,
+            resumed=pruned.resumed,
+        )
+
+    def _off_limits(self) -> dict[str, list[Path]]:
+        """What a method has no business with: datasets on disk, other runs, reports."""
+        reports = self.runtime.reports
+        return {
+            "data": stored_at(self.runtime.data_root),
+            "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
+            "reports": [reports] if reports else [],
+        }
+
+    def _train(
+        self,
+        model: nn.Module,
+        spec: RunSpec,
+        dataset: Dataset,
+        stream: str,
+        progress: Progress | None,
+        masks: dict[str, torch.Tensor] | None = None,
+        hooks: Hooks | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> _Stage:
+        model, checkpoint = self._place(model, spec), self._checkpoint(spec)
+        asked = time.perf_counter()
+        trained: Trained = yield Training(
+            model, dataset, spec.recipe, spec.seed, stream, spec.precision, checkpoint, progress, state, masks, hooks
+        )
+        return Outcome(
+            model,
+            trained.consumption,
+            trained.history,
+            masks=masks or {},
+            backend=trained.backend,
+            resumed=trained.resumed_from,
+            training_seconds=trained.training_seconds,
+            # While others trained.
+            waited=time.perf_counter() - asked - trained.seconds,
+        )
+
+    def _inherit(self, workload: Workload, parent: RunRecord) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        """The network that a run left, with its weights, and the masks of its weights."""
+        widths = {name: len(indices) for name, indices in parent.kept.items()}
+        model = shapes.network(workload, widths)
+        tensors = self.ledger.weights(parent)
+        masks = {name.removeprefix(_MASK): tensors.pop(name) for name in list(tensors) if name.startswith(_MASK)}
+        model.load_state_dict(tensors)
+        return model, masks
+
+    def _masks(self, run: RunRecord) -> dict[str, torch.Tensor]:
+        """Which weights stay, by layer, where a run removed single weights."""
+        tensors = self.ledger.weights(run)
+        return {name.removeprefix(_MASK): mask for name, mask in tensors.items() if name.startswith(_MASK)}
+
+    def _base_after(
+        self, epoch: int, parent: RunRecord, workload: Workload, dataset: Dataset
+    ) -> dict[str, torch.Tensor]:
+        """State of the base model after some epochs: trained once more from its own streams, which is no new training.
+
+        A base that was trained beside others is trained alone here: the same up to rounding.
+
+        Raises:
+            MethodError: The base model was not trained here, or not so long.
+        """
+        base = parent
+        while base.parent is not None:
+            base = self.ledger.get(base.parent)
+        if base.checkpoint is not None:
+            raise MethodError("the initial weights of an external base model are not known; train the base here")
+        if not 0 <= epoch < (base.recipe.epochs or 0):
+            raise MethodError(f"cannot rewind to epoch {epoch}: the base model trained {base.recipe.epochs} epochs")
+        names = ["pretrain", *([base.own_base_of] if base.own_base_of else [])]
+        model = shapes.dense_network(workload)
+        _initialise(model, base.seed, *names)
+        model = self._place(model, base.spec)
+        if epoch:
+            with Meter(model) as meter:
+                stream = "/".join(names)
+                steps = base.backend if base.backend in BACKENDS else "torch"
+                Trainer(model, dataset, base.recipe, base.seed, stream, meter, base.precision, backend=steps).fit(
+                    until=epoch
+                )
+        return model.state_dict()
+
+    def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
+        return place(model, self.runtime.device, spec.precision)
+
+    def _checkpoint(self, spec: RunSpec) -> Checkpoint:
+        return Checkpoint(self.ledger.workspace(spec) / "state.safetensors", self.runtime.device)
+
+    def _load_external(self, model: nn.Module, spec: RunSpec) -> None:
+        path = self.runtime.base
+        if path is None:
+            base = self.catalog.workload(spec.workload).base
+            assert base is not None
+            path = Path(base)
+        content = read_checkpoint(path)
+        if hashlib.sha256(content).hexdigest() != spec.checkpoint:
+            raise ConfigError(f"base {path} changed while the suite ran; start again")
+        try:
+            weights = load_weights(content)
+        except SafetensorError as error:
+            raise ConfigError(
+                f"base {path}: not a safetensors file or damaged ({error}); convert or copy it again"
+            ) from None
+        expected = model.state_dict()
+        for name, tensor in expected.items():
+            if name.endswith("num_batches_tracked"):
+                weights.setdefault(name, tensor)
+            if name not in weights:
+                raise ConfigError(f"base {path}: no tensor '{name}', which {spec.model} needs")
+            if weights[name].shape != tensor.shape:
+                raise ConfigError(
+                    f"base {path}: tensor '{name}' has shape {list(weights[name].shape)}, "
+                    f"{spec.model} needs {list(tensor.shape)}"
+                )
+        strangers = sorted(set(weights) - set(expected))
+        if strangers:
+            raise ConfigError(f"base {path}: tensor '{strangers[0]}' is none of {spec.model}'s")
+        model.load_state_dict(weights)
+
+    def _commit(
+        self,
+        spec: RunSpec,
+        workload: Workload,
+        dataset: Dataset,
+        parent: RunRecord | None,
+        outcome: Outcome,
+        slopes: Jacobian,
+        started: float,
+    ) -> RunRecord:
+        model, history, consumption = outcome.model, outcome.history, outcome.consumption
+        dense = shapes.shape(workload)
+        stay = {name: int(mask.sum()) for name, mask in outcome.masks.items()}
+        size = shapes.shape_of_weights(workload, stay) if stay else shapes.shape_of(workload, outcome.widths)
+        # During pruning and topping up it is the dense network that trains.
+        training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
+        test = evaluate(model, dataset, dataset.test, spec.precision)
+        validation = evaluate(model, dataset, dataset.validation, spec.precision)
+        curve = history.test_accuracy or [test.accuracy]
+        best = max(range(len(curve)), key=curve.__getitem__)
+        tensors = {**model.state_dict(), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
+        weights = save_weights({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        training_macs = TRAINING_PASSES * training_shape * consumption.training_samples
+        training_macs += training_shape * consumption.scoring_samples
+        record = RunRecord(
+            **dict(spec),
+            epochs=consumption.training_samples / len(dataset.train) if outcome.measured else None,
+            samples=consumption.training_samples,
+            scoring_samples=consumption.scoring_samples,
+            optimiser_steps=consumption.optimiser_steps,
+            training_macs=training_macs if outcome.measured else None,
+            learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],
+            hyper_parameters=_hyper_parameters(spec, dataset, outcome),
+            declared_steps=outcome.declared_steps,
+            train_loss=history.train_loss,
+            train_accuracy=history.train_accuracy,
+            validation_loss=history.validation_loss,
+            validation_accuracy_curve=history.validation_accuracy,
+            test_loss=history.test_loss,
+            test_accuracy=history.test_accuracy,
+            accuracy=test.accuracy,
+            validation_accuracy=validation.accuracy,
+            best_accuracy=max(curve),
+            best_epoch=best + 1,
+            correct=pack(test.correct),
+            test_images=len(dataset.test),
+            train_images=len(dataset.train),
+            initial_accuracy=outcome.initial_accuracy,
+            macs=size.macs,
+            macs_recounted=size.recounted,
+            params=size.params,
+            base_macs=dense.macs,
+            base_params=dense.params,
+            kept=outcome.kept,
+            granularity=outcome.granularity,
+            stay=stay,
+            executed_macs=dense.macs if stay else None,
+            nonzero=history.nonzero,
+            jacobian=slopes,
+            conduct=outcome.conduct,
+            parent_digest=parent.weights_digest if parent is not None else None,
+            weights_digest=hashlib.sha256(weights).hexdigest(),
+            split_digest=dataset.split_digest,
+            classes=dataset.classes,
+            provenance=outcome.provenance,
+            device=self.runtime.device,
+            environment=self.runtime.environment(),
+            resumed=outcome.resumed,
+            seconds=time.perf_counter() - started - outcome.waited,
+            training_seconds=outcome.training_seconds,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return self.ledger.commit(record, weights)
+
+
+def read_checkpoint(path: Path) -> bytes:
+    """Content of a user's checkpoint.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"base {path}: {error.strerror}") from None
+
+
+def _acts(
+    method: Method, model: nn.Module, spec: RunSpec, workload: Workload, dataset: Dataset, state: dict[str, Any]
+) -> Hooks:
+    """What a method adds to retraining.
+
+    Raises:
+        MethodError: It raised.
+    """
+    assert spec.ratio is not None
+    steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
+    try:
+        return method.retraining(RetrainingTask(model, workload, spec.ratio, steps, state))
+    except AuditError:
+        raise
+    except Exception as error:
+        raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
+
+
+def _initialise(model: nn.Module, seed: int, *stream: str) -> None:
+    from pruneaudit.workloads.models.initialise import initialise
+
+    initialise(model, generator(seed, *stream, "initialise"))
+
+
+def _hyper_parameters(spec: RunSpec, dataset: Dataset, outcome: Outcome) -> dict[str, Any]:
+    """What the steps showed, with what only the loop knows (loss, data pipeline, masks, what a method adds)."""
+    consumption = outcome.consumption
+    if not consumption.optimiser_steps:
+        return {}
+    extra = {"masks": "held at zero"} if outcome.masks else {}
+    extra |= {"method": f"{spec.method}: {outcome.in_retraining}"} if outcome.in_retraining else {}
+    extra |= {"steps": outcome.backend} if outcome.backend != "torch" else {}
+    return {
+        **extra,
+        **consumption.settings,
+        "batch": consumption.batch,
+        "augmentation": dataset.config.augmentation,
+        "precision": spec.precision,
+        "label_smoothing": spec.recipe.label_smoothing,
+    }

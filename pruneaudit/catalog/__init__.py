@@ -1,0 +1,1 @@
+"""What there is to run, and the names of what is measured."""

@@ -1,0 +1,311 @@
+"""Finds what there is to run: methods, protocols and workloads, in a checkout and in an installed wheel alike.
+
+Discovery reads file names only; a method is imported when a run needs it, so collecting cases imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pruneaudit.catalog.claims import PublishedTable, load_table
+from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
+from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
+from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
+from pruneaudit.workloads.schema import Workload, load_workload
+
+ENTRY_POINT_GROUP = "pruneaudit.methods"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CONTRACT = "pruneaudit.method.contract.Method"
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def content_root() -> Path:
+    """Folder that holds ``suite/``, ``methods/`` and ``protocols/``: the checkout, else the installed package."""
+    checkout = _PACKAGE.parent
+    return checkout if (checkout / "protocols" / "workloads").is_dir() else _PACKAGE
+
+
+def suite_arguments() -> list[str]:
+    """What pytest takes to run the suite: its folder in a checkout, its module where it is installed.
+
+    With a path into site-packages pytest would look for its root directory, and we for the ledger, over there.
+    """
+    root = content_root()
+    return ["--pyargs", "pruneaudit.suite"] if root == _PACKAGE else [str(root / "suite")]
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """Where a method's class can be found, without importing it.
+
+    Attributes:
+        name: Id of the method, such as ``"greg-1"``.
+        path: Python file that defines it, or None.
+        target: ``package.module:Class`` where there is no file.
+        found_by: For a scratch arm: the method whose architecture it trains; None: that of uniform pruning.
+    """
+
+    name: str
+    path: Path | None = None
+    target: str | None = None
+    found_by: str | None = None
+
+    @cached_property
+    def cls(self) -> Any:
+        """The method's class.
+
+        Raises:
+            MethodError: It cannot be imported, or defines no single Method.
+        """
+        where = self.path or self.target
+        try:
+            if self.path is not None:
+                cls: Any = _method_class(_load_file(self.path), self.path)
+            else:
+                module_name, _, attribute = str(self.target).partition(":")
+                cls = getattr(importlib.import_module(module_name), attribute)
+        except MethodError:
+            raise
+        except Exception as error:
+            raise MethodError(f"method '{self.name}' cannot be imported from {where}: {one_line(error)}") from error
+        if not (_is_method(cls)):
+            raise MethodError(
+                f"{where} is no Method; derive it from pruneaudit.FilterScore or pruneaudit.TrainedMethod"
+            )
+        return cls
+
+    def create(self) -> Any:
+        """A fresh instance, so that nothing one run leaves behind can reach the next."""
+        try:
+            method = self.cls()
+        except MethodError:
+            raise
+        except Exception as error:
+            raise MethodError(f"method '{self.name}' cannot be created: {one_line(error)}") from error
+        method.name = self.name
+        return method
+
+    def anew(self) -> MethodSource:
+        """The same method from a module that is imported once more, so that it remembers nothing.
+
+        A method that comes from an installed package is the same again: its module belongs to others, too.
+        """
+        if self.path is None:
+            return self
+        again = MethodSource(self.name, path=self.path)
+        vars(again)["cls"] = _method_class(_load_file(self.path, anew=True), self.path)
+        return again
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the source that defines the method: an edited method is another method."""
+        path = self.path or Path(inspect.getsourcefile(self.cls) or "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_method(value: object) -> bool:
+    """Whether something is a class that keeps the contract, known by name: the contract stands on the catalogue."""
+    return isinstance(value, type) and any(f"{base.__module__}.{base.__name__}" == _CONTRACT for base in value.__mro__)
+
+
+def _method_class(module: Any, path: Path) -> Any:
+    """The one Method that a module defines."""
+    found = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
+    if len(found) != 1:
+        names = ", ".join(value.__name__ for value in found) or "none"
+        raise MethodError(f"{path}: expected exactly one Method subclass, found {names}")
+    return found[0]
+
+
+def _load_file(path: Path, anew: bool = False) -> Any:
+    """Import a file under a name that no other module has; ``anew``: once more, whatever was imported before."""
+    content = path.read_bytes()
+    identity = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:8]
+    name = f"pruneaudit_method_{path.stem}_{identity}" + ("_again" if anew else "")
+    if name in sys.modules and not anew:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise MethodError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # Compiled from what was read: a bytecode cache may miss an edit within one second.
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@dataclass
+class Catalog:
+    """Everything that can be run, by name.
+
+    Attributes:
+        root: Folder with ``methods/`` and ``protocols/``.
+        extra_methods: Specs from ``--audit-method``: ``file.py`` or ``package.module:Class``.
+    """
+
+    root: Path = field(default_factory=content_root)
+    extra_methods: tuple[str, ...] = ()
+
+    @cached_property
+    def protocols(self) -> dict[str, Protocol]:
+        """Protocols by name, from loosest to strictest as their names sort."""
+        return {path.stem: load_protocol(path) for path in self._toml("protocols")}
+
+    @cached_property
+    def workloads(self) -> dict[str, Workload]:
+        """Workloads by name."""
+        return {path.stem: load_workload(path) for path in self._toml("protocols/workloads")}
+
+    @cached_property
+    def methods(self) -> dict[str, MethodSource]:
+        """Methods by name: built in, from installed packages, and the user's own.
+
+        Raises:
+            ConfigError: Two methods share a name, or a name cannot be selected with ``-k``.
+        """
+        sources = [MethodSource(method_id(path.stem), path=path) for path in self._files("methods", ".py")]
+        for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+            sources.append(MethodSource(entry.name, target=entry.value))
+        sources += [self._from_spec(spec) for spec in self.extra_methods]
+        found: dict[str, MethodSource] = {}
+        for source in sources:
+            if not _ID.fullmatch(source.name):
+                raise ConfigError(f"method name '{source.name}': use lower-case letters, digits, '.' and '-' only")
+            if source.name in found:
+                raise ConfigError(
+                    f"two methods are called '{source.name}': {found[source.name].path or found[source.name].target} "
+                    f"and {source.path or source.target}; rename one"
+                )
+            found[source.name] = source
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def studies(self) -> dict[str, Path]:
+        """Files of the studies by name."""
+        return {path.stem: path for path in self._toml("protocols/studies")}
+
+    def study(self, choice: str) -> Study:
+        """The study called so, or in the file called so."""
+        if choice.endswith(".toml"):
+            return load_study(Path(choice))
+        if choice not in self.studies:
+            raise unknown("study", choice, self.studies)
+        return load_study(self.studies[choice])
+
+    @cached_property
+    def claims(self) -> dict[str, PublishedTable]:
+        """Published tables by name.
+
+        Raises:
+            ConfigError: A file is no such table, or names a workload, method or protocol that there is not.
+        """
+        tables = {}
+        for path in self._toml("protocols/published"):
+            table = load_table(path)
+            try:
+                for point in table.points:
+                    self.workload(point.workload)
+                for row in table.rows:
+                    # What no run of ours can match may name what there is not.
+                    if not row.unlike:
+                        self.method(row.method), self.protocol(row.protocol)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            tables[path.stem] = table
+        return tables
+
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """Names of the methods that ``--audit-method`` brought."""
+        return tuple(self._from_spec(spec).name for spec in self.extra_methods)
+
+    def method(self, name: str) -> MethodSource:
+        """The method called ``name``, or an error that names the nearest one.
+
+        ``scratch-of-METHOD`` (and so for every scratch arm) trains the architecture that METHOD found.
+        """
+        arm, of, finder = name.partition(FOUND_BY)
+        if of and arm in self.methods and is_scratch(arm):
+            return replace(self.methods[arm], name=name, found_by=self.method(finder).name)
+        if name not in self.methods:
+            raise unknown("method", name, self.methods)
+        return self.methods[name]
+
+    def protocol(self, name: str) -> Protocol:
+        """The protocol called ``name``, or an error that names the nearest one."""
+        if name.startswith(CROSS_PREFIX):
+            return self._cross_protocol(self.method(name.removeprefix(CROSS_PREFIX)).name)
+        if name not in self.protocols:
+            raise unknown("protocol", name, self.protocols)
+        return self.protocols[name]
+
+    def _cross_protocol(self, method: str) -> Protocol:
+        """S3.2 with a method's published recipe for every arm (the workload's where it has none, as in S2)."""
+        return self.protocols["s3.2"].model_copy(
+            update={
+                "name": f"{CROSS_PREFIX}{method}",
+                "title": f"S3.2 with the published recipe of {method} for every arm",
+                "source": "Wang et al. 2023 (arXiv 2301.05219), sec. 6",
+                "retraining": "method",
+                "recipe_of": method,
+            }
+        )
+
+    @property
+    def strictness(self) -> tuple[str, ...]:
+        """Protocols that compare pruning arms, from loosest to strictest."""
+        return tuple(name for name, protocol in self.protocols.items() if protocol.compare == "pruning")
+
+    def workload(self, name: str) -> Workload:
+        """The workload called ``name``, or an error that names the nearest one."""
+        if name not in self.workloads:
+            raise unknown("workload", name, self.workloads)
+        return self.workloads[name]
+
+    def select_methods(self, choice: str) -> tuple[str, ...]:
+        """Names for ``core``, ``all`` or a comma-separated list, plus every ``--audit-method``."""
+        if choice == "core":
+            names = [name for name in CORE_METHODS if name in self.methods]
+        elif choice == "all":
+            names = list(self.methods)
+        else:
+            names = [self.method(name.strip()).name for name in choice.split(",") if name.strip()]
+        return tuple(dict.fromkeys([*names, *self.extra_names]))
+
+    def select_protocols(self, choice: str) -> tuple[str, ...]:
+        """Names for ``all`` or a comma-separated list."""
+        if choice == "all":
+            return tuple(self.protocols)
+        return tuple(dict.fromkeys(self.protocol(name.strip()).name for name in choice.split(",") if name.strip()))
+
+    def _from_spec(self, spec: str) -> MethodSource:
+        if spec.endswith(".py"):
+            path = Path(spec)
+            if not path.is_file():
+                raise ConfigError(f"--audit-method {spec}: no such file")
+            return MethodSource(method_id(path.stem), path=path.resolve())
+        module, colon, attribute = spec.partition(":")
+        if not (colon and module and attribute):
+            raise ConfigError(f"--audit-method {spec}: expected 'file.py' or 'package.module:Class'")
+        return MethodSource(method_id(attribute), target=spec)
+
+    def _files(self, folder: str, suffix: str) -> list[Path]:
+        directory = self.root / folder
+        return sorted(path for path in directory.glob(f"*{suffix}") if not path.name.startswith("_"))
+
+    def _toml(self, folder: str) -> list[Path]:
+        return self._files(folder, ".toml")

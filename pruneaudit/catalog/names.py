@@ -1,0 +1,37 @@
+"""Names that code knows: core methods, controls, scratch arms, and how ids are made. Imports nothing of the project."""
+
+from __future__ import annotations
+
+import re
+
+#: What a run uses unless told otherwise: the controls, one trained method and the scratch arms.
+CORE_METHODS = ("l1", "random", "tpp", "scratch", "scratch-e", "scratch-b")
+#: ``xv-METHOD``: every arm retrains by the published recipe of METHOD (Wang et al. 2023, sec. 6).
+CROSS_PREFIX = "xv-"
+#: Methods that train the pruned shape from random weights; known by name so that selecting cells imports no method.
+SCRATCH_PREFIX = "scratch"
+#: ``scratch-of-METHOD``: a scratch arm that trains exactly the architecture that METHOD found.
+FOUND_BY = "-of-"
+#: The controls, by name for the same reason: the dense network with the same retraining, and what every method must be
+#: compared with (Blalock et al. 2020, appendix B).
+UNPRUNED = "unpruned"
+RANDOM = "random"
+MAGNITUDE = "l1"
+#: Magnitude and chance, for filters and for single weights.
+CONTROLS = (MAGNITUDE, RANDOM, "magnitude-layer", "random-weight")
+
+
+def is_scratch(method: str) -> bool:
+    """Whether a method id names a scratch arm: ``scratch`` or ``scratch-…``."""
+    return method == SCRATCH_PREFIX or method.startswith(f"{SCRATCH_PREFIX}-")
+
+
+def method_id(stem: str) -> str:
+    """Id from a file stem or class name: ``greg_1`` and ``Greg1`` style names become lower-case with hyphens."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", stem)
+    return spaced.replace("_", "-").lower()
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio as it stands in ids: ``r0.5``."""
+    return f"r{ratio:g}"

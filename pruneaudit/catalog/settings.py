@@ -1,0 +1,63 @@
+"""Choices of a session that change numbers: part of every run's identity. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.errors import ConfigError
+from pruneaudit.workloads.schema import Budget, Workload
+
+Precision = Literal["fp32", "bf16", "fp64"]
+Backend = Literal["torch", "compiled", "grouped", "fused", "graphed"]
+#: Backends that train runs together.
+TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Budget, precision, backend and base model.
+
+    Attributes:
+        budget: Label of scaled lengths.
+        precision: Arithmetic of training.
+        base: The user's own base checkpoint (safetensors) for every workload, or None.
+        backend: What makes the steps of plain training, where it can: rounding differs, and grows while training.
+    """
+
+    budget: Budget = "full"
+    precision: Precision = "fp32"
+    base: Path | None = None
+    backend: Backend = "torch"
+
+    def base_digest(self, workload: Workload) -> str | None:
+        """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        path = self.base or (Path(workload.base) if workload.base else None)
+        return None if path is None else _digest(path.expanduser())
+
+    def labels(self, workload: Workload) -> tuple[str, ...]:
+        """Every setting that is not the default, for names and tables: results never mix across labels."""
+        chosen = (self.budget, self.precision, self.backend)
+        labels: list[str] = [label for label in chosen if label not in ("full", "fp32", "torch")]
+        base = self.base_digest(workload)
+        return tuple(labels if base is None else [*labels, f"base{base[:8]}"])
+
+    def key(self, cell: Cell, workload: Workload) -> str:
+        """Name of a cell's record: its id and the labels."""
+        return "-".join([cell.id, *self.labels(workload)])
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"base {path}: {error.strerror}; give a safetensors file") from None

@@ -1,0 +1,136 @@
+"""Makes one ledger of several, so that what was measured on several machines is judged together. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from filelock import Timeout
+
+from pruneaudit.errors import ConfigError
+from pruneaudit.ledger.records import VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
+from pruneaudit.ledger.store import Ledger
+
+#: Parents before children, so that no run of a merge that was killed stands on one that is missing.
+_STAGES = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge added to its target.
+
+    Attributes:
+        runs: Finished runs.
+        failures: Failed attempts.
+        cells: Cells, those included that replaced a failed one.
+    """
+
+    runs: int
+    failures: int
+    cells: int
+
+
+@dataclass
+class _Union:
+    """What several ledgers hold together, each thing with the ledger that it comes from."""
+
+    runs: dict[str, tuple[RunRecord, Ledger]] = field(default_factory=dict)
+    failures: dict[str, tuple[FailureRecord, Ledger]] = field(default_factory=dict)
+    cells: dict[str, tuple[CellRecord, Ledger]] = field(default_factory=dict)
+
+    def add(self, ledger: Ledger) -> None:
+        """Take in what a ledger holds; what is there already stays.
+
+        Raises:
+            ConfigError: Something contradicts what is there.
+        """
+        for run in ledger.runs():
+            known, origin = self.runs.setdefault(run.run_id, (run, ledger))
+            _agree(f"run {run.folder}", known, origin, run, ledger)
+        for failure in ledger.failures():
+            self.failures.setdefault(failure.model_dump_json(), (failure, ledger))
+        for key, cell in ledger.cells_by_key().items():
+            there, origin = self.cells.setdefault(key, (cell, ledger))
+            if there.status == cell.status == "ok":
+                _agree(f"cell {key}", there, origin, cell, ledger)
+            elif _rank(cell) > _rank(there):
+                self.cells[key] = (cell, ledger)
+
+
+def merge(target: Path, sources: Sequence[Path]) -> Merged:
+    """Make a ledger the union of itself and others; everything is checked before anything is copied.
+
+    Finished runs, failed attempts and cells are copied; state of runs under way, locks and progress are not. A merge
+    that was killed is completed by repeating it, and repeating a complete one adds nothing.
+
+    Args:
+        target: The ledger that grows; made where it is missing.
+        sources: Ledgers that are only read.
+
+    Raises:
+        ConfigError: A source is no ledger or is the target, ledgers contradict each other, or the target cannot be
+            written.
+        DamagedError: A file does not hold what its record promises.
+    """
+    for source in sources:
+        if source.resolve() == target.resolve():
+            raise ConfigError(f"ledger {source} cannot be merged into itself; name it once")
+    ledgers = [Ledger(source, writable=False) for source in sources]
+    if (target / "ledger.json").exists():
+        ledgers.insert(0, Ledger(target, writable=False))
+    union = _Union()
+    for ledger in ledgers:
+        union.add(ledger)
+    runs = [(run, origin) for run, origin in union.runs.values() if origin.root != target]
+    failures = [failure for failure, origin in union.failures.values() if origin.root != target]
+    cells = {key: cell for key, (cell, origin) in union.cells.items() if origin.root != target}
+    for run, origin in runs:
+        origin.weights_file(run)
+    merged = Ledger(target)
+    try:
+        for run, origin in sorted(runs, key=lambda pair: _STAGES.index(pair[0].stage)):
+            with _held(merged, run.spec):
+                if merged.find(run.spec) is None:
+                    merged.commit(run, origin.weights_file(run))
+        for failure in failures:
+            with _held(merged, failure.spec):
+                merged.fail(failure)
+        for key, cell in cells.items():
+            merged.save_cell(cell, key)
+    except OSError as error:
+        raise ConfigError(f"ledger {target}: {error.strerror or error}; make room or access, and merge again") from None
+    return Merged(len(runs), len(failures), len(cells))
+
+
+def _agree(
+    what: str, left: RunRecord | CellRecord, left_of: Ledger, right: RunRecord | CellRecord, right_of: Ledger
+) -> None:
+    """Refuse two records of one thing that differ in more than time and machine."""
+    ours, theirs = (record.model_dump(mode="json", exclude=set(VOLATILE)) for record in (left, right))
+    for name in ours:
+        if ours[name] != theirs[name]:
+            raise ConfigError(
+                f"{what}: ledgers {left_of.root} and {right_of.root} differ in '{name}'; "
+                "judge them apart, or delete it from one of them and merge again"
+            )
+
+
+def _rank(cell: CellRecord) -> tuple[bool, str]:
+    """A measured cell before a failed one; of two failed ones any, but the same whatever the order of ledgers."""
+    return cell.status == "ok", cell.model_dump_json()
+
+
+@contextmanager
+def _held(ledger: Ledger, spec: RunSpec) -> Iterator[None]:
+    """Hold a run's lock, as the process does that trains it."""
+    try:
+        lock = ledger.lock(spec).acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"ledger {ledger.root}: run {spec.slug} is under way; merge again when that session is over"
+        ) from None
+    with lock:
+        yield

@@ -1,0 +1,396 @@
+"""How far a campaign is, read from what its processes write into the ledger while they train. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from pruneaudit.ledger.store import Ledger
+
+Status = Literal["waiting", "busy", "done", "failed"]
+
+#: Seconds of measured work before there is an estimate.
+MEASURED = 5.0
+#: Seconds without a word after which a process that cannot be looked for counts as gone: at least, and before its
+#: first epoch is over. An epoch of ImageNet takes an hour.
+SILENCE = 600.0
+FIRST_SILENCE = 7200.0
+#: A folder that changed so many seconds ago may change again within one tick of its clock.
+_UNSETTLED = 1.0
+
+
+def plain(text: str) -> str:
+    """Text for a terminal or a page, in one line: names may come from strangers."""
+    return "".join(mark if mark.isprintable() else " " for mark in text)
+
+
+Plain = Annotated[str, AfterValidator(plain)]
+Count = Annotated[int, Field(ge=0)]
+RunId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+
+
+class _Said(BaseModel):
+    """What a process says of itself; other versions may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+Said = TypeVar("Said", bound=_Said)
+
+
+class Planned(_Said):
+    """A run that a session has to obtain.
+
+    Attributes:
+        id: Its id.
+        run: Its name.
+        needs: Ids of the runs that must be finished before it.
+        kind: Runs of one kind take as long for each MAC.
+        cost: MACs of training and evaluation; None where nobody could tell.
+    """
+
+    id: RunId
+    run: Plain
+    needs: tuple[str, ...] = ()
+    kind: str = ""
+    cost: FiniteFloat | None = None
+
+
+class Plan(_Said):
+    """What a session has to train.
+
+    Attributes:
+        runs: Its runs, parents first.
+        cells: For each cell, by its key, the ids of its runs; empty where the session did not say.
+        time: When it began to train, seconds since 1970.
+    """
+
+    runs: tuple[Planned, ...] = ()
+    cells: dict[Plain, tuple[str, ...]] = Field(default_factory=dict)
+    time: FiniteFloat = 0.0
+
+
+class Curve(_Said):
+    """A run so far, one value per epoch: the training loss, and the test accuracy in percent."""
+
+    train_loss: tuple[FiniteFloat, ...] = ()
+    test_accuracy: tuple[FiniteFloat, ...] = ()
+
+
+class Training(_Said):
+    """A run that a process has under way.
+
+    Attributes:
+        run: Name of the run.
+        id: Its id.
+        epoch: Epochs done.
+        epochs: Epochs in all; 0 for a pruning stage that trains nothing.
+        accuracy: Test accuracy in percent after the last epoch, or None.
+        begun: Epochs that an earlier, killed attempt had done.
+        started: When the process began with it, seconds since 1970.
+        time: When the process was last heard of.
+        plan: Name of its session's plan.
+        spent: For each kind of run, MACs of those that the process has finished, and the seconds that they took.
+        pid: Number of the process.
+        host: Its machine.
+        curve: The run's curves so far; none in its first epoch.
+    """
+
+    run: Plain
+    id: RunId
+    epoch: Count = 0
+    epochs: Count = 0
+    accuracy: FiniteFloat | None = None
+    begun: Count = 0
+    started: FiniteFloat = 0.0
+    time: FiniteFloat = 0.0
+    plan: str = ""
+    spent: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
+    pid: int = 0
+    host: str = ""
+    curve: Curve = Curve()
+
+    @property
+    def loss(self) -> float | None:
+        """Training loss of the last epoch, or None."""
+        return self.curve.train_loss[-1] if self.curve.train_loss else None
+
+    @property
+    def words(self) -> str:
+        """What it does, such as ``resnet20-digits-retrain-l1-r0.5-seed0 epoch 3/8 94.2 %``."""
+        epoch = f" epoch {self.epoch}/{self.epochs}" if self.epochs else ""
+        return f"{self.run}{epoch}" + ("" if self.accuracy is None else f" {self.accuracy:.1f} %")
+
+    def share(self, begun: int = 0) -> float:
+        """Share of the run's epochs that are done, in [0, 1]; without its first ``begun`` epochs."""
+        return min(1.0, max(0, self.epoch - begun) / self.epochs) if self.epochs else 0.0
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the process is still at work: it may have been killed, or its machine switched off."""
+        if self.host == platform.node() and self.pid > 0 and os.name == "posix":
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return False
+            except OSError:
+                pass  # somebody else's, and alive
+        # Another process may have got its number since, and other machines cannot be asked.
+        done = self.epoch - self.begun
+        usual = 10 * (self.time - self.started) / done if done > 0 else FIRST_SILENCE
+        return now - self.time < max(SILENCE, usual)
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a campaign is.
+
+    Attributes:
+        time: When this was so, seconds since 1970.
+        busy: The runs under way.
+        runs: Status of each planned run, by id.
+        cells: Status of each selected cell, by key; empty where the session did not say.
+        seconds_left: Estimated time to the end; None while too little is measured to say.
+    """
+
+    time: float
+    busy: tuple[Training, ...] = ()
+    runs: Mapping[str, Status] = field(default_factory=dict)
+    cells: Mapping[str, Status] = field(default_factory=dict)
+    seconds_left: float | None = None
+
+    @property
+    def counts(self) -> list[str]:
+        """What is done of what, cells first, such as ``3 of 24 cells (1 failed)``."""
+        found: list[str] = []
+        for name, statuses in (("cells", self.cells), ("runs", self.runs)):
+            if statuses:
+                count = Counter(statuses.values())
+                failed = f" ({count['failed']} failed)" if count["failed"] and not found else ""
+                found.append(f"{count['done'] + count['failed']} of {len(statuses)} {name}{failed}")
+        return found
+
+    @property
+    def share(self) -> float:
+        """Share of what is planned that is over, in [0, 1]: of cells where they are known, else of runs."""
+        statuses = (self.cells or self.runs).values()
+        return sum(status in ("done", "failed") for status in statuses) / max(len(statuses), 1)
+
+    @property
+    def left(self) -> str:
+        """Estimated time to the end in words; empty while there is no estimate."""
+        return "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+
+    def line(self, most: int = 4) -> str:
+        """All of it in one line of plain text, with at most so many processes."""
+        parts = [*self.counts, *([self.left] if self.left else [])]
+        doing = [training.words for training in self.busy[:most]]
+        doing += [f"and {len(self.busy) - most} more"] if len(self.busy) > most else []
+        return "; ".join([", ".join(parts)] * bool(parts) + [f"now {'; '.join(doing)}"] * bool(doing))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, no more exact than an estimate is."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    if minutes < 120:
+        return f"about {minutes} min"
+    return f"about {minutes // 60} h" if minutes >= 600 else f"about {minutes // 60} h {minutes % 60} min"
+
+
+class Watcher:
+    """Looks at a ledger again and again, reading only what has changed; not for several threads at once.
+
+    Args:
+        ledger: The ledger; it is not written to.
+        since: What older sessions left is not looked at; seconds since 1970.
+    """
+
+    def __init__(self, ledger: Ledger, since: float = 0.0) -> None:
+        self.ledger = ledger
+        self.since = since
+        self._listings: dict[str, tuple[int, frozenset[str]]] = {}
+        self._plans: dict[Path, tuple[tuple[int, int], Plan]] = {}
+        self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
+        # A process says nothing between two runs: what it had measured still counts.
+        self._spent: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
+
+    def look(self, now: float | None = None) -> State:
+        """How far the campaign is now."""
+        now = time.time() if now is None else now
+        said = [known for facts in self.ledger.progress() if (known := _read(Training, facts)) is not None]
+        busy = tuple(
+            training.model_copy(update={"curve": self._curve(training)})
+            for training in said
+            if training.time >= self.since and training.is_alive(now)
+        )
+        for training in busy:
+            self._spent[training.host, training.pid] = training.spent
+        plans = self._chosen_plans({training.plan for training in busy})
+        planned = {run.id: run for plan in plans for run in plan.runs}
+        started = min((plan.time for plan in plans), default=0.0)
+        statuses = self._statuses(planned.values(), {training.id for training in busy}, started)
+        cells = {key: ids for plan in plans for key, ids in plan.cells.items() if ids}
+        return State(
+            time=now,
+            busy=busy,
+            runs=statuses,
+            cells={key: _of_cell([statuses.get(run, "waiting") for run in ids]) for key, ids in cells.items()},
+            seconds_left=seconds_left(planned, statuses, busy, self._spent.values(), now),
+        )
+
+    def _chosen_plans(self, named: Collection[str]) -> list[Plan]:
+        """The plans of the processes at work; where nobody is, the last one."""
+        paths = [path for path in self.ledger.plans() if _modified(path) / 1e9 >= self.since]
+        return [self._plan(path) for path in ([path for path in paths if path.stem in named] or paths[:1])]
+
+    def _plan(self, path: Path) -> Plan:
+        version = _version(path)
+        if path not in self._plans or self._plans[path][0] != version:
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return Plan()
+            self._plans[path] = (version, _read(Plan, content) or Plan())
+        return self._plans[path][1]
+
+    def _statuses(self, runs: Iterable[Planned], busy: Collection[str], started: float) -> dict[str, Status]:
+        """Status of each run, parents first; what stands on a failed run has failed too."""
+        finished = {name.rpartition("-")[2] for name in self._names("runs")}
+        failed = set()
+        for name in self._names("failures"):
+            # SLUG-ID-N.json; failures of earlier sessions are tried again.
+            run_id = name.rpartition("-")[0].rpartition("-")[2]
+            if _modified(self.ledger.root / "failures" / name) / 1e9 >= started:
+                failed.add(run_id)
+        found: dict[str, Status] = {}
+        for run in runs:
+            status: Status = "waiting"
+            if run.id in finished:
+                status = "done"
+            elif run.id in busy:
+                status = "busy"
+            elif run.id in failed or any(found.get(parent) == "failed" for parent in run.needs):
+                status = "failed"
+            found[run.id] = status
+        return found
+
+    def _names(self, folder: str) -> frozenset[str]:
+        """Names in a folder of the ledger."""
+        path = self.ledger.root / folder
+        modified = _modified(path)
+        if (
+            folder not in self._listings
+            or self._listings[folder][0] != modified
+            or time.time() - modified / 1e9 < _UNSETTLED
+        ):
+            try:
+                self._listings[folder] = (modified, frozenset(os.listdir(path)))
+            except OSError:
+                return frozenset()
+        return self._listings[folder][1]
+
+    def _curve(self, training: Training) -> Curve:
+        """Curves in the checkpoint that a run under way writes after each epoch but the last."""
+        path = self.ledger.root / "partial" / training.id / "state.safetensors"
+        version = _version(path)
+        if version[0] and (path not in self._curves or self._curves[path][0] != version):
+            try:
+                with safe_open(path, framework="np") as file:
+                    history = json.loads(file.metadata()["facts"])["history"]
+            except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+                return Curve()
+            self._curves[path] = (version, _read(Curve, history) or Curve())
+        return self._curves[path][1] if version[0] else Curve()
+
+
+def seconds_left(
+    planned: Mapping[str, Planned],
+    statuses: Mapping[str, Status],
+    busy: Sequence[Training],
+    spent: Iterable[Mapping[str, tuple[float, float]]],
+    now: float,
+) -> float | None:
+    """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
+
+    What is left is counted in MACs and divided by the MACs per second of runs of the same kind: a small network takes
+    longer for each MAC than a large one. Kinds that no process has met yet get the mean rate.
+
+    Args:
+        planned: Runs by id.
+        statuses: Their statuses.
+        busy: The runs under way. Those of one process train side by side, each in a share of its time.
+        spent: For each process and kind, MACs of the runs that it finished, and the seconds that they took.
+        now: Seconds since 1970.
+    """
+    open_runs = [run for run in planned.values() if statuses[run.id] in ("waiting", "busy")]
+    if not busy or any(run.cost is None for run in open_runs):
+        return None
+    measured: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for by_kind in spent:
+        for kind, (macs, seconds) in by_kind.items():
+            measured[kind][0] += macs
+            measured[kind][1] += seconds
+    under_way = {training.id: training for training in busy}
+    beside = Counter((training.host, training.pid) for training in busy)
+    for training in busy:
+        if training.id in planned and training.epoch > training.begun:
+            run = planned[training.id]
+            measured[run.kind][0] += (run.cost or 0.0) * training.share(training.begun)
+            measured[run.kind][1] += (training.time - training.started) / beside[training.host, training.pid]
+    macs, seconds = (sum(column) for column in zip((0.0, 0.0), *measured.values(), strict=True))
+    if macs <= 0 or seconds < MEASURED:
+        return None
+    work, longest = 0.0, 0.0
+    for run in open_runs:
+        macs_of_kind, seconds_of_kind = measured.get(run.kind, (0.0, 0.0))
+        per_mac = seconds_of_kind / macs_of_kind if macs_of_kind > 0 else seconds / macs
+        needed = (run.cost or 0.0) * per_mac
+        if (current := under_way.get(run.id)) is not None:
+            # Between two reports a process has gone on, by an epoch at most.
+            runs = beside[current.host, current.pid]
+            ahead = min((now - current.time) / runs, needed / max(current.epochs, 1))
+            needed = max(0.0, needed * (1 - current.share()) - ahead)
+            longest = max(longest, needed * runs)
+        work += needed
+    return max(work / len(beside), longest)
+
+
+def _of_cell(runs: Sequence[Status]) -> Status:
+    """Status of a cell, from those of its runs."""
+    for status in ("failed", "busy"):
+        if status in runs:
+            return status
+    return "done" if all(status == "done" for status in runs) else "waiting"
+
+
+def _read(kind: type[Said], content: Any) -> Said | None:
+    """What a process said, or None where that is not ours: progress is for looking only, and no reason to stop."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError:
+        return None
+
+
+def _modified(path: Path) -> int:
+    """When a file or folder last changed, in nanoseconds; 0 where it is not there."""
+    return _version(path)[0]
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What differs when a file is replaced: time of its last change, and its number; zeros where it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino

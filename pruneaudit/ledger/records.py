@@ -1,0 +1,399 @@
+"""Records: what a run is (its identity), what it measured, and what a cell makes of its runs. JSON builtins only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.names import ratio_text
+from pruneaudit.catalog.settings import Backend
+from pruneaudit.schema import Frozen
+from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
+
+SCHEMA_VERSION = 2
+#: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
+NUMERICS_VERSION = 1
+
+Stage = Literal["pretrain", "topup", "prune", "retrain", "scratch"]
+
+
+Granularity = Literal["filter", "block", "weight"]
+Scope = Literal["layerwise", "global"]
+Number = TypeVar("Number", int, float)
+
+
+def total(values: Iterable[Number | None]) -> Number | None:
+    """Sum of measured values; None where one was not measured (an external base model's cost, say)."""
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return sum(known) if len(known) == len(listed) else None
+
+
+def pack(correct: np.ndarray) -> str:
+    """Per-image correctness ``[N]`` bool as base64 of packed bits, for a record."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+
+
+def unpack(text: str, images: int) -> int:
+    """Per-image correctness from its packed form, as a whole number: a bit for each image, the first the highest.
+
+    Two networks are compared in one operation, and ``bit_count`` counts their images.
+    """
+    packed = base64.b64decode(text)
+    return int.from_bytes(packed) >> max(8 * len(packed) - images, 0)
+
+
+class RunSpec(Frozen):
+    """Everything that can change the numbers of a run, and nothing else.
+
+    The id is a hash of the fields that differ from their defaults, so that a field added later with a default renames
+    no run.
+
+    Attributes:
+        workload: Name of the workload.
+        workload_version: Its version.
+        stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage),
+            ``prune``, ``retrain`` or ``scratch``.
+        model: Architecture.
+        data: Dataset and preprocessing.
+        recipe: What the stage trains.
+        seed: Seed of all its streams.
+        parent: Id of the run whose weights it starts from.
+        method: Pruning method (prune and retrain).
+        method_digest: SHA-256 of the method's source.
+        method_parameters: Its hyper-parameters.
+        ratio: Pruning ratio.
+        prunable: Patterns of the layers that may lose filters.
+        skip: Patterns taken out again.
+        layer_ratios: Shares of single layers by pattern, where a workload states them; the last that matches counts.
+        operating_point: What a global threshold must reach, where it is not the MACs of uniform pruning.
+        widths: Filters left in each layer (scratch).
+        shape_of: Id of the prune run whose architecture is trained from random weights (scratch).
+        checkpoint: SHA-256 of a user's own base model.
+        own_base_of: Method whose independent base this is (S1); empty for the shared one.
+        precision: Arithmetic.
+        budget: Label of scaled lengths; reduced budgets never mix with full ones.
+        backend: What was asked to make the steps; where it cannot, torch does (``hyper_parameters`` tell).
+        numerics: Version of the training code.
+    """
+
+    workload: str
+    workload_version: int
+    stage: Stage
+    model: str
+    data: DataConfig
+    recipe: Recipe
+    seed: int
+    parent: str | None = None
+    method: str | None = None
+    method_digest: str | None = None
+    method_parameters: dict[str, Any] = Field(default_factory=dict)
+    ratio: float | None = None
+    prunable: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    layer_ratios: tuple[tuple[str, float], ...] = ()
+    operating_point: str = "macs"
+    widths: dict[str, int] = Field(default_factory=dict)
+    shape_of: str | None = None
+    checkpoint: str | None = None
+    own_base_of: str = ""
+    precision: str = "fp32"
+    budget: str = "full"
+    backend: Backend = "torch"
+    numerics: int
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the identity, 16 hexadecimal digits."""
+        identity = self.model_dump(mode="json", include=set(RunSpec.model_fields), exclude_defaults=True)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the runs that must be finished before this one."""
+        return tuple(run for run in (self.parent, self.shape_of) if run is not None)
+
+    @property
+    def slug(self) -> str:
+        """Readable part of the folder name."""
+        parts = [self.workload, self.stage]
+        parts += [self.own_base_of] if self.own_base_of else []
+        parts += [self.method] if self.method else []
+        parts += [ratio_text(self.ratio)] if self.ratio is not None else []
+        parts += [f"seed{self.seed}"]
+        labels = (self.budget, self.precision, self.backend)
+        parts += [label for label in labels if label not in ("full", "fp32", "torch")]
+        return "-".join(parts)
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder: slug and id."""
+        return f"{self.slug}-{self.run_id}"
+
+
+class Jacobian(Frozen):
+    """Singular values of the Jacobian of the logits with respect to one image (TPP, Wang & Fu 2023, sec. 4).
+
+    Attributes:
+        mean: Mean over all singular values of all images: the mean JSV.
+        std: Their sample standard deviation.
+        condition: Mean over images of largest / smallest singular value; None where a smallest one is zero.
+        samples: Number of images.
+    """
+
+    mean: float
+    std: float
+    condition: float | None
+    samples: int
+
+
+class Target(Frozen):
+    """What a method is asked to remove at a ratio.
+
+    Attributes:
+        granularity: What is removed: ``filter``, ``block`` (a residual branch) or ``weight``.
+        scope: ``layerwise`` (a number for each layer) or ``global`` (one threshold for all).
+        stay: Filters or weights that stay in each layer where every layer loses its share.
+        macs: MACs of the network that they leave; of weights those that are not zero.
+        unit: MACs of the most expensive filter, block or weight: nearer no global threshold need come.
+        share: Where a global threshold is to remove a share of all filters (weights): how many stay; else None.
+    """
+
+    granularity: Granularity = "filter"
+    scope: Scope = "layerwise"
+    stay: dict[str, int]
+    macs: int
+    unit: int
+    share: int | None = None
+
+
+class Conduct(Frozen):
+    """What a method did while it had the network, beyond the training that the meter counts (prune runs).
+
+    Attributes:
+        channels: Filters (weights) of each layer that the method was asked to prune, in the dense network.
+        target: What it was asked to remove.
+        declared_samples: Images that the method said it scores with gradients, besides its steps.
+        declares_rewriting: Whether the method says that it changes weights without optimiser steps.
+        rewritten: Tensors of prunable layers that changed outside metered training.
+        touched: Tensors of other layers that changed outside metered training.
+        equivalence: Largest difference of the outputs of masked and shrunk network in float64, relative to their scale.
+        foreign_samples: Images that passed the network and were not handed out by the harness.
+        held_out_samples: Those of them that are validation or test images.
+        reached: Files of the ledger or of datasets, hosts and programs that the method's code opened.
+        replay: What came out when the method decided again: ``same``, or in which way it differed.
+        parent_digest_after: SHA-256 of the parent's weights file when the stage was over.
+    """
+
+    channels: dict[str, int]
+    target: Target
+    declared_samples: int = 0
+    declares_rewriting: bool = False
+    rewritten: tuple[str, ...] = ()
+    touched: tuple[str, ...] = ()
+    equivalence: float
+    foreign_samples: int = 0
+    held_out_samples: int = 0
+    reached: tuple[str, ...] = ()
+    replay: str
+    parent_digest_after: str
+
+
+class RunRecord(RunSpec):
+    """A run with everything it measured. Unit of cost: MACs; of accuracy: percent.
+
+    Attributes:
+        schema_version: Version of this layout.
+        epochs: Training passes over the training split (samples / images), or None where not measured (external base).
+        samples: Images that passed with gradients.
+        scoring_samples: Images that passed without gradients, for a method's scores.
+        optimiser_steps: Steps of any optimiser.
+        training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
+        learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
+        hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing; what
+            made the steps, where it was not torch.
+        declared_steps: Steps that the method declared (prune).
+        train_loss: And the five lists below it: one value per epoch.
+        accuracy: Test accuracy after the last epoch: the result.
+        validation_accuracy: Validation accuracy after the last epoch.
+        best_accuracy: Best test accuracy of any epoch: an oracle, never compared.
+        best_epoch: Its 1-based epoch.
+        correct: Per-image correctness of the final test pass, packed bits in base64.
+        test_images: Number of test images.
+        train_images: Number of training images.
+        initial_accuracy: Test accuracy before the first step (scratch); None elsewhere.
+        macs: MACs of the network when the stage ends.
+        macs_recounted: The same by a second, independent counter.
+        params: Parameters then.
+        base_macs: MACs of the dense network.
+        base_params: Parameters of the dense network.
+        kept: Filters that stay, by layer (prune).
+        granularity: What was removed: ``filter``, ``block`` or ``weight``; MACs and parameters then count what is not
+            zero.
+        stay: Weights that stay, by layer, where single weights were removed.
+        executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
+        nonzero: Weights of those layers that were not zero after each epoch.
+        jacobian: Singular values of the Jacobian when the stage ends; None where not measured.
+        conduct: What the method did while it had the network (prune); None elsewhere.
+        parent_digest: SHA-256 of the weights it started from.
+        weights_digest: SHA-256 of the weights it wrote.
+        split_digest: SHA-256 over train, validation and test split.
+        classes: Number of classes.
+        provenance: ``trained here``, or where an external base came from.
+        device: Kind of device.
+        environment: Versions and hardware.
+        resumed: How many epochs an earlier, killed attempt had done.
+        seconds: Wall time of the stage in this attempt.
+        training_seconds: Wall time of its training passes alone.
+        finished: UTC time.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    epochs: float | None
+    samples: int
+    scoring_samples: int
+    optimiser_steps: int
+    training_macs: int | None
+    learning_rates: list[tuple[float, int]]
+    hyper_parameters: dict[str, Any]
+    declared_steps: int = 0
+    train_loss: list[float]
+    train_accuracy: list[float]
+    validation_loss: list[float]
+    validation_accuracy_curve: list[float]
+    test_loss: list[float]
+    test_accuracy: list[float]
+    accuracy: float
+    validation_accuracy: float
+    best_accuracy: float
+    best_epoch: int
+    correct: str
+    test_images: int
+    train_images: int
+    initial_accuracy: float | None = None
+    macs: int
+    macs_recounted: int
+    params: int
+    base_macs: int
+    base_params: int
+    kept: dict[str, list[int]] = Field(default_factory=dict)
+    granularity: Granularity = "filter"
+    stay: dict[str, int] = Field(default_factory=dict)
+    executed_macs: int | None = None
+    nonzero: list[int] = Field(default_factory=list)
+    jacobian: Jacobian | None = None
+    conduct: Conduct | None = None
+    parent_digest: str | None = None
+    weights_digest: str
+    split_digest: str
+    classes: int
+    provenance: str = "trained here"
+    device: str
+    environment: dict[str, str]
+    resumed: int = 0
+    seconds: float
+    training_seconds: float
+    finished: str
+
+    @property
+    def speedup(self) -> float:
+        """MACs(base) / MACs(pruned)."""
+        return self.base_macs / self.macs
+
+    @property
+    def spec(self) -> RunSpec:
+        """The identity alone."""
+        return RunSpec(**{name: getattr(self, name) for name in RunSpec.model_fields})
+
+
+#: Fields of a run record that may differ between two runs of the same identity.
+VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed"})
+
+
+class FailureRecord(Frozen):
+    """A run that did not come to an end: kept, never overwritten."""
+
+    spec: RunSpec
+    error: str
+    traceback: str
+    session: str
+    finished: str
+
+
+class CellRecord(Frozen):
+    """What a cell measured, and the runs that it stands on.
+
+    Attributes:
+        workload: And the four fields below: the cell.
+        budget: Budget label.
+        precision: Arithmetic.
+        backend: What was asked to make the steps.
+        labels: Settings that are not the default (budget, precision, backend, external base): results never mix across
+            them.
+        status: ``ok`` or ``failed``.
+        error: One line, where it failed.
+        accuracy: Percent, test set, last epoch of the result run.
+        base_accuracy: Percent, test set, of the dense base model.
+        validation_accuracy: Percent, of the result run.
+        speedup: MACs(base) / MACs(pruned).
+        params: Parameters of the result.
+        macs: MACs of the result.
+        granularity: What was removed: ``filter``, ``block`` or ``weight``; sizes then count what is not zero.
+        executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
+        total_epochs: Epochs over all stages; None where a stage was not measured.
+        total_macs: Training MACs over all stages; None where a stage was not measured.
+        base: Run id of the base model.
+        topup: Run id of the top-up, or None.
+        prune: Run id of the prune stage, or None.
+        trials: Run ids of all retrainings (or the scratch training), in the order of the grid.
+        result: Run id that the accuracy comes from.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    workload: str
+    workload_version: int
+    protocol: str
+    protocol_version: int
+    method: str
+    ratio: float
+    seed: int
+    budget: str = "full"
+    precision: str = "fp32"
+    backend: str = "torch"
+    labels: tuple[str, ...] = ()
+    status: Literal["ok", "failed"]
+    error: str = ""
+    accuracy: float | None = None
+    base_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    speedup: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    granularity: Granularity = "filter"
+    executed_macs: int | None = None
+    total_epochs: float | None = None
+    total_macs: int | None = None
+    base: str | None = None
+    topup: str | None = None
+    prune: str | None = None
+    trials: tuple[str, ...] = ()
+    result: str | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """Its name."""
+        return Cell(self.workload, self.protocol, self.method, self.ratio, self.seed)
+
+    @property
+    def runs(self) -> list[str]:
+        """All run ids that it stands on, in order of stages."""
+        chain = [self.base, self.topup, self.prune, *self.trials]
+        return list(dict.fromkeys(run for run in chain if run is not None))

@@ -1,0 +1,349 @@
+"""What a method gets to do its work with: one pruning job, metered, and the retraining that follows."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneaudit.errors import MethodError
+from pruneaudit.ledger.records import Scope, Target
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.layers import PrunableLayer
+from pruneaudit.pruning.ratios import removed_filters
+from pruneaudit.pruning.removal import inputs_left
+from pruneaudit.streams import generator
+from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.loop import History, Hooks, Progress, Trainer
+from pruneaudit.training.metering import Meter
+from pruneaudit.training.watch import Watch
+from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.schema import Workload
+
+#: For each layer by name: indices of the filters that stay or, where single weights are removed, which weights stay
+#: (bool, in the shape of the layer's weights).
+Kept = Mapping[str, Sequence[int] | torch.Tensor]
+
+
+class RepetitionOverError(Exception):
+    """A method that repeats its first steps has done them."""
+
+
+class PruningTask:
+    """One pruning job, as a method sees it.
+
+    Attributes:
+        model: The dense network with the base's weights: train it through :meth:`train`.
+        layers: The layers that lose filters (or weights), in module order.
+        workload: The workload's public facts.
+        ratio: Share of filters to remove from each layer, where the workload states no other for it.
+        target: What is to be removed, in numbers.
+        recipe: What :meth:`train` does: steps as declared, learning rate as the protocol says.
+        state: Whatever hooks remember between steps (numbers and tensors): it is kept in checkpoints, so that a killed
+            run goes on exactly.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[PrunableLayer],
+        workload: Workload,
+        ratio: float,
+        recipe: Recipe,
+        dataset: Dataset,
+        seed: int,
+        meter: Meter,
+        method: str,
+        precision: str = "fp32",
+        checkpoint: Checkpoint | None = None,
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+        most: int | None = None,
+        target: Target | None = None,
+        initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = tuple(layers)
+        self.workload = workload
+        self.ratio = ratio
+        self.target = target or _uniform(self.layers, workload, ratio)
+        self.recipe = recipe
+        self.state: dict[str, Any] = {}
+        self.history = History()
+        self.resumed_from = 0
+        self._dataset = dataset
+        self._seed = seed
+        self._meter = meter
+        self._method = method
+        self._precision = precision
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._watch = watch
+        # A repetition of the first steps trains no longer, whatever the method asks for.
+        self._most = most
+        self._initial = initial
+        self._steps_done = 0
+        # Scores are not to change the statistics of a normalisation.
+        model.eval()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the declared budget."""
+        return self.recipe.steps or 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the training split."""
+        return steps_per_epoch(len(self._dataset.train), self.recipe.batch)
+
+    def removed(self, layer: PrunableLayer) -> int:
+        """Number of filters (weights) to remove from a layer where every layer loses its share."""
+        return self.units(layer) - self.target.stay[layer.name]
+
+    def keep(self, scores: Mapping[str, torch.Tensor], scope: Scope = "layerwise") -> dict[str, Any]:
+        """What stays when the lowest scores go: in each layer its share, or of all layers (``global``).
+
+        Args:
+            scores: A score for each filter ``[out_channels]`` (or each weight) of each layer, by name.
+            scope: Whether layers compete.
+
+        Raises:
+            MethodError: Scores do not have the right shape, or are not finite.
+        """
+        if scope == "global":
+            return self.keep_highest_overall(scores)
+        return {layer.name: self.keep_highest(layer, scores[layer.name]) for layer in self.layers}
+
+    def keep_highest(self, layer: PrunableLayer, scores: torch.Tensor) -> Any:
+        """What stays of a layer when the lowest scores go (ties: the lower index goes first).
+
+        Returns:
+            Sorted indices of filters; of weights which stay, bool in their shape.
+
+        Raises:
+            MethodError: The scores do not have the right shape, or are not finite.
+        """
+        values = self._checked(layer, scores)
+        order = torch.argsort(values, stable=True)[self.removed(layer) :]
+        if self.target.granularity != "weight":
+            return sorted(order.tolist())
+        mask = torch.zeros(values.numel(), dtype=torch.bool)
+        mask[order] = True
+        return mask.view(layer.weight.shape)
+
+    def keep_highest_overall(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What stays when the lowest scores of all layers go, at least one filter (weight) staying in each layer.
+
+        As many filters go as bring the MACs nearest to those of a network whose layers all lose their share: global and
+        layerwise arms then stand at one speedup (F103). A workload may ask for a share of all filters instead, as some
+        papers do (``operating_point``). Of single weights as many stay as layerwise arms keep, as papers state it.
+        Ties: layers in order, then the lower index first.
+
+        Args:
+            scores: A score for each filter ``[out_channels]`` (or each weight) of each layer, by name.
+
+        Returns:
+            As :meth:`keep_highest`, by layer.
+
+        Raises:
+            MethodError: Scores do not have the right shape, or are not finite.
+        """
+        values = {layer.name: self._checked(layer, scores[layer.name]) for layer in self.layers}
+        weights = self.target.granularity == "weight"
+        blocks = self.target.granularity == "block"
+        joined = torch.cat(list(values.values()))
+        owner = torch.cat([torch.full((len(found),), place) for place, found in enumerate(values.values())])
+        order = torch.argsort(joined, stable=True)
+        if not blocks:
+            # The best of each layer stays, whatever its score: a layer without filters ends the network.
+            last = torch.zeros(len(joined), dtype=torch.bool)
+            start = 0
+            for found in values.values():
+                last[start + int(found.argmax())] = True
+                start += len(found)
+            order = order[~last[order]]
+        removals = owner[order]
+        gone = self._nearest(removals, list(values))
+        stays = torch.ones(len(joined), dtype=torch.bool)
+        stays[order[:gone]] = False
+        answer: dict[str, Any] = {}
+        start = 0
+        for layer in self.layers:
+            part = stays[start : start + len(values[layer.name])]
+            start += len(part)
+            if weights:
+                answer[layer.name] = part.view(layer.weight.shape)
+            elif blocks:
+                answer[layer.name] = list(range(layer.channels)) if bool(part) else []
+            else:
+                answer[layer.name] = part.nonzero().flatten().tolist()
+        return answer
+
+    def _nearest(self, removals: torch.Tensor, names: list[str]) -> int:
+        """How many of some removals, given by the place of their layer, reach the target."""
+        if self.target.share is not None:
+            total = sum(self.units(layer) for layer in self.layers)
+            return min(len(removals), total - self.target.share)
+        costs = shapes.costs(self.workload)
+
+        def macs_after(count: int) -> int:
+            removed = torch.bincount(removals[:count], minlength=len(names)).tolist()
+            if self.target.granularity == "block":
+                return costs.of_widths({name: 0 for name, gone in zip(names, removed, strict=True) if gone})
+            return costs.of_widths(
+                {name: costs.filters[name] - gone for name, gone in zip(names, removed, strict=True)}
+            )
+
+        # The first count at which the network is no larger than the target; the one before may be nearer.
+        first = bisect_left(range(len(removals)), True, key=lambda count: macs_after(count) <= self.target.macs)
+        return min(
+            (count for count in (first - 1, first) if count >= 0), key=lambda n: abs(macs_after(n) - self.target.macs)
+        )
+
+    def units(self, layer: PrunableLayer) -> int:
+        """Filters, or weights, of a layer."""
+        return layer.weight.numel() if self.target.granularity == "weight" else layer.channels
+
+    def _checked(self, layer: PrunableLayer, scores: torch.Tensor) -> torch.Tensor:
+        """Scores of a layer as one row of doubles.
+
+        Raises:
+            MethodError: They do not have the right shape, or are not finite.
+        """
+        shapes_of = {"filter": (layer.channels,), "block": (1,), "weight": tuple(layer.weight.shape)}
+        expected = shapes_of[self.target.granularity]
+        if tuple(scores.shape) != expected:
+            raise MethodError(
+                f"method '{self._method}' scored layer '{layer.name}' with shape {list(scores.shape)}; "
+                f"expected {list(expected)}, one score for each {self.target.granularity}"
+            )
+        if not bool(torch.isfinite(scores).all()):
+            raise MethodError(f"method '{self._method}' gave layer '{layer.name}' a score that is not finite")
+        return scores.detach().cpu().double().flatten()
+
+    def inputs_left(self, kept: Mapping[str, Sequence[int]]) -> dict[nn.Module, torch.Tensor]:
+        """Input channels that stay of each layer that loses some when only ``kept`` filters stay, by module."""
+        return inputs_left(self.layers, kept)
+
+    def torch_pruner(self, kind: Any, **options: Any) -> Any:
+        """A pruner of torch-pruning over the network, for its regulariser; only the layers to prune are free.
+
+        Its tracing passes one empty image through the network, which is no training and does not count.
+
+        Args:
+            kind: The class, such as ``torch_pruning.pruner.GroupNormPruner``.
+            options: What it takes besides network, example and ignored layers.
+
+        Raises:
+            MethodError: It is no pruner of torch-pruning.
+        """
+        if not getattr(kind, "__module__", "").startswith("torch_pruning."):
+            raise MethodError(f"method '{self._method}': torch_pruner() takes classes of torch-pruning only")
+        free = {layer.module for layer in self.layers}
+        ignored = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and module not in free
+        ]
+        example = self._dataset.example().to(next(self.model.parameters()))
+        with self._meter.paused(), torch.enable_grad():
+            return kind(self.model, example, ignored_layers=ignored, **options)
+
+    def initial(self, epoch: int = 0) -> Mapping[str, torch.Tensor]:
+        """State of the base model after some epochs of its training; 0: before the first step.
+
+        Raises:
+            MethodError: The base model was not trained here.
+        """
+        if self._initial is None:
+            raise MethodError(f"method '{self._method}' asks for the base model's initial weights, which are not known")
+        with self._meter.paused():
+            return self._initial(epoch)
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """The method's own random stream called ``names`` (CPU): the same for a seed whatever else happens."""
+        return generator(self._seed, "method", self._method, *names)
+
+    def batches(self, count: int, batch: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The first ``count`` augmented training batches of the method's own stream: ``[B, C, H, W]``, ``[B]``."""
+        size = batch or self.recipe.batch
+        dtype = next(self.model.parameters()).dtype
+        made = 0
+        for epoch in range(math.ceil(count * size / len(self._dataset.train))):
+            for images, labels in self._dataset.batches(self._seed, f"scoring/{self._method}", epoch, size, dtype):
+                if made == count:
+                    return
+                self._meter.admit(images)
+                yield images, labels
+                made += 1
+
+    def train(self, steps: int | None = None, hooks: Hooks | None = None) -> None:
+        """Train ``model`` for ``steps`` (default: the whole declared budget) with the method's hooks.
+
+        Order of a step: forward, ``hooks.penalty`` added to the loss, backward, ``hooks.gradients``, optimiser step,
+        ``hooks.after_step``. Metered. Hooks see the number of the step within this call.
+        """
+        steps = self.steps if steps is None else steps
+        if self._most is not None:
+            if self._steps_done >= self._most:
+                # Else a method that trains until some loss is small would never end.
+                raise RepetitionOverError
+            steps = min(steps, self._most - self._steps_done)
+        checkpoint = self._checkpoint
+        if self._steps_done and checkpoint is not None:
+            # Only one call can be continued after a kill; with a second one the whole stage starts again.
+            checkpoint.path.unlink(missing_ok=True)
+            checkpoint = None
+        recipe = self.recipe.model_copy(update={"steps": steps, "start": self.recipe.start + self._steps_done})
+        stream = "prune" if not self._steps_done else f"prune/{self._steps_done}"
+        trainer = Trainer(
+            self.model,
+            self._dataset,
+            recipe,
+            self._seed,
+            stream,
+            self._meter,
+            self._precision,
+            checkpoint,
+            self._progress,
+            self.state,
+        )
+        with self._watch.training() if self._watch is not None else nullcontext():
+            history = trainer.fit(hooks)
+        self.model.eval()
+        for name, curve in vars(history).items():
+            getattr(self.history, name).extend(curve)
+        self.resumed_from = max(self.resumed_from, trainer.resumed_from)
+        self._steps_done += steps
+
+
+def _uniform(layers: Sequence[PrunableLayer], workload: Workload, ratio: float) -> Target:
+    """Every layer loses its share: a target for layers of any network."""
+    removed = {layer.name: removed_filters(layer.channels, workload.ratio_of(layer.name, ratio)) for layer in layers}
+    return Target(stay={layer.name: layer.channels - removed[layer.name] for layer in layers}, macs=0, unit=0)
+
+
+@dataclass(frozen=True)
+class RetrainingTask:
+    """The retraining of a pruned network, as the method that pruned it sees it.
+
+    Attributes:
+        model: The pruned network; hooks may read its weights and change their gradients.
+        workload: The workload's public facts.
+        ratio: The pruning ratio.
+        steps: Optimiser steps of the whole retraining.
+        state: Whatever hooks remember between steps; kept in checkpoints.
+    """
+
+    model: nn.Module
+    workload: Workload
+    ratio: float
+    steps: int
+    state: dict[str, Any]

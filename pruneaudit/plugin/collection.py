@@ -1,0 +1,73 @@
+"""What a selection selects, found by a collection of pytest: for ``pruneaudit plan``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pruneaudit.catalog.discovery import suite_arguments
+from pruneaudit.errors import ConfigError
+from pruneaudit.plugin import audit_session
+from pruneaudit.plugin.device import visible_gpus
+from pruneaudit.plugin.session import AuditSession, ConformanceCase, item_target
+
+if TYPE_CHECKING:
+    from pruneaudit.campaign.plan import Work
+
+
+class _Collector:
+    """Takes the audit session, and the conformance checks, out of a pytest collection."""
+
+    session: AuditSession | None = None
+    checks: list[ConformanceCase]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.session = audit_session(session.config)
+        targets = map(item_target, session.items)
+        self.checks = [target for target in targets if isinstance(target, ConformanceCase)]
+
+
+def collect(expression: str, options: list[str]) -> Work:
+    """Collect what pytest would run.
+
+    Args:
+        expression: As pytest's ``-k``.
+        options: ``--audit-…`` options of the suite.
+
+    Raises:
+        ConfigError: The selection is wrong or empty.
+    """
+    collector = _Collector()
+    output = io.StringIO()
+    arguments = [*suite_arguments(), "--collect-only", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = pytest.main([*arguments, "-k", expression, *options], plugins=[collector])
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise ConfigError(f"nothing is selected by -k '{expression}'")
+    session = collector.session
+    if status != pytest.ExitCode.OK or session is None:
+        lines = [line for line in output.getvalue().splitlines() if line.strip()]
+        # argparse puts its usage first and the reason behind "error: "; pytest puts the reason behind "ERROR: ".
+        reason = next((line for line in lines if ": error: " in line), "")
+        reason = reason or next((line for line in lines if line.startswith("ERROR")), "ERROR: collection failed")
+        raise ConfigError(reason.rpartition(": error: ")[2].removeprefix("ERROR: "))
+    # Whatever this process did until here, the one that starts the workers does as well: it needs no torch.
+    collecting = time.process_time()
+    from pruneaudit.campaign.plan import Check, Work
+
+    checks = [Check(case.id, case.check, case.method, case.workload) for case in collector.checks]
+    gpus = len(visible_gpus()) if session.device == "cuda" else 0
+    return Work(
+        session.catalog,
+        session.ledger,
+        session.settings,
+        session.runtime,
+        gpus,
+        session.selected,
+        checks,
+        collecting,
+    )

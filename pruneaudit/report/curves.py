@@ -1,0 +1,19 @@
+"""How single runs went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a run went.
+
+    Attributes:
+        test_accuracy: Percent, after each epoch.
+        rates: Learning rates, each with the epoch at which it begins (0: the start; steps within an epoch are parts).
+    """
+
+    test_accuracy: Sequence[float]
+    rates: Sequence[tuple[float, float]]

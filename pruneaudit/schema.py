@@ -1,0 +1,82 @@
+"""Data of this project: frozen, typed, unknown keys refused; read from TOML with one line that says what is wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pruneaudit.errors import ConfigError, nearest
+
+
+class Frozen(BaseModel):
+    """Base of all data in this project: immutable, and a key nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_as(kind: type[Model], path: Path) -> Model:
+    """Read a file as a model whose name is the file's.
+
+    Raises:
+        ConfigError: The file is no TOML or no such model; the message names file, key and what was expected.
+    """
+    return validate(kind, {**read_toml(path), "name": path.stem}, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Content of a TOML file whose name is the name of what it holds.
+
+    Raises:
+        ConfigError: It cannot be read, is no TOML, or states a name.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    if "name" in content:
+        raise ConfigError(f"{path}: name: the file name is the name; delete this key")
+    return content
+
+
+def validate(kind: type[Model], content: dict[str, Any], path: Path) -> Model:
+    """Content of a file as a model.
+
+    Raises:
+        ConfigError: It is none; the message names file, key and what was expected.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error, kind)}") from None
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """First problem of a validation error as ``key: what was expected``."""
+    problems = error.errors()
+    # A misspelt key is the cause, the missing one only its consequence.
+    problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
+    where = [str(part) for part in problem["loc"]]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        model = kind
+        for part in where[:-1]:
+            # A part that is no field is the place in a list of models.
+            if part in model.model_fields:
+                annotation = model.model_fields[part].annotation
+                inner = (annotation, *get_args(annotation))
+                model = next((one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), model)
+        return f"{key}: unknown key.{nearest(where[-1], model.model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{key}: missing; this key is required"
+    value = problem.get("input")
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    return f"{key + ': ' if key else ''}{message}{shown}"

@@ -5,12 +5,8 @@ Discovery reads file names only; a method is imported when a run needs it, so co
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
-import inspect
 import re
-import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -21,6 +17,7 @@ from pruneaudit.catalog.claims import PublishedTable, load_table
 from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
 from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
+from pruneaudit.sources import Source, load_file
 from pruneaudit.workloads.schema import Workload, load_workload
 
 ENTRY_POINT_GROUP = "pruneaudit.methods"
@@ -70,7 +67,7 @@ class MethodSource:
         where = self.path or self.target
         try:
             if self.path is not None:
-                cls: Any = _method_class(_load_file(self.path), self.path)
+                cls: Any = _method_class(load_file(self.path), self.path)
             else:
                 module_name, _, attribute = str(self.target).partition(":")
                 cls = getattr(importlib.import_module(module_name), attribute)
@@ -103,14 +100,18 @@ class MethodSource:
         if self.path is None:
             return self
         again = MethodSource(self.name, path=self.path)
-        vars(again)["cls"] = _method_class(_load_file(self.path, anew=True), self.path)
+        vars(again)["cls"] = _method_class(load_file(self.path, anew=True), self.path)
         return again
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the source that defines the method: an edited method is another method."""
-        path = self.path or Path(inspect.getsourcefile(self.cls) or "")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        if self.path is None:
+            # A class may be handed on by its package and defined in another file of it.
+            target = Source(None, self.cls.__module__, self.cls.__name__)
+        else:
+            target = Source(self.path.resolve(), "", "")
+        return target.digest
 
 
 def _is_method(value: object) -> bool:
@@ -125,27 +126,6 @@ def _method_class(module: Any, path: Path) -> Any:
         names = ", ".join(value.__name__ for value in found) or "none"
         raise MethodError(f"{path}: expected exactly one Method subclass, found {names}")
     return found[0]
-
-
-def _load_file(path: Path, anew: bool = False) -> Any:
-    """Import a file under a name that no other module has; ``anew``: once more, whatever was imported before."""
-    content = path.read_bytes()
-    identity = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:8]
-    name = f"pruneaudit_method_{path.stem}_{identity}" + ("_again" if anew else "")
-    if name in sys.modules and not anew:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise MethodError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        # Compiled from what was read: a bytecode cache may miss an edit within one second.
-        exec(compile(content, str(path), "exec"), module.__dict__)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 @dataclass

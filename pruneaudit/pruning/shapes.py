@@ -17,7 +17,7 @@ from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import dependency_graph, group_of, loses_inputs, shrink, widths_to_kept
 from pruneaudit.workloads.datasets import facts
 from pruneaudit.workloads.models import build
-from pruneaudit.workloads.schema import DataConfig, Workload
+from pruneaudit.workloads.schema import DataConfig, Network, Workload
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class Costs:
 
 def costs(workload: Workload) -> Costs:
     """Costs of a workload's network."""
-    return _costs(workload.model, workload.data, workload.prunable, workload.skip)
+    return _costs(workload.network, workload.data, workload.prunable, workload.skip)
 
 
 @lru_cache(maxsize=64)
-def _costs(model: str, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Costs:
+def _costs(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Costs:
     network = _network(model, data, {})
     modules = dict(network.named_modules())
     names = {module: name for name, module in modules.items()}
@@ -126,7 +126,7 @@ def target(workload: Workload, ratio: float, granularity: Granularity = "filter"
     known = costs(workload)
     if granularity == "weight":
         # Shares of single layers are about filters; the ratio is one of weights.
-        names = weight_names(_network(workload.model, workload.data, {}))
+        names = weight_names(_network(workload.network, workload.data, {}))
         counts = {name: known.weights[name] for name in names}
         shares = dict.fromkeys(names, ratio)
     else:
@@ -180,12 +180,12 @@ def example(workload: Workload) -> torch.Tensor:
 
 def dense_network(workload: Workload) -> nn.Module:
     """The workload's dense network, freshly built; its weights are to be replaced."""
-    return _network(workload.model, workload.data, {})
+    return _network(workload.network, workload.data, {})
 
 
 def network(workload: Workload, widths: dict[str, int]) -> nn.Module:
     """A network of the given widths; its weights are to be replaced."""
-    return _network(workload.model, workload.data, widths)
+    return _network(workload.network, workload.data, widths)
 
 
 def _example(data: DataConfig) -> torch.Tensor:
@@ -193,31 +193,34 @@ def _example(data: DataConfig) -> torch.Tensor:
     return torch.zeros(1, sizes.channels, sizes.height, sizes.height)
 
 
-def _network(model: str, data: DataConfig, widths: dict[str, int]) -> nn.Module:
+def _dense(model: Network, data: DataConfig) -> nn.Module:
     sizes = facts(data)
-    dense = build(model, sizes.channels, sizes.classes)
+    return build(model, sizes.channels, sizes.classes)
+
+
+def _network(model: Network, data: DataConfig, widths: dict[str, int]) -> nn.Module:
+    dense = _dense(model, data)
     return shrink(dense, widths_to_kept(widths), _example(data)) if widths else dense
 
 
 def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
     """Filters that each prunable layer keeps at a ratio."""
-    widths = _prunable_widths(workload.model, workload.data, workload.prunable, workload.skip)
+    widths = _prunable_widths(workload.network, workload.data, workload.prunable, workload.skip)
     return {name: count - removed_filters(count, workload.ratio_of(name, ratio)) for name, count in widths}
 
 
 @lru_cache(maxsize=64)
 def _prunable_widths(
-    model: str, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]
+    model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]
 ) -> tuple[tuple[str, int], ...]:
     """Filters of each prunable layer of the dense network."""
-    sizes = facts(data)
-    dense = build(model, sizes.channels, sizes.classes)
+    dense = _dense(model, data)
     modules = dict(dense.named_modules())
     return tuple((name, int(modules[name].weight.shape[0])) for name in prunable_names(dense, prunable, skip))
 
 
 @lru_cache(maxsize=512)
-def _shape(model: str, data: DataConfig, widths: tuple[tuple[str, int], ...]) -> Shape:
+def _shape(model: Network, data: DataConfig, widths: tuple[tuple[str, int], ...]) -> Shape:
     """Counting takes a second for a large network: cached by what it depends on, whatever the recipes."""
     built = _network(model, data, dict(widths))
     return Shape(widths, macs(built, _example(data)), macs_by_torch(built, _example(data)), parameters(built))
@@ -225,12 +228,12 @@ def _shape(model: str, data: DataConfig, widths: tuple[tuple[str, int], ...]) ->
 
 def shape_of(workload: Workload, widths: dict[str, int]) -> Shape:
     """Size of the network with the given widths (none: dense)."""
-    return _shape(workload.model, workload.data, tuple(widths.items()))
+    return _shape(workload.network, workload.data, tuple(widths.items()))
 
 
 def shape_of_weights(workload: Workload, stay: Mapping[str, int]) -> Shape:
     """Size of the dense network with so many weights left in some layers; what is zero counts nothing."""
-    network = _network(workload.model, workload.data, {})
+    network = _network(workload.network, workload.data, {})
     known = costs(workload)
     removed = sum(known.weights[name] - count for name, count in stay.items())
     recounted = macs_by_torch_of_weights(network, _example(workload.data), stay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,20 @@ from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
+
+
+class Network(Frozen):
+    """What builds a dense network.
+
+    Attributes:
+        model: Key in the model registry, or a spec of the user's own.
+        args: Keyword arguments beside the sizes of the data.
+        folder: Where relative paths start; no part of any identity.
+    """
+
+    model: str
+    args: tuple[tuple[str, Any], ...] = ()
+    folder: Path | None = Field(default=None, exclude=True)
 
 
 class DataConfig(Frozen):
@@ -28,6 +42,7 @@ class DataConfig(Frozen):
         pad: Zero padding of the random crop (0: no crop).
         flip: Random horizontal flips.
         validation: Images that the training set gives up for validation (0: the dataset's own fixed split).
+        folder: Where relative paths start; no part of any identity.
     """
 
     name: str
@@ -37,6 +52,7 @@ class DataConfig(Frozen):
     pad: int = Field(default=0, ge=0)
     flip: bool = False
     validation: int = Field(default=0, ge=0)
+    folder: Path | None = Field(default=None, exclude=True)
 
     @property
     def augmentation(self) -> str:
@@ -70,7 +86,8 @@ class Workload(Frozen):
         name: File stem of its TOML.
         version: Raised whenever an edit changes numbers; versions are never mixed in a table.
         source: Where the recipe comes from.
-        model: Key in the model registry.
+        model: Key in the model registry, or a spec of the user's own.
+        model_args: What the model takes beside the sizes of the data.
         data: The dataset.
         prunable: Patterns (shell style) of the layers that may lose filters.
         skip: Patterns taken out again.
@@ -89,12 +106,15 @@ class Workload(Frozen):
         scratch: Recipe of a network trained from random initialisation.
         tune: Grid of retraining schedules for S3.1.
         budget: Scales of the reduced budgets.
+        folder: Where relative paths of a user's own workload start; no part of any identity.
     """
 
     name: str
     version: int = Field(ge=1)
     source: str
     model: str
+    model_args: tuple[tuple[str, Any], ...] = ()
+    folder: Path | None = Field(default=None, exclude=True)
     data: DataConfig
     prunable: tuple[str, ...] = Field(min_length=1)
     skip: tuple[str, ...] = ()
@@ -153,6 +173,11 @@ class Workload(Frozen):
                 "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
             )
         return self
+
+    @property
+    def network(self) -> Network:
+        """What builds its dense network."""
+        return Network(model=self.model, args=self.model_args, folder=self.folder)
 
     def ratio_of(self, layer: str, ratio: float) -> float:
         """Share of filters that a layer loses at a ratio."""

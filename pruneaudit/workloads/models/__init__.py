@@ -12,6 +12,7 @@ from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.models.resnet import CifarResNet
 from pruneaudit.workloads.models.vgg import CifarVGG
+from pruneaudit.workloads.schema import Network
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
@@ -27,17 +28,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, channels: int, classes: int) -> nn.Module:
+def build(network: Network | str, channels: int, classes: int) -> nn.Module:
     """Build an architecture.
 
     Args:
-        name: Key of :data:`MODELS`.
+        network: What to build, or a key of :data:`MODELS`.
         channels: Input channels.
         classes: Output classes.
 
     Raises:
         ConfigError: No such architecture.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    return MODELS[name](channels=channels, classes=classes)
+    chosen = Network(model=network) if isinstance(network, str) else network
+    if chosen.model not in MODELS:
+        raise unknown("model", chosen.model, MODELS)
+    return MODELS[chosen.model](channels=channels, classes=classes, **dict(chosen.args))

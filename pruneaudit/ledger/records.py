@@ -16,7 +16,7 @@ from pruneaudit.catalog.names import ratio_text
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.schema import Frozen
 from pruneaudit.workloads.recipes import Recipe
-from pruneaudit.workloads.schema import DataConfig
+from pruneaudit.workloads.schema import DataConfig, Reading
 
 SCHEMA_VERSION = 2
 #: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
@@ -78,6 +78,7 @@ class RunSpec(Frozen):
         widths: Filters left in each layer (scratch).
         shape_of: Id of the prune run whose architecture is trained from random weights (scratch).
         checkpoint: SHA-256 of a user's own base model.
+        reading: Where and how that file names its tensors, where the workload says so.
         own_base_of: Method whose independent base this is (S1); empty for the shared one.
         precision: Arithmetic.
         budget: Label of scaled lengths; reduced budgets never mix with full ones.
@@ -104,6 +105,7 @@ class RunSpec(Frozen):
     widths: dict[str, int] = Field(default_factory=dict)
     shape_of: str | None = None
     checkpoint: str | None = None
+    reading: Reading = Reading()
     own_base_of: str = ""
     precision: str = "fp32"
     budget: str = "full"

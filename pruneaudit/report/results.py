@@ -478,6 +478,7 @@ def _run_rows(
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
             "environment": environments.index(tuple(sorted(run.environment.items()))),
+            **({"provenance": run.provenance} if run.provenance != "trained here" else {}),
         }
         for name, run in runs.items()
     ]

@@ -54,6 +54,7 @@ class Outcome:
     model: nn.Module
     consumption: Consumption
     history: History = field(default_factory=History)
+    epoch_starts: list[int] = field(default_factory=list)
     kept: dict[str, list[int]] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -307,6 +308,7 @@ class Stages:
             model,
             pruned.consumption,
             pruned.history,
+            pruned.epoch_starts,
             answer.kept,
             widths,
             answer.masks,
@@ -472,6 +474,7 @@ class Stages:
             stay=stay,
             executed_macs=dense.macs if stay else None,
             nonzero=history.nonzero,
+            epoch_starts=_uneven(outcome.epoch_starts, steps_per_epoch(len(dataset.train), spec.recipe.batch)),
             jacobian=slopes,
             conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
@@ -487,6 +490,11 @@ class Stages:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return self.ledger.commit(record, weights)
+
+
+def _uneven(starts: list[int], per_epoch: int) -> list[int]:
+    """Steps at which epochs begin, where that is not told by their length: several trainings, each with a last part."""
+    return starts if starts != list(range(0, len(starts) * per_epoch, per_epoch)) else []
 
 
 def _acts(

@@ -48,6 +48,8 @@ class PruningTask:
         recipe: What :meth:`train` does: steps as declared, learning rate as the protocol says.
         state: Whatever hooks remember between steps (numbers and tensors): it is kept in checkpoints, so that a killed
             run goes on exactly.
+        history: Curves of all its training, one point for each epoch of each call of :meth:`train`.
+        epoch_starts: Step at which each of these epochs begins: the last one of a call may be a part.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class PruningTask:
         self._most = most
         self._initial = initial
         self._steps_done = 0
+        self.epoch_starts: list[int] = []
         # Scores are not to change the statistics of a normalisation.
         model.eval()
 
@@ -211,14 +214,25 @@ class PruningTask:
         """Filters, or weights, of a layer."""
         return layer.weight.numel() if self.target.granularity == "weight" else layer.channels
 
-    def _checked(self, layer: PrunableLayer, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of a layer as one row of doubles.
+    def _checked(self, layer: PrunableLayer, scores: Any) -> torch.Tensor:
+        """Scores of a layer, a tensor or what becomes one (a list, an array of numpy), as one row of doubles.
 
         Raises:
-            MethodError: They do not have the right shape, or are not finite.
+            MethodError: They are no numbers, do not have the right shape, or are not finite.
         """
         shapes_of = {"filter": (layer.channels,), "block": (1,), "weight": tuple(layer.weight.shape)}
         expected = shapes_of[self.target.granularity]
+        try:
+            scores = scores if isinstance(scores, torch.Tensor) else torch.as_tensor(scores, dtype=torch.float64)
+            real = not scores.is_complex()
+        except (TypeError, ValueError, RuntimeError):
+            real = False
+        if not real:
+            kind = "None; did it forget to return?" if scores is None else f"{type(scores).__name__};"
+            raise MethodError(
+                f"method '{self._method}' scored layer '{layer.name}' with {kind} expected a tensor of shape "
+                f"{list(expected)}, one real number for each {self.target.granularity}"
+            )
         if tuple(scores.shape) != expected:
             raise MethodError(
                 f"method '{self._method}' scored layer '{layer.name}' with shape {list(scores.shape)}; "
@@ -321,6 +335,7 @@ class PruningTask:
         for name, curve in vars(history).items():
             getattr(self.history, name).extend(curve)
         self.resumed_from = max(self.resumed_from, trainer.resumed_from)
+        self.epoch_starts += range(self._steps_done, self._steps_done + steps, self.steps_per_epoch)
         self._steps_done += steps
 
 

@@ -1,14 +1,19 @@
 """Honest habits of people who write methods: each works, or gets one line that says what to do."""
 
+import copy
+
 import numpy as np
 import pytest
 import small
+import torch
+import torch.nn.utils.prune
 from builders import run_record, run_spec
 
-from pruneaudit import Budget, FilterScore, Hooks, TrainedMethod
+from pruneaudit import Budget, FilterScore, Hooks, TrainedMethod, WeightScore, check_method
 from pruneaudit.errors import MethodError
-from pruneaudit.method import conduct
+from pruneaudit.method import conduct, task
 from pruneaudit.report import frames, results
+from pruneaudit.training.precision import place
 from pruneaudit.workloads.recipes import Recipe
 
 
@@ -74,6 +79,86 @@ def test_a_method_may_switch_gradients_off(l1):
     # The harness traces the network that the method leaves, and leaves its switches as they are.
     assert conduct.equivalence(pruned.model, pruned.answer, small.few_digits("resnet20")) < 1e-10
     assert not any(parameter.requires_grad for parameter in pruned.model.parameters())
+
+
+class ByView(FilterScore):
+    """Flattens by view, the commonest idiom of pruning code; and writes through a view, which a copy would lose."""
+
+    def score(self, layer, task):
+        assert layer.weight.view(-1).data_ptr() == layer.weight.data_ptr()
+        return layer.weight.view(layer.channels, -1).abs().sum(dim=1)
+
+
+class ByTorch(WeightScore):
+    """torch.nn.utils.prune on a copy, layer by layer."""
+
+    def score(self, layer, task): ...
+
+    def prune(self, task):
+        network = copy.deepcopy(task.model)
+        masks = {}
+        for layer in task.layers:
+            module = network.get_submodule(layer.name)
+            torch.nn.utils.prune.l1_unstructured(module, "weight", amount=task.removed(layer))
+            masks[layer.name] = module.weight_mask.bool()
+        return masks
+
+
+class ByViewAfterTraining(ByView):
+    """Trains, then scores."""
+
+    def budget(self, workload):
+        return Budget(steps=2)
+
+    def prune(self, task):
+        task.train()
+        return super().prune(task)
+
+
+def placed(name):
+    """A network as runs have it."""
+    return place(small.network(name), "cpu", "fp64")
+
+
+def test_weights_are_laid_out_as_their_shape_says(l1):
+    assert not placed("resnet20").layer1[0].conv1.weight.is_contiguous(), "else this tests nothing"
+    assert small.prune(ByView(), "resnet20", placed("resnet20")).answer == l1
+    by_torch = small.prune(ByTorch(), "resnet20", placed("resnet20")).answer
+    assert by_torch == small.prune("magnitude-layer", "resnet20", placed("resnet20")).answer
+    assert small.prune(ByViewAfterTraining(), "resnet20", placed("resnet20"), steps=2).answer.kept
+    for method in (ByView, ByTorch):
+        check_method(method)
+
+
+def test_training_finds_weights_channels_last_and_draws_do_too():
+    seen = []
+
+    class Looks(ByView):
+        def budget(self, workload):
+            return Budget(steps=2)
+
+        def prune(self, task):
+            weight = task.layers[0].weight
+            task.train(2, Hooks(after_step=lambda step: seen.append(weight.is_contiguous())))
+            seen.append(weight.is_contiguous())
+            kept = super().prune(task)
+            seen.append(weight.is_contiguous())
+            return kept
+
+    small.prune(Looks(), "resnet20", placed("resnet20"), steps=2)
+    assert seen == [False, False, True, False]
+
+
+def test_how_weights_are_laid_out_changes_no_bit(monkeypatch):
+    """Scores with gradients, a reconstruction, and draws after scores."""
+    for method in ("taylor", "thinet", "lottery-random-reinit"):
+        found = []
+        for lay_out in (task._hand_out, lambda model: None):
+            monkeypatch.setattr(task, "_hand_out", lay_out)
+            pruned = small.prune(method, "resnet20", placed("resnet20"))
+            found.append((pruned.answer, conduct.digest(pruned.model)))
+        monkeypatch.undo()
+        assert found[0] == found[1], method
 
 
 class TwoRounds(TrainedMethod):

@@ -95,6 +95,7 @@ class PruningTask:
         self.epoch_starts: list[int] = []
         # Scores are not to change the statistics of a normalisation.
         model.eval()
+        _hand_out(model)
 
     @property
     def steps(self) -> int:
@@ -242,6 +243,14 @@ class PruningTask:
             raise MethodError(f"method '{self._method}' gave layer '{layer.name}' a score that is not finite")
         return scores.detach().cpu().double().flatten()
 
+    def scored(self) -> None:
+        """Scores are taken: the network lies in memory as it is trained, channels last.
+
+        Draws fill a tensor in the order of its memory: what is drawn anew from here on has the values of a network that
+        was never laid out for reading.
+        """
+        self.model.to(memory_format=torch.channels_last)
+
     def inputs_left(self, kept: Mapping[str, Sequence[int]]) -> dict[nn.Module, torch.Tensor]:
         """Input channels that stay of each layer that loses some when only ``kept`` filters stay, by module."""
         return inputs_left(self.layers, kept)
@@ -301,6 +310,8 @@ class PruningTask:
     def train(self, steps: int | None = None, hooks: Hooks | None = None) -> None:
         """Train ``model`` for ``steps`` (default: the whole declared budget) with the method's hooks.
 
+        Within hooks weights lie channels last in memory: ``reshape`` and ``flatten`` work there, ``view`` does not.
+
         Order of a step: forward, ``hooks.penalty`` added to the loss, backward, ``hooks.gradients``, optimiser step,
         ``hooks.after_step``. Metered. Hooks see the number of the step within this call.
         """
@@ -330,13 +341,26 @@ class PruningTask:
             self.state,
         )
         with self._watch.training() if self._watch is not None else nullcontext():
-            history = trainer.fit(hooks)
+            try:
+                self.model.to(memory_format=torch.channels_last)
+                history = trainer.fit(hooks)
+            finally:
+                _hand_out(self.model)
         self.model.eval()
         for name, curve in vars(history).items():
             getattr(self.history, name).extend(curve)
         self.resumed_from = max(self.resumed_from, trainer.resumed_from)
         self.epoch_starts += range(self._steps_done, self._steps_done + steps, self.steps_per_epoch)
         self._steps_done += steps
+
+
+def _hand_out(model: nn.Module) -> None:
+    """Lay a network's weights out as their shapes say: ``view`` works on them, for reading and writing.
+
+    Training wants them channels last. Forward and backward passes of channels-last images compute the same bits either
+    way.
+    """
+    model.to(memory_format=torch.contiguous_format)
 
 
 def _uniform(layers: Sequence[PrunableLayer], workload: Workload, ratio: float) -> Target:

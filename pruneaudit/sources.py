@@ -9,10 +9,14 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +93,27 @@ class Source:
         return self.path or next(iter(_files_of(self.module, [Path(entry or ".") for entry in sys.path])), None)
 
     @property
+    def may_read(self) -> bool:
+        """Whether it could read files when it is imported or created; told from its source, without running it."""
+        path = self.file
+        return path is not None and any(map(_may_read, own_files(path, self.module)))
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the source: of the file alone where it imports nothing of its own, else of all that it does."""
+        """SHA-256 of the source: of the file alone where it imports and reads nothing of its own, else of all of that.
+
+        What it reads was heard while it was imported and created (:func:`listening`); environment variables count where
+        it names them literally and they are set.
+        """
         path = self.file
         if path is None:
             return hashlib.sha256(str(self).encode()).hexdigest()
         files = own_files(path, self.module)
-        if len(files) == 1:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-        return hashlib.sha256(
-            "".join(hashlib.sha256(one.read_bytes()).hexdigest() for one in files).encode()
-        ).hexdigest()
+        read = sorted({data for file in files for data in _read_by.get(file, ()) if data.is_file()} - set(files))
+        parts = [hashlib.sha256(one.read_bytes()).hexdigest() for one in (*files, *read)]
+        names = sorted({name for file in files for name in _variables(file)})
+        parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def load_file(path: Path, anew: bool = False) -> Any:
@@ -126,6 +140,109 @@ def load_file(path: Path, anew: bool = False) -> Any:
         del sys.modules[name]
         raise
     return module
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Note which files a user's code opens for reading meanwhile: they are part of what it does.
+
+    Those count that lie in the folder of the file that opens them, or below. Readers that are no Python (safetensors,
+    say) are not heard, nor is what a module of a package read before anybody listened.
+    """
+    global _listeners
+    _hear()
+    with _counting:
+        _listeners += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _listeners -= 1
+
+
+#: Files that each file's code read, both absolute.
+_read_by: dict[Path, set[Path]] = {}
+_listeners = 0
+_counting = threading.Lock()
+
+
+@cache
+def _hear() -> None:
+    """Hear of opened files from now on: an audit hook stays as long as its process."""
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if not _listeners or event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        mode, flags = arguments[1], arguments[2]
+        if any(letter in mode for letter in "wax+") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR):
+            return
+        data = Path(os.fsdecode(arguments[0])).absolute()
+        if data.suffix in (".py", ".pyc"):
+            return  # what is imported is found without running it
+        frame = sys._getframe(1)
+        while frame is not None:
+            # A name that compiled code was given: a path, or something like <frozen os>.
+            reader = Path(frame.f_code.co_filename)
+            if reader.is_absolute() and reader.parent in data.parents and _is_own(reader, None):
+                _read_by.setdefault(reader.resolve(), set()).add(data.resolve())
+                return
+            frame = frame.f_back  # type: ignore[assignment]
+
+    sys.addaudithook(heard)
+
+
+def _variables(file: Path) -> Iterator[str]:
+    """Environment variables that a file names: ``os.environ["X"]``, ``os.environ.get("X")``, ``os.getenv("X")``."""
+    for node in ast.walk(_parsed(file)):
+        if isinstance(node, ast.Subscript) and _ends_in(node.value, "environ"):
+            name: ast.expr | None = node.slice
+        elif isinstance(node, ast.Call) and (
+            _ends_in(node.func, "getenv")
+            or (isinstance(node.func, ast.Attribute) and _ends_in(node.func.value, "environ"))
+        ):
+            name = next(iter(node.args), None)
+        else:
+            continue
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            yield name.value
+
+
+def _may_read(file: Path) -> bool:
+    """Whether a file uses more than what cannot read, or names what can."""
+    for node in ast.walk(_parsed(file)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [str(node.module)]
+        else:
+            modules = []
+        if any(module not in _QUIET and module.partition(".")[0] not in _QUIET for module in modules):
+            return True
+        named = [node.id] if isinstance(node, ast.Name) else [node.attr] if isinstance(node, ast.Attribute) else []
+        named += [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        if any(name.startswith(_READERS) and name != "load_state_dict" for name in named):
+            return True
+    return False
+
+
+#: Modules with nothing that reads a file, but for names that begin so.
+_QUIET = frozenset(
+    {"__future__", "abc", "collections", "copy", "dataclasses", "enum", "functools", "itertools", "math", "numbers"}
+    | {"operator", "random", "statistics", "typing", "torch", "torch_pruning", "sklearn.linear_model", "pruneaudit"}
+)
+_READERS = ("open", "load", "read", "from_file", "hub", "exec", "eval", "__import__")
+
+
+def _ends_in(node: ast.expr, name: str) -> bool:
+    return name == (node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None))
+
+
+def _parsed(file: Path) -> ast.Module:
+    """Syntax tree of a file; empty where it has none."""
+    try:
+        return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def own_files(path: Path, module: str = "") -> list[Path]:
@@ -172,10 +289,7 @@ def _is_own(file: Path, home: Path | None) -> bool:
 
 def _imported(file: Path, module: str) -> Iterator[str]:
     """Dotted names that a file imports, names of a module's objects among them."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return
+    tree = _parsed(file)
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

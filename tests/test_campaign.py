@@ -5,9 +5,11 @@ import re
 import shutil
 
 import pytest
+import torch
 from builders import FakeExecutor, FakeStages, catalog, run_record, write_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.evidence import Case
@@ -24,6 +26,7 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning import shapes
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.models import build
 from pruneaudit.workloads.recipes import steps_per_epoch
 
 WORKLOAD = "lenet5-digits"
@@ -516,7 +519,9 @@ def test_an_external_base_is_one_run_for_all_seeds_and_its_digest_is_identity(tm
     paths = []
     for number in range(2):
         paths.append(tmp_path / f"base{number}.safetensors")
-        paths[-1].write_bytes(b"weights" + bytes([number]))
+        network = build("lenet5", 1, 10)
+        torch.nn.init.constant_(network.conv1.bias, number)
+        save_file(network.state_dict(), paths[-1])
     one, other = (planning(choice=Settings(base=path)) for path in paths)
     bases = {one.plan(cell(protocol, "l1", seed)).base.run_id for seed in (0, 1, 2) for protocol in PROTOCOLS}
     assert len(bases) == 1

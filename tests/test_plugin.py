@@ -339,6 +339,7 @@ def test_stop_at_first_failure_and_last_failed(checkout):
 
 
 def test_external_base_is_checked_evaluated_and_not_counted(checkout):
+    import torch
     from safetensors.torch import load_file, save_file
 
     assert (
@@ -363,13 +364,31 @@ def test_external_base_is_checked_evaluated_and_not_counted(checkout):
         {**tensors, "conv1.weight": tensors["conv1.weight"][:3].contiguous()}, checkout.root / "small.safetensors"
     )
     checkout.write("text.safetensors", "hello")
-    for name, message in {
-        "small.safetensors": "tensor 'conv1.weight' has shape [3, 1, 5, 5], lenet5 needs [6, 1, 5, 5]",
-        "text.safetensors": "not a safetensors file or damaged",
-    }.items():
+    for name, code, message in (
+        ("small.safetensors", 1, "tensor 'conv1.weight' has shape [3, 1, 5, 5], lenet5 needs [6, 1, 5, 5]"),
+        ("text.safetensors", 4, "not a safetensors file or damaged"),
+    ):
         outcome = checkout.pytest("suite/test_cells.py", *arguments[1:], name)
-        assert outcome.code == 1, outcome.text
+        assert outcome.code == code, outcome.text
         assert message in outcome.text and "Traceback" not in outcome.text
+    planned = checkout.python(
+        "-c",
+        "from pruneaudit.cli import main; main()",
+        "plan",
+        "-k",
+        "lenet5-digits",
+        "--audit-base",
+        "small.safetensors",
+    )
+    assert planned.code != 0 and "it is of another width" in planned.text and "Traceback" not in planned.text
+    # The same weights in half precision, as a trainer's checkpoint: the report tells what was done to them.
+    torch.save({"state_dict": {f"module.{key}": one.half() for key, one in tensors.items()}}, checkout.root / "h.pth")
+    outcome = checkout.pytest(
+        "suite/test_cells.py", *QUICK[1:], "--audit-methods", "l1", "--audit-protocols", "s3.2", "--audit-base", "h.pth"
+    )
+    assert outcome.code == 0 and "base h.pth" in outcome.text, outcome.text
+    told = "external: pretraining cost not measured; read from 'state_dict'; prefix 'module.' taken off; float16 cast"
+    assert told in (checkout.report / "report.md").read_text()
 
 
 def test_a_base_named_in_the_workload_is_kept_apart(checkout):

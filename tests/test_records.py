@@ -36,6 +36,7 @@ OTHER = {
     "widths": {"conv1": 3},
     "shape_of": "0123456789abcdef",
     "checkpoint": "cd" * 32,
+    "reading": {"key": "ema", "rename": [["^encoder", ""]]},
     "own_base_of": "l1",
     "precision": "fp64",
     "budget": "smoke",

@@ -15,7 +15,7 @@ from typing import Any
 from pruneaudit.campaign.calibration import Calibration, known
 from pruneaudit.campaign.cost import cost
 from pruneaudit.campaign.executors.local import LocalExecutor
-from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.planner import Campaign, check_base
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
@@ -135,6 +135,9 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
     work.runtime.prepare()
     executor = LocalExecutor(work.ledger, Stages(work.ledger, work.catalog, work.runtime), "plan")
     campaign = Campaign(work.catalog, work.ledger, work.settings, executor)
+    for name in {cell.workload for cell in work.cells}:
+        # Cells of a wrong base cannot be planned and would be left out without a word.
+        check_base(work.settings, work.catalog.workload(name).scaled(work.settings.budget))
     runs = campaign.runs(work.cells)
     missing = [run for run in runs if work.ledger.find(run) is None]
     checks = work.checks

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pruneaudit.catalog.cells import Cell
@@ -21,6 +23,7 @@ from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord, R
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.contract import Method, ScratchArm
 from pruneaudit.pruning import shapes
+from pruneaudit.workloads.checkpoints import base_path, fitted, read
 from pruneaudit.workloads.datasets import facts
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schedule import Schedule
@@ -28,6 +31,32 @@ from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
     from pruneaudit.method.contract import PublishedRecipe
+
+
+def check_base(settings: Settings, workload: Workload) -> str | None:
+    """Digest of a user's own base model that fits its workload; None where one is trained.
+
+    Raises:
+        ConfigError: It does not fit; one line names the first difference.
+    """
+    path, digest = base_path(settings.base, workload), settings.base_digest(workload)
+    if path is None or digest is None:
+        return None
+    problem = _problem(path, digest, workload)
+    if problem:
+        raise ConfigError(problem)
+    return digest
+
+
+@lru_cache(maxsize=64)
+def _problem(path: Path, digest: str, workload: Workload) -> str:
+    """What is wrong with a base model of some digest, or nothing. Every cell of a workload asks."""
+    try:
+        network = shapes.dense_network(workload)
+        fitted(read(path), path, workload.reading, network, workload.model)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 class Executor(Protocol):
@@ -260,11 +289,11 @@ class Planner:
 
     def _base(self, own: bool) -> RunSpec:
         """The shared base model, an independent one for this arm, or the user's own checkpoint."""
-        checkpoint = self.settings.base_digest(self.workload)
+        checkpoint = check_base(self.settings, self.workload)
         if checkpoint is not None:
             nothing = Recipe(steps=0, lr="0:0", batch=self.workload.pretrain.batch)
             # One file, whatever the seed: evaluated once.
-            return self._run("pretrain", nothing, seed=0, checkpoint=checkpoint)
+            return self._run("pretrain", nothing, seed=0, checkpoint=checkpoint, reading=self.workload.reading)
         return self._run("pretrain", self.workload.pretrain, own_base_of=self.cell.method if own else "")
 
     def _pruning(self, method: Method) -> tuple[Recipe | None, Recipe]:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import nn
 
@@ -38,6 +36,7 @@ from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.checkpoints import base_path, fitted, read
 from pruneaudit.workloads.datasets import Dataset, load, stored_at
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Budget, Workload
@@ -55,6 +54,7 @@ class Outcome:
     model: nn.Module
     consumption: Consumption
     history: History = field(default_factory=History)
+    epoch_starts: list[int] = field(default_factory=list)
     kept: dict[str, list[int]] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -208,10 +208,8 @@ class Stages:
     ) -> _Stage:
         model = shapes.dense_network(workload)
         if spec.checkpoint:
-            self._load_external(model, spec)
-            outcome = Outcome(self._place(model, spec), Consumption(), measured=False)
-            outcome.provenance = "external: pretraining cost not measured"
-            return outcome
+            provenance = self._load_external(model, spec)
+            return Outcome(self._place(model, spec), Consumption(), measured=False, provenance=provenance)
         names = ["pretrain", *([spec.own_base_of] if spec.own_base_of else [])]
         _initialise(model, spec.seed, *names)
         return (yield from self._train(model, spec, dataset, "/".join(names), progress))
@@ -310,6 +308,7 @@ class Stages:
             model,
             pruned.consumption,
             pruned.history,
+            pruned.epoch_starts,
             answer.kept,
             widths,
             answer.masks,
@@ -406,36 +405,16 @@ class Stages:
     def _checkpoint(self, spec: RunSpec) -> Checkpoint:
         return Checkpoint(self.ledger.workspace(spec) / "state.safetensors", self.runtime.device)
 
-    def _load_external(self, model: nn.Module, spec: RunSpec) -> None:
-        path = self.runtime.base
-        if path is None:
-            base = self.catalog.workload(spec.workload).base
-            assert base is not None
-            path = Path(base)
-        content = read_checkpoint(path)
+    def _load_external(self, model: nn.Module, spec: RunSpec) -> str:
+        """Load a user's own base model: where it came from, and what was done to it, for the record."""
+        path = base_path(self.runtime.base, self.catalog.workload(spec.workload))
+        assert path is not None
+        content = read(path)
         if hashlib.sha256(content).hexdigest() != spec.checkpoint:
             raise ConfigError(f"base {path} changed while the suite ran; start again")
-        try:
-            weights = load_weights(content)
-        except SafetensorError as error:
-            raise ConfigError(
-                f"base {path}: not a safetensors file or damaged ({error}); convert or copy it again"
-            ) from None
-        expected = model.state_dict()
-        for name, tensor in expected.items():
-            if name.endswith("num_batches_tracked"):
-                weights.setdefault(name, tensor)
-            if name not in weights:
-                raise ConfigError(f"base {path}: no tensor '{name}', which {spec.model} needs")
-            if weights[name].shape != tensor.shape:
-                raise ConfigError(
-                    f"base {path}: tensor '{name}' has shape {list(weights[name].shape)}, "
-                    f"{spec.model} needs {list(tensor.shape)}"
-                )
-        strangers = sorted(set(weights) - set(expected))
-        if strangers:
-            raise ConfigError(f"base {path}: tensor '{strangers[0]}' is none of {spec.model}'s")
-        model.load_state_dict(weights)
+        weights = fitted(content, path, spec.reading, model, spec.model)
+        model.load_state_dict(weights.tensors)
+        return "; ".join(["external: pretraining cost not measured", *weights.notes])
 
     def _commit(
         self,
@@ -495,6 +474,7 @@ class Stages:
             stay=stay,
             executed_macs=dense.macs if stay else None,
             nonzero=history.nonzero,
+            epoch_starts=_uneven(outcome.epoch_starts, steps_per_epoch(len(dataset.train), spec.recipe.batch)),
             jacobian=slopes,
             conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
@@ -512,16 +492,9 @@ class Stages:
         return self.ledger.commit(record, weights)
 
 
-def read_checkpoint(path: Path) -> bytes:
-    """Content of a user's checkpoint.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
-    try:
-        return path.expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigError(f"base {path}: {error.strerror}") from None
+def _uneven(starts: list[int], per_epoch: int) -> list[int]:
+    """Steps at which epochs begin, where that is not told by their length: several trainings, each with a last part."""
+    return starts if starts != list(range(0, len(starts) * per_epoch, per_epoch)) else []
 
 
 def _acts(

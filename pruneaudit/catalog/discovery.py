@@ -5,6 +5,7 @@ Discovery reads file names only; a method is imported when a run needs it, so co
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from pruneaudit.catalog.claims import PublishedTable, load_table
 from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
 from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
-from pruneaudit.sources import Source, load_file
+from pruneaudit.sources import Source, listening, load_file
 from pruneaudit.workloads.schema import Workload, load_workload
 
 ENTRY_POINT_GROUP = "pruneaudit.methods"
@@ -66,11 +67,12 @@ class MethodSource:
         """
         where = self.path or self.target
         try:
-            if self.path is not None:
-                cls: Any = _method_class(load_file(self.path), self.path)
-            else:
-                module_name, _, attribute = str(self.target).partition(":")
-                cls = getattr(importlib.import_module(module_name), attribute)
+            with listening():
+                if self.path is not None:
+                    cls: Any = _method_class(load_file(self.path), self.path)
+                else:
+                    module_name, _, attribute = str(self.target).partition(":")
+                    cls = getattr(importlib.import_module(module_name), attribute)
         except MethodError:
             raise
         except Exception as error:
@@ -84,7 +86,8 @@ class MethodSource:
     def create(self) -> Any:
         """A fresh instance, so that nothing one run leaves behind can reach the next."""
         try:
-            method = self.cls()
+            with listening():
+                method = self.cls()
         except MethodError:
             raise
         except Exception as error:
@@ -105,12 +108,16 @@ class MethodSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the source that defines the method: an edited method is another method."""
+        """SHA-256 of the source that defines the method, and of what it reads: an edited method is another method."""
         if self.path is None:
             # A class may be handed on by its package and defined in another file of it.
             target = Source(None, self.cls.__module__, self.cls.__name__)
         else:
             target = Source(self.path.resolve(), "", "")
+        if target.may_read:
+            # Most cannot, so that judging their runs imports no torch. What cannot be created says so elsewhere.
+            with contextlib.suppress(Exception):
+                self.create()
         return target.digest
 
 

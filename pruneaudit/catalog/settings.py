@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from pruneaudit.catalog.cells import Cell
-from pruneaudit.errors import ConfigError
-from pruneaudit.workloads.schema import Budget, Workload
+from pruneaudit.workloads.checkpoints import base_path, read
+from pruneaudit.workloads.schema import Budget, Reading, Workload
 
 Precision = Literal["fp32", "bf16", "fp64"]
 Backend = Literal["torch", "compiled", "grouped", "fused", "graphed"]
@@ -25,7 +25,7 @@ class Settings:
     Attributes:
         budget: Label of scaled lengths.
         precision: Arithmetic of training.
-        base: The user's own base checkpoint (safetensors) for every workload, or None.
+        base: The user's own base checkpoint for every workload, or None.
         backend: What makes the steps of plain training, where it can: rounding differs, and grows while training.
     """
 
@@ -38,16 +38,19 @@ class Settings:
         """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
 
         Raises:
-            ConfigError: The file cannot be read.
+            ConfigError: The file cannot be read, or is no checkpoint.
         """
-        path = self.base or (Path(workload.base) if workload.base else None)
-        return None if path is None else _digest(path.expanduser())
+        path = base_path(self.base, workload)
+        return None if path is None else _digest(path)
 
     def labels(self, workload: Workload) -> tuple[str, ...]:
         """Every setting that is not the default, for names and tables: results never mix across labels."""
         chosen = (self.budget, self.precision, self.backend)
         labels: list[str] = [label for label in chosen if label not in ("full", "fp32", "torch")]
         base = self.base_digest(workload)
+        if base is not None and workload.reading != Reading():
+            # The same file read otherwise is another base.
+            base = hashlib.sha256(f"{base} {workload.reading.model_dump_json()}".encode()).hexdigest()
         return tuple(labels if base is None else [*labels, f"base{base[:8]}"])
 
     def key(self, cell: Cell, workload: Workload) -> str:
@@ -57,7 +60,4 @@ class Settings:
 
 @lru_cache(maxsize=16)
 def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"base {path}: {error.strerror}; give a safetensors file") from None
+    return hashlib.sha256(read(path)).hexdigest()

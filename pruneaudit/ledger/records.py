@@ -15,8 +15,8 @@ from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.names import ratio_text
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.schema import Frozen
-from pruneaudit.workloads.recipes import Recipe
-from pruneaudit.workloads.schema import DataConfig
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.schema import DataConfig, Reading
 
 SCHEMA_VERSION = 2
 #: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
@@ -78,6 +78,7 @@ class RunSpec(Frozen):
         widths: Filters left in each layer (scratch).
         shape_of: Id of the prune run whose architecture is trained from random weights (scratch).
         checkpoint: SHA-256 of a user's own base model.
+        reading: Where and how that file names its tensors, where the workload says so.
         own_base_of: Method whose independent base this is (S1); empty for the shared one.
         precision: Arithmetic.
         budget: Label of scaled lengths; reduced budgets never mix with full ones.
@@ -104,6 +105,7 @@ class RunSpec(Frozen):
     widths: dict[str, int] = Field(default_factory=dict)
     shape_of: str | None = None
     checkpoint: str | None = None
+    reading: Reading = Reading()
     own_base_of: str = ""
     precision: str = "fp32"
     budget: str = "full"
@@ -241,6 +243,8 @@ class RunRecord(RunSpec):
         stay: Weights that stay, by layer, where single weights were removed.
         executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
         nonzero: Weights of those layers that were not zero after each epoch.
+        epoch_starts: Step at which each epoch of the curves begins, where it is not a multiple of an epoch's steps: a
+            method that trains several times may end each training within an epoch.
         jacobian: Singular values of the Jacobian when the stage ends; None where not measured.
         conduct: What the method did while it had the network (prune); None elsewhere.
         parent_digest: SHA-256 of the weights it started from.
@@ -289,6 +293,7 @@ class RunRecord(RunSpec):
     stay: dict[str, int] = Field(default_factory=dict)
     executed_macs: int | None = None
     nonzero: list[int] = Field(default_factory=list)
+    epoch_starts: list[int] = Field(default_factory=list)
     jacobian: Jacobian | None = None
     conduct: Conduct | None = None
     parent_digest: str | None = None
@@ -307,6 +312,15 @@ class RunRecord(RunSpec):
     def speedup(self) -> float:
         """MACs(base) / MACs(pruned)."""
         return self.base_macs / self.macs
+
+    @property
+    def starts(self) -> list[int] | None:
+        """Step at which each epoch of the curves begins; None where a record of an older version does not tell."""
+        per_epoch = steps_per_epoch(self.train_images, self.recipe.batch)
+        points = len(self.test_accuracy)
+        if self.epoch_starts or points == -(-self.optimiser_steps // per_epoch):
+            return self.epoch_starts or list(range(0, points * per_epoch, per_epoch))
+        return None
 
     @property
     def spec(self) -> RunSpec:

@@ -102,6 +102,7 @@ class Pruned:
         answer: What stays.
         consumption: What the meter counted.
         history: Curves of its training.
+        epoch_starts: Step at which each epoch of them begins.
         resumed: Epochs that an earlier, killed attempt had done.
         conduct: How the method behaved.
     """
@@ -110,6 +111,7 @@ class Pruned:
     answer: Answer
     consumption: Consumption
     history: History
+    epoch_starts: list[int]
     resumed: int
     conduct: Conduct
 
@@ -164,7 +166,7 @@ def observe(
             replay=_replay(source, job, model, answer),
             parent_digest_after=parent_digest(),
         )
-    return Pruned(model, answer, meter.consumption, task.history, task.resumed_from, conduct)
+    return Pruned(model, answer, meter.consumption, task.history, task.epoch_starts, task.resumed_from, conduct)
 
 
 def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Consumption]:

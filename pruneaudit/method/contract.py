@@ -162,6 +162,7 @@ class FilterScore(Method):
         self.prepare(task)
         with torch.no_grad():
             scores = {layer.name: self.score(layer, task) for layer in task.layers}
+        task.scored()
         return task.keep(scores, self.scope)
 
 
@@ -182,6 +183,7 @@ class WeightScore(Method):
         self.prepare(task)
         with torch.no_grad():
             scores = {layer.name: self.score(layer, task) for layer in task.layers}
+        task.scored()
         return task.keep(scores, self.scope)
 
 

@@ -48,6 +48,8 @@ class PruningTask:
         recipe: What :meth:`train` does: steps as declared, learning rate as the protocol says.
         state: Whatever hooks remember between steps (numbers and tensors): it is kept in checkpoints, so that a killed
             run goes on exactly.
+        history: Curves of all its training, one point for each epoch of each call of :meth:`train`.
+        epoch_starts: Step at which each of these epochs begins: the last one of a call may be a part.
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class PruningTask:
         self._most = most
         self._initial = initial
         self._steps_done = 0
+        self.epoch_starts: list[int] = []
         # Scores are not to change the statistics of a normalisation.
         model.eval()
+        _hand_out(model)
 
     @property
     def steps(self) -> int:
@@ -211,14 +215,25 @@ class PruningTask:
         """Filters, or weights, of a layer."""
         return layer.weight.numel() if self.target.granularity == "weight" else layer.channels
 
-    def _checked(self, layer: PrunableLayer, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of a layer as one row of doubles.
+    def _checked(self, layer: PrunableLayer, scores: Any) -> torch.Tensor:
+        """Scores of a layer, a tensor or what becomes one (a list, an array of numpy), as one row of doubles.
 
         Raises:
-            MethodError: They do not have the right shape, or are not finite.
+            MethodError: They are no numbers, do not have the right shape, or are not finite.
         """
         shapes_of = {"filter": (layer.channels,), "block": (1,), "weight": tuple(layer.weight.shape)}
         expected = shapes_of[self.target.granularity]
+        try:
+            scores = scores if isinstance(scores, torch.Tensor) else torch.as_tensor(scores, dtype=torch.float64)
+            real = not scores.is_complex()
+        except (TypeError, ValueError, RuntimeError):
+            real = False
+        if not real:
+            kind = "None; did it forget to return?" if scores is None else f"{type(scores).__name__};"
+            raise MethodError(
+                f"method '{self._method}' scored layer '{layer.name}' with {kind} expected a tensor of shape "
+                f"{list(expected)}, one real number for each {self.target.granularity}"
+            )
         if tuple(scores.shape) != expected:
             raise MethodError(
                 f"method '{self._method}' scored layer '{layer.name}' with shape {list(scores.shape)}; "
@@ -227,6 +242,14 @@ class PruningTask:
         if not bool(torch.isfinite(scores).all()):
             raise MethodError(f"method '{self._method}' gave layer '{layer.name}' a score that is not finite")
         return scores.detach().cpu().double().flatten()
+
+    def scored(self) -> None:
+        """Scores are taken: the network lies in memory as it is trained, channels last.
+
+        Draws fill a tensor in the order of its memory: what is drawn anew from here on has the values of a network that
+        was never laid out for reading.
+        """
+        self.model.to(memory_format=torch.channels_last)
 
     def inputs_left(self, kept: Mapping[str, Sequence[int]]) -> dict[nn.Module, torch.Tensor]:
         """Input channels that stay of each layer that loses some when only ``kept`` filters stay, by module."""
@@ -287,6 +310,8 @@ class PruningTask:
     def train(self, steps: int | None = None, hooks: Hooks | None = None) -> None:
         """Train ``model`` for ``steps`` (default: the whole declared budget) with the method's hooks.
 
+        Within hooks weights lie channels last in memory: ``reshape`` and ``flatten`` work there, ``view`` does not.
+
         Order of a step: forward, ``hooks.penalty`` added to the loss, backward, ``hooks.gradients``, optimiser step,
         ``hooks.after_step``. Metered. Hooks see the number of the step within this call.
         """
@@ -316,12 +341,26 @@ class PruningTask:
             self.state,
         )
         with self._watch.training() if self._watch is not None else nullcontext():
-            history = trainer.fit(hooks)
+            try:
+                self.model.to(memory_format=torch.channels_last)
+                history = trainer.fit(hooks)
+            finally:
+                _hand_out(self.model)
         self.model.eval()
         for name, curve in vars(history).items():
             getattr(self.history, name).extend(curve)
         self.resumed_from = max(self.resumed_from, trainer.resumed_from)
+        self.epoch_starts += range(self._steps_done, self._steps_done + steps, self.steps_per_epoch)
         self._steps_done += steps
+
+
+def _hand_out(model: nn.Module) -> None:
+    """Lay a network's weights out as their shapes say: ``view`` works on them, for reading and writing.
+
+    Training wants them channels last. Forward and backward passes of channels-last images compute the same bits either
+    way.
+    """
+    model.to(memory_format=torch.contiguous_format)
 
 
 def _uniform(layers: Sequence[PrunableLayer], workload: Workload, ratio: float) -> Target:

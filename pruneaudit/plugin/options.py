@@ -119,7 +119,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-base",
         default=None,
         metavar="FILE",
-        help="Base model of every selected workload: a safetensors file. Default: train one for each seed.",
+        help="Base model of every selected workload: a safetensors file, or a PyTorch checkpoint (.pth, .pt, .bin). "
+        "Default: train one for each seed.",
     )
     group.addoption(
         "--audit-study",

@@ -382,6 +382,7 @@ class AuditSession:
             f"budget {self.settings.budget}",
             f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",
         ]
+        parts += [f"base {self.settings.base}"] if self.settings.base else []
         parts += [f"against {' '.join(self.selection.against)}"] if self.selection.against else []
         parts += [f"fails on {' '.join(self.fail_on)}"] if self.fail_on else []
         parts += [f"study {self.study.name}"] if self.study.name else []

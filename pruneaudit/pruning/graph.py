@@ -11,12 +11,19 @@ from torch import nn
 
 
 def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
-    """Torch-pruning's dependency graph of a network."""
+    """Torch-pruning's dependency graph of a network, of frozen parameters, too."""
     was_training = model.training
     parameter = next(model.parameters())
-    # Its tracing follows autograd's graph.
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
+    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
+    # Its tracing follows autograd's graph, and does not see layers that ask for no gradient.
+    try:
+        for one in frozen:
+            one.requires_grad_(True)
+        with torch.enable_grad():
+            graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
+    finally:
+        for one in frozen:
+            one.requires_grad_(False)
     model.train(was_training)
     return graph
 

@@ -148,7 +148,8 @@ def target(workload: Workload, ratio: float, granularity: Granularity = "filter"
         share = sum(stay.values())
     elif scope == "global" and granularity == "filter" and workload.operating_point == "share":
         total = sum(counts.values())
-        share = total - removed_filters(total, ratio)
+        # One filter of each layer stays, as where every layer loses its share.
+        share = max(total - removed_filters(total, ratio), len(counts))
     return Target(
         granularity=granularity,
         scope=scope,

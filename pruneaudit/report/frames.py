@@ -14,7 +14,6 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.results import gather_ledger
-from pruneaudit.workloads.recipes import steps_per_epoch
 
 #: Curves of a run, by column.
 _CURVES = {
@@ -35,7 +34,8 @@ class Frames:
         cells: Workload × protocol × method × ratio × seed: accuracy, sizes, cost, trainability, status.
         findings: What each rule found of each arm or comparison.
         verdicts: What each comparison comes to, with its statistics.
-        curves: Loss and accuracy after each epoch of each run, with the learning rate at its first step.
+        curves: Loss and accuracy after each epoch of each run, with the learning rate at its first step (None
+            where an older record does not tell it).
     """
 
     cells: pd.DataFrame
@@ -79,9 +79,9 @@ def _curves(run: RunRecord) -> list[dict[str, Any]]:
     about = {name: getattr(run, name) for name in ("run_id", "workload", "stage", "method", "ratio", "seed", "budget")}
     values = {column: getattr(run, name) for column, name in _CURVES.items()}
     rates = [rate for rate, steps in run.learning_rates for _ in range(steps)]
-    per_epoch = steps_per_epoch(run.train_images, run.recipe.batch)
+    starts = run.starts
     return [
-        {**about, "epoch": epoch + 1, "learning_rate": rates[epoch * per_epoch]}
+        {**about, "epoch": epoch + 1, "learning_rate": None if starts is None else rates[starts[epoch]]}
         | {column: found[epoch] for column, found in values.items()}
         for epoch in range(len(run.test_accuracy))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -478,6 +479,7 @@ def _run_rows(
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
             "environment": environments.index(tuple(sorted(run.environment.items()))),
+            **({"provenance": run.provenance} if run.provenance != "trained here" else {}),
         }
         for name, run in runs.items()
     ]
@@ -487,8 +489,15 @@ def _run_rows(
 def _curve(run: RunRecord) -> Curve:
     per_epoch = steps_per_epoch(run.train_images, run.recipe.batch)
     rates, step = [], 0
+    starts = run.epoch_starts
     for rate, steps in run.learning_rates:
-        rates.append((step / per_epoch, rate))
+        if starts:
+            # Epochs that are parts, too, take their place on the axis of epochs.
+            epoch = bisect_right(starts, step) - 1
+            end = starts[epoch + 1] if epoch + 1 < len(starts) else run.optimiser_steps
+            rates.append((epoch + (step - starts[epoch]) / (end - starts[epoch]), rate))
+        else:
+            rates.append((step / per_epoch, rate))
         step += steps
     return Curve(run.test_accuracy, rates)
 

@@ -117,7 +117,11 @@ def architecture_table(results: Results, workload: str, labels: tuple[str, ...])
 def base_line(results: Results, workload: str, labels: tuple[str, ...]) -> str:
     """One line on the dense base models, or nothing where none is shared."""
     base = results.base(workload, labels)
-    return "" if base is None else f"Base model: {base} % (n = {base.n}, speedup 1)."
+    if base is None:
+        return ""
+    runs = results.of("runs", workload, labels)
+    told = sorted({f", {row['provenance']}" for row in runs if row["stage"] == "pretrain" and "provenance" in row})
+    return f"Base model: {base} % (n = {base.n}, speedup 1){''.join(told)}."
 
 
 def _ratio_header(ratio: float, speedups: Sequence[float]) -> str:

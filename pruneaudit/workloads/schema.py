@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -79,6 +80,51 @@ class BudgetScales(Frozen):
     short: float = Field(default=0.1, gt=0, le=1)
 
 
+class Reading(Frozen):
+    """Where and how a checkpoint names its tensors, where that cannot be found.
+
+    Attributes:
+        key: Keys that lead to the weights, joined by dots; empty: the usual ones are looked for.
+        rename: Regular expressions and what replaces them in each tensor's name, in order, before the usual prefixes
+            are taken off. A tensor whose name becomes empty is left out.
+    """
+
+    key: str = ""
+    rename: tuple[tuple[str, str], ...] = ()
+
+    @field_validator("rename", mode="before")
+    @classmethod
+    def _in_order(cls, table: object) -> object:
+        return list(table.items()) if isinstance(table, Mapping) else table
+
+    @field_validator("rename")
+    @classmethod
+    def _patterns(cls, pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for pattern, replacement in pairs:
+            try:
+                re.compile(pattern).sub(replacement, "")
+            except (re.error, IndexError) as error:
+                raise ValueError(
+                    f"'{pattern}' = '{replacement}': no regular expression and replacement: {error}"
+                ) from None
+        return pairs
+
+
+class Base(Reading):
+    """A user's own base model.
+
+    Attributes:
+        path: Checkpoint; a relative one starts at the workload's folder. None: ``--audit-base`` gives it.
+    """
+
+    path: str | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """What changes the weights, beside the file."""
+        return Reading(key=self.key, rename=self.rename)
+
+
 class Workload(Frozen):
     """Architecture, dataset and training recipes: what a comparison runs on.
 
@@ -99,7 +145,7 @@ class Workload(Frozen):
             state it.
         seeds: Seeds of the paired repetitions.
         gpu: True where a CPU needs hours: skipped without CUDA unless ``--audit-device cpu`` insists.
-        base: Path of a user's own base checkpoint (safetensors), or None to train one.
+        base: A user's own base model, or None to train one; a string is its path.
         pretrain: Recipe of the dense base model.
         prune: Budget of the pruning stage that S4.1, S4.2, SX-A and SX-B give to every arm (in steps).
         retrain: Retraining recipe that S3.2 and stricter give to every arm.
@@ -123,7 +169,7 @@ class Workload(Frozen):
     operating_point: Literal["macs", "share"] = "macs"
     seeds: tuple[int, ...] = Field(min_length=1)
     gpu: bool = False
-    base: str | None = None
+    base: Base | None = None
     pretrain: Recipe
     prune: Recipe
     retrain: Recipe
@@ -140,6 +186,11 @@ class Workload(Frozen):
         if len(set(ratios)) != len(ratios):
             raise ValueError("each ratio once")
         return ratios
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _path_alone(cls, base: object) -> object:
+        return {"path": base} if isinstance(base, str) else base
 
     @field_validator("layer_ratios", mode="before")
     @classmethod
@@ -173,6 +224,11 @@ class Workload(Frozen):
                 "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
             )
         return self
+
+    @property
+    def reading(self) -> Reading:
+        """How its base model is read."""
+        return Reading() if self.base is None else self.base.reading
 
     @property
     def network(self) -> Network:

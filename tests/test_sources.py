@@ -1,0 +1,135 @@
+"""Code that users bring is told from an edited version by all that is its own: imported, read, in the environment."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.sources import Source
+
+METHOD = """
+from pruneaudit import FilterScore
+
+class Ours(FilterScore):
+    '''Sizes.'''
+    {constructor}
+    def score(self, layer, task):
+        return layer.weight.abs().flatten(1).sum(dim=1)
+"""
+
+SCORES = """
+import json
+from pathlib import Path
+
+TABLE = json.loads((Path(__file__).parent / "table.json").read_text())
+
+def size(weight):
+    return TABLE * weight.abs().flatten(1).sum(dim=1)
+"""
+
+READERS = {
+    "at-import": "import json\nfrom pathlib import Path\n"
+    "SIGN = json.loads((Path(__file__).parent / 'ours.json').read_text())\n" + METHOD.format(constructor=""),
+    "by-open": "SIGN = open(__file__.replace('ours_file.py', 'ours.json')).read()\n" + METHOD.format(constructor=""),
+    "in-constructor": "from pathlib import Path\n"
+    + METHOD.format(
+        constructor="def __init__(self):\n        self.sign = Path(__file__).with_name('ours.json').read_text()\n"
+    ),
+    "numpy": "import json, os\nimport numpy as np\nnp.loadtxt(os.path.join(os.path.dirname(__file__), 'ours.json'))\n"
+    + METHOD.format(constructor=""),
+    "in-helper": "from helper import SIGN\n" + METHOD.format(constructor=""),
+}
+
+
+def digest(path):
+    """As a session of its own finds it."""
+    return Catalog(extra_methods=(str(path),)).method("ours-file").digest
+
+
+@pytest.fixture
+def helper(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper.py").write_text(
+        "from pathlib import Path\nSIGN = Path(__file__).with_name('ours.json').read_text()\n"
+    )
+    yield
+    sys.modules.pop("helper", None)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_a_method_reads_is_part_of_it(kind, tmp_path, helper):
+    path, data = tmp_path / "ours_file.py", tmp_path / "ours.json"
+    path.write_text(READERS[kind])
+    data.write_text("1")
+    before = digest(path)
+    assert digest(path) == before, "a second session in the same process hears nothing anew and must know"
+    data.write_text("-1")
+    assert digest(path) != before
+    data.write_text("1")
+    assert digest(path) == before
+    (tmp_path / "other.json").write_text("2")
+    assert digest(path) == before
+
+
+def test_what_is_not_its_own_is_no_part_of_it(tmp_path):
+    path, elsewhere = tmp_path / "mine" / "ours_file.py", tmp_path / "elsewhere.json"
+    path.parent.mkdir()
+    elsewhere.write_text("1")
+    path.write_text(
+        f"open({str(elsewhere)!r}).read()\nopen({str(path.parent / 'log')!r}, 'w').write('x')\n"
+        + METHOD.format(constructor="")
+    )
+    before = digest(path)
+    elsewhere.write_text("2")
+    (path.parent / "log").write_text("y")
+    assert digest(path) == before == Source(path, "", "").digest
+
+
+def test_a_variable_of_the_environment_is_part_of_it_while_it_is_set(tmp_path, monkeypatch):
+    path = tmp_path / "ours_file.py"
+    path.write_text("import os\nSIGN = os.environ.get('OURS_SIGN', '1'), os.getenv('OURS_B'), 'OURS_C' in os.environ\n"
+                    + METHOD.format(constructor=""))  # fmt: skip
+    for name in ("OURS_SIGN", "OURS_B"):
+        monkeypatch.delenv(name, raising=False)
+    found = [digest(path)]
+    for name, value in (("OURS_SIGN", "1"), ("OURS_SIGN", "-1"), ("OURS_B", "1")):
+        monkeypatch.setenv(name, value)
+        found.append(digest(path))
+    monkeypatch.setenv("UNRELATED", "1")
+    assert digest(path) == found[-1] and len(set(found)) == 4
+
+
+def test_a_package_is_all_that_it_imports_and_reads(tmp_path, monkeypatch):
+    """In a process of its own each time, as sessions are: a package is imported once in a process."""
+    package = tmp_path / "ours_pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "table.json").write_text("1")
+    (package / "scores.py").write_text(SCORES)
+    (package / "pruners.py").write_text("from ours_pkg.scores import size\n" + METHOD.format(constructor=""))
+    code = "from pruneaudit.catalog.discovery import Catalog as C; " \
+        "print(C(extra_methods=('ours_pkg.pruners:Ours',)).method('ours').digest)"  # fmt: skip
+
+    def found():
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        ).stdout
+
+    before = found()
+    (package / "table.json").write_text(json.dumps(-1))
+    edited = found()
+    (package / "scores.py").write_text(SCORES.replace("TABLE *", "-TABLE *"))
+    assert len({before, edited, found()}) == 3
+
+
+def test_methods_that_can_read_nothing_are_not_imported_for_their_digest(tmp_path):
+    quiet = tmp_path / "ours_file.py"
+    quiet.write_text(
+        "import math\nimport torch\n" + METHOD.format(constructor="") + "\nraise RuntimeError('imported')\n"
+    )
+    assert digest(quiet) == Source(quiet, "", "").digest
+    assert not any(Source(source.path, "", "").may_read for source in Catalog().methods.values() if source.path)

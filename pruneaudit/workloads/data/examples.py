@@ -12,7 +12,7 @@ import torch
 
 from pruneaudit.errors import ConfigError, one_line
 from pruneaudit.workloads.data.parts import are_images
-from pruneaudit.workloads.data.transforms import stored
+from pruneaudit.workloads.data.transforms import stored, typed
 
 
 class Examples(Protocol):
@@ -108,7 +108,7 @@ class Items:
         labels, digests, shapes, modes = [], [], set(), set()
         for number in range(len(self._dataset)):
             example, label = self._pair(number)
-            modes.add(getattr(example, "mode", ""))
+            modes.add(_mode(example))
             tensor = stored(example, channels_first=True)
             digests.append(hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).digest())
             shapes.add(tuple(tensor.shape))
@@ -127,9 +127,9 @@ class Items:
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise ConfigError(f"{self._where}: example {number} is {type(pair).__name__}; expected (input, label)")
         example, label = pair
-        if hasattr(example, "mode") and example.mode not in ("L", "RGB"):
+        if _mode(example) not in ("", "L", "RGB"):
             example = example.convert("RGB")
-        elif not hasattr(example, "mode") and not isinstance(example, torch.Tensor | np.ndarray):
+        elif not _mode(example) and not isinstance(example, torch.Tensor | np.ndarray):
             raise ConfigError(
                 f"{self._where}: the input of example {number} is {type(example).__name__}; "
                 "expected a PIL image, a tensor or an array"
@@ -141,11 +141,20 @@ class Items:
 
     def __getitem__(self, index: int) -> Any:
         example, _ = self._pair(index)
-        return example.convert(self._mode) if self._mode and hasattr(example, "mode") else stored(example, True)
+        if _mode(example):
+            return example.convert(self._mode) if self._mode else example
+        return stored(example, channels_first=True)
 
     def digests(self) -> np.ndarray:
         """Digests as they were when all examples were looked at: doing that again may take hours."""
         return self._digests
+
+
+def _mode(example: Any) -> str:
+    """Mode of a PIL image; empty for everything else."""
+    from PIL import Image
+
+    return example.mode if isinstance(example, Image.Image) else ""
 
 
 def as_rows(digests: Sequence[bytes]) -> np.ndarray:
@@ -172,12 +181,7 @@ def arrays(inputs: Any, labels: Any, where: str) -> Arrays:
         values = values[..., None]
     if are_images(values) and values.shape[3] not in (1, 2, 3, 4) and values.shape[1] in (1, 3):
         raise ConfigError(f"{where}: images of shape {list(values.shape)}; expected [N, H, W, C]")
-    if values.dtype == torch.uint8 and not are_images(values):
-        values = values.float()
-    if values.dtype in (torch.bool, torch.float64, torch.float16, torch.bfloat16):
-        values = values.float()
-    elif values.dtype not in (torch.uint8, torch.float32):
-        values = values.long()
+    values = typed(values, are_images(values))
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise ConfigError(f"{where}: inputs hold values that are not finite")
     numbers = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)

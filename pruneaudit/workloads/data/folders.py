@@ -128,16 +128,16 @@ def read_folders(splits: dict[str, Path]) -> dict[str, Files]:
     Raises:
         ConfigError: Classes differ, one is empty, or a file is no image; the message names it.
     """
-    (first, folder), *others = splits.items()
+    folder, *others = splits.values()
     classes = classes_of(folder)
     if not classes:
         raise ConfigError(f"{folder} has no folder for a class: put images into {folder.name}/CLASS/")
-    for name, other in others:
+    for other in others:
         differing = sorted(set(classes) ^ set(classes_of(other)))
         if differing:
+            place = folder if differing[0] in classes else other
             raise ConfigError(
-                f"class '{differing[0]}' is in {first if differing[0] in classes else name} only ({folder.parent}): "
-                f"{first} and {name} must have the same classes"
+                f"class '{differing[0]}' is in {place} only: {folder.name} and {other.name} must have the same classes"
             )
     listed = {name: _listed(place, classes) for name, place in splits.items()}
     known = {name: _facts(splits[name], names) for name, (names, _) in listed.items()}
@@ -168,12 +168,11 @@ def _facts(folder: Path, names: np.ndarray) -> np.ndarray:
     key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
     cached = cache_folder() / f"index-{key}.npz"
     facts, started = np.zeros(len(names), dtype=_FACTS), time.time_ns()
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
-        with np.load(cached, allow_pickle=False) as kept:
-            before, checked = kept["facts"], int(kept["checked"])
-            if before.dtype == _FACTS and np.array_equal(kept["names"], names):
-                facts = before.copy()
-                facts["size"][facts["changed"] > checked - _SETTLED_NS] = -1
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(cached, allow_pickle=False) as kept:
+        before, checked = kept["facts"], int(kept["checked"])
+        if before.dtype == _FACTS and np.array_equal(kept["names"], names):
+            facts = before.copy()
+            facts["size"][facts["changed"] > checked - _SETTLED_NS] = -1
 
     def read(start: int) -> int:
         new = 0

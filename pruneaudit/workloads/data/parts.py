@@ -53,5 +53,5 @@ def are_images(inputs: torch.Tensor) -> bool:
 
 def input_shape(inputs: torch.Tensor) -> tuple[int, ...]:
     """Shape of one of these inputs as a network sees it."""
-    count, *rest = inputs.shape
+    rest = inputs.shape[1:]
     return (rest[2], rest[0], rest[1]) if are_images(inputs) else tuple(rest)

@@ -73,7 +73,7 @@ class Pipeline:
                     image = step(image)
             except Exception as error:
                 raise ConfigError(f"{self.key}: {spec} cannot be applied here: {one_line(error)}") from None
-        return stored(image, channels_first=True)
+        return stored(image, channels_first=bool(self._steps))
 
     def _named(self) -> list[str]:
         return [next((spec for spec in self.specs if spec.startswith(type(one).__name__)), "") for one in self._steps]
@@ -92,13 +92,25 @@ def stored(example: Any, channels_first: bool = False) -> torch.Tensor:
     if isinstance(example, torch.Tensor):
         # Without the class that torchvision gives its images.
         tensor = example.as_subclass(torch.Tensor)
-        return (
-            tensor.permute(1, 2, 0) if channels_first and tensor.dtype == torch.uint8 and tensor.dim() == 3 else tensor
-        )
+        is_image = tensor.dtype == torch.uint8 and tensor.dim() == 3
+        return typed(tensor.permute(1, 2, 0) if is_image and channels_first else tensor, is_image)
     array = np.array(example)
     if array.ndim == 2 and array.dtype == np.uint8:
         array = array[..., None]
-    return torch.from_numpy(array)
+    return typed(torch.from_numpy(array), array.ndim == 3)
+
+
+def typed(values: torch.Tensor, are_images: bool) -> torch.Tensor:
+    """Values in the type that they are kept in: images uint8, other whole numbers int64, everything else float32.
+
+    Args:
+        values: The values.
+        are_images: Whether their shape is that of images; 8 bits of another shape are numbers.
+    """
+    if values.dtype == torch.uint8 and are_images:
+        return values
+    is_real = values.is_floating_point() or values.dtype in (torch.bool, torch.uint8)
+    return values.float() if is_real else values.long()
 
 
 def _as_pil(image: torch.Tensor) -> Any:

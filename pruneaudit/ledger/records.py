@@ -64,6 +64,8 @@ class RunSpec(Frozen):
             ``prune``, ``retrain`` or ``scratch``.
         model: Architecture.
         data: Dataset and preprocessing.
+        data_digest: SHA-256 of a user's own data, of the code that gives them and of what decodes them; None where the
+            dataset is known by name.
         recipe: What the stage trains.
         seed: Seed of all its streams.
         parent: Id of the run whose weights it starts from.
@@ -91,6 +93,7 @@ class RunSpec(Frozen):
     stage: Stage
     model: str
     data: DataConfig
+    data_digest: str | None = None
     recipe: Recipe
     seed: int
     parent: str | None = None

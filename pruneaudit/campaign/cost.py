@@ -56,7 +56,16 @@ def cost(run: RunSpec, catalog: Catalog) -> Cost:
 
 def workload_of(run: RunSpec, catalog: Catalog) -> Workload:
     """The workload of a run, with the dataset and the architecture of the run's identity."""
-    return catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
+    known = catalog.workload(run.workload)
+    return known.model_copy(
+        update={
+            # A stored run does not tell where its files are.
+            "data": run.data.model_copy(update={"folder": known.data.folder}),
+            "model": run.model,
+            "model_args": run.model_args,
+            "model_source": run.model_source,
+        }
+    )
 
 
 def widths(run: RunSpec, workload: Workload, catalog: Catalog) -> dict[str, int]:

@@ -39,6 +39,7 @@ from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.datasets import Dataset, load, stored_at
+from pruneaudit.workloads.networks import version_of
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Budget, Workload
 
@@ -189,11 +190,15 @@ class Stages:
             update={
                 "data": spec.data,
                 "model": spec.model,
+                "model_args": spec.model_args,
+                "model_source": spec.model_source,
                 "operating_point": spec.operating_point,
                 "layer_ratios": () if spec.ratio is None else ((spec.ratio, spec.layer_ratios),),
                 **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
             }
         )
+        if version_of(workload.network) != spec.model_source:
+            raise ConfigError(f"workload '{spec.workload}': {spec.model} changed while the suite ran; start again")
         dataset = load(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
         parent = self.ledger.get(spec.parent) if spec.parent else None
         stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")

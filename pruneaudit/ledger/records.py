@@ -14,7 +14,7 @@ from pydantic import Field
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.names import ratio_text
 from pruneaudit.catalog.settings import Backend
-from pruneaudit.schema import Frozen
+from pruneaudit.schema import Arguments, Frozen
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig
 
@@ -63,6 +63,8 @@ class RunSpec(Frozen):
         stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage),
             ``prune``, ``retrain`` or ``scratch``.
         model: Architecture.
+        model_args: What it takes beside the sizes of the data.
+        model_source: Code that builds it, where it is not built in.
         data: Dataset and preprocessing.
         recipe: What the stage trains.
         seed: Seed of all its streams.
@@ -89,6 +91,8 @@ class RunSpec(Frozen):
     workload_version: int
     stage: Stage
     model: str
+    model_args: Arguments = ()
+    model_source: str = ""
     data: DataConfig
     recipe: Recipe
     seed: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pruneaudit.version import __version__
 
 if TYPE_CHECKING:
+    from pruneaudit.campaign.conformance import check_workload
     from pruneaudit.method.conformance import check_method
     from pruneaudit.method.contract import (
         Budget,
@@ -44,6 +45,7 @@ __all__ = [
     "WeightScore",
     "__version__",
     "check_method",
+    "check_workload",
     "load",
     "shapes",
 ]
@@ -51,6 +53,7 @@ __all__ = [
 # Where a public name is defined, if not in the contract: looked up when it is first asked for.
 _ELSEWHERE = {
     "check_method": "pruneaudit.method.conformance",
+    "check_workload": "pruneaudit.campaign.conformance",
     "load": "pruneaudit.report.frames",
     "shapes": "pruneaudit.pruning",
 }

@@ -26,23 +26,25 @@ class Brought:
     where: str
 
 
-def brought(spec: str) -> list[Brought]:
+def brought(spec: str, told: str = "") -> list[Brought]:
     """Workloads of a spec, as ``--audit-workload`` takes it.
 
     Args:
         spec: ``file.toml``, a folder, or ``package.module:attribute``: a path of either, a workload, or a mapping
             with what its file would hold.
+        told: How messages name who gave it; empty: the option.
 
     Raises:
         ConfigError: Nothing is there, or it is no workload.
     """
+    told = told or f"--audit-workload {spec}"
     path = Path(spec).expanduser()
     if spec.endswith(".toml") or path.is_dir():
-        return _in_path(path, f"--audit-workload {spec}")
+        return _in_path(path, told)
     module, colon, attribute = spec.partition(":")
     if not (colon and module and attribute):
-        raise ConfigError(f"--audit-workload {spec}: {_EXPECTED}")
-    return _in_module(module, attribute, method_id(attribute.rpartition(".")[2]), f"--audit-workload {spec}")
+        raise ConfigError(f"{told}: {_EXPECTED}")
+    return _in_module(module, attribute, method_id(attribute.rpartition(".")[2]), told)
 
 
 def installed(entry: EntryPoint) -> list[Brought]:

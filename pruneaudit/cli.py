@@ -362,6 +362,22 @@ def new_method(
     typer.echo(f'then: {shlex.join(command)} -k "resnet20-digits and {identity}"')
 
 
+@app.command()
+def new_workload(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my-arena.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),
+) -> None:
+    """Write a first working workload with its network, data and test, to be edited."""
+    from pruneaudit.campaign import scaffold
+
+    identity, files = scaffold.new_workload(name, to)
+    for path in files:
+        typer.echo(f"wrote {path}")
+    typer.echo(f"next: {shlex.join(['pytest', str(files[-1])])}")
+    command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-workload", str(files[0])]
+    typer.echo(f'then: {shlex.join(command)} -k "{identity} and s3.2"')
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def crossvalidate(
     context: typer.Context,

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     )
     from pruneaudit.pruning import shapes
     from pruneaudit.report.frames import load
+    from pruneaudit.workloads.data import Data
 
 __all__ = [
     "Budget",
     "Card",
+    "Data",
     "FilterScore",
     "Hooks",
     "Kept",
@@ -52,6 +54,7 @@ __all__ = [
 
 # Where a public name is defined, if not in the contract: looked up when it is first asked for.
 _ELSEWHERE = {
+    "Data": "pruneaudit.workloads.data",
     "check_method": "pruneaudit.method.conformance",
     "check_workload": "pruneaudit.campaign.conformance",
     "load": "pruneaudit.report.frames",

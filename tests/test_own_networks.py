@@ -12,7 +12,7 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.streams import generator, isolated
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.brought import check_logits
 from pruneaudit.workloads.models.initialise import initialise

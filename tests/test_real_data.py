@@ -17,7 +17,7 @@ from pruneaudit.pruning.removal import shrink
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 
 torch.set_num_threads(1)
 DATA = os.environ.get("PRUNEAUDIT_DATA")

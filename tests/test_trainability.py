@@ -25,7 +25,7 @@ from pruneaudit.measure.trainability import (
 )
 from pruneaudit.training import grouped
 from pruneaudit.training.grouped import jacobians
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Part
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig

@@ -33,7 +33,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, facts, imitation
+from pruneaudit.workloads.data import Dataset, facts, imitation
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig, Workload
 
@@ -295,7 +295,7 @@ class Calibration:
         """Random images in the size of a dataset."""
         if data not in self._data:
             sizes = facts(data)
-            count = min(sizes.train, max(_BYTES // (sizes.height**2 * sizes.channels), 64))
+            count = min(sizes.train, max(_BYTES // sizes.values, 64))
             self._data[data] = imitation(data, count, _HELD_OUT).to(torch.device(self._device))
         return self._data[data]
 

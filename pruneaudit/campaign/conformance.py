@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pruneaudit.training.metering import Consumption
-    from pruneaudit.workloads.datasets import Dataset
+    from pruneaudit.workloads.data import Dataset, Split
     from pruneaudit.workloads.recipes import Recipe
 
 #: Largest difference of the outputs of masked and shrunk network in float64, relative to the outputs' scale.
@@ -43,7 +43,7 @@ def check_workload(workload: str | Path | Workload, data_root: str | Path | None
     """
     import torch
 
-    from pruneaudit.workloads.datasets import data_root as data_folder
+    from pruneaudit.workloads.data import data_root as data_folder
 
     root = data_folder(str(data_root) if data_root is not None else None)
     threads = torch.get_num_threads()
@@ -95,16 +95,32 @@ class Bench:
     @cached_property
     def data(self) -> Dataset:
         """The data, all of it."""
-        from pruneaudit.workloads.datasets import load
+        from pruneaudit.workloads.data import load
 
         return load(self.workload.data, self.root)
 
     @cached_property
     def few(self) -> Dataset:
         """The data with a few examples in each split."""
+        import numpy as np
+
+        from pruneaudit.workloads.data import Streamed
+        from pruneaudit.workloads.data.examples import Subset
+
+        def first(part: Split, augmented: bool) -> Split:
+            if not (augmented and isinstance(part, Streamed)):
+                return part.first(_EXAMPLES)
+            # Augmentation takes single examples from where they are.
+            labels = part.labels[:_EXAMPLES]
+            return replace(part, examples=Subset(part.examples, np.arange(len(labels))), labels=labels, workers=0)
+
         data = self.data
-        parts = {name: getattr(data, name).first(_EXAMPLES) for name in ("train", "validation", "test")}
-        return replace(data, **parts)
+        return replace(
+            data,
+            train=first(data.train, data.augment is not None),
+            validation=first(data.validation, False),
+            test=first(data.test, False),
+        )
 
     def network(self, seed: int = 0, precision: str = "fp32", widths: Mapping[str, int] | None = None) -> nn.Module:
         """A network of some widths (none: dense) with the initialisation of a seed."""
@@ -121,7 +137,7 @@ class Bench:
         """A few inputs as networks take them."""
         from pruneaudit.training.precision import weight_type
 
-        return self.few.normalise(self.few.train.images, weight_type(precision))
+        return next(self.few.inputs(self.few.train, weight_type(precision)))[0]
 
     def train(self, model: nn.Module, recipe: Recipe, seed: int = 0) -> Consumption:
         """Train a network for two steps, on a few examples."""
@@ -137,7 +153,8 @@ class Bench:
 
 def _data(bench: Bench) -> None:
     """Three splits with the classes that they say, the same when they are read again."""
-    from pruneaudit.workloads.datasets import facts, load
+    from pruneaudit.workloads.data import facts, load
+    from pruneaudit.workloads.data.brought import find
 
     data, sizes = bench.data, facts(bench.workload.data)
     for name in ("train", "validation", "test"):
@@ -152,6 +169,7 @@ def _data(bench: Bench) -> None:
     if absent:
         raise ConfigError(f"no training example has label {absent[0]}, and there are {data.classes} classes")
     load.cache_clear()
+    find.cache_clear()
     if load(bench.workload.data, bench.root).split_digest != data.split_digest:
         raise ConfigError("examples or splits differ when the data is read again; draw nothing without a fixed seed")
 

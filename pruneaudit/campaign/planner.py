@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pruneaudit.catalog.cells import Cell
@@ -21,10 +22,10 @@ from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord, R
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.contract import Method, ScratchArm
 from pruneaudit.pruning import shapes
-from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.data import facts, identity
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schedule import Schedule
-from pruneaudit.workloads.schema import Workload
+from pruneaudit.workloads.schema import DataConfig, Workload
 
 if TYPE_CHECKING:
     from pruneaudit.method.contract import PublishedRecipe
@@ -251,6 +252,7 @@ class Planner:
                 "model_args": self.workload.model_args,
                 "model_source": self.workload.model_source,
                 "data": self.workload.data,
+                "data_digest": _data_digest(self.workload.data),
                 "recipe": recipe,
                 "seed": self.cell.seed if seed is None else seed,
                 "precision": self.settings.precision,
@@ -332,6 +334,12 @@ class Planner:
             last = self.workload.retrain.schedule.points[-1][1]
             recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
         return self._run("scratch", recipe, ratio=self.cell.ratio, **shape)
+
+
+@lru_cache(maxsize=16)
+def _data_digest(data: DataConfig) -> str | None:
+    """Digest of a workload's data, found once: stages ask whether it still holds."""
+    return identity(data)
 
 
 def scratch_epochs(workload: Workload, factor: float) -> int:

@@ -38,7 +38,7 @@ from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import Dataset, load, stored_at
+from pruneaudit.workloads.data import Dataset, identity, load, stored_at
 from pruneaudit.workloads.networks import version_of
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Budget, Workload
@@ -200,6 +200,8 @@ class Stages:
         if version_of(workload.network) != spec.model_source:
             raise ConfigError(f"workload '{spec.workload}': {spec.model} changed while the suite ran; start again")
         dataset = load(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
+        if spec.data_digest is not None and identity(spec.data, self.runtime.data_root) != spec.data_digest:
+            raise ConfigError(f"data '{spec.data.name}' changed while the suite ran; start again")
         parent = self.ledger.get(spec.parent) if spec.parent else None
         stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
         outcome = yield from stage(spec, workload, dataset, parent, progress)
@@ -293,7 +295,7 @@ class Stages:
                 lambda epoch: self._base_after(epoch, parent, workload, dataset),
             ),
             lambda: self.ledger.digest_on_disk(parent),
-            self._off_limits(),
+            self._off_limits(spec),
             self._checkpoint(spec),
             progress,
         )
@@ -324,11 +326,11 @@ class Stages:
             resumed=pruned.resumed,
         )
 
-    def _off_limits(self) -> dict[str, list[Path]]:
+    def _off_limits(self, spec: RunSpec) -> dict[str, list[Path]]:
         """What a method has no business with: datasets on disk, other runs, reports."""
         reports = self.runtime.reports
         return {
-            "data": stored_at(self.runtime.data_root),
+            "data": stored_at(self.runtime.data_root, spec.data),
             "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
             "reports": [reports] if reports else [],
         }

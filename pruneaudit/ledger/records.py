@@ -66,6 +66,8 @@ class RunSpec(Frozen):
         model_args: What it takes beside the sizes of the data.
         model_source: Code that builds it, where it is not built in.
         data: Dataset and preprocessing.
+        data_digest: SHA-256 of a user's own data, of the code that gives them and of what decodes them; None where the
+            dataset is known by name.
         recipe: What the stage trains.
         seed: Seed of all its streams.
         parent: Id of the run whose weights it starts from.
@@ -94,6 +96,7 @@ class RunSpec(Frozen):
     model_args: Arguments = ()
     model_source: str = ""
     data: DataConfig
+    data_digest: str | None = None
     recipe: Recipe
     seed: int
     parent: str | None = None

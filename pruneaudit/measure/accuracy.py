@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,13 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, part: Part, precision: str = "fp32", batch: int = 512) -> Score:
+def evaluate(model: nn.Module, dataset: Dataset, part: Split, precision: str = "fp32", batch: int = 512) -> Score:
     """Classify a split in eval mode, without augmentation; the model's mode is restored."""
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
     losses, hits = [], []
-    for start in range(0, len(part), batch):
-        images = dataset.normalise(part.images[start : start + batch], parameter.dtype)
-        labels = part.labels[start : start + batch]
+    for images, labels in dataset.inputs(part, parameter.dtype, batch):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images)
         losses.append(F.cross_entropy(logits.float() if precision == "bf16" else logits, labels, reduction="sum"))

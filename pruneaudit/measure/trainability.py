@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pruneaudit.workloads.datasets import Dataset
+    from pruneaudit.workloads.data import Dataset
 
 #: Images that a mean over singular values is taken over.
 SAMPLES = 64
@@ -103,11 +103,11 @@ def first_images(dataset: Dataset, dtype: torch.dtype, samples: int = SAMPLES) -
     Raises:
         AuditError: There is none.
     """
-    images = dataset.train.images[:samples]
-    if not len(images):
+    first = dataset.train.first(samples)
+    if not len(first):
         raise AuditError("the Jacobian needs at least one training image")
-    for chunk in images.split(_CHUNK):
-        yield dataset.normalise(chunk, dtype)
+    for images, _ in dataset.inputs(first, dtype, _CHUNK):
+        yield images
 
 
 def summary(values: torch.Tensor) -> Jacobian:

@@ -27,7 +27,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.watch import Watch
-from pruneaudit.workloads.datasets import Dataset, load
+from pruneaudit.workloads.data import Dataset, load
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload
 
@@ -204,7 +204,7 @@ def equivalence(model: nn.Module, answer: Answer, dataset: Dataset) -> float:
     single weights: a network whose removed weights are zero, and one that multiplies its weights with the masks.
     """
     device = next(model.parameters()).device
-    images = dataset.normalise(dataset.train.images[:COMPARED_IMAGES], torch.float64).to(device)
+    images = dataset.normalise(dataset.train.first(COMPARED_IMAGES).images, torch.float64).to(device)
     # Normalisation in eval mode: a batch must not matter.
     double = _plain_copy(model).double().eval()
     example = dataset.example(torch.float64).to(device)

@@ -134,7 +134,7 @@ class Bench:
 
     def __init__(self, source: MethodSource, workload: Workload, runtime: Runtime) -> None:
         from pruneaudit.pruning import shapes
-        from pruneaudit.workloads.datasets import load
+        from pruneaudit.workloads.data import load
 
         self.source = source
         self.workload = workload.scaled("smoke")
@@ -173,9 +173,9 @@ class Bench:
     def observe(self, ratio: float, seed: int = 0) -> Pruned:
         """Let the method prune a fresh network while it is watched, and once more."""
         from pruneaudit.method.conduct import observe
-        from pruneaudit.workloads.datasets import stored_at
+        from pruneaudit.workloads.data import stored_at
 
-        places = {"data": stored_at(self.runtime.data_root)}
+        places = {"data": stored_at(self.runtime.data_root, self.workload.data)}
         return observe(self.source, self._job(ratio, seed), lambda: "", places)
 
     def _job(self, ratio: float, seed: int) -> Job:

@@ -23,7 +23,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.watch import Watch
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 

@@ -188,7 +188,7 @@ class AuditSession:
     def runtime(self) -> Runtime:
         """Where runs execute."""
         from pruneaudit.training.runtime import Runtime
-        from pruneaudit.workloads.datasets import data_root
+        from pruneaudit.workloads.data import data_root
 
         root = data_root(self.data_root_option)
         if root is None and self.download:
@@ -271,7 +271,7 @@ class AuditSession:
             return f"{name} is GPU-sized and there is no CUDA device; add --audit-device cpu to insist"
         import torch
 
-        from pruneaudit.workloads.datasets import load
+        from pruneaudit.workloads.data import load
 
         if self.device == "cuda" and not torch.cuda.is_available():
             return f"{name}: this torch cannot use the CUDA device; install a CUDA build, or add --audit-device cpu"

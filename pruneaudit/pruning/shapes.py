@@ -15,7 +15,7 @@ from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_
 from pruneaudit.pruning.layers import block_of, prunable_names, weight_names
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import dependency_graph, group_of, loses_inputs, shrink, widths_to_kept
-from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.brought import check_logits
 from pruneaudit.workloads.schema import DataConfig, Network, Workload
@@ -187,7 +187,7 @@ def check(workload: Workload) -> None:
     """
     if workload.model_source:
         sizes, one = facts(workload.data), example(workload)
-        check_logits(workload.network, sizes.channels, sizes.classes, tuple(one.shape[1:]), one.dtype)
+        check_logits(workload.network, sizes.channels, sizes.classes, sizes.shape, one.dtype)
 
 
 def dense_network(workload: Workload) -> nn.Module:
@@ -201,8 +201,7 @@ def network(workload: Workload, widths: dict[str, int]) -> nn.Module:
 
 
 def _example(data: DataConfig) -> torch.Tensor:
-    sizes = facts(data)
-    return torch.zeros(1, sizes.channels, sizes.height, sizes.height)
+    return facts(data).example()
 
 
 def _dense(model: Network, data: DataConfig) -> nn.Module:

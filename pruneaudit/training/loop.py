@@ -17,7 +17,7 @@ from pruneaudit.measure.accuracy import Score, evaluate
 from pruneaudit.streams import derive, isolated
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 Progress = Callable[[int, int, float], None]
@@ -74,7 +74,7 @@ class Steps(Protocol):
             Sum of the images' losses, how many were classified correctly, and how many there were.
         """
 
-    def score(self, part: Part) -> Score:
+    def score(self, part: Split) -> Score:
         """Classify a split, see :func:`evaluate`."""
 
 
@@ -182,7 +182,7 @@ class Trainer:
         return steps
 
     def close_epoch(
-        self, score: Callable[[Part], Score], epoch: int, epochs: int, loss: float, hits: int, seen: int
+        self, score: Callable[[Split], Score], epoch: int, epochs: int, loss: float, hits: int, seen: int
     ) -> None:
         """Evaluate, note the curves and save the state.
 
@@ -323,7 +323,7 @@ class TorchSteps:
             step += 1
         return float(torch.stack(losses).sum()), int(torch.stack(hits).sum()), seen
 
-    def score(self, part: Part) -> Score:
+    def score(self, part: Split) -> Score:
         """Classify a split, see :class:`Steps`."""
         return evaluate(self._trainer.model, self._trainer.dataset, part, self._trainer.precision)
 

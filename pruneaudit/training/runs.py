@@ -17,7 +17,7 @@ from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 
@@ -207,6 +207,6 @@ class Scores:
     validation: Score
     test: Score
 
-    def of(self, part: Part) -> Score:
+    def of(self, part: Split) -> Score:
         """The score of a split."""
         return self.validation if part is self.data.validation else self.test

@@ -22,28 +22,38 @@ class DataConfig(Frozen):
     """A dataset as a workload sees it.
 
     Attributes:
-        name: Key in the dataset registry.
-        size: Height and width in pixels after the one resize at load (None: as stored).
-        mean: Per-channel mean of pixels in [0, 1], subtracted.
-        std: Per-channel standard deviation, divided by.
+        name: Key in the dataset registry, or a user's own data: ``file.py:function`` or ``package.module:function``
+            that returns ``pruneaudit.Data``, ``imagefolder:PATH``, or ``torchvision:NAME``.
+        size: Height and width in pixels after the one resize at load (None: as stored). Of a user's images the shorter
+            side is resized, and the centre is kept.
+        mean: Per-channel mean of pixels in [0, 1], subtracted (None: found in the training split; what is no image is
+            left as it is).
+        std: Per-channel standard deviation, divided by (None: found, too).
         pad: Zero padding of the random crop (0: no crop).
         flip: Random horizontal flips.
         validation: Images that the training set gives up for validation (0: the dataset's own fixed split).
+        train: Transforms of training images by their names in ``torchvision.transforms.v2``, in place of ``pad`` and
+            ``flip``: ``"RandomResizedCrop(224)"``.
+        test: Transforms of images that are not augmented.
         folder: Where relative paths start; no part of any identity.
     """
 
     name: str
     size: int | None = None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     pad: int = Field(default=0, ge=0)
     flip: bool = False
     validation: int = Field(default=0, ge=0)
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
     folder: Path | None = Field(default=None, exclude=True)
 
     @property
     def augmentation(self) -> str:
         """Short description for records, such as ``"crop4+flip"``."""
+        if self.train:
+            return "+".join(self.train)
         parts = [f"crop{self.pad}"] * (self.pad > 0) + ["flip"] * self.flip
         return "+".join(parts) or "none"
 

@@ -63,7 +63,9 @@ def same_preprocessing(arm: Evidence) -> str:
     Example: ImageNet's mean and deviation in both arms pass; CIFAR's own in one of them do not.
     """
     data = arm.result.data
-    return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
+    mean, deviation = ("found" if values is None else list(values) for values in (data.mean, data.std))
+    tested = f", test images {' + '.join(data.test)}" if data.test else ""
+    return f"{data.name}, size {data.size or 'as stored'}, mean {mean}, deviation {deviation}{tested}"
 
 
 @rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pruneaudit.version import __version__
 
 if TYPE_CHECKING:
+    from pruneaudit.campaign.conformance import check_workload
     from pruneaudit.method.conformance import check_method
     from pruneaudit.method.contract import (
         Budget,
@@ -46,6 +47,7 @@ __all__ = [
     "WeightScore",
     "__version__",
     "check_method",
+    "check_workload",
     "load",
     "shapes",
 ]
@@ -54,6 +56,7 @@ __all__ = [
 _ELSEWHERE = {
     "Data": "pruneaudit.workloads.data",
     "check_method": "pruneaudit.method.conformance",
+    "check_workload": "pruneaudit.campaign.conformance",
     "load": "pruneaudit.report.frames",
     "shapes": "pruneaudit.pruning",
 }

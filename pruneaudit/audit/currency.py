@@ -10,7 +10,7 @@ from pruneaudit.catalog.names import FOUND_BY
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord
+from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.workloads.schema import Workload
 
@@ -43,17 +43,29 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
         try:
             current = known(name).version
         except ConfigError:
-            return f"{kind} {name} is gone"
+            how = "; give its file with --audit-workload" if kind == "workload" else ""
+            return f"{kind} {name} is not here{how}"
         if current != version:
             return f"measured under {kind} version {version}, now {current}; run it again"
     if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
         return "measured by another version of the training code; run it again"
+    workload = catalog.workload(record.workload)
+    if any(_builds_another(workload, ledger.get(run)) for run in record.runs):
+        return "measured with another version of the workload's network; run it again"
     pruning = _pruning(record, ledger)
     if pruning is not None:
         run = ledger.get(pruning)
         if run.method_digest != digests.get(str(run.method), run.method_digest):
             return "measured with another version of the method's file; run it again"
     return ""
+
+
+def _builds_another(workload: Workload, run: RunRecord) -> bool:
+    """Whether a run trained another network than the workload has today; of built-in ones, versions tell."""
+    if not (run.model_source or workload.model_source):
+        return False
+    stored = (run.model, run.model_args, run.model_source)
+    return stored != (workload.model, workload.model_args, workload.model_source)
 
 
 def _pruning(record: CellRecord, ledger: Ledger) -> str | None:

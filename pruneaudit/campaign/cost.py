@@ -57,9 +57,15 @@ def cost(run: RunSpec, catalog: Catalog) -> Cost:
 def workload_of(run: RunSpec, catalog: Catalog) -> Workload:
     """The workload of a run, with the dataset and the architecture of the run's identity."""
     known = catalog.workload(run.workload)
-    # What a ledger holds does not say where relative paths start.
-    data = run.data.model_copy(update={"folder": known.data.folder})
-    return known.model_copy(update={"data": data, "model": run.model})
+    return known.model_copy(
+        update={
+            # What a ledger holds does not say where relative paths start.
+            "data": run.data.model_copy(update={"folder": known.data.folder}),
+            "model": run.model,
+            "model_args": run.model_args,
+            "model_source": run.model_source,
+        }
+    )
 
 
 def widths(run: RunSpec, workload: Workload, catalog: Catalog) -> dict[str, int]:

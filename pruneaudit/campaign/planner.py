@@ -224,6 +224,7 @@ class Planner:
         self.cell = cell
         self.protocol = catalog.protocol(cell.protocol)
         self.workload = catalog.workload(cell.workload).scaled(settings.budget)
+        shapes.check(self.workload)
         self.source = catalog.method(cell.method)
         self.method = self.source.create()
         if isinstance(self.method, ScratchArm) != is_scratch(cell.method):
@@ -276,6 +277,8 @@ class Planner:
                 "workload_version": self.workload.version,
                 "stage": stage,
                 "model": self.workload.model,
+                "model_args": self.workload.model_args,
+                "model_source": self.workload.model_source,
                 "data": self.workload.data,
                 "data_digest": _data_digest(self.workload.data),
                 "recipe": recipe,

@@ -38,6 +38,7 @@ from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.checkpoints import base_path, fitted, read
 from pruneaudit.workloads.data import Dataset, identity, load, stored_at
+from pruneaudit.workloads.networks import version_of
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Budget, Workload
 
@@ -189,11 +190,15 @@ class Stages:
             update={
                 "data": spec.data,
                 "model": spec.model,
+                "model_args": spec.model_args,
+                "model_source": spec.model_source,
                 "operating_point": spec.operating_point,
                 "layer_ratios": () if spec.ratio is None else ((spec.ratio, spec.layer_ratios),),
                 **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
             }
         )
+        if version_of(workload.network) != spec.model_source:
+            raise ConfigError(f"workload '{spec.workload}': {spec.model} changed while the suite ran; start again")
         dataset = load(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
         if spec.data_digest is not None and identity(spec.data, self.runtime.data_root) != spec.data_digest:
             raise ConfigError(f"data '{spec.data.name}' changed while the suite ran; start again")

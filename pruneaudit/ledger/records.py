@@ -14,7 +14,7 @@ from pydantic import Field
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.names import ratio_text
 from pruneaudit.catalog.settings import Backend
-from pruneaudit.schema import Frozen
+from pruneaudit.schema import Arguments, Frozen
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import DataConfig, Reading
 
@@ -63,6 +63,8 @@ class RunSpec(Frozen):
         stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage),
             ``prune``, ``retrain`` or ``scratch``.
         model: Architecture.
+        model_args: What it takes beside the sizes of the data.
+        model_source: Code that builds it, where it is not built in.
         data: Dataset and preprocessing.
         data_digest: SHA-256 of a user's own data, of the code that gives them and of what decodes them; None where the
             dataset is known by name.
@@ -92,6 +94,8 @@ class RunSpec(Frozen):
     workload_version: int
     stage: Stage
     model: str
+    model_args: Arguments = ()
+    model_source: str = ""
     data: DataConfig
     data_digest: str | None = None
     recipe: Recipe

@@ -133,10 +133,12 @@ class Bench:
     """
 
     def __init__(self, source: MethodSource, workload: Workload, runtime: Runtime) -> None:
+        from pruneaudit.pruning import shapes
         from pruneaudit.workloads.data import load
 
         self.source = source
         self.workload = workload.scaled("smoke")
+        shapes.check(self.workload)
         self.runtime = runtime
         runtime.prepare()
         self.dataset = load(self.workload.data, runtime.data_root, runtime.download)

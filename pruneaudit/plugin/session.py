@@ -86,7 +86,9 @@ class AuditSession:
     def __init__(self, config: pytest.Config) -> None:
         option = config.option
         try:
-            self.catalog = Catalog(extra_methods=tuple(option.audit_method))
+            self.catalog = Catalog(
+                extra_methods=tuple(option.audit_method), extra_workloads=tuple(option.audit_workload)
+            )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
             base = Path(option.audit_base) if option.audit_base else None
@@ -160,6 +162,8 @@ class AuditSession:
         if seeds is not None and seeds < 1:
             raise ConfigError("--audit-seeds: expected a number of at least 1")
         workloads = tuple(self.catalog.workload(name).name for name in study.workloads)
+        if workloads:
+            workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
         return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against)
 

@@ -17,6 +17,7 @@ from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import dependency_graph, group_of, loses_inputs, shrink, widths_to_kept
 from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.models import build
+from pruneaudit.workloads.models.brought import check_logits
 from pruneaudit.workloads.schema import DataConfig, Network, Workload
 
 
@@ -177,6 +178,17 @@ def missed(asked: Target, stay: Mapping[str, int], known: Costs) -> str:
 def example(workload: Workload) -> torch.Tensor:
     """A zero input of the workload, ``[1, C, H, W]``."""
     return _example(workload.data)
+
+
+def check(workload: Workload) -> None:
+    """Refuse a user's network that does not map inputs of the workload's data to logits of its classes.
+
+    Raises:
+        ConfigError: In one line what it does instead.
+    """
+    if workload.model_source:
+        sizes, one = facts(workload.data), example(workload)
+        check_logits(workload.network, sizes.channels, sizes.classes, sizes.shape, one.dtype)
 
 
 def dense_network(workload: Workload) -> nn.Module:

@@ -44,12 +44,13 @@ class Frames:
     curves: pd.DataFrame
 
 
-def load(ledger: str | Path, methods: Iterable[str] = ()) -> Frames:
+def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[str] = ()) -> Frames:
     """Read and judge a ledger; trains nothing and writes nothing.
 
     Args:
         ledger: Its folder, such as ``.pruneaudit/ledger``.
         methods: Methods of your own that it holds, as for ``--audit-method``.
+        workloads: Workloads of your own that it holds, as for ``--audit-workload``.
 
     Raises:
         ConfigError: There is no ledger.
@@ -58,7 +59,8 @@ def load(ledger: str | Path, methods: Iterable[str] = ()) -> Frames:
     if not (path / "ledger.json").exists():
         raise ConfigError(f"no ledger at {path}; name the folder that --audit-ledger wrote")
     store = Ledger(path, writable=False)
-    results = gather_ledger(Catalog(extra_methods=tuple(methods)), store)
+    catalog = Catalog(extra_methods=tuple(methods), extra_workloads=tuple(workloads))
+    results = gather_ledger(catalog, store)
     runs = sorted(store.runs(), key=lambda run: (run.workload, run.slug, run.run_id))
     return Frames(
         cells=pd.DataFrame([_flat(row, "jsv") for row in results.cells]),

@@ -59,12 +59,13 @@ class Site:
     Args:
         ledger: The ledger; it is not written to.
         folder: Where the report is written.
+        workloads: Workloads of the user's own, as for ``--audit-workload``.
     """
 
-    def __init__(self, ledger: Path, folder: Path) -> None:
+    def __init__(self, ledger: Path, folder: Path, workloads: tuple[str, ...] = ()) -> None:
         self.ledger = Ledger(ledger, writable=False)
         # A handle of its own: records that it keeps are not shared between threads.
-        self._keeper = Keeper(Ledger(ledger, writable=False), folder)
+        self._keeper = Keeper(Ledger(ledger, writable=False), folder, workloads=workloads)
         self._watcher = Watcher(self.ledger)
         self._cells: dict[str, tuple[int, CellRecord | None]] = {}
         self._lock = threading.Lock()
@@ -266,7 +267,7 @@ class Server(ThreadingHTTPServer):
         return name in {"localhost", "127.0.0.1", "::1", self.host.lower()}
 
 
-def serve(ledger: Path, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(ledger: Path, host: str, port: int, say: Callable[[str], None], workloads: tuple[str, ...] = ()) -> None:
     """Serve a ledger until interrupted.
 
     Args:
@@ -274,12 +275,13 @@ def serve(ledger: Path, host: str, port: int, say: Callable[[str], None]) -> Non
         host: Name or address to bind to.
         port: Port.
         say: Gets one line for each thing that the user should know.
+        workloads: Workloads of the user's own, as for ``--audit-workload``.
 
     Raises:
         ConfigError: It is no ledger, or the address cannot be bound.
     """
     with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="pruneaudit-") as folder:
-        site = Site(ledger, Path(folder))
+        site = Site(ledger, Path(folder), workloads)
         with Server(site, host, port) as server:
             stop = threading.Event()
             keeper = threading.Thread(target=site.keep_report, args=(stop,), daemon=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from pruneaudit.errors import AuditError, unknown
 from pruneaudit.measure.accuracy import Score, evaluate
+from pruneaudit.streams import derive, isolated
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.data import Dataset, Split
@@ -161,10 +162,13 @@ class Trainer:
         total = self.recipe.total_steps(per_epoch)
         epochs = math.ceil(total / per_epoch)
         first = self.resume()
+        device = next(self.model.parameters()).device
         for epoch in range(first, epochs if until is None else until):
             started = time.perf_counter()
             self.model.train()
-            trained = steps.run_epoch(epoch, epoch * per_epoch, total)
+            # What a network draws itself, such as dropout, is a function of the same names as the order of its images.
+            with isolated(derive(self.seed, self.stream, "network", epoch), device):
+                trained = steps.run_epoch(epoch, epoch * per_epoch, total)
             self.training_seconds += time.perf_counter() - started
             self.close_epoch(steps.score, epoch, epochs, *trained)
         return self.history

@@ -11,25 +11,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pruneaudit.errors import ConfigError, nearest
-from pruneaudit.schema import Frozen, read_toml, validate
+from pruneaudit.schema import Arguments, Frozen, read_toml, validate
+from pruneaudit.workloads.networks import Network, version_of
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
-
-
-class Network(Frozen):
-    """What builds a dense network.
-
-    Attributes:
-        model: Key in the model registry, or a spec of the user's own.
-        args: Keyword arguments beside the sizes of the data.
-        folder: Where relative paths start; no part of any identity.
-    """
-
-    model: str
-    args: tuple[tuple[str, Any], ...] = ()
-    folder: Path | None = Field(default=None, exclude=True)
 
 
 class DataConfig(Frozen):
@@ -144,8 +131,9 @@ class Workload(Frozen):
         source: Where the recipe comes from.
         model: Key in the model registry, or a spec of the user's own.
         model_args: What the model takes beside the sizes of the data.
+        model_source: Code that builds a user's network (:func:`~.networks.version_of`); read from it, never stated.
         data: The dataset.
-        prunable: Patterns (shell style) of the layers that may lose filters.
+        prunable: Patterns (shell style) of the layers that may lose filters, or ``auto`` alone: all that can.
         skip: Patterns taken out again.
         ratios: Pruning ratios: the share of filters to remove in each prunable layer, in (0, 1).
         layer_ratios: For a ratio, shares of single layers by pattern (the last that matches counts; others keep the
@@ -169,7 +157,8 @@ class Workload(Frozen):
     version: int = Field(ge=1)
     source: str
     model: str
-    model_args: tuple[tuple[str, Any], ...] = ()
+    model_args: Arguments = ()
+    model_source: str = ""
     folder: Path | None = Field(default=None, exclude=True)
     data: DataConfig
     prunable: tuple[str, ...] = Field(min_length=1)
@@ -186,6 +175,18 @@ class Workload(Frozen):
     scratch: Recipe
     tune: Tuning
     budget: BudgetScales = BudgetScales()
+
+    @field_validator("prunable", mode="before")
+    @classmethod
+    def _one_or_many(cls, patterns: object) -> object:
+        return (patterns,) if isinstance(patterns, str) else patterns
+
+    @field_validator("prunable")
+    @classmethod
+    def _auto_alone(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if "auto" in patterns and len(patterns) > 1:
+            raise ValueError("'auto' means everything that can be pruned; give it alone, and what stays in skip")
+        return patterns
 
     @field_validator("ratios")
     @classmethod
@@ -243,7 +244,7 @@ class Workload(Frozen):
     @property
     def network(self) -> Network:
         """What builds its dense network."""
-        return Network(model=self.model, args=self.model_args, folder=self.folder)
+        return Network(model=self.model, args=self.model_args, source=self.model_source, folder=self.folder)
 
     def ratio_of(self, layer: str, ratio: float) -> float:
         """Share of filters that a layer loses at a ratio."""
@@ -285,13 +286,35 @@ _SHARED_RECIPE_KEYS = ("batch", "momentum", "weight_decay", "nesterov", "label_s
 _STAGES = ("pretrain", "prune", "retrain", "scratch")
 
 
+# What reading fills in.
+_READ = ("folder", "model_source")
+
+
 def load_workload(path: Path) -> Workload:
-    """Read one workload.
+    """Read one of the workloads that come with the project.
 
     Raises:
         ConfigError: The file is no TOML or no workload; the message names file, key and what was expected.
     """
-    content = read_toml(path)
+    return read_workload(read_toml(path), path.stem, path, None)
+
+
+def read_workload(content: Mapping[str, Any], name: str, path: Path, folder: Path | None) -> Workload:
+    """A workload from the content of its file.
+
+    Args:
+        content: Tables and values, as in TOML.
+        name: Its id.
+        path: What messages name: its file.
+        folder: Where relative paths start; None: nowhere.
+
+    Raises:
+        ConfigError: It is no workload; the message names file, key and what was expected.
+    """
+    content = dict(content)
+    for key in _READ:
+        if key in content:
+            raise ConfigError(f"{path}: {key}: unknown key.")
     shared = content.pop("sgd", {})
     if not isinstance(shared, Mapping):
         raise ConfigError(f"{path}: sgd: expected a table")
@@ -301,4 +324,19 @@ def load_workload(path: Path) -> Workload:
     for stage in _STAGES:
         if isinstance(content.get(stage), dict):
             content[stage] = {**shared, **content[stage]}
-    return validate(Workload, {**content, "name": path.stem}, path)
+    workload = validate(Workload, {**content, "name": name}, path)
+    return workload if folder is None else placed(workload, folder, path)
+
+
+def placed(workload: Workload, folder: Path, path: Path) -> Workload:
+    """A user's workload, whose relative paths start at a folder, with the version of its network's code.
+
+    Raises:
+        ConfigError: What it names is not there; the message names the file and the key.
+    """
+    data = workload.data.model_copy(update={"folder": folder})
+    workload = workload.model_copy(update={"folder": folder, "data": data})
+    try:
+        return workload.model_copy(update={"model_source": version_of(workload.network)})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: model: {error}") from None

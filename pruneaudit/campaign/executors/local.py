@@ -192,4 +192,5 @@ class LocalExecutor:
             return None
         catalog, recipe = self.stages.catalog, spec.recipe
         kept = tuple(sorted(widths(spec, workload_of(spec, catalog), catalog).items()))
-        return spec.model, spec.data, recipe.batch, recipe.nesterov, spec.precision, spec.backend, kept
+        network = spec.model, spec.model_args, spec.model_source, kept
+        return network, spec.data, recipe.batch, recipe.nesterov, spec.precision, spec.backend

@@ -221,7 +221,7 @@ def test_bad_text_gives_one_clear_line(text):
 
 
 def test_a_misspelt_option_is_told_what_it_might_be():
-    with pytest.raises(ValueError, match="'wramup 5' is no option of it. Did you mean 'warmup'?"):
+    with pytest.raises(ValueError, match=r"'wramup 5' is no option of it\. Did you mean 'warmup'\?"):
         Schedule.parse("cosine:1e-2, wramup 5")
 
 

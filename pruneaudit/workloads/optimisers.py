@@ -49,7 +49,7 @@ def check(recipe: Recipe) -> None:
     name, options = recipe.optimiser.name, dict(recipe.optimiser.options)
     if name not in CLASSES:
         raise ConfigError(f"name: {unknown('optimiser', name, CLASSES)}")
-    cls = CLASSES[name]
+    cls: Any = CLASSES[name]
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ConfigError(f"name: {cls.__name__} computes the loss anew within a step (a closure); choose another one")
@@ -64,7 +64,7 @@ def check(recipe: Recipe) -> None:
             raise ConfigError(f"{key}: {cls.__name__} has no such option.{nearest(key, known)} Known: {_list(known)}.")
     if recipe.weight_decay and "weight_decay" not in known:
         raise ConfigError(f"weight_decay: {cls.__name__} has none; leave it out")
-    probe = nn.Parameter(torch.ones(2, 2))
+    probe: Any = nn.Parameter(torch.ones(2, 2))
     probe.grad = torch.ones_like(probe)
     try:
         cls([probe], lr=1e-3, **_settings(recipe)).step()
@@ -91,7 +91,7 @@ def make(recipe: Recipe, model: nn.Module, rate: float) -> Optimizer:
             check(recipe)
         except ConfigError as error:
             raise ConfigError(f"optimiser.{error}") from None
-    cls = CLASSES[recipe.optimiser.name]
+    cls: Any = CLASSES[recipe.optimiser.name]
     kind = next(model.parameters()).device.type
     how = {"fused": kind in ("cpu", "cuda")} if cls in _FUSED else {}
     free = undecayed(model, recipe.no_decay)
@@ -101,9 +101,11 @@ def make(recipe: Recipe, model: nn.Module, rate: float) -> Optimizer:
         without = [parameter for name, parameter in model.named_parameters() if name in free]
         parameters = [{"params": decayed}, {"params": without, "weight_decay": 0.0}]
     try:
-        return cls(parameters, lr=rate, **_settings(recipe), **how)
+        made: Optimizer = cls(parameters, lr=rate, **_settings(recipe), **how)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimiser '{recipe.optimiser.name}' does not take this network: {one_line(error)}") from None
+        name = recipe.optimiser.name
+        raise ConfigError(f"optimiser '{name}' does not take this network: {one_line(error)}") from None
+    return made
 
 
 def undecayed(model: nn.Module, patterns: Iterable[str]) -> set[str]:

@@ -1,9 +1,9 @@
 """Learning-rate schedules, written the way papers write them.
 
 ``"0:1e-2,60:1e-3,90:1e-4"`` is a step schedule: learning rate 1e-2 from epoch 0, 1e-3 from epoch 60, ...
-``"cosine:1e-2:1e-4"`` falls along half a cosine from 1e-2 to 1e-4 over the whole training, ``"poly:0.1:0, power 2"`` along
-a power of what is left of it, ``"linear:0.1:0"`` along a line. ``"cosine:5e-4->1e-6"`` is another way to write the two
-rates, and a last rate of 0 may be left out.
+``"cosine:1e-2:1e-4"`` falls along half a cosine from 1e-2 to 1e-4 over the whole training, ``"poly:0.1:0, power 2"``
+along a power of what is left of it, ``"linear:0.1:0"`` along a line. ``"cosine:5e-4->1e-6"`` is another way to write
+the two rates, and a last rate of 0 may be left out.
 
 Behind a comma follow, in any order:
 

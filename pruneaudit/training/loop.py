@@ -291,12 +291,15 @@ class Trainer:
             for name, value in values.items():
                 state.setdefault(places[name], {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
-        # Torch brings each tensor to the device and type that the optimiser wants; the layout it leaves as it is.
+        # Torch knows on which device the optimiser wants each tensor; type and layout are to be those that it had.
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        for parameter, values in self.optimiser.state.items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    values[key] = value.contiguous(memory_format=_layout(parameter))
+        for place, kept in state.items():
+            parameter = ordered[place]
+            values = self.optimiser.state[parameter]
+            for key, value in kept.items():
+                if isinstance(value, torch.Tensor):
+                    layout = _layout(parameter) if value.shape == parameter.shape else torch.contiguous_format
+                    values[key] = value.to(values[key].device).contiguous(memory_format=layout)
 
 
 class TorchSteps:

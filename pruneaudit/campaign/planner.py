@@ -25,7 +25,7 @@ from pruneaudit.method.contract import Method, ScratchArm
 from pruneaudit.pruning import shapes
 from pruneaudit.workloads.checkpoints import base_path, fitted, read
 from pruneaudit.workloads.data import facts, identity
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.recipes import Optimiser, Recipe, steps_per_epoch
 from pruneaudit.workloads.schedule import Schedule
 from pruneaudit.workloads.schema import DataConfig, Workload
 
@@ -310,7 +310,7 @@ class Planner:
         missing = 0 if self.protocol.pruning == "own" else max(0, full.steps - budget.steps)
         # Under one imposed schedule the method goes on where the top-up stopped; a constant rate has no position, and
         # without one S4.1 and S4.2 share their runs.
-        joined = imposed and len(Schedule.parse(rates).points) > 1
+        joined = imposed and not Schedule.parse(rates).is_constant
         span = full.steps if joined else 0
         topup = full.model_copy(update={"steps": missing, "lr": rates, "span": span}) if missing else None
         if not budget.steps:
@@ -359,7 +359,8 @@ class Planner:
             factor = speedup if self.protocol.scratch == "equal-macs" else 1.0
             recipe = recipe.for_epochs(scratch_epochs(self.workload, factor))
             # Appendix A, rule 1: scratch and pruned arms end at the same learning rate.
-            last = self.workload.retrain.schedule.points[-1][1]
+            retrain = self.workload.retrain
+            last = retrain.last_rate(steps_per_epoch(facts(self.workload.data).train, retrain.batch))
             recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
         return self._run("scratch", recipe, ratio=self.cell.ratio, **shape)
 
@@ -391,6 +392,8 @@ def own_recipe(published: PublishedRecipe, workload: Workload, catalog: Catalog)
     scale = (workload.retrain.epochs or 1) / (paper.retrain.epochs or 1)
     stated = workload.retrain.model_copy(
         update={
+            # A rate is one of its optimiser; where the workload has another one, the paper's comes with its defaults.
+            **({} if workload.retrain.optimiser.name == published.optimiser else _settings_of(published)),
             "epochs": published.epochs,
             "lr": str(Schedule.parse(published.lr)),
             "batch": published.batch or workload.retrain.batch,
@@ -398,3 +401,9 @@ def own_recipe(published: PublishedRecipe, workload: Workload, catalog: Catalog)
         }
     )
     return stated.for_epochs(max(1, round(published.epochs * scale)))
+
+
+def _settings_of(published: PublishedRecipe) -> dict[str, Any]:
+    """The optimiser of a published recipe, with its own defaults."""
+    defaults = {name: Recipe.model_fields[name].default for name in ("momentum", "nesterov")}
+    return {"optimiser": Optimiser(name=published.optimiser), **defaults}

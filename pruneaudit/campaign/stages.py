@@ -62,6 +62,7 @@ class Outcome:
     granularity: Granularity = "filter"
     in_retraining: str = ""
     backend: str = "torch"
+    reason: str = ""
     conduct: Conduct | None = None
     initial_accuracy: float | None = None
     declared_steps: int = 0
@@ -356,6 +357,7 @@ class Stages:
             trained.history,
             masks=masks or {},
             backend=trained.backend,
+            reason=trained.reason,
             resumed=trained.resumed_from,
             training_seconds=trained.training_seconds,
             # While others trained.
@@ -456,6 +458,7 @@ class Stages:
             training_macs=training_macs if outcome.measured else None,
             learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],
             hyper_parameters=_hyper_parameters(spec, dataset, outcome),
+            fallback=outcome.reason,
             declared_steps=outcome.declared_steps,
             train_loss=history.train_loss,
             train_accuracy=history.train_accuracy,

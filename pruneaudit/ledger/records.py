@@ -228,7 +228,8 @@ class RunRecord(RunSpec):
         training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
         learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
         hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing; what
-            made the steps, where it was not torch.
+            made the steps, where it was not torch; what the loop did beside a plain step (clipping, averaging, mixing).
+        fallback: Why another backend than the one that was asked for made the steps; empty: it did.
         declared_steps: Steps that the method declared (prune).
         train_loss: And the five lists below it: one value per epoch.
         accuracy: Test accuracy after the last epoch: the result.
@@ -275,6 +276,7 @@ class RunRecord(RunSpec):
     training_macs: int | None
     learning_rates: list[tuple[float, int]]
     hyper_parameters: dict[str, Any]
+    fallback: str = ""
     declared_steps: int = 0
     train_loss: list[float]
     train_accuracy: list[float]
@@ -336,7 +338,7 @@ class RunRecord(RunSpec):
 
 
 #: Fields of a run record that may differ between two runs of the same identity.
-VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed"})
+VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback"})
 
 
 class FailureRecord(Frozen):

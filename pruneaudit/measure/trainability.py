@@ -140,11 +140,11 @@ def trainability_accuracy(test_accuracy: Sequence[float], recipe: Recipe) -> flo
         recipe: What the retraining was.
 
     Returns:
-        Percent; None for a cosine schedule, which has no stages, for a recipe in steps, and for a curve that is
-        shorter than the stage.
+        Percent; None for a smooth schedule (a cosine, say), which has no stages, for a recipe in steps, and for a curve
+        that is shorter than the stage.
     """
     schedule = recipe.schedule
-    if recipe.epochs is None or schedule.kind == "cosine":
+    if recipe.epochs is None or schedule.kind != "step":
         return None
     # A boundary beyond the last epoch is never reached.
     stage = min(schedule.first_stage or recipe.epochs, recipe.epochs)

@@ -52,6 +52,8 @@ class PublishedRecipe:
         source: Where the paper states it.
         batch: Images per step.
         weight_decay: L2 coefficient.
+        optimiser: Class of ``torch.optim`` that the learning rates are for, in lower case. On a workload that trains
+            with another one it comes with its defaults (of SGD momentum 0.9).
     """
 
     workload: str
@@ -60,6 +62,7 @@ class PublishedRecipe:
     source: str
     batch: int | None = None
     weight_decay: float | None = None
+    optimiser: str = "sgd"
 
 
 @dataclass(frozen=True)

@@ -296,7 +296,8 @@ class PruningTask:
 
     def batches(self, count: int, batch: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The first ``count`` augmented training batches of the method's own stream: ``[B, C, H, W]``, ``[B]``."""
-        size = batch or self.recipe.batch
+        # What passes the network at once in training, too.
+        size = batch or self.recipe.micro_batch
         dtype = next(self.model.parameters()).dtype
         made = 0
         for epoch in range(math.ceil(count * size / len(self._dataset.train))):

@@ -13,7 +13,9 @@ class Curve:
     Attributes:
         test_accuracy: Percent, after each epoch.
         rates: Learning rates, each with the epoch at which it begins (0: the start; steps within an epoch are parts).
+        per_epoch: Steps of an epoch.
     """
 
     test_accuracy: Sequence[float]
     rates: Sequence[tuple[float, float]]
+    per_epoch: int = 1

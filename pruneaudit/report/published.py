@@ -121,17 +121,18 @@ def _recipe(catalog: Catalog, claim: Claim, cell: Mapping[str, Any]) -> tuple[in
 
 def _follows(curve: Curve, epochs: int, schedule: Schedule) -> bool:
     """Whether a run had the schedule's learning rate in every epoch."""
-    return len(curve.test_accuracy) == epochs and bool(curve.rates) and _is(tuple(curve.rates), epochs, schedule)
+    is_known = len(curve.test_accuracy) == epochs and bool(curve.rates)
+    return is_known and _is(tuple(curve.rates), epochs, schedule, curve.per_epoch if schedule.per_step else 1)
 
 
 @lru_cache(maxsize=4096)
-def _is(rates: tuple[tuple[float, float], ...], epochs: int, schedule: Schedule) -> bool:
-    """Whether these rates are the schedule's; all seeds of an arm have the same ones."""
+def _is(rates: tuple[tuple[float, float], ...], epochs: int, schedule: Schedule, unit: int) -> bool:
+    """Whether these rates are the schedule's where epochs begin; all seeds of an arm have the same ones."""
     place = 0
     for epoch in range(epochs):
         while place + 1 < len(rates) and rates[place + 1][0] <= epoch + 1e-9:
             place += 1
-        if not math.isclose(rates[place][1], schedule.rate(epoch, epochs), rel_tol=1e-9):
+        if not math.isclose(rates[place][1], schedule.rate(epoch * unit, epochs * unit, unit), rel_tol=1e-9):
             return False
     return True
 

@@ -475,7 +475,7 @@ def _run_rows(
             "parent": run.parent,
             "epochs": run.epochs,
             "training_macs": run.training_macs,
-            "learning_rate": run.learning_rates[0][0] if run.learning_rates else None,
+            "learning_rate": max((rate for rate, _ in run.learning_rates), default=None),
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
             "environment": environments.index(tuple(sorted(run.environment.items()))),
@@ -499,7 +499,7 @@ def _curve(run: RunRecord) -> Curve:
         else:
             rates.append((step / per_epoch, rate))
         step += steps
-    return Curve(run.test_accuracy, rates)
+    return Curve(run.test_accuracy, rates, per_epoch)
 
 
 def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord]) -> None:

@@ -98,7 +98,7 @@ class StrictestRow(Frozen):
 class RunRow(Frozen):
     """One run that a valid cell stands on: cost in epochs and MACs, accuracies in percent.
 
-    ``learning_rate`` is the first one that its optimiser had; ``environment`` counts from 0 in ``environments``;
+    ``learning_rate`` is the highest one that its optimiser had; ``environment`` counts from 0 in ``environments``;
     ``provenance`` says where a base model came from that was not trained here, and what was done to its file.
     """
 

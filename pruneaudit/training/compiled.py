@@ -308,7 +308,7 @@ class CompiledSteps:
             ):
                 if step >= total:
                     break
-                rate = recipe.rate(epoch, step)
+                rate = recipe.rate(epoch, step, trainer.per_epoch)
                 for group in trainer.optimiser.param_groups:
                     group["lr"] = rate
                 batch_loss, batch_hits = network.step(images, labels, recipe.label_smoothing)
@@ -363,7 +363,8 @@ class CompiledSteps:
 
 def _compiled(trainer: Trainer, hooks: Hooks) -> Steps | str:
     """Compiled steps of a trainer, or why there are none."""
-    return obstacle(trainer.model, trainer.dataset, hooks, trainer.precision) or CompiledSteps(trainer)
+    found = trainer.recipe.only_torch or obstacle(trainer.model, trainer.dataset, hooks, trainer.precision)
+    return found or CompiledSteps(trainer)
 
 
 BACKENDS["compiled"] = _compiled

@@ -120,6 +120,8 @@ def _key(training: Training) -> object:
     if training.hooks is not None:
         raise CannotStackError("its method acts in training")
     recipe, data = training.recipe, training.dataset
+    if recipe.only_torch:
+        raise CannotStackError(recipe.only_torch)
     if data.obstacle:
         raise CannotStackError(data.obstacle)
     return signature(training.model), id(data.resident.images), recipe.batch, training.precision, recipe.nesterov

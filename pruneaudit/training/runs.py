@@ -144,9 +144,9 @@ class Run:
     def rates(self, steps: int) -> list[float]:
         """Learning rates of the next steps."""
         recipe = self.training.recipe
-        if recipe.epochs is not None:
+        if recipe.epochs is not None and not recipe.schedule.per_step:
             return [recipe.rate(self.epoch, self.step)] * steps
-        return [recipe.rate(self.epoch, step) for step in range(self.step, self.step + steps)]
+        return [recipe.rate(self.epoch, step, self.per_epoch) for step in range(self.step, self.step + steps)]
 
     def went(self, sizes: Sequence[int], loss: float, hits: int, seconds: float) -> bool:
         """Count steps that are over, as a meter does; say whether an epoch, or the last part of one, is.

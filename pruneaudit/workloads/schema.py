@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.schema import Arguments, Frozen, read_toml, validate
 from pruneaudit.workloads.networks import Network, version_of
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.recipes import Optimiser, Recipe, too_warm
 from pruneaudit.workloads.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
@@ -234,6 +234,9 @@ class Workload(Frozen):
             raise ValueError(
                 "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
             )
+        for schedule in self.tune.schedules:
+            if reason := too_warm(Schedule.parse(schedule), self.retrain.epochs):
+                raise ValueError(f"tune.schedules: '{schedule}': {reason}")
         return self
 
     @property
@@ -279,9 +282,24 @@ class Workload(Frozen):
         )
 
 
-# Keys that a workload may state once for all of its recipes.
-_SHARED_RECIPE_KEYS = ("batch", "momentum", "weight_decay", "nesterov", "label_smoothing")
-
+#: Keys that a workload may state once for all of its recipes.
+_SHARED_RECIPE_KEYS = (
+    "batch",
+    "momentum",
+    "weight_decay",
+    "nesterov",
+    "no_decay",
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    "ema",
+    "ema_every",
+    "clip",
+    "clip_by",
+    "accumulate",
+)
+# Of these the ones that SGD alone understands; other optimisers have options of the same name, and other defaults.
+_OF_SGD = ("momentum", "nesterov")
 
 _STAGES = ("pretrain", "prune", "retrain", "scratch")
 
@@ -315,16 +333,14 @@ def read_workload(content: Mapping[str, Any], name: str, path: Path, folder: Pat
     for key in _READ:
         if key in content:
             raise ConfigError(f"{path}: {key}: unknown key.")
-    shared = content.pop("sgd", {})
-    if not isinstance(shared, Mapping):
-        raise ConfigError(f"{path}: sgd: expected a table")
-    for key in shared:
-        if key not in _SHARED_RECIPE_KEYS:
-            raise ConfigError(f"{path}: sgd.{key}: unknown key.{nearest(key, _SHARED_RECIPE_KEYS)}")
+    shared = _shared(content, path)
     for stage in _STAGES:
         if isinstance(content.get(stage), dict):
-            content[stage] = {**shared, **content[stage]}
+            own = _recipe_keys(content[stage], f"{path}: {stage}.optimiser")
+            content[stage] = {**_without(shared, own), **own}
     workload = validate(Workload, {**content, "name": name}, path)
+    for stage in _STAGES:
+        _check_optimiser(getattr(workload, stage), f"{path}: {stage}.optimiser")
     return workload if folder is None else placed(workload, folder, path)
 
 
@@ -340,3 +356,64 @@ def placed(workload: Workload, folder: Path, path: Path) -> Workload:
         return workload.model_copy(update={"model_source": version_of(workload.network)})
     except ConfigError as error:
         raise ConfigError(f"{path}: model: {error}") from None
+
+
+def _shared(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Takes ``[sgd]`` or ``[optimiser]`` out of a workload's tables: keys of all of its recipes.
+
+    Raises:
+        ConfigError: It has both, or one of them is no such table.
+    """
+    tables = [table for table in ("sgd", "optimiser") if table in content]
+    if len(tables) > 1:
+        raise ConfigError(f"{path}: optimiser: give either [sgd] or [optimiser], not both")
+    if not tables:
+        return {}
+    shared = content.pop(*tables)
+    if not isinstance(shared, Mapping):
+        raise ConfigError(f"{path}: {tables[0]}: expected a table")
+    if tables == ["sgd"]:
+        for key in shared:
+            if key not in _SHARED_RECIPE_KEYS:
+                raise ConfigError(f"{path}: sgd.{key}: unknown key.{nearest(key, _SHARED_RECIPE_KEYS)}")
+        return dict(shared)
+    return _recipe_keys({"optimiser": shared}, f"{path}: optimiser")
+
+
+def _recipe_keys(recipe: dict[str, Any], where: str) -> dict[str, Any]:
+    """A recipe whose optimiser, where it is a table, keeps name and options only; what else it states is the recipe's.
+
+    Raises:
+        ConfigError: The table names no optimiser.
+    """
+    optimiser = recipe.get("optimiser")
+    if not isinstance(optimiser, Mapping):
+        return recipe
+    if "name" not in optimiser:
+        raise ConfigError(f"{where}.name: missing; a class of torch.optim, such as 'adamw'")
+    is_sgd = str(optimiser["name"]).lower() == "sgd"
+    keys = [key for key in optimiser if key in _SHARED_RECIPE_KEYS and (is_sgd or key not in _OF_SGD)]
+    of_recipe = {key: optimiser[key] for key in keys}
+    rest = {key: value for key, value in optimiser.items() if key not in keys}
+    return {**of_recipe, **recipe, "optimiser": rest}
+
+
+def _without(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What all recipes share, for one that may have an optimiser of its own."""
+    return {key: value for key, value in shared.items() if "optimiser" not in own or key not in _OF_SGD}
+
+
+def _check_optimiser(recipe: Recipe, where: str) -> None:
+    """Ask torch whether it has the optimiser; plain SGD, which needs no answer, is read without torch.
+
+    Raises:
+        ConfigError: It has none, or not with these options.
+    """
+    if recipe.optimiser == Optimiser():
+        return
+    from pruneaudit.workloads.optimisers import check
+
+    try:
+        check(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.schema import Frozen, read_toml, validate
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schedule import Schedule
 
@@ -106,6 +107,7 @@ class Workload(Frozen):
         scratch: Recipe of a network trained from random initialisation.
         tune: Grid of retraining schedules for S3.1.
         budget: Scales of the reduced budgets.
+        metric: What decides its comparisons.
         folder: Where relative paths of a user's own workload start; no part of any identity.
     """
 
@@ -130,6 +132,7 @@ class Workload(Frozen):
     scratch: Recipe
     tune: Tuning
     budget: BudgetScales = BudgetScales()
+    metric: Metric = ACCURACY
 
     @field_validator("ratios")
     @classmethod

@@ -114,8 +114,8 @@ def _is_comparability(rule_id: str) -> bool:
 def profiles(rows: Iterable[Mapping[str, Any]], metric_of: MetricOf = _accuracy) -> list[dict[str, Any]]:
     """Share of operating points (workload × ratio) at which a method's mean is within some points of the best one's.
 
-    Dolan and Moré 2002, on the metric. Only where every method has every cell: a profile over other points would compare
-    methods on other tasks. Smaller networks, networks with zeros and workloads of another metric have their own.
+    Dolan and Moré 2002, on the metric. Only where every method has every cell: a profile over other points would
+    compare methods on other tasks. Smaller networks, networks with zeros and other metrics have profiles of their own.
     """
     listed = [row for row in rows if not row["protocol"].startswith(CROSS_PREFIX) and row["method"] != UNPRUNED]
     means = _means(listed)

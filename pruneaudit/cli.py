@@ -142,10 +142,13 @@ def rules(
 @app.command()
 def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
     """List the runs of a ledger, failed attempts included."""
+    from pruneaudit.workloads.metrics import ACCURACY
+
     store = _existing_ledger(ledger)
     rows: list[dict[str, Any]] = []
     for record in store.runs():
-        rows.append({"status": "ok", "slug": record.slug, "run_id": record.run_id, **record.model_dump(mode="json")})
+        about = {"status": "ok", "slug": record.slug, "run_id": record.run_id, "value": record.value}
+        rows.append({**about, **record.model_dump(mode="json")})
     for failure in store.failures():
         rows.append(
             {
@@ -157,7 +160,8 @@ def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
                 **failure.spec.model_dump(mode="json"),
             }
         )
-    _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", "seconds", "error"], as_json)
+    others = ["metric", "value"] if any(row["metric"] != ACCURACY.name for row in rows) else []
+    _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", *others, "seconds", "error"], as_json)
 
 
 @app.command()

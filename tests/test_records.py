@@ -45,6 +45,8 @@ OTHER = {
     "budget": "smoke",
     "backend": "compiled",
     "numerics": 2,
+    "metric": "perplexity",
+    "metric_digest": "ef" * 32,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
@@ -12,6 +13,7 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.sources import Source
 from pruneaudit.workloads.schema import Workload
 
 
@@ -47,6 +49,13 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
             return f"{kind} {name} is not here{how}"
         if current != version:
             return f"measured under {kind} version {version}, now {current}; run it again"
+    metric = catalog.workload(record.workload).metric
+    if not metric.decides_as(record.metric):
+        return f"measured by {record.metric.title}, now {metric.title} decides; run it again"
+    if metric.function and record.result is not None:
+        source = Source.parse(metric.function, catalog.workload(record.workload).folder or Path())
+        if ledger.get(record.result).metric_digest != source.digest:
+            return f"measured with another version of {metric.function}; run it again"
     if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
         return "measured by another version of the training code; run it again"
     workload = catalog.workload(record.workload)

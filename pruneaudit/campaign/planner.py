@@ -19,10 +19,11 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
-from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord, RunSpec, total
+from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, CellScores, RunRecord, RunSpec, total
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.contract import Method, ScratchArm
 from pruneaudit.pruning import shapes
+from pruneaudit.sources import Source
 from pruneaudit.workloads.checkpoints import base_path, fitted, read
 from pruneaudit.workloads.data import facts, identity
 from pruneaudit.workloads.recipes import Optimiser, Recipe, steps_per_epoch
@@ -164,7 +165,9 @@ class Campaign:
         done = {run.run_id: self.executor.obtain(run) for run in plan.runs}
         trials = [done[run.run_id] for run in plan.trials]
         # Validation decides, and the first of the grid wins a tie; the test set has no say.
-        result = max(trials, key=lambda run: run.validation_accuracy)
+        metric = self.catalog.workload(cell.workload).metric
+        result = max(trials, key=lambda run: metric.merit(run.validation_value))
+        base = done[plan.base.run_id]
         stages = (
             [result]
             if plan.prune is None
@@ -174,7 +177,7 @@ class Campaign:
             cell,
             status="ok",
             accuracy=result.accuracy,
-            base_accuracy=done[plan.base.run_id].accuracy,
+            base_accuracy=base.accuracy,
             validation_accuracy=result.validation_accuracy,
             speedup=result.speedup,
             params=result.params,
@@ -188,6 +191,9 @@ class Campaign:
             prune=plan.prune.run_id if plan.prune else None,
             trials=tuple(run.run_id for run in plan.trials),
             result=result.run_id,
+            scores=None
+            if result.scores is None
+            else CellScores(test=result.value, base=base.value, validation=result.validation_value),
         )
 
     def _record(self, cell: Cell, **measured: object) -> CellRecord:
@@ -204,6 +210,7 @@ class Campaign:
                 "precision": self.settings.precision,
                 "backend": self.settings.backend,
                 "labels": self.settings.labels(self.catalog.workload(cell.workload)),
+                "metric": self.catalog.workload(cell.workload).metric,
                 **measured,
             }
         )
@@ -234,6 +241,12 @@ class Planner:
         reason = self.method.skip(self.workload)
         if reason:
             raise ConfigError(f"method '{cell.method}' does not apply to {cell.workload}: {reason}")
+
+    @property
+    def _metric_digest(self) -> str | None:
+        """Digest of the source of a metric of the user's own."""
+        function = self.workload.metric.function
+        return Source.parse(function, self.workload.folder or Path()).digest if function else None
 
     def plan(self) -> CellPlan:
         """The cell's runs."""
@@ -287,6 +300,8 @@ class Planner:
                 "backend": self.settings.backend,
                 "budget": self.settings.budget,
                 "numerics": NUMERICS_VERSION,
+                "metric": self.workload.metric.name,
+                "metric_digest": self._metric_digest,
                 **identity,
             }
         )

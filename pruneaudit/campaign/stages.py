@@ -18,10 +18,11 @@ from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
-from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, pack
+from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, pack
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
+from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
 from pruneaudit.method.conduct import Job, observe
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import RetrainingTask
@@ -270,7 +271,7 @@ class Stages:
         model = shapes.network(workload, widths)
         _initialise(model, spec.seed, "scratch")
         model = thinned(model, masks)
-        fresh = evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
+        fresh = BY_ACCURACY.evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
         outcome = yield from self._train(model, spec, dataset, "scratch", progress, masks)
         outcome.initial_accuracy = fresh.accuracy
         outcome.widths, outcome.granularity = widths, granularity
@@ -292,6 +293,7 @@ class Stages:
                 workload,
                 dataset,
                 lambda epoch: self._base_after(epoch, parent, workload, dataset),
+                self._measure(spec),
             ),
             lambda: self.ledger.digest_on_disk(parent),
             self._off_limits(spec),
@@ -349,7 +351,18 @@ class Stages:
         model, checkpoint = self._place(model, spec), self._checkpoint(spec)
         asked = time.perf_counter()
         trained: Trained = yield Training(
-            model, dataset, spec.recipe, spec.seed, stream, spec.precision, checkpoint, progress, state, masks, hooks
+            model,
+            dataset,
+            spec.recipe,
+            spec.seed,
+            stream,
+            spec.precision,
+            checkpoint,
+            progress,
+            state,
+            masks,
+            hooks,
+            self._measure(spec),
         )
         return Outcome(
             model,
@@ -408,6 +421,18 @@ class Stages:
                 )
         return model.state_dict()
 
+    def _measure(self, spec: RunSpec) -> Measure:
+        """The metric of a run, as it was when the run was planned.
+
+        Raises:
+            ConfigError: It has changed since, or its function is not there.
+        """
+        workload = self.catalog.workload(spec.workload)
+        measure = Measure.of(workload.metric, workload.folder)
+        if (measure.name, measure.digest) != (spec.metric, spec.metric_digest):
+            raise ConfigError(f"metric '{spec.metric}' of {spec.workload} changed while the suite ran; start again")
+        return measure
+
     def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
         return place(model, self.runtime.device, spec.precision)
 
@@ -441,8 +466,9 @@ class Stages:
         size = shapes.shape_of_weights(workload, stay) if stay else shapes.shape_of(workload, outcome.widths)
         # During pruning and topping up it is the dense network that trains.
         training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
-        test = evaluate(model, dataset, dataset.test, spec.precision)
-        validation = evaluate(model, dataset, dataset.validation, spec.precision)
+        measure = self._measure(spec)
+        test = measure.evaluate(model, dataset, dataset.test, spec.precision, closely=True)
+        validation = measure.evaluate(model, dataset, dataset.validation, spec.precision)
         curve = history.test_accuracy or [test.accuracy]
         best = max(range(len(curve)), key=curve.__getitem__)
         tensors = {**model.state_dict(), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
@@ -498,6 +524,8 @@ class Stages:
             seconds=time.perf_counter() - started - outcome.waited,
             training_seconds=outcome.training_seconds,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            scores=None if measure.is_accuracy else _scores(measure, test, validation, history),
+            beside=beside(test, measure.name),
         )
         return self.ledger.commit(record, weights)
 
@@ -505,6 +533,18 @@ class Stages:
 def _uneven(starts: list[int], per_epoch: int) -> list[int]:
     """Steps at which epochs begin, where that is not told by their length: several trainings, each with a last part."""
     return starts if starts != list(range(0, len(starts) * per_epoch, per_epoch)) else []
+
+
+def _scores(measure: Measure, test: Score, validation: Score, history: History) -> Scores:
+    """What a metric that is not accuracy says of a run."""
+    outcomes = measure.outcomes(test)
+    return Scores(
+        test=measure.value(test),
+        validation=measure.value(validation),
+        test_curve=history.test_metric,
+        validation_curve=history.validation_metric,
+        outcomes="" if outcomes is None else pack(outcomes),
+    )
 
 
 def _acts(

@@ -17,6 +17,7 @@ from torch import nn
 from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import MethodError, one_line
 from pruneaudit.ledger.records import Conduct
+from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.method.answers import Answer, decide
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import PruningTask, RepetitionOverError
@@ -55,6 +56,7 @@ class Job:
         seed: The run's seed.
         precision: Arithmetic.
         initial: Gives the base model's state after some epochs of its training; None where it is not known.
+        measure: The workload's metric.
     """
 
     inherit: Callable[[], nn.Module]
@@ -67,6 +69,7 @@ class Job:
     seed: int
     precision: str = "fp32"
     initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None
+    measure: Measure = BY_ACCURACY
 
     @classmethod
     def of(
@@ -76,6 +79,7 @@ class Job:
         workload: Workload,
         dataset: Dataset,
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+        measure: Measure | None = None,
     ) -> Job:
         """The job of a prune run."""
         assert spec.ratio is not None
@@ -90,6 +94,7 @@ class Job:
             spec.seed,
             spec.precision,
             initial,
+            measure or BY_ACCURACY,
         )
 
 
@@ -323,6 +328,7 @@ def _task(
         most,
         shapes.target(job.workload, job.ratio, method.granularity, method.scope),
         job.initial,
+        job.measure,
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pruneaudit.errors import MethodError
 from pruneaudit.ledger.records import Scope, Target
+from pruneaudit.measure.metric import Measure
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import PrunableLayer
 from pruneaudit.pruning.ratios import removed_filters
@@ -70,6 +71,7 @@ class PruningTask:
         most: int | None = None,
         target: Target | None = None,
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self.model = model
         self.layers = tuple(layers)
@@ -91,6 +93,7 @@ class PruningTask:
         # A repetition of the first steps trains no longer, whatever the method asks for.
         self._most = most
         self._initial = initial
+        self._measure = measure
         self._steps_done = 0
         self.epoch_starts: list[int] = []
         # Scores are not to change the statistics of a normalisation.
@@ -340,6 +343,7 @@ class PruningTask:
             checkpoint,
             self._progress,
             self.state,
+            measure=self._measure,
         )
         with self._watch.training() if self._watch is not None else nullcontext():
             try:

@@ -330,7 +330,11 @@ class AuditSession:
         """Earlier evidence of a cell; None where the baseline has none."""
         assert self.baseline is not None
         record = self.baseline.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
-        return None if record is None or record.status != "ok" else Evidence.read(record, self.baseline)
+        if record is None or record.status != "ok":
+            return None
+        # Measured by another metric it is no baseline of this one.
+        metric = self.catalog.workload(cell.workload).metric
+        return Evidence.read(record, self.baseline) if metric.decides_as(record.metric) else None
 
     def fails(self, verdict: str) -> bool:
         """Whether a verdict is among those that fail."""

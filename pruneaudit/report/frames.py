@@ -30,6 +30,8 @@ _CURVES = {
 class Frames:
     """What a ledger holds, judged; each table one row per thing, accuracies in percent, cost in MACs.
 
+    Where another metric than accuracy decides, ``metric`` names it and ``value`` has it, in its own unit.
+
     Attributes:
         cells: Workload × protocol × method × ratio × seed: accuracy, sizes, cost, trainability, status.
         findings: What each rule found of each arm or comparison.
@@ -80,6 +82,8 @@ def _curves(run: RunRecord) -> list[dict[str, Any]]:
     """One row for each epoch of a run."""
     about = {name: getattr(run, name) for name in ("run_id", "workload", "stage", "method", "ratio", "seed", "budget")}
     values = {column: getattr(run, name) for column, name in _CURVES.items()}
+    if run.scores is not None:
+        values |= {"validation_value": run.validation_curve, "test_value": run.curve}
     rates = [rate for rate, steps in run.learning_rates for _ in range(steps)]
     starts = run.starts
     return [

@@ -12,6 +12,7 @@ from pruneaudit.catalog.protocols import Study
 from pruneaudit.ledger.records import Granularity, Scope, Stage
 from pruneaudit.report.results import RESULTS_VERSION
 from pruneaudit.schema import Frozen
+from pruneaudit.workloads.metrics import Metric
 
 
 class Trainability(Frozen):
@@ -23,7 +24,11 @@ class Trainability(Frozen):
 
 
 class CellRow(Frozen):
-    """One cell: accuracies in percent, costs in MACs; None where it was not measured."""
+    """One cell: accuracies in percent, costs in MACs; None where it was not measured.
+
+    Where another metric than accuracy decides, ``metric`` names it, and ``value``, ``base_value`` and
+    ``validation_value`` have it, in its own unit. ``beside``: metrics that the workload asks to see, too.
+    """
 
     workload: str
     workload_version: int | None
@@ -52,6 +57,11 @@ class CellRow(Frozen):
     runs: list[str]
     jsv: Trainability
     trainability_accuracy: float | None
+    metric: str = "accuracy"
+    value: float | None = None
+    base_value: float | None = None
+    validation_value: float | None = None
+    beside: dict[str, float] = Field(default_factory=dict)
 
 
 class ArchitectureRow(Frozen):
@@ -118,6 +128,8 @@ class RunRow(Frozen):
     validation_accuracy: float
     environment: int
     provenance: str = "trained here"
+    value: float | None = None
+    validation_value: float | None = None
 
 
 class ProfileRow(Frozen):
@@ -128,6 +140,7 @@ class ProfileRow(Frozen):
     points: list[str]
     within: list[float]
     share: dict[str, list[float]]
+    metric: str = "accuracy"
 
 
 class PublishedRow(Frozen):
@@ -205,6 +218,7 @@ class ResultsFile(Frozen):
     protocols: dict[str, ProtocolFacts]
     rules: dict[str, RuleFacts]
     environments: list[dict[str, str]]
+    metrics: dict[str, Metric] = Field(default_factory=dict)
 
 
 def schema() -> dict[str, Any]:

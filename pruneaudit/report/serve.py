@@ -29,6 +29,7 @@ from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.watch import POLL, Keeper
 from pruneaudit.version import __version__
+from pruneaudit.workloads.metrics import ACCURACY, title
 
 #: Rows of each list of cells on the page; points of each of its curves.
 MOST_ROWS = 50
@@ -104,7 +105,7 @@ class Site:
         measured = self._measured()
         of_status = {
             status: [
-                {"cell": plain(key), "accuracy": record.accuracy, "error": plain(record.error), "time": written / 1e9}
+                {"cell": plain(key), "error": plain(record.error), "time": written / 1e9} | _reached(record)
                 for key, written, record in measured
                 if record.status == status
             ]
@@ -124,10 +125,11 @@ class Site:
                     "epoch": training.epoch,
                     "epochs": training.epochs,
                     "accuracy": training.accuracy,
+                    **({} if training.metric == ACCURACY.name else {"metric": title(training.metric)}),
                     "loss": training.loss,
                     "seconds": max(0.0, state.time - training.started) if training.started else None,
                     "losses": _thinned(training.curve.train_loss),
-                    "accuracies": _thinned(training.curve.test_accuracy),
+                    "accuracies": _thinned(training.curve.values),
                 }
                 for training in state.busy
             ],
@@ -308,6 +310,13 @@ def _kind(name: str) -> str:
     guessed = mimetypes.guess_type(name)[0] or "text/plain"
     shown = (*_ACTIVE, "application/json", "application/pdf", "image/png")
     return guessed if guessed in shown else "text/plain"
+
+
+def _reached(record: CellRecord) -> dict[str, Any]:
+    """What a cell measured; another metric than accuracy says its name."""
+    if record.scores is None:
+        return {"accuracy": record.accuracy}
+    return {"accuracy": record.value, "metric": record.metric.title, "decimals": record.metric.decimals}
 
 
 def _thinned(values: tuple[float, ...]) -> list[float]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from pruneaudit.errors import AuditError, unknown
 from pruneaudit.measure.accuracy import Score, evaluate
+from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.streams import derive, isolated
 from pruneaudit.training.averaging import Average
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
@@ -52,6 +53,8 @@ class History:
 
     Attributes:
         nonzero: Weights of masked layers that are not zero; empty without masks.
+        validation_metric: The workload's metric; empty where it is accuracy.
+        test_metric: The same of the test split.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -61,6 +64,8 @@ class History:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     nonzero: list[int] = field(default_factory=list)
+    validation_metric: list[float] = field(default_factory=list)
+    test_metric: list[float] = field(default_factory=list)
 
 
 class Steps(Protocol):
@@ -94,10 +99,11 @@ class Trainer:
         meter: Counts what is consumed.
         precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
         checkpoint: Where to keep the state between epochs, or None.
-        progress: Called after every epoch with (epochs done, epochs in all, test accuracy in percent), or None.
+        progress: Called after every epoch with (epochs done, epochs in all, the metric on the test split), or None.
         state: Facts and tensors of the method, kept in the checkpoint with ours.
         masks: Which weights may differ from zero, by layer, bool: the others are zero and stay so.
         backend: One of :data:`BACKENDS`.
+        measure: The workload's metric.
 
     Attributes:
         backend: What makes the steps; once fitted, what made them: ``torch`` where the other one could not.
@@ -124,6 +130,7 @@ class Trainer:
         state: dict[str, Any] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
         backend: str = "torch",
+        measure: Measure | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
@@ -139,6 +146,7 @@ class Trainer:
         self.state = {} if state is None else state
         self.masks = masks or {}
         self.backend = backend
+        self.measure = measure or BY_ACCURACY
         self.fallback: str | None = None
         self.history = History()
         self.resumed_from = 0
@@ -209,19 +217,24 @@ class Trainer:
         with self.meter.paused(), self._as_delivered(is_last):
             validation, test = (
                 # The last one as records have it: another backend's rounding may push an image over the border.
-                evaluate(self.model, self.dataset, part, self.precision) if is_last else score(part)
+                self.measure.evaluate(self.model, self.dataset, part, self.precision)
+                if is_last or self.measure.closely
+                else score(part)
                 for part in (self.dataset.validation, self.dataset.test)
             )
         history.validation_loss.append(validation.loss)
         history.validation_accuracy.append(validation.accuracy)
         history.test_loss.append(test.loss)
         history.test_accuracy.append(test.accuracy)
+        if not self.measure.is_accuracy:
+            history.validation_metric.append(self.measure.value(validation))
+            history.test_metric.append(self.measure.value(test))
         if self._masked:
             history.nonzero.append(sum(int(weight.count_nonzero()) for weight in self._masked))
         if self.checkpoint is not None and not is_last:
             self.checkpoint.save(self._snapshot(epoch + 1))
         if self.progress is not None:
-            self.progress(epoch + 1, epochs, test.accuracy)
+            self.progress(epoch + 1, epochs, self.measure.value(test))
 
     def _as_delivered(self, for_good: bool) -> AbstractContextManager[None]:
         """The network with the weights that count: its own, or their average."""

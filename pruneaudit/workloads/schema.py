@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.schema import Arguments, Frozen, read_toml, validate
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.networks import Network, version_of
 from pruneaudit.workloads.recipes import Optimiser, Recipe, too_warm
 from pruneaudit.workloads.schedule import Schedule
@@ -150,6 +151,7 @@ class Workload(Frozen):
         scratch: Recipe of a network trained from random initialisation.
         tune: Grid of retraining schedules for S3.1.
         budget: Scales of the reduced budgets.
+        metric: What decides its comparisons.
         folder: Where relative paths of a user's own workload start; no part of any identity.
     """
 
@@ -175,6 +177,7 @@ class Workload(Frozen):
     scratch: Recipe
     tune: Tuning
     budget: BudgetScales = BudgetScales()
+    metric: Metric = ACCURACY
 
     @field_validator("prunable", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Which quantities two arms must share before their accuracies may be compared (Wang et al. 2023, Table 2)."""
+"""Which quantities two arms must share before their results may be compared (Wang et al. 2023, Table 2)."""
 
 from __future__ import annotations
 
@@ -173,15 +173,17 @@ def same_tuning_budget(arm: Evidence) -> str:
 
 @measured
 def _choice(arm: Evidence) -> tuple[bool, str]:
-    """Whether validation chose the reported trial, and the accuracies."""
-    best = max(arm.trials, key=lambda run: run.validation_accuracy)
-    text = f"reported {arm.result.validation_accuracy:.2f} % validation, best {best.validation_accuracy:.2f} %"
+    """Whether validation chose the reported trial, and what it saw."""
+    metric = arm.metric
+    best = max(arm.trials, key=lambda run: metric.merit(run.validation_value))
+    values = metric.value(arm.result.validation_value), metric.value(best.validation_value)
+    text = f"reported {values[0]} validation, best {values[1]}"
     return best is arm.result or best.run_id == arm.result.run_id, text
 
 
 @rule("F314", "Tuned on validation only", f"{_TABLE_2}, S3.1; DomainBed, oracle selection")
 def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
-    """The reported trial is the one with the best validation accuracy (first of the grid on ties), in each arm.
+    """The reported trial is the one that is best on validation by the metric (first of the grid on ties), in each arm.
 
     Example: the trial with 92.1 % validation is reported though another has the better test accuracy: passes.
     """

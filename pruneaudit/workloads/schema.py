@@ -89,7 +89,7 @@ class Workload(Frozen):
         model: Key in the model registry, or a spec of the user's own.
         model_args: What the model takes beside the sizes of the data.
         data: The dataset.
-        prunable: Patterns (shell style) of the layers that may lose filters.
+        prunable: Patterns (shell style) of the layers that may lose filters, or ``"auto"``: all that can.
         skip: Patterns taken out again.
         ratios: Pruning ratios: the share of filters to remove in each prunable layer, in (0, 1).
         layer_ratios: For a ratio, shares of single layers by pattern (the last that matches counts; others keep the
@@ -130,6 +130,13 @@ class Workload(Frozen):
     scratch: Recipe
     tune: Tuning
     budget: BudgetScales = BudgetScales()
+
+    @field_validator("prunable", mode="before")
+    @classmethod
+    def _auto(cls, patterns: object) -> object:
+        if isinstance(patterns, str) and patterns != "auto":
+            raise ValueError(f'expected a list of patterns, or "auto"; write ["{patterns}"]')
+        return (patterns,) if patterns == "auto" else patterns
 
     @field_validator("ratios")
     @classmethod

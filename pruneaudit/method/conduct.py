@@ -22,7 +22,7 @@ from pruneaudit.method.answers import Answer, decide
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import PruningTask, RepetitionOverError
 from pruneaudit.pruning import shapes
-from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.pruning.layers import AUTO, PrunableLayer, prunable_layers
 from pruneaudit.pruning.removal import masked, shrink, thinned
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress
@@ -158,7 +158,7 @@ def observe(
         if strange:
             raise MethodError(f"method '{method.name}' left another network than it was given: see '{strange[0]}'")
         conduct = Conduct(
-            channels={layer.name: task.units(layer) for layer in layers},
+            channels={layer.name: task.units(layer) for layer in layers if layer.name in task.target.stay},
             target=task.target,
             declared_samples=method.budget(job.workload).samples,
             declares_rewriting=method.rewrites,
@@ -333,7 +333,12 @@ def _task(
 
 
 def _layers(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
-    return prunable_layers(model, job.dataset.example(), job.prunable, job.skip, method.granularity)
+    patterns, skip = job.prunable, job.skip
+    if patterns == AUTO:
+        # Found and tried when the workload was planned.
+        found = shapes.units(job.workload.model_copy(update={"prunable": patterns, "skip": skip})).units
+        patterns, skip = tuple(unit.name for unit in found), ()
+    return prunable_layers(model, job.dataset.example(), patterns, skip, method.granularity)
 
 
 def _own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:

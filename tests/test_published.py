@@ -11,7 +11,7 @@ from builders import evidence, failed_cell, scored, store
 from scipy import stats
 
 from pruneaudit.campaign.planner import Planner
-from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.cells import Cell, Resolved
 from pruneaudit.catalog.claims import load_table
 from pruneaudit.catalog.discovery import Catalog, content_root
 from pruneaudit.catalog.settings import Settings
@@ -70,7 +70,7 @@ def test_a_claim_with_a_known_schedule_is_one_that_our_runs_can_meet(name):
         recipes = set()
         for protocol in (claim.row.protocol, "s3.1"):
             cell = Cell(first.workload, protocol, claim.row.method, first.ratio, 0)
-            plan = Planner(CATALOG, Settings(), cell).plan()
+            plan = Planner(CATALOG, Settings(), Resolved.of(cell, CATALOG)).plan()
             recipes |= {(run.recipe.epochs, run.recipe.lr) for run in plan.trials}
         assert ((claim.epochs, str(claim.schedule)) in recipes) != (claim.row.label in gaps), claim.row.label
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.cells import Cell, Resolved
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.settings import Settings
@@ -107,7 +107,18 @@ class Campaign:
     ledger: Ledger
     settings: Settings
     executor: Executor
+    _resolved: dict[Cell, Resolved] = field(default_factory=dict)
     _plans: dict[Cell, CellPlan] = field(default_factory=dict)
+
+    def resolve(self, cell: Cell) -> Resolved:
+        """What the names of a cell stand for.
+
+        Raises:
+            ConfigError: A name is unknown.
+        """
+        if cell not in self._resolved:
+            self._resolved[cell] = Resolved.of(cell, self.catalog)
+        return self._resolved[cell]
 
     def plan(self, cell: Cell) -> CellPlan:
         """The runs of a cell.
@@ -117,7 +128,7 @@ class Campaign:
         """
         if cell not in self._plans:
             try:
-                self._plans[cell] = Planner(self.catalog, self.settings, cell).plan()
+                self._plans[cell] = Planner(self.catalog, self.settings, self.resolve(cell)).plan()
             except AuditError:
                 raise
             except Exception as error:
@@ -141,7 +152,7 @@ class Campaign:
         found = {}
         for cell in cells:
             with contextlib.suppress(AuditError):  # its own test will say so
-                key = self.settings.key(cell, self.catalog.workload(cell.workload))
+                key = self.settings.key(cell, self.resolve(cell).workload)
                 found[key] = [run.run_id for run in self.plan(cell).runs]
         return found
 
@@ -151,21 +162,22 @@ class Campaign:
         Returns:
             The record, also when the cell failed: ``status`` and ``error`` then say so.
         """
-        key = self.settings.key(cell, self.catalog.workload(cell.workload))
+        resolved = self.resolve(cell)
+        key = self.settings.key(cell, resolved.workload)
         try:
-            record = self._measure(cell)
+            record = self._measure(resolved)
         except AuditError as error:
-            record = self._record(cell, status="failed", error=one_line(error))
+            record = self._record(resolved, status="failed", error=one_line(error))
         if self.ledger.cell(key) != record:
             self.ledger.save_cell(record, key)
         return record
 
-    def _measure(self, cell: Cell) -> CellRecord:
-        plan = self.plan(cell)
+    def _measure(self, resolved: Resolved) -> CellRecord:
+        plan = self.plan(resolved.cell)
         done = {run.run_id: self.executor.obtain(run) for run in plan.runs}
         trials = [done[run.run_id] for run in plan.trials]
         # Validation decides, and the first of the grid wins a tie; the test set has no say.
-        metric = self.catalog.workload(cell.workload).metric
+        metric = resolved.workload.metric
         result = max(trials, key=lambda run: metric.merit(run.validation_value))
         base = done[plan.base.run_id]
         stages = (
@@ -174,7 +186,7 @@ class Campaign:
             else [done[run.run_id] for run in (plan.base, plan.topup, plan.prune) if run is not None] + [result]
         )
         return self._record(
-            cell,
+            resolved,
             status="ok",
             accuracy=result.accuracy,
             base_accuracy=base.accuracy,
@@ -196,21 +208,22 @@ class Campaign:
             else CellScores(test=result.value, base=base.value, validation=result.validation_value),
         )
 
-    def _record(self, cell: Cell, **measured: object) -> CellRecord:
+    def _record(self, resolved: Resolved, **measured: object) -> CellRecord:
+        cell, workload = resolved.cell, resolved.workload
         return CellRecord.model_validate(
             {
                 "workload": cell.workload,
-                "workload_version": self.catalog.workload(cell.workload).version,
+                "workload_version": workload.version,
                 "protocol": cell.protocol,
-                "protocol_version": self.catalog.protocol(cell.protocol).version,
+                "protocol_version": resolved.protocol.version,
                 "method": cell.method,
                 "ratio": cell.ratio,
                 "seed": cell.seed,
                 "budget": self.settings.budget,
                 "precision": self.settings.precision,
                 "backend": self.settings.backend,
-                "labels": self.settings.labels(self.catalog.workload(cell.workload)),
-                "metric": self.catalog.workload(cell.workload).metric,
+                "labels": self.settings.labels(workload),
+                "metric": workload.metric,
                 **measured,
             }
         )
@@ -222,17 +235,18 @@ class Planner:
     Args:
         catalog: Methods, protocols and workloads.
         settings: Budget, precision and base model.
-        cell: The cell.
+        resolved: The cell, and what its names stand for.
     """
 
-    def __init__(self, catalog: Catalog, settings: Settings, cell: Cell) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings, resolved: Resolved) -> None:
         self.catalog = catalog
         self.settings = settings
-        self.cell = cell
-        self.protocol = catalog.protocol(cell.protocol)
-        self.workload = catalog.workload(cell.workload).scaled(settings.budget)
+        self.resolved = resolved
+        self.cell = cell = resolved.cell
+        self.protocol = resolved.protocol
+        self.workload = resolved.workload.scaled(settings.budget)
         shapes.check(self.workload)
-        self.source = catalog.method(cell.method)
+        self.source = resolved.method
         self.method = self.source.create()
         if isinstance(self.method, ScratchArm) != is_scratch(cell.method):
             raise MethodError(f"method '{cell.method}': scratch arms, and only they, are called 'scratch-…'; rename it")
@@ -351,7 +365,9 @@ class Planner:
         if self.source.found_by is None:
             widths = shapes.widths_at(self.workload, self.cell.ratio)
             return CellPlan(base, None, None, (self._scratch(arm, self.method, widths=widths),))
-        planner = Planner(self.catalog, self.settings, replace(self.cell, method=self.source.found_by))
+        finder_of = self.catalog.method(self.source.found_by)
+        other = replace(self.resolved, cell=replace(self.cell, method=finder_of.name), method=finder_of)
+        planner = Planner(self.catalog, self.settings, other)
         finder = planner.plan()
         if finder.prune is None:
             raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import CONTROLS, FOUND_BY, SCRATCH_PREFIX, UNPRUNED, is_scratch, ratio_text
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.workloads.schema import Workload
@@ -30,6 +30,32 @@ class Cell:
     def id(self) -> str:
         """Readable id, such as ``resnet56-digits-tpp-s3.2-r0.5-seed0``."""
         return f"{self.workload}-{self.method}-{self.protocol}-{ratio_text(self.ratio)}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A cell with what its names stand for: looked up once, and passed on instead of names.
+
+    Attributes:
+        cell: The cell.
+        workload: Its workload, at full length.
+        protocol: Its protocol.
+        method: Where its method is defined.
+    """
+
+    cell: Cell
+    workload: Workload
+    protocol: Protocol
+    method: MethodSource
+
+    @classmethod
+    def of(cls, cell: Cell, catalog: Catalog) -> Resolved:
+        """Look a cell's names up.
+
+        Raises:
+            ConfigError: A name is unknown; the message names the nearest.
+        """
+        return cls(cell, catalog.workload(cell.workload), catalog.protocol(cell.protocol), catalog.method(cell.method))
 
 
 @dataclass(frozen=True, order=True)

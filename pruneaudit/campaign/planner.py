@@ -176,6 +176,7 @@ class Campaign:
             accuracy=result.accuracy,
             base_accuracy=done[plan.base.run_id].accuracy,
             validation_accuracy=result.validation_accuracy,
+            pruned_accuracy=done[plan.prune.run_id].accuracy if plan.prune is not None else None,
             speedup=result.speedup,
             params=result.params,
             macs=result.macs,

@@ -22,6 +22,7 @@ from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord,
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.measure.cost import TRAINING_PASSES
+from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method.conduct import Job, observe
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import RetrainingTask
@@ -62,6 +63,7 @@ class Outcome:
     in_retraining: str = ""
     backend: str = "torch"
     conduct: Conduct | None = None
+    jacobian_train: Jacobian | None = None
     initial_accuracy: float | None = None
     declared_steps: int = 0
     resumed: int = 0
@@ -201,6 +203,8 @@ class Stages:
         asked = time.perf_counter()
         slopes: _Slopes = yield Trainable(outcome.model, dataset)
         outcome.waited += time.perf_counter() - asked - slopes.seconds
+        if spec.stage in ("pretrain", "prune"):
+            outcome.jacobian_train = _on_batch_statistics(outcome.model, dataset, slopes.jacobian)
         return self._commit(spec, workload, dataset, parent, outcome, slopes.jacobian, started)
 
     def _pretrain(
@@ -476,6 +480,7 @@ class Stages:
             nonzero=history.nonzero,
             epoch_starts=_uneven(outcome.epoch_starts, steps_per_epoch(len(dataset.train), spec.recipe.batch)),
             jacobian=slopes,
+            jacobian_train=outcome.jacobian_train,
             conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
             weights_digest=hashlib.sha256(weights).hexdigest(),
@@ -490,6 +495,16 @@ class Stages:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return self.ledger.commit(record, weights)
+
+
+def _on_batch_statistics(model: nn.Module, dataset: Dataset, in_eval_mode: Jacobian) -> Jacobian | None:
+    """Trainability in training mode; a network that is destroyed may have none, which is no failure of its run."""
+    if not takes_batch_statistics(model):
+        return in_eval_mode
+    try:
+        return jacobian(model, dataset, batch_statistics=True)
+    except AuditError:
+        return None
 
 
 def _uneven(starts: list[int], per_epoch: int) -> list[int]:

@@ -275,7 +275,7 @@ def test_a_moved_ledger_is_the_same_ledger(ledger, root, tmp_path):
 def test_reading_a_ledger_needs_no_torch(ledger, root):
     ledger.commit(run_record(), WEIGHTS)
     code = (
-        "import sys; from pathlib import Path; from pruneaudit.ledger import Ledger; "
+        "import sys; from pathlib import Path; from pruneaudit.ledger.store import Ledger; "
         "print(len(list(Ledger(Path(sys.argv[1])).runs())), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)

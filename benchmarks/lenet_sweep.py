@@ -32,7 +32,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, data_root, load
+from pruneaudit.workloads.data import Dataset, data_root, load
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload

@@ -27,7 +27,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training.many import train_many
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Backend, Training
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload

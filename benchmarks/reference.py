@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from pruneaudit.errors import DataMissingError
 from pruneaudit.streams import generator
-from pruneaudit.workloads.datasets import Dataset, Part, data_root, facts, load
+from pruneaudit.workloads.data import Dataset, Part, data_root, facts, load
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload
 

@@ -166,7 +166,7 @@ class MadeUp:
         """A record with curves, answers and sizes of the right length and kind."""
         from pruneaudit.ledger.records import Conduct, Jacobian, RunRecord, pack
         from pruneaudit.pruning import shapes
-        from pruneaudit.workloads.datasets import facts
+        from pruneaudit.workloads.data import facts
         from pruneaudit.workloads.recipes import steps_per_epoch
 
         random = np.random.default_rng(int(run_id, 16))

@@ -36,7 +36,7 @@ from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import Dataset, facts
+from pruneaudit.workloads.data import Dataset, facts
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pruneaudit.version import __version__
 
 if TYPE_CHECKING:
+    from pruneaudit.campaign.conformance import check_workload
     from pruneaudit.method.conformance import check_method
     from pruneaudit.method.contract import (
         Budget,
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     )
     from pruneaudit.pruning import shapes
     from pruneaudit.report.frames import load
+    from pruneaudit.workloads.data import Data
 
 __all__ = [
     "Budget",
     "Card",
+    "Data",
     "FilterScore",
     "Hooks",
     "Kept",
@@ -44,13 +47,16 @@ __all__ = [
     "WeightScore",
     "__version__",
     "check_method",
+    "check_workload",
     "load",
     "shapes",
 ]
 
 # Where a public name is defined, if not in the contract: looked up when it is first asked for.
 _ELSEWHERE = {
+    "Data": "pruneaudit.workloads.data",
     "check_method": "pruneaudit.method.conformance",
+    "check_workload": "pruneaudit.campaign.conformance",
     "load": "pruneaudit.report.frames",
     "shapes": "pruneaudit.pruning",
 }

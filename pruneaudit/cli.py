@@ -6,7 +6,7 @@ import gc
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,14 @@ LedgerPath = Annotated[Path, typer.Option("--ledger", help="Store of run records
 MethodSpecs = Annotated[
     list[str] | None,
     typer.Option("--audit-method", metavar="SPEC", help="Also this method: file.py or package.module:Class."),
+]
+WorkloadSpecs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--audit-workload",
+        metavar="SPEC",
+        help="Also this workload: file.toml, a folder of them or package.module:attribute.",
+    ),
 ]
 _LEDGER = Path(".pruneaudit/ledger")
 
@@ -83,11 +91,12 @@ def protocols(as_json: Json = False) -> None:
 
 
 @app.command()
-def workloads(as_json: Json = False) -> None:
+def workloads(audit_workload: WorkloadSpecs = None, as_json: Json = False) -> None:
     """List the workloads."""
     from pruneaudit.catalog.discovery import Catalog
 
-    rows = [workload.model_dump(mode="json") for workload in Catalog().workloads.values()]
+    catalog = Catalog(extra_workloads=tuple(audit_workload or ()))
+    rows = [workload.model_dump(mode="json") for workload in catalog.workloads.values()]
     _show(rows, ["name", "version", "model", "ratios", "seeds", "gpu", "source"], as_json)
 
 
@@ -133,10 +142,13 @@ def rules(
 @app.command()
 def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
     """List the runs of a ledger, failed attempts included."""
+    from pruneaudit.workloads.metrics import ACCURACY
+
     store = _existing_ledger(ledger)
     rows: list[dict[str, Any]] = []
     for record in store.runs():
-        rows.append({"status": "ok", "slug": record.slug, "run_id": record.run_id, **record.model_dump(mode="json")})
+        about = {"status": "ok", "slug": record.slug, "run_id": record.run_id, "value": record.value}
+        rows.append({**about, **record.model_dump(mode="json")})
     for failure in store.failures():
         rows.append(
             {
@@ -148,7 +160,8 @@ def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
                 **failure.spec.model_dump(mode="json"),
             }
         )
-    _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", "seconds", "error"], as_json)
+    others = ["metric", "value"] if any(row["metric"] != ACCURACY.name for row in rows) else []
+    _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", *others, "seconds", "error"], as_json)
 
 
 @app.command()
@@ -162,6 +175,7 @@ def report(
     ] = "auto",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again as cells come in; no figures.")] = False,
+    audit_workload: WorkloadSpecs = None,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
     if schema:
@@ -176,14 +190,15 @@ def report(
     from pruneaudit.report.terminal import summary
     from pruneaudit.report.writer import write
 
-    catalog = Catalog()
+    own = tuple(audit_workload or ())
+    catalog = Catalog(extra_workloads=own)
     chosen = catalog.study(study) if study else None
     for rule in chosen.waive if chosen is not None else ():
         get_rule(rule)
     if watch:
         from pruneaudit.report.watch import watch as keep_writing
 
-        keep_writing(ledger, to, study, Console())
+        keep_writing(ledger, to, study, Console(), own)
         return
     store = _existing_ledger(ledger)
     # One report, then the process ends: looking for cyclic garbage, here and at exit, would be a fifth of the time.
@@ -191,8 +206,13 @@ def report(
         results = gather_ledger(catalog, store, chosen, drawing.begin)
         if not results.cells:
             raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
+        unknown = _unknown_workloads(catalog, results.cells)
+        if unknown and len(unknown) == len({cell["workload"] for cell in results.cells}):
+            raise ConfigError(f"ledger {ledger}: {_how_to_know(unknown)}")
         for line in summary(results):
             typer.echo(line)
+        if unknown:
+            typer.echo(_how_to_know(unknown))
         try:
             for path in write(results, to, drawing):
                 typer.echo(f"wrote {path}")
@@ -201,16 +221,28 @@ def report(
         gc.freeze()
 
 
+def _unknown_workloads(catalog: Any, cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Workloads of a ledger that nobody knows here."""
+    return sorted({cell["workload"] for cell in cells} - set(catalog.workloads))
+
+
+def _how_to_know(names: list[str]) -> str:
+    """What to do about them."""
+    many = "workloads are" if len(names) > 1 else "workload is"
+    return f"its {many} not here: {', '.join(names)}; give the files with --audit-workload to have the cells judged"
+
+
 @app.command()
 def serve(
     ledger: LedgerPath = _LEDGER,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8420,
     host: Annotated[str, typer.Option(help="Address to bind to; other machines reach only others.")] = "127.0.0.1",
+    audit_workload: WorkloadSpecs = None,
 ) -> None:
     """Show a ledger in a browser while it grows: progress, curves of running trainings, cells, the report."""
     from pruneaudit.report.serve import serve as run_server
 
-    run_server(ledger, host, port, typer.echo)
+    run_server(ledger, host, port, typer.echo, tuple(audit_workload or ()))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -267,6 +299,7 @@ def backends(
         Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto: cuda if there is one.")
     ] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "fp64"], typer.Option(help="Arithmetic.")] = "fp32",
+    audit_workload: WorkloadSpecs = None,
     as_json: Json = False,
 ) -> None:
     """Measure which --audit-backend trains a workload fastest on this machine, on random images."""
@@ -274,7 +307,7 @@ def backends(
     from pruneaudit.catalog.discovery import Catalog
     from pruneaudit.plugin.device import visible_gpus
 
-    job = Catalog().workload(workload)
+    job = Catalog(extra_workloads=tuple(audit_workload or ())).workload(workload)
     if ratio is not None and not 0 < ratio < 1:
         raise ConfigError(f"--ratio {ratio:g}: expected a number between 0 and 1")
     if device == "cuda" and not visible_gpus():
@@ -331,6 +364,22 @@ def new_method(
     typer.echo(f"next: {shlex.join(['pytest', str(test)])}")
     command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-method", str(method)]
     typer.echo(f'then: {shlex.join(command)} -k "resnet20-digits and {identity}"')
+
+
+@app.command()
+def new_workload(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my-arena.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),
+) -> None:
+    """Write a first working workload with its network, data and test, to be edited."""
+    from pruneaudit.campaign import scaffold
+
+    identity, files = scaffold.new_workload(name, to)
+    for path in files:
+        typer.echo(f"wrote {path}")
+    typer.echo(f"next: {shlex.join(['pytest', str(files[-1])])}")
+    command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-workload", str(files[0])]
+    typer.echo(f'then: {shlex.join(command)} -k "{identity} and s3.2"')
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pruneaudit.errors import ConfigError, nearest
 
@@ -18,6 +20,29 @@ class Frozen(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _arguments(value: object) -> object:
+    """Keyword arguments, given as a table or as pairs, in one order and hashable."""
+    if not isinstance(value, Mapping | list | tuple):
+        raise ValueError("expected a table")
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple(sorted(((name, _fixed(str(name), one)) for name, one in pairs), key=lambda pair: pair[0]))
+
+
+def _fixed(name: str, value: object) -> object:
+    """A value of TOML that cannot change; lists become tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_fixed(name, one) for one in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number")
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"{name}: expected a number, a text, true or false, or a list of them")
+    return value
+
+
+#: Keyword arguments by name, sorted: keys of caches, and parts of identities.
+Arguments = Annotated[tuple[tuple[str, Any], ...], BeforeValidator(_arguments)]
 
 
 def load_as(kind: type[Model], path: Path) -> Model:

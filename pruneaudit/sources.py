@@ -81,6 +81,9 @@ class Source:
             AttributeError: Nothing of that name is defined there.
             Exception: Whatever importing it raises.
         """
+        if self.path is not None and str(self.path.parent) not in sys.path:
+            # So that it finds the files beside it; last, so that they hide nothing.
+            sys.path.append(str(self.path.parent))
         module = importlib.import_module(self.module) if self.path is None else load_file(self.path, anew)
         found = module
         for part in self.name.split(".") if self.name else ():
@@ -91,6 +94,11 @@ class Source:
     def file(self) -> Path | None:
         """The file that is read, found without importing it where there is one; None for compiled modules."""
         return self.path or next(iter(_files_of(self.module, [Path(entry or ".") for entry in sys.path])), None)
+
+    def imports(self, package: str) -> bool:
+        """Whether the source, or what it imports of its own, imports a package."""
+        files = [] if self.file is None else own_files(self.file, self.module)
+        return any(dotted.split(".")[0] == package for file in files for dotted in _imported(file, ""))
 
     @property
     def may_read(self) -> bool:

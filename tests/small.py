@@ -15,7 +15,7 @@ from pruneaudit.pruning.graph import loses_inputs
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.streams import generator
 from pruneaudit.training.metering import Meter
-from pruneaudit.workloads.datasets import Part, load
+from pruneaudit.workloads.data import Part, load
 from pruneaudit.workloads.models.initialise import initialise
 
 torch.set_num_threads(1)

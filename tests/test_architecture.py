@@ -46,6 +46,8 @@ NO_TORCH = [
     "pruneaudit.report.github",
     "pruneaudit.report.serve",
     "pruneaudit.method.conformance",
+    "pruneaudit.campaign.conformance",
+    "pruneaudit.campaign.scaffold",
     "pruneaudit.cli",
 ]
 

@@ -25,7 +25,7 @@ from pruneaudit.ledger.records import VOLATILE
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning import shapes
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.recipes import steps_per_epoch
 

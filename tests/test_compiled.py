@@ -19,7 +19,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, Part, load
+from pruneaudit.workloads.data import Dataset, Part, load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.lenet import LeNet5
@@ -266,7 +266,7 @@ def test_what_is_not_compiled_says_why(reason):
 def test_images_of_another_size_and_labels_without_a_class_are_not_compiled():
     assert compiled.obstacle(network(), digits(), Hooks(), "fp64") is None
     small = load(DataConfig(name="digits", mean=(0.3054,), std=(0.3763,)))
-    assert "8 pixels a side, not 32" in compiled.obstacle(network(), small, Hooks(), "fp64")
+    assert "8 × 8, not 32 × 32" in compiled.obstacle(network(), small, Hooks(), "fp64")
     wrong = noise(1, 10)
     wrong.train.labels[3] = 10
     assert "fit each other, or the data" in compiled.obstacle(network(), wrong, Hooks(), "fp64")

@@ -28,7 +28,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.watch import COMPARED_PICTURES, Pictures, Watch
-from pruneaudit.workloads.datasets import Dataset, Part, load, stored_at
+from pruneaudit.workloads.data import Dataset, Part, load, stored_at
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.resnet import CifarResNet

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError, DataMissingError
 from pruneaudit.streams import generator
-from pruneaudit.workloads.datasets import DATA_VARIABLE, Dataset, Part, data_root, facts, load
+from pruneaudit.workloads.data import DATA_VARIABLE, Dataset, Part, data_root, facts, load
 from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)

@@ -268,7 +268,7 @@ def test_curves_mark_where_the_rate_falls_and_where_the_accuracy_still_rose():
 def test_a_cosine_has_no_drops():
     found = results()
     for name, curve in found.curves.items():
-        found.curves[name] = Curve(curve.test_accuracy, [(n / 4, math.cos(n / 16)) for n in range(24)])
+        found.curves[name] = Curve(curve.values, [(n / 4, math.cos(n / 16)) for n in range(24)])
     svg = svg_of(found, "curves")
     assert "drop" not in ids(ElementTree.fromstring(svg))
     assert "Dotted" not in str(texts(svg))

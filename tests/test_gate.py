@@ -273,7 +273,7 @@ def test_a_gate_that_selects_nothing_says_so(checkout):
 SPY = """
 import pytest
 import pruneaudit.executors.local as local
-import pruneaudit.workloads.datasets as datasets
+import pruneaudit.workloads.data as datasets
 
 def refuse(*arguments, **options):
     raise AssertionError("a session that only judges loads no data and obtains no run")

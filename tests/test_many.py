@@ -24,7 +24,7 @@ from pruneaudit.training.loop import DivergedError, Hooks
 from pruneaudit.training.many import footprint, train_many
 from pruneaudit.training.runs import Run, Trained, Training
 from pruneaudit.training.stacked import Program, Stack
-from pruneaudit.workloads.datasets import Part, load
+from pruneaudit.workloads.data import Part, load
 from pruneaudit.workloads.models import build, imagenet, vgg
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe

@@ -28,7 +28,7 @@ from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pruneaudit.ledger.records import pack, unpack
 from pruneaudit.measure.accuracy import evaluate
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Part
 from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)

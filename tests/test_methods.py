@@ -23,7 +23,7 @@ from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.streams import generator
 from pruneaudit.training.metering import Meter
-from pruneaudit.workloads.datasets import Part, load
+from pruneaudit.workloads.data import Part, load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.resnet import CifarResNet

@@ -20,7 +20,7 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.conformance import METHOD_CHECKS, check
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 
 WORKLOAD = "lenet5-digits"
 CATALOG = Catalog()

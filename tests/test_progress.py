@@ -27,7 +27,7 @@ from pruneaudit.campaign.executors.local import LocalExecutor, RunFailedError
 from pruneaudit.ledger.progress import Planned, State, Training, Watcher, duration, seconds_left
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin.live import Screen, wants_bars
-from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.data import facts
 
 NOW = 1_000_000.0
 IDS = [f"{number:016x}" for number in range(20)]

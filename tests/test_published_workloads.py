@@ -17,8 +17,7 @@ from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.pruning.removal import masked, shrink
 from pruneaudit.streams import generator
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads import datasets
-from pruneaudit.workloads.datasets import DATA_VARIABLE, facts, load, stored_at
+from pruneaudit.workloads.data import DATA_VARIABLE, builtin, facts, load, stored_at
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.schema import DataConfig
@@ -348,8 +347,8 @@ def unpack(root, pictures=PICTURES):
 @pytest.fixture
 def tiny(monkeypatch):
     """Facts of the tiny ImageNet in place of the real ones; a thread reads three of its files."""
-    monkeypatch.setitem(datasets._STORED, "imagenet", (3, 224, 2, 7, 3))
-    monkeypatch.setattr(datasets, "_FILES_OF_A_THREAD", 3)
+    monkeypatch.setitem(builtin.STORED, "imagenet", (3, 224, 2, 7, 3))
+    monkeypatch.setattr(builtin, "_FILES_OF_A_THREAD", 3)
 
 
 def centre(number):
@@ -411,7 +410,7 @@ def test_missing_imagenet_says_how_to_unpack_it(tmp_path):
 
 def test_a_part_of_imagenet_is_told_from_the_whole(tmp_path, tiny, monkeypatch):
     unpack(tmp_path)
-    monkeypatch.setitem(datasets._STORED, "imagenet", (3, 224, 1000, 1_281_167, 50_000))
+    monkeypatch.setitem(builtin.STORED, "imagenet", (3, 224, 1000, 1_281_167, 50_000))
     message = refusal(DataMissingError, IMAGENET, tmp_path)
     assert "2 classes with 7 training and 3 test images" in message
     assert "1000 classes with 1281167 training and 50000 test images" in message
@@ -429,7 +428,7 @@ def test_imagenet_that_does_not_fit_is_refused_before_it_is_read(tmp_path, tiny,
     memory = needed * 3 * 28 * 28
     with monkeypatch.context() as small:
         small.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory - 1}.__getitem__)
-        small.setattr(datasets, "_centres", lambda *_: pytest.fail("read all the same"))
+        small.setattr(builtin, "_centres", lambda *_: pytest.fail("read all the same"))
         message = refusal(ConfigError, config, tmp_path)
     assert "ImageNet at 28 pixels" in message and "data.size" in message
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)

@@ -17,7 +17,7 @@ from pruneaudit.pruning.removal import shrink
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 
 torch.set_num_threads(1)
 DATA = os.environ.get("PRUNEAUDIT_DATA")
@@ -55,22 +55,23 @@ def test_a_few_steps_of_pruning_and_retraining_on_cifar10():
     small = type(data)(
         data.config,
         data.classes,
-        type(data.train)(data.train.images[:512], data.train.labels[:512]),
-        type(data.train)(data.validation.images[:128], data.validation.labels[:128]),
-        type(data.train)(data.test.images[:128], data.test.labels[:128]),
+        type(data.train)(data.train.images[:128], data.train.labels[:128]),
+        type(data.train)(data.validation.images[:32], data.validation.labels[:32]),
+        type(data.train)(data.test.images[:32], data.test.labels[:32]),
         data.split_digest,
     )
     model = place(shapes.dense_network(job), "cpu", "bf16")
     method = Catalog().method("tpp").create()
     layers = prunable_layers(model, data.example(), job.prunable)
     with Meter(model) as meter:
-        recipe = job.prune.model_copy(update={"steps": 4})
+        recipe = job.prune.model_copy(update={"steps": 4, "batch": 32})
         task = PruningTask(model, layers, job, 0.5, recipe, small, 0, meter, "tpp", "bf16")
         kept = checked(method.prune(task), task, method).kept
-    assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 512
+    assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 128
     pruned = shrink(model, kept, data.example())
     with Meter(pruned) as meter:
-        history = Trainer(pruned, small, job.retrain, 0, "retrain", meter, "bf16").fit()
+        retrain = job.retrain.model_copy(update={"batch": 32})
+        history = Trainer(pruned, small, retrain, 0, "retrain", meter, "bf16").fit()
     assert len(history.test_accuracy) == 1 and meter.consumption.rates == [[0.01, 4]]
 
 

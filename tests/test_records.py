@@ -21,7 +21,10 @@ OTHER = {
     "workload_version": 2,
     "stage": "retrain",
     "model": "resnet20",
+    "model_args": {"width": 2},
+    "model_source": "ef" * 32,
     "data": {"name": "digits", "size": 32, "mean": [0.3], "std": [0.4], "pad": 3},
+    "data_digest": "ef" * 32,
     "recipe": {"epochs": 3, "lr": "0:0.01,2:0.0011", "batch": 64, "weight_decay": 1e-4},
     "seed": 1,
     "parent": "0123456789abcdef",
@@ -42,6 +45,8 @@ OTHER = {
     "budget": "smoke",
     "backend": "compiled",
     "numerics": 2,
+    "metric": "perplexity",
+    "metric_digest": "ef" * 32,
 }
 
 

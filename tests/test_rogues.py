@@ -23,7 +23,7 @@ from pruneaudit.catalog.names import method_id
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 
 torch.set_num_threads(1)
 

@@ -955,7 +955,7 @@ def test_a_table_counts_what_was_measured():
     cells = series().table.cells
     cell = Cell("lenet5-digits", "s4.2", "l1", 0.5, 0)
     failed = Table({**cells, cell: failed_cell(cell)})
-    assert failed.accuracies("lenet5-digits", "s4.2", "l1", 0.5) == dict.fromkeys(SEEDS[1:], 76.0)
-    assert failed.accuracies("lenet5-mnist", "s4.2", "l1", 0.5) == {}
+    assert failed.values("lenet5-digits", "s4.2", "l1", 0.5) == dict.fromkeys(SEEDS[1:], 76.0)
+    assert failed.values("lenet5-mnist", "s4.2", "l1", 0.5) == {}
     assert ("s4.2", "l1", 0.5) in failed.points()
     assert Table({cell: failed_cell(cell)}).points() == set()

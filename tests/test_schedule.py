@@ -4,8 +4,10 @@ import math
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler
 
 from pruneaudit.workloads.schedule import Schedule
 
@@ -188,12 +190,25 @@ def test_stretching_by_one_changes_nothing(schedule):
         "0:inf",
         "0:-1e-2",
         "cosine",
-        "cosine:1e-2",
         "cosine:1e-2:1e-3:1e-4",
+        "cosine:1e-2->1e-3->1e-4",
+        "cosine:1e-2, warmup",
+        "cosine:1e-2, warmup 0",
+        "cosine:1e-2, warmup -1",
+        "cosine:1e-2, warmup 2.5",
+        "cosine:1e-2, warmup 2.5 steps",
+        "cosine:1e-2, warmup 5 from -1",
+        "cosine:1e-2, warmup 5 from nan",
+        "cosine:1e-2, warmup 5, warmup 6",
+        "cosine:1e-2, wramup 5",
+        "cosine:1e-2, power 2",
+        "poly:1e-2, power 0",
+        "poly:1e-2, power x",
+        "0:1e-2, open",
+        "0:1e-2, warmup 5, 60:1e-3",
         "cosine:a:b",
         "cosine:nan:0",
         "cosines:1:0",
-        "poly:1:0",
     ],
 )
 def test_bad_text_gives_one_clear_line(text):
@@ -203,3 +218,199 @@ def test_bad_text_gives_one_clear_line(text):
     assert message.startswith(f"'{text}'")
     assert "\n" not in message
     assert any(hint in message for hint in ("expected", "finite"))
+
+
+def test_a_misspelt_option_is_told_what_it_might_be():
+    with pytest.raises(ValueError, match=r"'wramup 5' is no option of it\. Did you mean 'warmup'\?"):
+        Schedule.parse("cosine:1e-2, wramup 5")
+
+
+# Warm-up, smooth schedules and rates that change within an epoch
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("cosine:5e-4, warmup 2", "cosine:0.0005:0, warmup 2"),
+        ("cosine: 5e-4 -> 1e-6", "cosine:0.0005:1e-06"),
+        ("poly:0.1, power 2", "poly:0.1:0, power 2"),
+        ("poly:0.1, power 1", "linear:0.1:0"),
+        ("linear:0.1->0.01,per step", "linear:0.1:0.01, per step"),
+        ("cosine:1, open, per step, warmup 5 from 1e-6", "cosine:1:0, warmup 5 from 1e-06, per step, open"),
+        ("linear:1,warmup 500 steps,per step", "linear:1:0, warmup 500 steps"),
+        ("0:0.1, 30:0.01, warmup  5", "0:0.1,30:0.01, warmup 5"),
+    ],
+)
+def test_text_form_with_options_is_canonical(text, canonical):
+    assert str(Schedule.parse(text)) == canonical
+    assert Schedule.parse(canonical) == Schedule.parse(text)
+
+
+POSITIVE = st.floats(min_value=1e-6, max_value=10)
+
+
+@st.composite
+def smooth_schedules(draw, falling=True, **fixed):
+    """Any schedule along a curve, with or without a warm-up."""
+    first = draw(POSITIVE)
+    last = first * draw(st.floats(0, 1)) if falling else draw(POSITIVE)
+    kind = draw(st.sampled_from(["cosine", "poly"]))
+    in_steps = draw(st.booleans())
+    options = {
+        "power": draw(st.floats(0.5, 3)) if kind == "poly" else 1.0,
+        "warmup": float(draw(st.integers(1, 10))),
+        "warmup_from": draw(st.one_of(st.none(), st.floats(0, first))),
+        "in_steps": in_steps,
+        "per_step": in_steps or draw(st.booleans()),
+        "is_open": draw(st.booleans()),
+    }
+    return Schedule(kind, ((0, first), (1, last)), **{**options, **fixed})
+
+
+@settings(deadline=None)
+@given(smooth_schedules(falling=False))
+def test_text_form_of_all_options_round_trips(schedule):
+    assert Schedule.parse(str(schedule)) == schedule
+
+
+@settings(deadline=None)
+@given(smooth_schedules(), st.integers(12, 60), st.integers(1, 20))
+def test_a_smooth_schedule_climbs_and_falls_without_a_jump(schedule, epochs, per_epoch):
+    unit = per_epoch if schedule.per_step else 1
+    length = epochs * unit
+    rates = [schedule.rate(position, length, unit) for position in range(length)]
+    first, last = (rate for _, rate in schedule.points)
+    warm = int(schedule.warmup) * (1 if schedule.in_steps else unit)
+    assert all(rate > 0 or schedule.warmup_from == 0 or last == 0 for rate in rates)
+    assert max(rates) == pytest.approx(first)
+    assert rates[warm] == pytest.approx(first), "the curve begins where the climb ends"
+    assert all(later >= earlier - 1e-12 for earlier, later in pairwise(rates[: warm + 1]))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates[warm:]))
+    climb = [later - earlier for earlier, later in pairwise(rates[: warm + 1])]
+    assert climb == pytest.approx([climb[0]] * len(climb)), "equal steps"
+    if schedule.warmup_from is None:
+        assert rates[0] == pytest.approx(climb[0]), "the first step from zero counts, and is no rate of zero"
+    else:
+        assert rates[0] == pytest.approx(schedule.warmup_from)
+    if not schedule.is_open and length > warm + 1:
+        assert rates[-1] == pytest.approx(last, abs=1e-15)
+
+
+@settings(deadline=None)
+@given(smooth_schedules(in_steps=False, per_step=True, is_open=True, warmup=0.0, warmup_from=None), st.integers(1, 9))
+def test_a_stretched_training_has_the_same_rates_at_the_same_share_of_it(schedule, factor):
+    longer = schedule.stretched(factor)
+    ours = [schedule.rate(position, 40, 4) for position in range(40)]
+    theirs = [longer.rate(position * factor, 40 * factor, 4) for position in range(40)]
+    assert theirs == pytest.approx(ours, rel=1e-9, abs=1e-15)
+
+
+@settings(deadline=None)
+@given(smooth_schedules(in_steps=False, per_step=True), st.integers(1, 9))
+def test_a_stretched_warm_up_keeps_its_share(schedule, factor):
+    longer = schedule.stretched(factor)
+    assert longer.warmup == schedule.warmup * factor
+    assert longer.stretched(1 / factor).warmup == pytest.approx(schedule.warmup)
+    assert (longer.points, longer.warmup_from) == (schedule.points, schedule.warmup_from)
+
+
+@pytest.mark.parametrize(
+    ("text", "factor", "stretched"),
+    [
+        ("cosine:0.5, warmup 5 from 1e-3", 0.5, "cosine:0.5, warmup 2 from 1e-3"),
+        # Nothing is left of the climb, nor of where it began.
+        ("cosine:0.5, warmup 5 from 1e-3", 0.1, "cosine:0.5"),
+        ("cosine:0.5, warmup 5, per step", 0.1, "cosine:0.5, warmup 0.5, per step"),
+        ("linear:0.5, warmup 500 steps", 0.01, "linear:0.5, warmup 5 steps"),
+        ("linear:0.5, warmup 5 steps", 0.01, "linear:0.5, per step"),
+        ("0:0.1,30:0.01, warmup 5", 2, "0:0.1,60:0.01, warmup 10"),
+    ],
+)
+def test_a_warm_up_is_stretched_with_the_rest(text, factor, stretched):
+    assert Schedule.parse(text).stretched(factor) == Schedule.parse(stretched)
+
+
+@settings(deadline=None)
+@given(smooth_schedules(), POSITIVE, st.integers(12, 60), st.integers(1, 20))
+def test_a_smooth_schedule_ends_exactly_where_it_is_told_to(schedule, rate, epochs, per_epoch):
+    unit = per_epoch if schedule.per_step else 1
+    length = epochs * unit
+    told = schedule.ending_at(rate, epochs)
+    if length > schedule.warmup * (1 if schedule.in_steps else unit) + 1:
+        assert told.rate(length - 1, length, unit) == pytest.approx(rate, rel=1e-12)
+        assert told.last_rate(length, unit) == told.rate(length - 1, length, unit)
+    assert str(Schedule.parse(str(told))) == str(told)
+
+
+def test_a_step_schedule_keeps_its_epochs_behind_a_warm_up():
+    schedule = Schedule.parse("0:0.1,4:0.01, warmup 3 from 0.01")
+    rates = [schedule.rate(epoch, 6) for epoch in range(6)]
+    assert rates == pytest.approx([0.01, 0.04, 0.07, 0.1, 0.01, 0.01])
+    assert schedule.first_stage == 4
+    assert not Schedule.parse("0:0.1, warmup 3").is_constant
+    assert Schedule.parse("0:0.1").is_constant
+
+
+def test_steps_of_an_epoch_share_a_rate_only_where_the_schedule_counts_epochs():
+    by_step = Schedule.parse("0:0.1,2:0.01, warmup 3 steps")
+    assert [by_step.rate(step, 8, 2) for step in range(8)] == pytest.approx(
+        [0.025, 0.05, 0.075, 0.1, 0.01, 0.01, 0.01, 0.01]
+    )
+
+
+# Against the schedulers of torch and timm
+
+
+def torch_rates(lr, epochs, make):
+    """Rates of a torch scheduler, one for each epoch."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = make(optimiser)
+    rates = []
+    for _ in range(epochs):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    return rates
+
+
+def sequential(schedulers, milestone):
+    return lambda optimiser: lr_scheduler.SequentialLR(optimiser, [make(optimiser) for make in schedulers], [milestone])
+
+
+TORCH = {
+    "0:0.1,30:0.01,60:0.001": (90, 0.1, lambda o: lr_scheduler.StepLR(o, 30, 0.1)),
+    "cosine:0.1->1e-3, open": (50, 0.1, lambda o: lr_scheduler.CosineAnnealingLR(o, 50, 1e-3)),
+    "poly:0.1, power 0.9, open": (50, 0.1, lambda o: lr_scheduler.PolynomialLR(o, 50, 0.9)),
+    # torchvision's references/classification: LinearLR, then CosineAnnealingLR over the other epochs.
+    "cosine:0.5, warmup 5 from 0.005, open": (
+        60,
+        0.5,
+        sequential(
+            [lambda o: lr_scheduler.LinearLR(o, 0.01, total_iters=5), lambda o: lr_scheduler.CosineAnnealingLR(o, 55)],
+            5,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("text", TORCH)
+def test_rates_are_those_of_torch_schedulers(text):
+    epochs, lr, make = TORCH[text]
+    schedule = Schedule.parse(text)
+    assert [schedule.rate(epoch, epochs) for epoch in range(epochs)] == pytest.approx(
+        torch_rates(lr, epochs, make), rel=1e-9, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_rates_are_those_of_timm(per_step):
+    timm = pytest.importorskip("timm.scheduler")
+    unit = 7 if per_step else 1
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    scheduler = timm.CosineLRScheduler(
+        optimiser, 25 * unit, lr_min=1e-5, warmup_t=5 * unit, warmup_lr_init=1e-6, warmup_prefix=True
+    )
+    schedule = Schedule.parse("cosine:5e-4->1e-5, warmup 5 from 1e-6, open" + ", per step" * per_step)
+    for position in range(30 * unit):
+        scheduler.step(position)
+        assert schedule.rate(position, 30 * unit, unit) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)

@@ -270,14 +270,14 @@ def test_the_same_difference_at_every_seed(n, images, p_equivalent, name):
 @pytest.mark.parametrize(
     ("left", "right", "margin", "message"),
     [
-        ([1.0, 2.0], [1.0], 0.5, "paired arms need one accuracy per seed: left has 2, right has 1"),
+        ([1.0, 2.0], [1.0], 0.5, "paired arms need one value per seed: left has 2, right has 1"),
         ([], [], 0.5, "no seeds to compare"),
-        ([1.0], [1.0], 0.0, "margin must be above 0 percentage points, not 0.0"),
-        ([1.0], [1.0], -1.0, "margin must be above 0 percentage points, not -1.0"),
-        ([1.0], [1.0], math.nan, "margin must be above 0 percentage points, not nan"),
-        ([1.0], [1.0], math.inf, "margin must be above 0 percentage points, not inf"),
-        ([1.0, math.nan], [1.0, 2.0], 0.5, "accuracies must be finite numbers"),
-        ([1.0, 2.0], [1.0, math.inf], 0.5, "accuracies must be finite numbers"),
+        ([1.0], [1.0], 0.0, "margin must be above 0, not 0.0"),
+        ([1.0], [1.0], -1.0, "margin must be above 0, not -1.0"),
+        ([1.0], [1.0], math.nan, "margin must be above 0, not nan"),
+        ([1.0], [1.0], math.inf, "margin must be above 0, not inf"),
+        ([1.0, math.nan], [1.0, 2.0], 0.5, "values must be finite numbers"),
+        ([1.0, 2.0], [1.0, math.inf], 0.5, "values must be finite numbers"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(left, right, margin, message):

@@ -34,7 +34,7 @@ from pruneaudit.report.tables import trainability_table
 from pruneaudit.report.writer import markdown_sections
 from pruneaudit.training import grouped
 from pruneaudit.training.grouped import jacobians
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Part
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig
@@ -225,7 +225,7 @@ def test_the_report_shows_both_modes_and_the_accuracy_right_after_pruning_where_
         one = evidence("l1")
         prune = changed(one.prune, jacobian_train=mode, accuracy=12.5)
         base = changed(one.base, jacobian_train=mode)
-        cell = one.cell.model_copy(update={"pruned_accuracy": accuracy})
+        cell = one.cell.model_copy(update={"pruned_value": accuracy})
         store(ledger, replace(one, cell=cell, prune=prune, base=base))
         results = gather_ledger(Catalog(), ledger)
         text = "\n".join(text for _, text in markdown_sections(results))
@@ -233,14 +233,14 @@ def test_the_report_shows_both_modes_and_the_accuracy_right_after_pruning_where_
 
     (header, rows), text, cell = tables("new", 12.5, Jacobian(mean=0.75, std=0.1, condition=None, samples=64))
     assert header[3:] == [
-        "pruned %", "JSV base", "JSV pruned", "JSV end", "JSV base (train)", "JSV pruned (train)", "TA"
+        "pruned", "JSV base", "JSV pruned", "JSV end", "JSV base (train)", "JSV pruned (train)", "TA"
     ]  # fmt: skip
     assert rows[0][3:] == ["12.50", "1.2", "1.2", "1.2", "0.75", "0.75", "75.00"]
     assert "stale running statistics" in text
-    assert cell["pruned_accuracy"] == 12.5 and cell["jsv"]["pruned_train"] == 0.75
+    assert cell["pruned_value"] == 12.5 and cell["jsv"]["pruned_train"] == 0.75
     (header, rows), text, cell = tables("old", None, None)
     assert header[3:] == ["JSV base", "JSV pruned", "JSV end", "TA"] and "(train)" not in text
-    assert "pruned_accuracy" not in cell and set(cell["jsv"]) == {"base", "pruned", "end"}
+    assert "pruned_value" not in cell and set(cell["jsv"]) == {"base", "pruned", "end"}
 
 
 def test_works_where_gradients_are_off():

@@ -20,7 +20,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.datasets import Part, load
+from pruneaudit.workloads.data import Part, load
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
@@ -10,8 +11,9 @@ from pruneaudit.catalog.names import FOUND_BY
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord
+from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.sources import Source
 from pruneaudit.workloads.schema import Workload
 
 
@@ -43,17 +45,36 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
         try:
             current = known(name).version
         except ConfigError:
-            return f"{kind} {name} is gone"
+            how = "; give its file with --audit-workload" if kind == "workload" else ""
+            return f"{kind} {name} is not here{how}"
         if current != version:
             return f"measured under {kind} version {version}, now {current}; run it again"
+    metric = catalog.workload(record.workload).metric
+    if not metric.decides_as(record.metric):
+        return f"measured by {record.metric.title}, now {metric.title} decides; run it again"
+    if metric.function and record.result is not None:
+        source = Source.parse(metric.function, catalog.workload(record.workload).folder or Path())
+        if ledger.get(record.result).metric_digest != source.digest:
+            return f"measured with another version of {metric.function}; run it again"
     if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
         return "measured by another version of the training code; run it again"
+    workload = catalog.workload(record.workload)
+    if any(_builds_another(workload, ledger.get(run)) for run in record.runs):
+        return "measured with another version of the workload's network; run it again"
     pruning = _pruning(record, ledger)
     if pruning is not None:
         run = ledger.get(pruning)
         if run.method_digest != digests.get(str(run.method), run.method_digest):
             return "measured with another version of the method's file; run it again"
     return ""
+
+
+def _builds_another(workload: Workload, run: RunRecord) -> bool:
+    """Whether a run trained another network than the workload has today; of built-in ones, versions tell."""
+    if not (run.model_source or workload.model_source):
+        return False
+    stored = (run.model, run.model_args, run.model_source)
+    return stored != (workload.model, workload.model_args, workload.model_source)
 
 
 def _pruning(record: CellRecord, ledger: Ledger) -> str | None:

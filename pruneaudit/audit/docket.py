@@ -69,8 +69,7 @@ class Docket:
         """Verdicts, with p values adjusted over the comparisons of each protocol."""
         tables: dict[str, dict[Comparison, Judged]] = defaultdict(dict)
         for comparison in comparisons:
-            margin = self.catalog.protocol(comparison.protocol).margin
-            tables[comparison.protocol][comparison] = self._judged(comparison, margin)
+            tables[comparison.protocol][comparison] = self._judged(comparison)
         return _decided(tables.values())
 
     def regressions(self, arms: Iterable[Arm], baseline: Callable[[Cell], Evidence | None]) -> dict[Arm, Verdict]:
@@ -95,13 +94,18 @@ class Docket:
             protocol = self.catalog.protocol(arm.protocol)
             wanted = [rules()[rule_id] for rule_id in required(protocol) if rules()[rule_id].scope != "arm"]
             findings = [self._judge(rule.id, case, arm.protocol) for rule in wanted] + self._needed(arm)
-            tables[arm.protocol][arm] = Judged(case, tuple(findings), protocol.margin, self.labels)
+            tables[arm.protocol][arm] = self._weighed(case, findings)
         return _decided(tables.values())
 
-    def _judged(self, comparison: Comparison, margin: float) -> Judged:
+    def _judged(self, comparison: Comparison) -> Judged:
         # Stricter rules on one arm alone say nothing about the difference of two.
         findings = [*self.findings(comparison), *(found for arm in comparison.arms for found in self._needed(arm))]
-        return Judged(self._case(comparison), tuple(findings), margin, self.labels)
+        return self._weighed(self._case(comparison), findings)
+
+    def _weighed(self, case: Case, findings: Iterable[Finding]) -> Judged:
+        metric = self.catalog.workload(case.subject.workload).metric
+        margin = metric.margin_under(self.catalog.protocol(case.subject.protocol).margin)
+        return Judged(case, tuple(findings), margin, self.labels, metric)
 
     def _needed(self, arm: Arm) -> list[Finding]:
         return [finding for finding in self.findings(arm) if finding.required]

@@ -12,6 +12,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.ledger.records import CellRecord, RunRecord, unpack
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 Value = TypeVar("Value")
 
@@ -60,8 +61,13 @@ class Evidence:
 
     @cached_property
     def answers(self) -> int:
-        """Test images that the result got right, a bit each; see :func:`pruneaudit.records.unpack`."""
-        return unpack(self.result.correct, self.result.test_images)
+        """Test images that the result got right by its metric, a bit each; see :func:`pruneaudit.records.unpack`."""
+        return unpack(self.result.outcomes, self.result.test_images)
+
+    @property
+    def metric(self) -> Metric:
+        """What decides, as the workload stated it when the cell was measured."""
+        return self.cell.metric
 
     @cached_property
     def ids(self) -> list[str]:
@@ -112,13 +118,18 @@ class Table:
     cells: Mapping[Cell, CellRecord] = field(default_factory=dict)
     order: tuple[str, ...] = ()
 
-    def accuracies(self, workload: str, protocol: str, method: str, ratio: float) -> dict[int, float]:
-        """Accuracy by seed of the cells of an arm that were measured."""
-        return self._accuracies.get((workload, protocol, method, ratio), {})
+    @cached_property
+    def metric(self) -> Metric:
+        """What decides on this workload."""
+        return next((record.metric for record in self.cells.values()), ACCURACY)
+
+    def values(self, workload: str, protocol: str, method: str, ratio: float) -> dict[int, float]:
+        """The metric by seed of the cells of an arm that were measured."""
+        return self._values.get((workload, protocol, method, ratio), {})
 
     def points(self) -> set[tuple[str, str, float]]:
         """Measured (protocol, method, ratio)."""
-        return {(protocol, method, ratio) for _, protocol, method, ratio in self._accuracies}
+        return {(protocol, method, ratio) for _, protocol, method, ratio in self._values}
 
     def ratios(self, protocol: str, method: str) -> list[float]:
         """Ratios at which a method was measured under a protocol, rising."""
@@ -131,11 +142,11 @@ class Table:
     # Every comparison asks for the table around it: who would scan it each time takes time in the square of its cells.
 
     @cached_property
-    def _accuracies(self) -> dict[tuple[str, str, str, float], dict[int, float]]:
+    def _values(self) -> dict[tuple[str, str, str, float], dict[int, float]]:
         found: dict[tuple[str, str, str, float], dict[int, float]] = defaultdict(dict)
         for cell, record in self.cells.items():
-            if record.accuracy is not None:
-                found[cell.workload, cell.protocol, cell.method, cell.ratio][cell.seed] = record.accuracy
+            if record.value is not None:
+                found[cell.workload, cell.protocol, cell.method, cell.ratio][cell.seed] = record.value
         return dict(found)
 
     @cached_property

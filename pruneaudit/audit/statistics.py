@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat
 
 from pruneaudit.schema import Frozen
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 #: Rate of false findings per family of comparisons; 1 - ALPHA is the confidence of the intervals.
 ALPHA = 0.05
@@ -32,12 +33,12 @@ _EXACT = 15
 _FINEST = 17
 # Differences with all signs that are in memory at once: 32 MB.
 _VALUES = 2**22
-# Means closer than this are ties (percentage points): above float noise, below one image in a million over 50 seeds.
+# Means closer than this are ties (in percentage points): above float noise, below one image in a million over 50 seeds.
 _TIE = 1e-8
 
 
 class Difference(Frozen):
-    """Left minus right over paired seeds; all differences in percentage points.
+    """Left minus right over paired seeds; all differences in the metric's unit (of percents: percentage points).
 
     Attributes:
         n: Paired seeds.
@@ -70,8 +71,8 @@ class McNemar(Frozen):
     """Which images only one arm got right, in one pair of networks.
 
     Attributes:
-        left_only: Images that only the left arm classified correctly.
-        right_only: Images that only the right arm classified correctly.
+        left_only: Images that only the left arm got right.
+        right_only: Images that only the right arm got right.
         p: Two-sided p of the exact test; 1.0 where no image tells the arms apart.
     """
 
@@ -97,12 +98,12 @@ def difference(left: Sequence[float], right: Sequence[float], margin: float) -> 
       margin, else 1.0, ``detectable`` 0.0.
 
     Args:
-        left: Accuracies in percent, one per seed.
-        right: Accuracies of the other arm, same seeds in the same order.
-        margin: Percentage points; differences smaller than this do not matter.
+        left: Values of the metric, one per seed.
+        right: Values of the other arm, same seeds in the same order.
+        margin: Differences smaller than this do not matter.
 
     Raises:
-        ValueError: Unequal lengths, no seeds, an accuracy that is not finite, or a margin that is not above 0.
+        ValueError: Unequal lengths, no seeds, a value that is not finite, or a margin that is not above 0.
     """
     return differences([(left, right, margin)])[0]
 
@@ -111,7 +112,7 @@ def differences(comparisons: Iterable[tuple[Sequence[float], Sequence[float], fl
     """Compare many pairs of arms, each as :func:`difference` does: scipy takes as long for one as for hundreds.
 
     Args:
-        comparisons: Accuracies of the left arm, those of the right arm, and the margin.
+        comparisons: Values of the left arm, those of the right arm, and the margin.
 
     Raises:
         ValueError: As :func:`difference`.
@@ -175,13 +176,13 @@ def _gaps(left: Sequence[float], right: Sequence[float], margin: float) -> list[
     """Differences by seed, to 9 decimals."""
     n = len(left)
     if n != len(right):
-        raise ValueError(f"paired arms need one accuracy per seed: left has {n}, right has {len(right)}")
+        raise ValueError(f"paired arms need one value per seed: left has {n}, right has {len(right)}")
     if n == 0:
         raise ValueError("no seeds to compare")
     if not all(math.isfinite(value) for value in (*left, *right)):
-        raise ValueError("accuracies must be finite numbers")
+        raise ValueError("values must be finite numbers")
     if not 0 < margin < math.inf:
-        raise ValueError(f"margin must be above 0 percentage points, not {margin}")
+        raise ValueError(f"margin must be above 0, not {margin}")
     return [round(float(a) - float(b), 9) for a, b in zip(left, right, strict=True)]
 
 
@@ -251,7 +252,7 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
     return float(x @ y / (x @ x)), 2 * float(stdtr(y.size - 2, -abs(t)))
 
 
-def word(difference: Difference, p_holm: float, p_equivalent_holm: float | None) -> Word:
+def word(difference: Difference, p_holm: float, p_equivalent_holm: float | None, metric: Metric = ACCURACY) -> Word:
     """What a comparison shows, of the left arm.
 
     Fewer seeds than :func:`seeds_needed` are always ``indeterminate``. ``equivalent`` comes first: a difference proven
@@ -261,30 +262,33 @@ def word(difference: Difference, p_holm: float, p_equivalent_holm: float | None)
         difference: The comparison.
         p_holm: Its ``p``, adjusted by :func:`holm` over the family it is reported in.
         p_equivalent_holm: Its ``p_equivalent``, adjusted over the same family; None where there is none.
+        metric: What was compared: its direction says which sign is better.
     """
     if difference.n < seeds_needed():
         return "indeterminate"
     if p_equivalent_holm is not None and p_equivalent_holm <= ALPHA:
         return "equivalent"
     if p_holm <= ALPHA:
-        return "better" if difference.mean > 0 else "worse"
+        return "better" if metric.merit(difference.mean) > 0 else "worse"
     return "indeterminate"
 
 
-def describe(difference: Difference, comparisons: int) -> str:
+def describe(difference: Difference, comparisons: int, metric: Metric = ACCURACY) -> str:
     """A comparison in one line; p as measured, before any correction.
 
     Args:
         difference: The comparison.
         comparisons: Size of the family it is reported in.
+        metric: What was compared.
     """
+    unit, form = metric.brief, f".{metric.decimals}f"
     interval = "no interval"
     if difference.low is not None and difference.high is not None:
-        interval = f"95 % interval [{difference.low:z.2f}, {difference.high:z.2f}]"
+        interval = f"95 % interval [{difference.low:z{form}}, {difference.high:z{form}}]"
     line = (
-        f"{difference.mean:+z.2f} pp, {interval}, p = {_p_text(difference.p)} "
+        f"{difference.mean:+z{form}}{unit}{metric.aside}, {interval}, p = {_p_text(difference.p)} "
         f"(smallest possible {_p_text(difference.smallest_p)}), n = {difference.n}; "
-        f"differences below {difference.margin:g} pp do not matter"
+        f"differences below {difference.margin:g}{unit} do not matter"
     )
     needed = seeds_needed(comparisons=comparisons)
     family = "" if comparisons == 1 else f" among {comparisons} comparisons"
@@ -293,7 +297,7 @@ def describe(difference: Difference, comparisons: int) -> str:
     if difference.n < needed:
         return f"{line}; better or worse{family} needs {needed} seeds"
     alone = "" if comparisons == 1 else " in a comparison alone"
-    return f"{line}; detectable{alone}: {difference.detectable:.2f} pp"
+    return f"{line}; detectable{alone}: {difference.detectable:{form}}{unit}"
 
 
 def _sign_flips(differences: np.ndarray) -> list[float]:

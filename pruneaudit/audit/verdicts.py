@@ -11,6 +11,7 @@ from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.statistics import Difference, McNemar, describe, differences, holm, mcnemar, word
 from pruneaudit.catalog.cells import Comparison
 from pruneaudit.schema import Frozen
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 Judgement = Literal["better", "worse", "equivalent", "indeterminate", "not comparable"]
 
@@ -26,12 +27,14 @@ class Verdict(Frozen):
         waived: Reason by rule, of rules that did not hold and were waived.
         uncontrolled: Rules that were not required and do not hold: what else may explain the difference.
         seeds: Paired seeds that were measured.
-        difference: Statistics of the paired differences, percentage points; None where no seed is complete.
+        difference: Statistics of the paired differences, in the metric's unit; None where no seed is complete.
         family: Comparisons of this table, over which p values are adjusted.
         p_adjusted: p after Holm's correction over the family.
         p_equivalent_adjusted: The same of the equivalence test.
-        images: McNemar's test on the test images, by seed: a second line, it does not decide.
+        images: McNemar's test on the test images, by seed: a second line, it does not decide; none where the metric has
+            no outcome for each image.
         summary: One line for people.
+        metric: Name of what decided. Differences are first arm minus second, whatever is better.
     """
 
     verdict: Judgement
@@ -50,6 +53,7 @@ class Verdict(Frozen):
     p_equivalent_adjusted: float | None = None
     images: dict[int, McNemar] = {}
     summary: str = ""
+    metric: str = ACCURACY.name
 
     @property
     def line(self) -> str:
@@ -66,14 +70,16 @@ class Judged:
     Attributes:
         case: The comparison and its evidence.
         findings: Findings of the comparison and of both of its arms.
-        margin: Differences below this do not matter, in percentage points.
+        margin: Differences below this do not matter, in the metric's unit.
         labels: Settings that are not the default.
+        metric: What decides.
     """
 
     case: Case
     findings: tuple[Finding, ...]
     margin: float
     labels: tuple[str, ...] = ()
+    metric: Metric = ACCURACY
 
 
 def decide(table: Sequence[Judged]) -> list[Verdict]:
@@ -83,7 +89,7 @@ def decide(table: Sequence[Judged]) -> list[Verdict]:
         table: All comparisons of one workload under one protocol.
     """
     complete = [place for place, entry in enumerate(table) if entry.case.pairs]
-    known = dict(zip(complete, differences(_accuracies(table[place]) for place in complete), strict=True))
+    known = dict(zip(complete, differences(_values(table[place]) for place in complete), strict=True))
     forbidden = [_forbidden(entry) for entry in table]
     judged = [place for place in known if not forbidden[place]]
     adjusted = dict(zip(judged, holm([known[place].p for place in judged]), strict=True))
@@ -115,10 +121,10 @@ def _verdict(
 ) -> Verdict:
     subject = entry.case.subject
     assert isinstance(subject, Comparison)
-    judgement: Judgement = "not comparable" if gap is None or p is None else word(gap, p, p_equivalent)
+    judgement: Judgement = "not comparable" if gap is None or p is None else word(gap, p, p_equivalent, entry.metric)
     failing = [finding for finding in entry.findings if finding.verdict != "pass"]
     parts = [f"not comparable because of {', '.join(forbidden)}"] if forbidden else []
-    parts += [describe(gap, max(family, 1))] if gap is not None else ["no seed is complete"]
+    parts += [describe(gap, max(family, 1), entry.metric)] if gap is not None else ["no seed is complete"]
     waived = {finding.rule: finding.waived for finding in failing if finding.waived}
     parts += [f"{rule} waived: {reason}" for rule, reason in waived.items()]
     return Verdict(
@@ -138,6 +144,7 @@ def _verdict(
         p_equivalent_adjusted=p_equivalent,
         images=images,
         summary="; ".join(parts),
+        metric=entry.metric.name,
     )
 
 
@@ -145,14 +152,17 @@ def _forbidden(entry: Judged) -> tuple[str, ...]:
     return tuple(sorted({finding.rule for finding in entry.findings if not finding.holds}))
 
 
-def _accuracies(entry: Judged) -> tuple[list[float], list[float], float]:
-    """Accuracies of both arms over paired seeds, and the margin."""
-    left, right = ([arms[side].result.accuracy for arms in entry.case.pairs] for side in (0, 1))
+def _values(entry: Judged) -> tuple[list[float], list[float], float]:
+    """The metric of both arms over paired seeds, and the margin."""
+    left, right = ([arms[side].result.value for arms in entry.case.pairs] for side in (0, 1))
     return left, right, entry.margin
 
 
 def _images(table: Sequence[Judged]) -> list[dict[int, McNemar]]:
-    """McNemar's test of each comparison, by seed; none where the arms were tested on different images."""
+    """McNemar's test of each comparison, by seed.
+
+    None where the arms were tested on different images, or their metric has no outcome for each image.
+    """
     counted = [
         {seed: counts for seed, arms in entry.case.seeds.items() if arms and (counts := _discordant(*arms))}
         for entry in table
@@ -164,18 +174,18 @@ def _images(table: Sequence[Judged]) -> list[dict[int, McNemar]]:
 def _discordant(left: Evidence, right: Evidence) -> tuple[int, int] | None:
     """How many images only the left arm got right, and only the right one; None where these were not the same."""
     ours, theirs = left.result, right.result
-    if ours.split_digest != theirs.split_digest or not ours.correct or not theirs.correct:
+    if ours.split_digest != theirs.split_digest or not ours.outcomes or not theirs.outcomes:
         return None
     return (left.answers & ~right.answers).bit_count(), (right.answers & ~left.answers).bit_count()
 
 
-def tiers(accuracies: Mapping[str, float], verdicts: Iterable[Verdict]) -> list[tuple[str, ...]]:
+def tiers(merits: Mapping[str, float], verdicts: Iterable[Verdict]) -> list[tuple[str, ...]]:
     """Methods of one operating point in groups that nothing tells apart: ties are grouped, never ranked.
 
     A group holds the best method that is left and every method that is not shown to be worse than it.
 
     Args:
-        accuracies: Mean accuracy by method.
+        merits: Mean of the metric by method, as :meth:`Metric.merit` gives it: the greater the better.
         verdicts: Verdicts between them.
     """
     worse = set()
@@ -185,7 +195,7 @@ def tiers(accuracies: Mapping[str, float], verdicts: Iterable[Verdict]) -> list[
             worse.add((left, right))
         elif verdict.verdict == "better":
             worse.add((right, left))
-    left_over = sorted(accuracies, key=lambda name: (-accuracies[name], name))
+    left_over = sorted(merits, key=lambda name: (-merits[name], name))
     groups = []
     while left_over:
         best = left_over[0]

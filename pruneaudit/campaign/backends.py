@@ -16,7 +16,7 @@ from pruneaudit.training.many import train_many
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Training
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import Dataset, facts, imitation
+from pruneaudit.workloads.data import Dataset, facts, imitation
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 

@@ -33,7 +33,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
-from pruneaudit.workloads.datasets import Dataset, facts, imitation
+from pruneaudit.workloads.data import Dataset, facts, imitation
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig, Workload
 
@@ -117,7 +117,9 @@ def clock(device: str) -> float:
 def kind(run: RunSpec, macs: int) -> tuple[object, ...]:
     """What runs have in common that take as long for each MAC."""
     method = run.method if run.stage == "prune" else None
-    return run.workload, run.stage, method, macs, run.recipe.batch, run.budget, run.precision, run.backend
+    recipe = run.recipe
+    steps = recipe.micro_batch, recipe.only_torch
+    return run.workload, run.stage, method, macs, *steps, run.budget, run.precision, run.backend
 
 
 def known(records: Iterable[RunRecord], catalog: Catalog, device: str, name: str) -> dict[tuple[object, ...], float]:
@@ -284,8 +286,9 @@ class Calibration:
         workload = workload_of(run, self._catalog)
         # In a pruning stage torch makes the steps, whatever the backend; others that train several at once are timed
         # as torch as well: runs are planned one at a time.
-        steps = "compiled" if run.backend == "compiled" and run.stage != "prune" else "torch"
-        return _network(workload, run.recipe.batch, run.precision, steps, widths(run, workload, self._catalog))
+        is_compiled = run.backend == "compiled" and run.stage != "prune" and not run.recipe.only_torch
+        steps = "compiled" if is_compiled else "torch"
+        return _network(workload, run.recipe.micro_batch, run.precision, steps, widths(run, workload, self._catalog))
 
     def _dense(self, workload: Workload) -> Network:
         """The network that a conformance check prunes."""
@@ -295,7 +298,7 @@ class Calibration:
         """Random images in the size of a dataset."""
         if data not in self._data:
             sizes = facts(data)
-            count = min(sizes.train, max(_BYTES // (sizes.height**2 * sizes.channels), 64))
+            count = min(sizes.train, max(_BYTES // sizes.values, 64))
             self._data[data] = imitation(data, count, _HELD_OUT).to(torch.device(self._device))
         return self._data[data]
 

@@ -9,7 +9,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.ledger.records import RunSpec
 from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.pruning import shapes
-from pruneaudit.workloads.datasets import facts
+from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
@@ -44,8 +44,8 @@ def cost(run: RunSpec, catalog: Catalog) -> Cost:
     Raises:
         AuditError: It names a workload, method or dataset that is not there.
     """
-    sizes = facts(run.data)
     workload = workload_of(run, catalog)
+    sizes = facts(workload.data)
     images = run.recipe.images(sizes.train)
     per_epoch = steps_per_epoch(sizes.train, run.recipe.batch)
     passes = math.ceil(run.recipe.total_steps(per_epoch) / per_epoch)
@@ -56,7 +56,16 @@ def cost(run: RunSpec, catalog: Catalog) -> Cost:
 
 def workload_of(run: RunSpec, catalog: Catalog) -> Workload:
     """The workload of a run, with the dataset and the architecture of the run's identity."""
-    return catalog.workload(run.workload).model_copy(update={"data": run.data, "model": run.model})
+    known = catalog.workload(run.workload)
+    return known.model_copy(
+        update={
+            # What a ledger holds does not say where relative paths start.
+            "data": run.data.model_copy(update={"folder": known.data.folder}),
+            "model": run.model,
+            "model_args": run.model_args,
+            "model_source": run.model_source,
+        }
+    )
 
 
 def widths(run: RunSpec, workload: Workload, catalog: Catalog) -> dict[str, int]:

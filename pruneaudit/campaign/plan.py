@@ -24,7 +24,7 @@ from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.ledger.records import RunSpec
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.datasets import facts, load
+from pruneaudit.workloads.data import facts, load
 
 # Bytes of the largest dataset that is read for a plan: more takes minutes.
 _LOADED = 2**30
@@ -215,7 +215,7 @@ def _load(work: Work, workloads: set[str]) -> None:
     for name in sorted(workloads):
         data = work.catalog.workload(name).data
         sizes = facts(data)
-        if (sizes.train + sizes.test) * sizes.height**2 * sizes.channels < _LOADED:
+        if (sizes.train + sizes.test) * sizes.values < _LOADED:
             with contextlib.suppress(AuditError):  # it may be planned where it cannot run
                 load(data, work.runtime.data_root)
 

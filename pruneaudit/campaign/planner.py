@@ -19,15 +19,16 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
-from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, RunRecord, RunSpec, total
+from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, CellScores, RunRecord, RunSpec, total
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.contract import Method, ScratchArm
 from pruneaudit.pruning import shapes
+from pruneaudit.sources import Source
 from pruneaudit.workloads.checkpoints import base_path, fitted, read
-from pruneaudit.workloads.datasets import facts
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.data import facts, identity
+from pruneaudit.workloads.recipes import Optimiser, Recipe, steps_per_epoch
 from pruneaudit.workloads.schedule import Schedule
-from pruneaudit.workloads.schema import Workload
+from pruneaudit.workloads.schema import DataConfig, Workload
 
 if TYPE_CHECKING:
     from pruneaudit.method.contract import PublishedRecipe
@@ -164,7 +165,9 @@ class Campaign:
         done = {run.run_id: self.executor.obtain(run) for run in plan.runs}
         trials = [done[run.run_id] for run in plan.trials]
         # Validation decides, and the first of the grid wins a tie; the test set has no say.
-        result = max(trials, key=lambda run: run.validation_accuracy)
+        metric = self.catalog.workload(cell.workload).metric
+        result = max(trials, key=lambda run: metric.merit(run.validation_value))
+        base = done[plan.base.run_id]
         stages = (
             [result]
             if plan.prune is None
@@ -174,9 +177,9 @@ class Campaign:
             cell,
             status="ok",
             accuracy=result.accuracy,
-            base_accuracy=done[plan.base.run_id].accuracy,
+            base_accuracy=base.accuracy,
             validation_accuracy=result.validation_accuracy,
-            pruned_accuracy=done[plan.prune.run_id].accuracy if plan.prune is not None else None,
+            pruned_value=done[plan.prune.run_id].value if plan.prune is not None else None,
             speedup=result.speedup,
             params=result.params,
             macs=result.macs,
@@ -189,6 +192,9 @@ class Campaign:
             prune=plan.prune.run_id if plan.prune else None,
             trials=tuple(run.run_id for run in plan.trials),
             result=result.run_id,
+            scores=None
+            if result.scores is None
+            else CellScores(test=result.value, base=base.value, validation=result.validation_value),
         )
 
     def _record(self, cell: Cell, **measured: object) -> CellRecord:
@@ -205,6 +211,7 @@ class Campaign:
                 "precision": self.settings.precision,
                 "backend": self.settings.backend,
                 "labels": self.settings.labels(self.catalog.workload(cell.workload)),
+                "metric": self.catalog.workload(cell.workload).metric,
                 **measured,
             }
         )
@@ -225,6 +232,7 @@ class Planner:
         self.cell = cell
         self.protocol = catalog.protocol(cell.protocol)
         self.workload = catalog.workload(cell.workload).scaled(settings.budget)
+        shapes.check(self.workload)
         self.source = catalog.method(cell.method)
         self.method = self.source.create()
         if isinstance(self.method, ScratchArm) != is_scratch(cell.method):
@@ -234,6 +242,12 @@ class Planner:
         reason = self.method.skip(self.workload)
         if reason:
             raise ConfigError(f"method '{cell.method}' does not apply to {cell.workload}: {reason}")
+
+    @property
+    def _metric_digest(self) -> str | None:
+        """Digest of the source of a metric of the user's own."""
+        function = self.workload.metric.function
+        return Source.parse(function, self.workload.folder or Path()).digest if function else None
 
     def plan(self) -> CellPlan:
         """The cell's runs."""
@@ -277,13 +291,18 @@ class Planner:
                 "workload_version": self.workload.version,
                 "stage": stage,
                 "model": self.workload.model,
+                "model_args": self.workload.model_args,
+                "model_source": self.workload.model_source,
                 "data": self.workload.data,
+                "data_digest": _data_digest(self.workload.data),
                 "recipe": recipe,
                 "seed": self.cell.seed if seed is None else seed,
                 "precision": self.settings.precision,
                 "backend": self.settings.backend,
                 "budget": self.settings.budget,
                 "numerics": NUMERICS_VERSION,
+                "metric": self.workload.metric.name,
+                "metric_digest": self._metric_digest,
                 **identity,
             }
         )
@@ -307,7 +326,7 @@ class Planner:
         missing = 0 if self.protocol.pruning == "own" else max(0, full.steps - budget.steps)
         # Under one imposed schedule the method goes on where the top-up stopped; a constant rate has no position, and
         # without one S4.1 and S4.2 share their runs.
-        joined = imposed and len(Schedule.parse(rates).points) > 1
+        joined = imposed and not Schedule.parse(rates).is_constant
         span = full.steps if joined else 0
         topup = full.model_copy(update={"steps": missing, "lr": rates, "span": span}) if missing else None
         if not budget.steps:
@@ -356,9 +375,16 @@ class Planner:
             factor = speedup if self.protocol.scratch == "equal-macs" else 1.0
             recipe = recipe.for_epochs(scratch_epochs(self.workload, factor))
             # Appendix A, rule 1: scratch and pruned arms end at the same learning rate.
-            last = self.workload.retrain.schedule.points[-1][1]
+            retrain = self.workload.retrain
+            last = retrain.last_rate(steps_per_epoch(facts(self.workload.data).train, retrain.batch))
             recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
         return self._run("scratch", recipe, ratio=self.cell.ratio, **shape)
+
+
+@lru_cache(maxsize=16)
+def _data_digest(data: DataConfig) -> str | None:
+    """Digest of a workload's data, found once: stages ask whether it still holds."""
+    return identity(data)
 
 
 def scratch_epochs(workload: Workload, factor: float) -> int:
@@ -382,6 +408,8 @@ def own_recipe(published: PublishedRecipe, workload: Workload, catalog: Catalog)
     scale = (workload.retrain.epochs or 1) / (paper.retrain.epochs or 1)
     stated = workload.retrain.model_copy(
         update={
+            # A rate is one of its optimiser; where the workload has another one, the paper's comes with its defaults.
+            **({} if workload.retrain.optimiser.name == published.optimiser else _settings_of(published)),
             "epochs": published.epochs,
             "lr": str(Schedule.parse(published.lr)),
             "batch": published.batch or workload.retrain.batch,
@@ -389,3 +417,9 @@ def own_recipe(published: PublishedRecipe, workload: Workload, catalog: Catalog)
         }
     )
     return stated.for_epochs(max(1, round(published.epochs * scale)))
+
+
+def _settings_of(published: PublishedRecipe) -> dict[str, Any]:
+    """The optimiser of a published recipe, with its own defaults."""
+    defaults = {name: Recipe.model_fields[name].default for name in ("momentum", "nesterov")}
+    return {"optimiser": Optimiser(name=published.optimiser), **defaults}

@@ -18,10 +18,11 @@ from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
-from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, pack
+from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, pack
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
+from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
 from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method.conduct import Job, observe
 from pruneaudit.method.contract import Method
@@ -38,7 +39,8 @@ from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.checkpoints import base_path, fitted, read
-from pruneaudit.workloads.datasets import Dataset, load, stored_at
+from pruneaudit.workloads.data import Dataset, identity, load, stored_at
+from pruneaudit.workloads.networks import version_of
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Budget, Workload
 
@@ -62,6 +64,7 @@ class Outcome:
     granularity: Granularity = "filter"
     in_retraining: str = ""
     backend: str = "torch"
+    reason: str = ""
     conduct: Conduct | None = None
     jacobian_train: Jacobian | None = None
     initial_accuracy: float | None = None
@@ -191,12 +194,18 @@ class Stages:
             update={
                 "data": spec.data,
                 "model": spec.model,
+                "model_args": spec.model_args,
+                "model_source": spec.model_source,
                 "operating_point": spec.operating_point,
                 "layer_ratios": () if spec.ratio is None else ((spec.ratio, spec.layer_ratios),),
                 **({"prunable": spec.prunable, "skip": spec.skip} if spec.prunable else {}),
             }
         )
+        if version_of(workload.network) != spec.model_source:
+            raise ConfigError(f"workload '{spec.workload}': {spec.model} changed while the suite ran; start again")
         dataset = load(spec.data, self.runtime.data_root, self.runtime.download, self.runtime.device)
+        if spec.data_digest is not None and identity(spec.data, self.runtime.data_root) != spec.data_digest:
+            raise ConfigError(f"data '{spec.data.name}' changed while the suite ran; start again")
         parent = self.ledger.get(spec.parent) if spec.parent else None
         stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
         outcome = yield from stage(spec, workload, dataset, parent, progress)
@@ -266,7 +275,7 @@ class Stages:
         model = shapes.network(workload, widths)
         _initialise(model, spec.seed, "scratch")
         model = thinned(model, masks)
-        fresh = evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
+        fresh = BY_ACCURACY.evaluate(self._place(model, spec), dataset, dataset.test, spec.precision)
         outcome = yield from self._train(model, spec, dataset, "scratch", progress, masks)
         outcome.initial_accuracy = fresh.accuracy
         outcome.widths, outcome.granularity = widths, granularity
@@ -288,9 +297,10 @@ class Stages:
                 workload,
                 dataset,
                 lambda epoch: self._base_after(epoch, parent, workload, dataset),
+                self._measure(spec),
             ),
             lambda: self.ledger.digest_on_disk(parent),
-            self._off_limits(),
+            self._off_limits(spec),
             self._checkpoint(spec),
             progress,
         )
@@ -322,11 +332,11 @@ class Stages:
             resumed=pruned.resumed,
         )
 
-    def _off_limits(self) -> dict[str, list[Path]]:
+    def _off_limits(self, spec: RunSpec) -> dict[str, list[Path]]:
         """What a method has no business with: datasets on disk, other runs, reports."""
         reports = self.runtime.reports
         return {
-            "data": stored_at(self.runtime.data_root),
+            "data": stored_at(self.runtime.data_root, spec.data),
             "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
             "reports": [reports] if reports else [],
         }
@@ -345,7 +355,18 @@ class Stages:
         model, checkpoint = self._place(model, spec), self._checkpoint(spec)
         asked = time.perf_counter()
         trained: Trained = yield Training(
-            model, dataset, spec.recipe, spec.seed, stream, spec.precision, checkpoint, progress, state, masks, hooks
+            model,
+            dataset,
+            spec.recipe,
+            spec.seed,
+            stream,
+            spec.precision,
+            checkpoint,
+            progress,
+            state,
+            masks,
+            hooks,
+            self._measure(spec),
         )
         return Outcome(
             model,
@@ -353,6 +374,7 @@ class Stages:
             trained.history,
             masks=masks or {},
             backend=trained.backend,
+            reason=trained.reason,
             resumed=trained.resumed_from,
             training_seconds=trained.training_seconds,
             # While others trained.
@@ -403,6 +425,18 @@ class Stages:
                 )
         return model.state_dict()
 
+    def _measure(self, spec: RunSpec) -> Measure:
+        """The metric of a run, as it was when the run was planned.
+
+        Raises:
+            ConfigError: It has changed since, or its function is not there.
+        """
+        workload = self.catalog.workload(spec.workload)
+        measure = Measure.of(workload.metric, workload.folder)
+        if (measure.name, measure.digest) != (spec.metric, spec.metric_digest):
+            raise ConfigError(f"metric '{spec.metric}' of {spec.workload} changed while the suite ran; start again")
+        return measure
+
     def _place(self, model: nn.Module, spec: RunSpec) -> nn.Module:
         return place(model, self.runtime.device, spec.precision)
 
@@ -436,8 +470,9 @@ class Stages:
         size = shapes.shape_of_weights(workload, stay) if stay else shapes.shape_of(workload, outcome.widths)
         # During pruning and topping up it is the dense network that trains.
         training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
-        test = evaluate(model, dataset, dataset.test, spec.precision)
-        validation = evaluate(model, dataset, dataset.validation, spec.precision)
+        measure = self._measure(spec)
+        test = measure.evaluate(model, dataset, dataset.test, spec.precision, closely=True)
+        validation = measure.evaluate(model, dataset, dataset.validation, spec.precision)
         curve = history.test_accuracy or [test.accuracy]
         best = max(range(len(curve)), key=curve.__getitem__)
         tensors = {**model.state_dict(), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
@@ -453,6 +488,7 @@ class Stages:
             training_macs=training_macs if outcome.measured else None,
             learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],
             hyper_parameters=_hyper_parameters(spec, dataset, outcome),
+            fallback=outcome.reason,
             declared_steps=outcome.declared_steps,
             train_loss=history.train_loss,
             train_accuracy=history.train_accuracy,
@@ -493,6 +529,8 @@ class Stages:
             seconds=time.perf_counter() - started - outcome.waited,
             training_seconds=outcome.training_seconds,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            scores=None if measure.is_accuracy else _scores(measure, test, validation, history),
+            beside=beside(test, measure.name),
         )
         return self.ledger.commit(record, weights)
 
@@ -510,6 +548,18 @@ def _on_batch_statistics(model: nn.Module, dataset: Dataset, in_eval_mode: Jacob
 def _uneven(starts: list[int], per_epoch: int) -> list[int]:
     """Steps at which epochs begin, where that is not told by their length: several trainings, each with a last part."""
     return starts if starts != list(range(0, len(starts) * per_epoch, per_epoch)) else []
+
+
+def _scores(measure: Measure, test: Score, validation: Score, history: History) -> Scores:
+    """What a metric that is not accuracy says of a run."""
+    outcomes = measure.outcomes(test)
+    return Scores(
+        test=measure.value(test),
+        validation=measure.value(validation),
+        test_curve=history.test_metric,
+        validation_curve=history.validation_metric,
+        outcomes="" if outcomes is None else pack(outcomes),
+    )
 
 
 def _acts(

@@ -17,6 +17,7 @@ from typing import Any
 from pruneaudit.catalog.claims import PublishedTable, load_table
 from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
 from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
+from pruneaudit.catalog.workloads import WORKLOADS_GROUP, Brought, brought, installed
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
 from pruneaudit.sources import Source, listening, load_file
 from pruneaudit.workloads.schema import Workload, load_workload
@@ -135,6 +136,12 @@ def _method_class(module: Any, path: Path) -> Any:
     return found[0]
 
 
+def _check_name(kind: str, name: str) -> None:
+    """Refuse a name that could not be selected with ``-k``."""
+    if not _ID.fullmatch(name):
+        raise ConfigError(f"{kind} name '{name}': use lower-case letters, digits, '.' and '-' only")
+
+
 @dataclass
 class Catalog:
     """Everything that can be run, by name.
@@ -142,10 +149,12 @@ class Catalog:
     Attributes:
         root: Folder with ``methods/`` and ``protocols/``.
         extra_methods: Specs from ``--audit-method``: ``file.py`` or ``package.module:Class``.
+        extra_workloads: Specs from ``--audit-workload``: ``file.toml``, a folder or ``package.module:attribute``.
     """
 
     root: Path = field(default_factory=content_root)
     extra_methods: tuple[str, ...] = ()
+    extra_workloads: tuple[str, ...] = ()
 
     @cached_property
     def protocols(self) -> dict[str, Protocol]:
@@ -154,8 +163,34 @@ class Catalog:
 
     @cached_property
     def workloads(self) -> dict[str, Workload]:
-        """Workloads by name."""
-        return {path.stem: load_workload(path) for path in self._toml("protocols/workloads")}
+        """Workloads by name: those of this project, then from installed packages, and the user's own.
+
+        Raises:
+            ConfigError: Two workloads share a name, or a name cannot be selected with ``-k``.
+        """
+        sources = [Brought(load_workload(path), str(path)) for path in self._toml("protocols/workloads")]
+        for entry in sorted(entry_points(group=WORKLOADS_GROUP), key=lambda entry: entry.name):
+            sources += installed(entry)
+        found: dict[str, Brought] = {}
+        for source in [*sources, *self._own_workloads]:
+            name = source.workload.name
+            _check_name("workload", name)
+            if name in found and found[name] != source:
+                raise ConfigError(
+                    f"two workloads are called '{name}': {found[name].where} and {source.where}; rename one"
+                )
+            found[name] = source
+        return {name: source.workload for name, source in found.items()}
+
+    @cached_property
+    def _own_workloads(self) -> list[Brought]:
+        """Workloads that ``--audit-workload`` brought."""
+        return [source for spec in self.extra_workloads for source in brought(spec)]
+
+    @property
+    def extra_workload_names(self) -> tuple[str, ...]:
+        """Names of the workloads that ``--audit-workload`` brought."""
+        return tuple(dict.fromkeys(source.workload.name for source in self._own_workloads))
 
     @cached_property
     def methods(self) -> dict[str, MethodSource]:
@@ -170,8 +205,7 @@ class Catalog:
         sources += [self._from_spec(spec) for spec in self.extra_methods]
         found: dict[str, MethodSource] = {}
         for source in sources:
-            if not _ID.fullmatch(source.name):
-                raise ConfigError(f"method name '{source.name}': use lower-case letters, digits, '.' and '-' only")
+            _check_name("method", source.name)
             if source.name in found:
                 raise ConfigError(
                     f"two methods are called '{source.name}': {found[source.name].path or found[source.name].target} "

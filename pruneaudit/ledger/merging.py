@@ -11,7 +11,7 @@ from typing import get_args
 from filelock import Timeout
 
 from pruneaudit.errors import ConfigError
-from pruneaudit.ledger.records import VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
+from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
 from pruneaudit.ledger.store import Ledger
 
 #: Parents before children, so that no run of a merge that was killed stands on one that is missing.
@@ -111,7 +111,7 @@ def _agree(
     """Refuse two records of one thing that differ in more than time and machine."""
     ours, theirs = (record.model_dump(mode="json", exclude=set(VOLATILE)) for record in (left, right))
     for name in ours:
-        if ours[name] != theirs[name]:
+        if ours[name] != theirs[name] and not (name in MEASURED_LATER and not (ours[name] and theirs[name])):
             raise ConfigError(
                 f"{what}: ledgers {left_of.root} and {right_of.root} differ in '{name}'; "
                 "judge them apart, or delete it from one of them and merge again"

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from safetensors import SafetensorError, safe_open
 
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.workloads.metrics import ACCURACY, shown
 
 Status = Literal["waiting", "busy", "done", "failed"]
 
@@ -81,10 +82,16 @@ class Plan(_Said):
 
 
 class Curve(_Said):
-    """A run so far, one value per epoch: the training loss, and the test accuracy in percent."""
+    """A run so far, one value per epoch: training loss, test accuracy in percent, and what another metric says."""
 
     train_loss: tuple[FiniteFloat, ...] = ()
     test_accuracy: tuple[FiniteFloat, ...] = ()
+    test_metric: tuple[FiniteFloat, ...] = ()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What decides."""
+        return self.test_metric or self.test_accuracy
 
 
 class Training(_Said):
@@ -95,7 +102,8 @@ class Training(_Said):
         id: Its id.
         epoch: Epochs done.
         epochs: Epochs in all; 0 for a pruning stage that trains nothing.
-        accuracy: Test accuracy in percent after the last epoch, or None.
+        accuracy: The metric on the test split after the last epoch, or None.
+        metric: Its name.
         begun: Epochs that an earlier, killed attempt had done.
         started: When the process began with it, seconds since 1970.
         time: When the process was last heard of.
@@ -111,6 +119,7 @@ class Training(_Said):
     epoch: Count = 0
     epochs: Count = 0
     accuracy: FiniteFloat | None = None
+    metric: Plain = ACCURACY.name
     begun: Count = 0
     started: FiniteFloat = 0.0
     time: FiniteFloat = 0.0
@@ -129,7 +138,12 @@ class Training(_Said):
     def words(self) -> str:
         """What it does, such as ``resnet20-digits-retrain-l1-r0.5-seed0 epoch 3/8 94.2 %``."""
         epoch = f" epoch {self.epoch}/{self.epochs}" if self.epochs else ""
-        return f"{self.run}{epoch}" + ("" if self.accuracy is None else f" {self.accuracy:.1f} %")
+        return f"{self.run}{epoch}" + ("" if self.accuracy is None else f" {self.reached}")
+
+    @property
+    def reached(self) -> str:
+        """What it reached in the last epoch, such as ``94.2 %``; nothing where that is not known."""
+        return "" if self.accuracy is None else shown(self.metric, self.accuracy)
 
     def share(self, begun: int = 0) -> float:
         """Share of the run's epochs that are done, in [0, 1]; without its first ``begun`` epochs."""

@@ -14,11 +14,13 @@ from pydantic import Field
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.names import ratio_text
 from pruneaudit.catalog.settings import Backend
-from pruneaudit.schema import Frozen
+from pruneaudit.schema import Arguments, Frozen
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import DataConfig, Reading
 
-SCHEMA_VERSION = 2
+#: Version of the layout of records; see ``migration.py`` for what changed.
+SCHEMA_VERSION = 3
 #: Raised whenever an edit to the training code changes the numbers of a run: part of every run's identity.
 NUMERICS_VERSION = 1
 
@@ -63,7 +65,11 @@ class RunSpec(Frozen):
         stage: ``pretrain``, ``topup`` (plain training of the dense model in place of a shorter pruning stage),
             ``prune``, ``retrain`` or ``scratch``.
         model: Architecture.
+        model_args: What it takes beside the sizes of the data.
+        model_source: Code that builds it, where it is not built in.
         data: Dataset and preprocessing.
+        data_digest: SHA-256 of a user's own data, of the code that gives them and of what decodes them; None where the
+            dataset is known by name.
         recipe: What the stage trains.
         seed: Seed of all its streams.
         parent: Id of the run whose weights it starts from.
@@ -84,13 +90,18 @@ class RunSpec(Frozen):
         budget: Label of scaled lengths; reduced budgets never mix with full ones.
         backend: What was asked to make the steps; where it cannot, torch does (``hyper_parameters`` tell).
         numerics: Version of the training code.
+        metric: Name of the workload's metric: it is measured after every epoch.
+        metric_digest: SHA-256 of its source, where it is the user's own.
     """
 
     workload: str
     workload_version: int
     stage: Stage
     model: str
+    model_args: Arguments = ()
+    model_source: str = ""
     data: DataConfig
+    data_digest: str | None = None
     recipe: Recipe
     seed: int
     parent: str | None = None
@@ -111,6 +122,8 @@ class RunSpec(Frozen):
     budget: str = "full"
     backend: Backend = "torch"
     numerics: int
+    metric: str = ACCURACY.name
+    metric_digest: str | None = None
 
     @property
     def run_id(self) -> str:
@@ -209,8 +222,28 @@ class Conduct(Frozen):
     parent_digest_after: str
 
 
+class Scores(Frozen):
+    """What a metric that is not accuracy says of a run, in its own unit.
+
+    Attributes:
+        test: Of the test split after the last epoch: the result.
+        validation: Of the validation split then.
+        test_curve: Of the test split after each epoch.
+        validation_curve: Of the validation split after each epoch.
+        outcomes: Outcome of each test image, packed bits in base64; empty where the metric is no share of images.
+    """
+
+    test: float
+    validation: float
+    test_curve: list[float]
+    validation_curve: list[float]
+    outcomes: str = ""
+
+
 class RunRecord(RunSpec):
     """A run with everything it measured. Unit of cost: MACs; of accuracy: percent.
+
+    What decides is the workload's metric: ``value`` and the properties beside it. Accuracy is measured whatever it is.
 
     Attributes:
         schema_version: Version of this layout.
@@ -221,10 +254,11 @@ class RunRecord(RunSpec):
         training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
         learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
         hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing; what
-            made the steps, where it was not torch.
+            made the steps, where it was not torch; what the loop did beside a plain step (clipping, averaging, mixing).
+        fallback: Why another backend than the one that was asked for made the steps; empty: it did.
         declared_steps: Steps that the method declared (prune).
         train_loss: And the five lists below it: one value per epoch.
-        accuracy: Test accuracy after the last epoch: the result.
+        accuracy: Test accuracy after the last epoch: the result, unless the metric is another one.
         validation_accuracy: Validation accuracy after the last epoch.
         best_accuracy: Best test accuracy of any epoch: an oracle, never compared.
         best_epoch: Its 1-based epoch.
@@ -260,6 +294,8 @@ class RunRecord(RunSpec):
         seconds: Wall time of the stage in this attempt.
         training_seconds: Wall time of its training passes alone.
         finished: UTC time.
+        scores: What the workload's metric says; None where that is accuracy.
+        beside: Other built-in metrics on the test split after the last epoch, by name; empty where not measured.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -270,6 +306,7 @@ class RunRecord(RunSpec):
     training_macs: int | None
     learning_rates: list[tuple[float, int]]
     hyper_parameters: dict[str, Any]
+    fallback: str = ""
     declared_steps: int = 0
     train_loss: list[float]
     train_accuracy: list[float]
@@ -310,6 +347,33 @@ class RunRecord(RunSpec):
     seconds: float
     training_seconds: float
     finished: str
+    scores: Scores | None = None
+    beside: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The metric on the test split after the last epoch: the result."""
+        return self.accuracy if self.scores is None else self.scores.test
+
+    @property
+    def validation_value(self) -> float:
+        """The metric on the validation split after the last epoch: what tuning looks at."""
+        return self.validation_accuracy if self.scores is None else self.scores.validation
+
+    @property
+    def curve(self) -> list[float]:
+        """The metric on the test split after each epoch."""
+        return self.test_accuracy if self.scores is None else self.scores.test_curve
+
+    @property
+    def validation_curve(self) -> list[float]:
+        """The metric on the validation split after each epoch."""
+        return self.validation_accuracy_curve if self.scores is None else self.scores.validation_curve
+
+    @property
+    def outcomes(self) -> str:
+        """Outcome of each test image by the metric, packed; empty where it has none."""
+        return self.correct if self.scores is None else self.scores.outcomes
 
     @property
     def speedup(self) -> float:
@@ -332,17 +396,34 @@ class RunRecord(RunSpec):
 
 
 #: Fields of a run record that may differ between two runs of the same identity.
-VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed"})
+VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback"})
+#: Fields that runs of older layouts have nothing in: these agree with any.
+MEASURED_LATER = frozenset({"beside"})
 
 
 class FailureRecord(Frozen):
     """A run that did not come to an end: kept, never overwritten."""
 
+    schema_version: int = SCHEMA_VERSION
     spec: RunSpec
     error: str
     traceback: str
     session: str
     finished: str
+
+
+class CellScores(Frozen):
+    """What a metric that is not accuracy says of a cell, in its own unit.
+
+    Attributes:
+        test: Of the result run on the test split, last epoch.
+        base: Of the dense base model on the test split.
+        validation: Of the result run on the validation split.
+    """
+
+    test: float
+    base: float
+    validation: float
 
 
 class CellRecord(Frozen):
@@ -361,7 +442,7 @@ class CellRecord(Frozen):
         base_accuracy: Percent, test set, of the dense base model.
         validation_accuracy: Percent, of the result run.
         speedup: MACs(base) / MACs(pruned).
-        pruned_accuracy: Test accuracy right after pruning; None for scratch arms, and in older records.
+        pruned_value: The metric on the test split right after pruning; None for scratch arms, and in older records.
         params: Parameters of the result.
         macs: MACs of the result.
         granularity: What was removed: ``filter``, ``block`` or ``weight``; sizes then count what is not zero.
@@ -373,6 +454,8 @@ class CellRecord(Frozen):
         prune: Run id of the prune stage, or None.
         trials: Run ids of all retrainings (or the scratch training), in the order of the grid.
         result: Run id that the accuracy comes from.
+        metric: What decides, as the workload stated it.
+        scores: What the metric says; None where that is accuracy, or where nothing was measured.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -392,7 +475,7 @@ class CellRecord(Frozen):
     accuracy: float | None = None
     base_accuracy: float | None = None
     validation_accuracy: float | None = None
-    pruned_accuracy: float | None = None
+    pruned_value: float | None = None
     speedup: float | None = None
     params: int | None = None
     macs: int | None = None
@@ -405,6 +488,13 @@ class CellRecord(Frozen):
     prune: str | None = None
     trials: tuple[str, ...] = ()
     result: str | None = None
+    metric: Metric = ACCURACY
+    scores: CellScores | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The metric on the test split: what decides."""
+        return self.accuracy if self.scores is None else self.scores.test
 
     @property
     def cell(self) -> Cell:

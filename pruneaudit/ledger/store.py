@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic_core import from_json
 
 from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.migration import NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Ledger:
         writable: False: only look. Nothing is made or written, and writing is a programming error.
 
     Raises:
-        ConfigError: The folder belongs to another layout version, cannot be written, or (to look at) is no ledger.
+        ConfigError: A newer version wrote in the folder, it cannot be written, or (to look at) is no ledger.
     """
 
     def __init__(self, root: Path, writable: bool = True) -> None:
@@ -67,6 +69,12 @@ class Ledger:
                     "or run 'pytest suite' first"
                 )
             version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
+            check(version)
+            if writable and version < SCHEMA_VERSION:
+                # Its records stay as they are. An older pruneaudit would take new ones for damaged: now it refuses.
+                write_json(marker, {"schema_version": SCHEMA_VERSION})
+        except NewerError as error:
+            raise ConfigError(f"ledger {root}: {error}") from None
         except OSError as error:
             raise ConfigError(
                 f"ledger {root}: {error.strerror or error}; choose another folder with --audit-ledger"
@@ -75,11 +83,6 @@ class Ledger:
             raise ConfigError(
                 f"ledger {root}: ledger.json is damaged; choose another folder with --audit-ledger"
             ) from None
-        if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"ledger {root} has schema version {version}, this pruneaudit writes {SCHEMA_VERSION}; "
-                "choose another folder with --audit-ledger"
-            )
 
     def find(self, spec: RunSpec) -> RunRecord | None:
         """The finished run with this identity, or None.
@@ -294,8 +297,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def _read(kind: type[Model], path: Path) -> Model:
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return kind.model_validate(migrated(from_json(path.read_bytes())))
+    except NewerError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (OSError, ValueError, AttributeError) as error:
         reason = "not readable" if isinstance(error, OSError) else "not a record of this version"
         raise DamagedError(
             f"{path}: {reason}; delete {path.parent if path.name == 'record.json' else path} and run again"

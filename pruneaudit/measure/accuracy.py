@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split
 
 
 @dataclass(frozen=True)
@@ -20,28 +21,71 @@ class Score:
         accuracy: Percent of images classified correctly, exact over a ragged last batch.
         loss: Mean cross-entropy per image.
         correct: Which images were right, ``[N]`` bool.
+        labels: Label of each image ``[N]``, where it was looked at closely.
+        top5: Which images' labels were among the first five answers, ``[N]`` bool, where it was looked at closely;
+            None where there are no more than five.
+        own: What the user's function says of the split: a number, or ``[N]`` bool.
     """
 
     accuracy: float
     loss: float
     correct: np.ndarray
+    labels: np.ndarray | None = None
+    top5: np.ndarray | None = None
+    own: float | np.ndarray | None = None
+
+
+#: What a user's metric says of the logits ``[N, classes]`` and labels ``[N]`` of a split.
+Function = Callable[[torch.Tensor, torch.Tensor], float | np.ndarray]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, part: Part, precision: str = "fp32", batch: int = 512) -> Score:
-    """Classify a split in eval mode, without augmentation; the model's mode is restored."""
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    part: Split,
+    precision: str = "fp32",
+    batch: int = 512,
+    closely: bool = False,
+    function: Function | None = None,
+) -> Score:
+    """Classify a split in eval mode, without augmentation; the model's mode is restored.
+
+    Args:
+        model: The network.
+        dataset: Its data.
+        part: The split.
+        precision: Arithmetic.
+        batch: Images at once.
+        closely: Keep labels and the first five answers, too.
+        function: A metric of the user's own; it is given the logits of the whole split at once.
+    """
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
     losses, hits = [], []
-    for start in range(0, len(part), batch):
-        images = dataset.normalise(part.images[start : start + batch], parameter.dtype)
-        labels = part.labels[start : start + batch]
+    known: list[torch.Tensor] = []
+    first: list[torch.Tensor] = []
+    answers: list[torch.Tensor] = []
+    for images, labels in dataset.inputs(part, parameter.dtype, batch):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images)
         losses.append(F.cross_entropy(logits.float() if precision == "bf16" else logits, labels, reduction="sum"))
         hits.append(logits.argmax(dim=1) == labels)
+        if closely or function is not None:
+            known.append(labels)
+        if closely and logits.shape[1] > 5:
+            first.append((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
+        if function is not None:
+            answers.append(logits.float() if precision == "bf16" else logits)
     model.train(was_training)
     correct = torch.cat(hits).cpu().numpy()
     loss = float(torch.stack(losses).sum() / len(part))
-    return Score(accuracy=100.0 * int(correct.sum()) / len(part), loss=loss, correct=correct)
+    return Score(
+        accuracy=100.0 * int(correct.sum()) / len(part),
+        loss=loss,
+        correct=correct,
+        labels=torch.cat(known).cpu().numpy() if known else None,
+        top5=torch.cat(first).cpu().numpy() if first else None,
+        own=function(torch.cat(answers), torch.cat(known)) if function is not None else None,
+    )

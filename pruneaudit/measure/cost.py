@@ -46,7 +46,7 @@ def macs_by_layer(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     return {
         name: int(counted[name].get("conv", 0) + counted[name].get("linear", 0))
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
     }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pruneaudit.workloads.datasets import Dataset
+    from pruneaudit.workloads.data import Dataset
 
 #: Images that a mean over singular values is taken over.
 SAMPLES = 64
@@ -117,11 +117,11 @@ def first_images(dataset: Dataset, dtype: torch.dtype, samples: int = SAMPLES) -
     Raises:
         AuditError: There is none.
     """
-    images = dataset.train.images[:samples]
-    if not len(images):
+    first = dataset.train.first(samples)
+    if not len(first):
         raise AuditError("the Jacobian needs at least one training image")
-    for chunk in images.split(_CHUNK):
-        yield dataset.normalise(chunk, dtype)
+    for images, _ in dataset.inputs(first, dtype, _CHUNK):
+        yield images
 
 
 def summary(values: torch.Tensor) -> Jacobian:
@@ -155,11 +155,11 @@ def trainability_accuracy(test_accuracy: Sequence[float], recipe: Recipe) -> flo
         recipe: What the retraining was.
 
     Returns:
-        Percent; None for a cosine schedule, which has no stages, for a recipe in steps, and for a curve that is
-        shorter than the stage.
+        Percent; None for a smooth schedule (a cosine, say), which has no stages, for a recipe in steps, and for a curve
+        that is shorter than the stage.
     """
     schedule = recipe.schedule
-    if recipe.epochs is None or schedule.kind == "cosine":
+    if recipe.epochs is None or schedule.kind != "step":
         return None
     # A boundary beyond the last epoch is never reached.
     stage = min(schedule.first_stage or recipe.epochs, recipe.epochs)

@@ -73,11 +73,13 @@ def checked(kept: Any, task: PruningTask, method: Method) -> Answer:
     if strangers:
         raise MethodError(f"{who} returned layer '{strangers[0]}', which is not prunable here")
     answer: dict[str, list[int]] = {}
-    for layer in layers:
-        if layer.name not in kept:
-            raise MethodError(f"{who} returned no indices for layer '{layer.name}'")
+    units = {unit.name: unit for unit in task.prunable}
+    for name in units:
+        if name not in kept:
+            raise MethodError(f"{who} returned no indices for layer '{name}'")
     if task.target.granularity == "weight":
         return _checked_masks(kept, task, method)
+    layers = tuple(layer for layer in layers if layer.name in kept)
     for layer in layers:
         indices = kept[layer.name]
         listed = indices.tolist() if isinstance(indices, torch.Tensor) else indices
@@ -97,7 +99,18 @@ def checked(kept: Any, task: PruningTask, method: Method) -> Answer:
         if not values and task.target.granularity != "block":
             raise MethodError(f"{who} removes every filter of layer '{layer.name}'; at least one must stay")
         answer[layer.name] = sorted(values)
-    removed = sum(layer.channels - len(answer[layer.name]) for layer in layers)
+    given, answer = answer, {name: answer[name] for name in units}
+    for layer in layers:
+        if layer.name not in units and given[layer.name] != task.stays_in(layer, answer):
+            assert layer.unit is not None
+            raise MethodError(
+                f"{who} keeps other filters of layer '{layer.name}' than of '{layer.unit.name}', which goes with it"
+            )
+    for name, unit in units.items():
+        problem = unit.problem(answer[name])
+        if problem and answer[name]:
+            raise MethodError(f"{who}, layer '{name}': {problem}")
+    removed = sum(unit.channels - len(answer[name]) for name, unit in units.items())
     if not method.prunes:
         if removed:
             raise MethodError(f"{who} is a control that must not prune, but removes {removed} filters")
@@ -145,8 +158,8 @@ def _meets_target(stay: Mapping[str, int], task: PruningTask, who: str) -> None:
             raise MethodError(f"{who} misses its target: {problem}; that is what ratio {task.ratio:g} asks for")
         return
     for layer in task.layers:
-        asked = task.target.stay[layer.name]
-        if stay[layer.name] != asked:
+        asked = task.target.stay.get(layer.name)
+        if asked is not None and stay[layer.name] != asked:
             raise MethodError(
                 f"{who} misses its target in layer '{layer.name}': keeps {stay[layer.name]} of {task.units(layer)} "
                 f"{kind}; ratio {task.ratio:g} asks for {asked}"

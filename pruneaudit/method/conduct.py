@@ -17,17 +17,18 @@ from torch import nn
 from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import MethodError, one_line
 from pruneaudit.ledger.records import Conduct
+from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.method.answers import Answer, decide
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import PruningTask, RepetitionOverError
 from pruneaudit.pruning import shapes
-from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.pruning.layers import AUTO, PrunableLayer, prunable_layers
 from pruneaudit.pruning.removal import masked, shrink, thinned
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.watch import Watch
-from pruneaudit.workloads.datasets import Dataset, load
+from pruneaudit.workloads.data import Dataset, load
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload
 
@@ -55,6 +56,7 @@ class Job:
         seed: The run's seed.
         precision: Arithmetic.
         initial: Gives the base model's state after some epochs of its training; None where it is not known.
+        measure: The workload's metric.
     """
 
     inherit: Callable[[], nn.Module]
@@ -67,6 +69,7 @@ class Job:
     seed: int
     precision: str = "fp32"
     initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None
+    measure: Measure = BY_ACCURACY
 
     @classmethod
     def of(
@@ -76,6 +79,7 @@ class Job:
         workload: Workload,
         dataset: Dataset,
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+        measure: Measure | None = None,
     ) -> Job:
         """The job of a prune run."""
         assert spec.ratio is not None
@@ -90,6 +94,7 @@ class Job:
             spec.seed,
             spec.precision,
             initial,
+            measure or BY_ACCURACY,
         )
 
 
@@ -153,7 +158,7 @@ def observe(
         if strange:
             raise MethodError(f"method '{method.name}' left another network than it was given: see '{strange[0]}'")
         conduct = Conduct(
-            channels={layer.name: task.units(layer) for layer in layers},
+            channels={layer.name: task.units(layer) for layer in layers if layer.name in task.target.stay},
             target=task.target,
             declared_samples=method.budget(job.workload).samples,
             declares_rewriting=method.rewrites,
@@ -206,7 +211,7 @@ def equivalence(model: nn.Module, answer: Answer, dataset: Dataset) -> float:
     single weights: a network whose removed weights are zero, and one that multiplies its weights with the masks.
     """
     device = next(model.parameters()).device
-    images = dataset.normalise(dataset.train.images[:COMPARED_IMAGES], torch.float64).to(device)
+    images = dataset.normalise(dataset.train.first(COMPARED_IMAGES).images, torch.float64).to(device)
     # Normalisation in eval mode: a batch must not matter.
     double = _plain_copy(model).double().eval()
     example = dataset.example(torch.float64).to(device)
@@ -323,11 +328,17 @@ def _task(
         most,
         shapes.target(job.workload, job.ratio, method.granularity, method.scope),
         job.initial,
+        job.measure,
     )
 
 
 def _layers(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
-    return prunable_layers(model, job.dataset.example(), job.prunable, job.skip, method.granularity)
+    patterns, skip = job.prunable, job.skip
+    if patterns == AUTO:
+        # Found and tried when the workload was planned.
+        found = shapes.units(job.workload.model_copy(update={"prunable": patterns, "skip": skip})).units
+        patterns, skip = tuple(unit.name for unit in found), ()
+    return prunable_layers(model, job.dataset.example(), patterns, skip, method.granularity)
 
 
 def _own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:

@@ -133,10 +133,12 @@ class Bench:
     """
 
     def __init__(self, source: MethodSource, workload: Workload, runtime: Runtime) -> None:
-        from pruneaudit.workloads.datasets import load
+        from pruneaudit.pruning import shapes
+        from pruneaudit.workloads.data import load
 
         self.source = source
         self.workload = workload.scaled("smoke")
+        shapes.check(self.workload)
         self.runtime = runtime
         runtime.prepare()
         self.dataset = load(self.workload.data, runtime.data_root, runtime.download)
@@ -171,9 +173,9 @@ class Bench:
     def observe(self, ratio: float, seed: int = 0) -> Pruned:
         """Let the method prune a fresh network while it is watched, and once more."""
         from pruneaudit.method.conduct import observe
-        from pruneaudit.workloads.datasets import stored_at
+        from pruneaudit.workloads.data import stored_at
 
-        places = {"data": stored_at(self.runtime.data_root)}
+        places = {"data": stored_at(self.runtime.data_root, self.workload.data)}
         return observe(self.source, self._job(ratio, seed), lambda: "", places)
 
     def _job(self, ratio: float, seed: int) -> Job:

@@ -18,6 +18,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.ledger.records import Granularity, Scope
 from pruneaudit.method.task import Kept, PruningTask, RetrainingTask
 from pruneaudit.pruning.layers import PrunableLayer
+from pruneaudit.pruning.units import Unit
 from pruneaudit.training.loop import Hooks
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload
@@ -52,6 +53,8 @@ class PublishedRecipe:
         source: Where the paper states it.
         batch: Images per step.
         weight_decay: L2 coefficient.
+        optimiser: Class of ``torch.optim`` that the learning rates are for, in lower case. On a workload that trains
+            with another one it comes with its defaults (of SGD momentum 0.9).
     """
 
     workload: str
@@ -60,6 +63,7 @@ class PublishedRecipe:
     source: str
     batch: int | None = None
     weight_decay: float | None = None
+    optimiser: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -157,11 +161,15 @@ class FilterScore(Method):
     def score(self, layer: PrunableLayer, task: PruningTask) -> torch.Tensor:
         """Importance of each filter of a layer, ``[out_channels]``; the lowest go first."""
 
+    def score_unit(self, unit: Unit, task: PruningTask) -> torch.Tensor:
+        """Importance of each channel of what goes together, ``[channels]``: the mean over the layers that write it."""
+        return task.averaged(unit, {layer.name: self.score(layer, task) for layer in task.layers_of(unit)})
+
     def prune(self, task: PruningTask) -> Kept:
         """Keep the filters with the highest scores."""
         self.prepare(task)
         with torch.no_grad():
-            scores = {layer.name: self.score(layer, task) for layer in task.layers}
+            scores = {unit.name: self.score_unit(unit, task) for unit in task.prunable}
         task.scored()
         return task.keep(scores, self.scope)
 

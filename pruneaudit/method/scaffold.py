@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pruneaudit
@@ -99,26 +100,52 @@ def new_method(name: str, folder: Path) -> tuple[str, Path, Path]:
     stem = identity.replace("-", "_")
     cls = "".join(part.capitalize() for part in stem.split("_"))
     method, test = folder / f"{stem}.py", folder / f"test_{stem}.py"
-    written: list[Path] = []
+    refuse_existing(folder, (method, test))
+    problem = _problem(identity, stem, cls)
+    if problem:
+        raise ConfigError(f"method name '{name}': {problem}")
+    texts = {method: _METHOD, test: _TEST}
+    write_new(folder, {path: text.format(id=identity, stem=stem, cls=cls) for path, text in texts.items()})
+    return identity, method, test
+
+
+def refuse_existing(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse to write what is there already.
+
+    Raises:
+        ConfigError: A file is there, or cannot be.
+    """
     try:
-        for path in (method, test):
+        for path in paths:
             if path.exists():
                 raise ConfigError(f"{path} is there already; choose another name, or another folder with --to")
-        problem = _problem(identity, stem, cls)
-        if problem:
-            raise ConfigError(f"method name '{name}': {problem}")
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; choose another folder with --to") from None
+
+
+def write_new(folder: Path, texts: Mapping[Path, str]) -> None:
+    """Write files that are not there yet, all or none.
+
+    Args:
+        folder: Where they are; made where it is missing.
+        texts: What is in each.
+
+    Raises:
+        ConfigError: One of them cannot be written.
+    """
+    written: list[Path] = []
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in ((method, _METHOD), (test, _TEST)):
+        for path, text in texts.items():
             with path.open("x", encoding="utf-8") as file:
                 written.append(path)
-                file.write(text.format(id=identity, stem=stem, cls=cls))
+                file.write(text)
     except BaseException as error:
         for path in written:
             path.unlink()
         if isinstance(error, OSError):
             raise ConfigError(f"{folder}: {error.strerror}; choose another folder with --to") from None
         raise
-    return identity, method, test
 
 
 def _problem(identity: str, stem: str, cls: str) -> str | None:

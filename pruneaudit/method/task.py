@@ -14,16 +14,17 @@ from torch import nn
 
 from pruneaudit.errors import MethodError
 from pruneaudit.ledger.records import Scope, Target
+from pruneaudit.measure.metric import Measure
 from pruneaudit.pruning import shapes
-from pruneaudit.pruning.layers import PrunableLayer
-from pruneaudit.pruning.ratios import removed_filters
-from pruneaudit.pruning.removal import inputs_left
+from pruneaudit.pruning.layers import PrunableLayer, inputs_left, units_of
+from pruneaudit.pruning.removal import others
+from pruneaudit.pruning.units import Unit, alone, places_left
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.watch import Watch
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
@@ -42,6 +43,8 @@ class PruningTask:
     Attributes:
         model: The dense network with the base's weights: train it through :meth:`train`.
         layers: The layers that lose filters (or weights), in module order.
+        prunable: What is removed as one: a layer by itself, or several that write the same channels (``unit.producers``
+            names them). Answers are by name of the unit, which is that of its first layer.
         workload: The workload's public facts.
         ratio: Share of filters to remove from each layer, where the workload states no other for it.
         target: What is to be removed, in numbers.
@@ -70,9 +73,11 @@ class PruningTask:
         most: int | None = None,
         target: Target | None = None,
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self.model = model
         self.layers = tuple(layers)
+        self.prunable = tuple(units_of(self.layers))
         self.workload = workload
         self.ratio = ratio
         self.target = target or _uniform(self.layers, workload, ratio)
@@ -91,8 +96,10 @@ class PruningTask:
         # A repetition of the first steps trains no longer, whatever the method asks for.
         self._most = most
         self._initial = initial
+        self._measure = measure
         self._steps_done = 0
         self.epoch_starts: list[int] = []
+        self._decided: dict[str, list[int]] = {}
         # Scores are not to change the statistics of a normalisation.
         model.eval()
         _hand_out(model)
@@ -109,10 +116,13 @@ class PruningTask:
 
     def removed(self, layer: PrunableLayer) -> int:
         """Number of filters (weights) to remove from a layer where every layer loses its share."""
-        return self.units(layer) - self.target.stay[layer.name]
+        name = layer.name if layer.unit is None else layer.unit.name
+        return self.units(layer) - self.target.stay[name]
 
     def keep(self, scores: Mapping[str, torch.Tensor], scope: Scope = "layerwise") -> dict[str, Any]:
         """What stays when the lowest scores go: in each layer its share, or of all layers (``global``).
+
+        Layers that lose channels together compete with the mean of their scores.
 
         Args:
             scores: A score for each filter ``[out_channels]`` (or each weight) of each layer, by name.
@@ -123,10 +133,17 @@ class PruningTask:
         """
         if scope == "global":
             return self.keep_highest_overall(scores)
-        return {layer.name: self.keep_highest(layer, scores[layer.name]) for layer in self.layers}
+        if self.target.granularity == "weight":
+            return {layer.name: self.keep_highest(layer, scores[layer.name]) for layer in self.layers}
+        return self._by_layer(
+            {unit.name: self._lowest_gone(unit, self._joined(unit, scores)) for unit in self.prunable}
+        )
 
     def keep_highest(self, layer: PrunableLayer, scores: torch.Tensor) -> Any:
         """What stays of a layer when the lowest scores go (ties: the lower index goes first).
+
+        Of layers that lose channels together the first one decides, which must be asked first; :meth:`keep` takes the
+        mean of their scores.
 
         Returns:
             Sorted indices of filters; of weights which stay, bool in their shape.
@@ -135,12 +152,49 @@ class PruningTask:
             MethodError: The scores do not have the right shape, or are not finite.
         """
         values = self._checked(layer, scores)
-        order = torch.argsort(values, stable=True)[self.removed(layer) :]
-        if self.target.granularity != "weight":
-            return sorted(order.tolist())
-        mask = torch.zeros(values.numel(), dtype=torch.bool)
-        mask[order] = True
-        return mask.view(layer.weight.shape)
+        if self.target.granularity == "weight":
+            order = torch.argsort(values, stable=True)[self.removed(layer) :]
+            mask = torch.zeros(values.numel(), dtype=torch.bool)
+            mask[order] = True
+            return mask.view(layer.weight.shape)
+        unit = layer.unit or alone(layer.name, layer.channels)
+        if unit.name == layer.name:
+            self._decided[unit.name] = self._lowest_gone(unit, values)
+        return self._by_layer(self._decided)[layer.name]
+
+    def _lowest_gone(self, unit: Unit, values: torch.Tensor) -> list[int]:
+        """What stays of a unit when the lowest scores go."""
+        scores, channels = unit.candidates(values)
+        gone = (unit.channels - self.target.stay[unit.name]) // unit.step
+        found: list[int] = channels[torch.argsort(scores, stable=True)[gone:]].flatten().sort().values.tolist()
+        return found
+
+    def _joined(self, unit: Unit, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scores of a unit's channels: the mean over the layers that write them, of those that were scored."""
+        layers = {layer.name: layer for layer in self.layers}
+        found = [self._checked(layers[unit.name], scores[unit.name])]
+        for member in unit.members:
+            if member.side == "outputs" and member.module in layers.keys() & scores.keys() - {unit.name}:
+                values = self._checked(layers[member.module], scores[member.module])
+                found.append(values[member.places].mean(dim=1))
+        return found[0] if len(found) == 1 else torch.stack(found).mean(dim=0)
+
+    def _by_layer(self, decided: Mapping[str, list[int]]) -> dict[str, Any]:
+        """What stays of each layer when units keep some channels."""
+        return {
+            layer.name: decided[layer.name] if layer.name in decided else self.stays_in(layer, decided)
+            for layer in self.layers
+        }
+
+    def stays_in(self, layer: PrunableLayer, decided: Mapping[str, Sequence[int]]) -> list[int]:
+        """Filters that stay of a layer, sorted, when units keep some channels.
+
+        Args:
+            layer: One of :attr:`layers`.
+            decided: Channels that stay, by name of the unit; all stay of those that are not named.
+        """
+        gone = places_left(self.prunable, decided).get((layer.name, "outputs"))
+        return list(range(layer.channels)) if gone is None else others(gone, layer.channels).tolist()
 
     def keep_highest_overall(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What stays when the lowest scores of all layers go, at least one filter (weight) staying in each layer.
@@ -159,8 +213,13 @@ class PruningTask:
         Raises:
             MethodError: Scores do not have the right shape, or are not finite.
         """
-        values = {layer.name: self._checked(layer, scores[layer.name]) for layer in self.layers}
-        weights = self.target.granularity == "weight"
+        channels: dict[str, torch.Tensor] = {}
+        values: dict[str, torch.Tensor] = {}
+        if self.target.granularity == "filter":
+            for unit in self.prunable:
+                values[unit.name], channels[unit.name] = unit.candidates(self._joined(unit, scores))
+        else:
+            values = {layer.name: self._checked(layer, scores[layer.name]) for layer in self.layers}
         blocks = self.target.granularity == "block"
         joined = torch.cat(list(values.values()))
         owner = torch.cat([torch.full((len(found),), place) for place, found in enumerate(values.values())])
@@ -177,32 +236,37 @@ class PruningTask:
         gone = self._nearest(removals, list(values))
         stays = torch.ones(len(joined), dtype=torch.bool)
         stays[order[:gone]] = False
+        parts = dict(zip(values, stays.split([len(found) for found in values.values()]), strict=True))
+        if channels:
+            return self._by_layer(
+                {name: channels[name][part].flatten().sort().values.tolist() for name, part in parts.items()}
+            )
         answer: dict[str, Any] = {}
-        start = 0
         for layer in self.layers:
-            part = stays[start : start + len(values[layer.name])]
-            start += len(part)
-            if weights:
-                answer[layer.name] = part.view(layer.weight.shape)
-            elif blocks:
+            part = parts[layer.name]
+            if blocks:
                 answer[layer.name] = list(range(layer.channels)) if bool(part) else []
             else:
-                answer[layer.name] = part.nonzero().flatten().tolist()
+                answer[layer.name] = part.view(layer.weight.shape)
         return answer
 
     def _nearest(self, removals: torch.Tensor, names: list[str]) -> int:
         """How many of some removals, given by the place of their layer, reach the target."""
         if self.target.share is not None:
-            total = sum(self.units(layer) for layer in self.layers)
-            return min(len(removals), total - self.target.share)
+            if self.target.granularity == "weight":
+                return min(len(removals), sum(self.units(layer) for layer in self.layers) - self.target.share)
+            gone = torch.tensor([unit.step for unit in self.prunable])[removals].cumsum(dim=0)
+            missing = sum(unit.channels for unit in self.prunable) - self.target.share
+            return min(len(removals), int((gone < missing).sum()) + 1) if missing else 0
         costs = shapes.costs(self.workload)
+        step = {unit.name: unit.step for unit in self.prunable}
 
         def macs_after(count: int) -> int:
             removed = torch.bincount(removals[:count], minlength=len(names)).tolist()
             if self.target.granularity == "block":
                 return costs.of_widths({name: 0 for name, gone in zip(names, removed, strict=True) if gone})
             return costs.of_widths(
-                {name: costs.filters[name] - gone for name, gone in zip(names, removed, strict=True)}
+                {name: costs.filters[name] - gone * step[name] for name, gone in zip(names, removed, strict=True)}
             )
 
         # The first count at which the network is no larger than the target; the one before may be nearer.
@@ -255,6 +319,22 @@ class PruningTask:
         """Input channels that stay of each layer that loses some when only ``kept`` filters stay, by module."""
         return inputs_left(self.layers, kept)
 
+    def layers_of(self, unit: Unit) -> list[PrunableLayer]:
+        """The layers that write a unit's channels, in module order."""
+        return [layer for layer in self.layers if layer.name in unit.producers]
+
+    def averaged(self, unit: Unit, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean over a unit's layers of their scores, ``[channels]``.
+
+        Args:
+            unit: One of :attr:`prunable`.
+            scores: A score for each filter ``[out_channels]`` of some of its layers, by name; the first one is scored.
+
+        Raises:
+            MethodError: Scores do not have the right shape, or are not finite.
+        """
+        return scores[unit.name] if len(unit.producers) == 1 else self._joined(unit, scores)
+
     def torch_pruner(self, kind: Any, **options: Any) -> Any:
         """A pruner of torch-pruning over the network, for its regulariser; only the layers to prune are free.
 
@@ -296,7 +376,8 @@ class PruningTask:
 
     def batches(self, count: int, batch: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The first ``count`` augmented training batches of the method's own stream: ``[B, C, H, W]``, ``[B]``."""
-        size = batch or self.recipe.batch
+        # What passes the network at once in training, too.
+        size = batch or self.recipe.micro_batch
         dtype = next(self.model.parameters()).dtype
         made = 0
         for epoch in range(math.ceil(count * size / len(self._dataset.train))):
@@ -339,6 +420,7 @@ class PruningTask:
             checkpoint,
             self._progress,
             self.state,
+            measure=self._measure,
         )
         with self._watch.training() if self._watch is not None else nullcontext():
             try:
@@ -365,8 +447,9 @@ def _hand_out(model: nn.Module) -> None:
 
 def _uniform(layers: Sequence[PrunableLayer], workload: Workload, ratio: float) -> Target:
     """Every layer loses its share: a target for layers of any network."""
-    removed = {layer.name: removed_filters(layer.channels, workload.ratio_of(layer.name, ratio)) for layer in layers}
-    return Target(stay={layer.name: layer.channels - removed[layer.name] for layer in layers}, macs=0, unit=0)
+    units = units_of(layers)
+    stay = {unit.name: unit.channels - unit.removed(workload.ratio_of(unit.name, ratio)) for unit in units}
+    return Target(stay=stay, macs=0, unit=0)
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def bars(state: State, width: int, most: int) -> Group:
     shown = state.busy if len(state.busy) <= most else state.busy[: most - 1]
     for training in shown:
         epoch = f"epoch {training.epoch}/{training.epochs}" if training.epochs else "prunes"
-        accuracy = "" if training.accuracy is None else f" · {training.accuracy:.1f} %"
-        processes.add_row(Text(training.run), _bar(training.share()), Text(f"{epoch}{accuracy}"))
+        reached = f" · {training.reached}" if training.reached else ""
+        processes.add_row(Text(training.run), _bar(training.share()), Text(f"{epoch}{reached}"))
     if len(shown) < len(state.busy):
         processes.add_row(Text(f"and {len(state.busy) - len(shown)} more"))
     return Group(whole, *([processes] if state.busy else []))

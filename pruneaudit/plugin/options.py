@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {
     "audit_method": [],
+    "audit_workload": [],
     "audit_methods": None,
     "audit_protocols": None,
     "audit_seeds": None,
@@ -39,6 +40,13 @@ def add_options(parser: pytest.Parser) -> None:
         default=[],
         metavar="SPEC",
         help="Also audit this method: file.py or package.module:Class. Repeatable.",
+    )
+    group.addoption(
+        "--audit-workload",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="Also audit on this workload: file.toml, a folder of them or package.module:attribute. Repeatable.",
     )
     group.addoption(
         "--audit-methods",

@@ -86,7 +86,9 @@ class AuditSession:
     def __init__(self, config: pytest.Config) -> None:
         option = config.option
         try:
-            self.catalog = Catalog(extra_methods=tuple(option.audit_method))
+            self.catalog = Catalog(
+                extra_methods=tuple(option.audit_method), extra_workloads=tuple(option.audit_workload)
+            )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
             base = Path(option.audit_base) if option.audit_base else None
@@ -160,6 +162,8 @@ class AuditSession:
         if seeds is not None and seeds < 1:
             raise ConfigError("--audit-seeds: expected a number of at least 1")
         workloads = tuple(self.catalog.workload(name).name for name in study.workloads)
+        if workloads:
+            workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
         return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against)
 
@@ -184,7 +188,7 @@ class AuditSession:
     def runtime(self) -> Runtime:
         """Where runs execute."""
         from pruneaudit.training.runtime import Runtime
-        from pruneaudit.workloads.datasets import data_root
+        from pruneaudit.workloads.data import data_root
 
         root = data_root(self.data_root_option)
         if root is None and self.download:
@@ -267,7 +271,7 @@ class AuditSession:
             return f"{name} is GPU-sized and there is no CUDA device; add --audit-device cpu to insist"
         import torch
 
-        from pruneaudit.workloads.datasets import load
+        from pruneaudit.workloads.data import load
 
         if self.device == "cuda" and not torch.cuda.is_available():
             return f"{name}: this torch cannot use the CUDA device; install a CUDA build, or add --audit-device cpu"
@@ -326,7 +330,11 @@ class AuditSession:
         """Earlier evidence of a cell; None where the baseline has none."""
         assert self.baseline is not None
         record = self.baseline.cell(self.settings.key(cell, self.catalog.workload(cell.workload)))
-        return None if record is None or record.status != "ok" else Evidence.read(record, self.baseline)
+        if record is None or record.status != "ok":
+            return None
+        # Measured by another metric it is no baseline of this one.
+        metric = self.catalog.workload(cell.workload).metric
+        return Evidence.read(record, self.baseline) if metric.decides_as(record.metric) else None
 
     def fails(self, verdict: str) -> bool:
         """Whether a verdict is among those that fail."""

@@ -2,30 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch_pruning
 from torch import nn
 
+from pruneaudit.errors import ConfigError
+
+#: Layers that read channels and write others.
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+#: Seconds after which tracing is given up: with some wirings torch-pruning 1.6.1 never ends.
+PATIENCE = 120.0
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a convolution only passes channels on, each by itself."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.out_channels > 1
+
 
 def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
-    """Torch-pruning's dependency graph of a network, of frozen parameters, too."""
+    """Torch-pruning's dependency graph of a network.
+
+    Raises:
+        ConfigError: It does not end.
+    """
     was_training = model.training
     parameter = next(model.parameters())
-    frozen = [one for one in model.parameters() if not one.requires_grad and one.is_floating_point()]
-    # Its tracing follows autograd's graph, and does not see layers that ask for no gradient.
+    inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
+    frozen = [each for each in model.parameters() if not each.requires_grad and each.is_floating_point()]
+    for each in frozen:
+        # Its tracing follows autograd's graph, in which frozen layers do not appear.
+        each.requires_grad_(True)
     try:
-        for one in frozen:
-            one.requires_grad_(True)
-        with torch.enable_grad():
-            graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=example.to(parameter))
+        with torch.enable_grad(), _within(PATIENCE):
+            # As one input: a bare tensor is first tried image by image.
+            graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), (inputs,), verbose=False)
     finally:
-        for one in frozen:
-            one.requires_grad_(False)
-    model.train(was_training)
+        for each in frozen:
+            each.requires_grad_(False)
+        model.train(was_training)
     return graph
+
+
+class _GivenUpError(BaseException):
+    """Raised in the thread that takes too long."""
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Give up what takes longer, in whatever thread it runs.
+
+    Raises:
+        ConfigError: It took longer.
+    """
+    thread, lock, over = threading.get_ident(), threading.Lock(), False
+
+    def give_up() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_GivenUpError))
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        with lock:
+            over = True
+    except _GivenUpError:
+        raise ConfigError(
+            f"torch-pruning did not find the network's units within {seconds:g} seconds; name fewer layers in prunable"
+        ) from None
+    finally:
+        timer.cancel()
 
 
 def _prune_function(module: nn.Module) -> Any:
@@ -35,9 +89,21 @@ def _prune_function(module: nn.Module) -> Any:
 
 
 def group_of(graph: Any, module: nn.Module, removed: Sequence[int] | None = None) -> Any:
-    """Everything that loses channels when a layer loses some filters (default: all), as torch-pruning's group."""
-    indices = list(range(len(module.get_parameter("weight")))) if removed is None else list(removed)
-    return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
+    """Everything that loses channels when a layer loses some filters (default: all), as torch-pruning's group.
+
+    Raises:
+        ConfigError: Finding it does not end.
+    """
+    indices = list(range(width_of(module))) if removed is None else list(removed)
+    with _within(PATIENCE):
+        return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
+
+
+def width_of(module: nn.Module) -> int:
+    """Output channels of a layer."""
+    width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    assert isinstance(width, int)
+    return width
 
 
 def loses_inputs(dependency: Any) -> bool:
@@ -45,10 +111,10 @@ def loses_inputs(dependency: Any) -> bool:
     return dependency.handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
 
 
-def coupled_norm(graph: Any, module: nn.Module) -> nn.BatchNorm2d | None:
-    """The batch normalisation that loses channels together with ``module``, or None."""
-    for item in group_of(graph, module, [0]):
+def norm_in(group: Any, width: int) -> nn.modules.batchnorm._BatchNorm | None:
+    """The first batch normalisation of a group that has a channel for each filter, or None."""
+    for item in group:
         target = item.dep.target.module
-        if isinstance(target, nn.BatchNorm2d):
+        if isinstance(target, nn.modules.batchnorm._BatchNorm) and target.num_features == width:
             return target
     return None

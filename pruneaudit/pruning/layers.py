@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +12,14 @@ from torch import nn
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import Granularity
-from pruneaudit.pruning.graph import coupled_norm, dependency_graph, group_of
+from pruneaudit.pruning.equivalence import verified
+from pruneaudit.pruning.graph import LAYERS
+from pruneaudit.pruning.removal import Kept, block_of, others
+from pruneaudit.pruning.slicing import channels_of
+from pruneaudit.pruning.units import Unit, Wiring, alone, places_left
+
+#: Instead of patterns: all units that the graph finds and that are cut right.
+AUTO = ("auto",)
 
 
 @dataclass(frozen=True)
@@ -25,28 +33,69 @@ class PrunableLayer:
         group: Torch-pruning's group of everything that loses channels with it, over all of its filters; its importance
             criteria take it.
         block: The residual block whose branch it opens, or None.
+        unit: What it goes with, of which it is one of the producers; a unit of its own where nothing else is coupled.
+        readers: Layers that read its channels, by name.
     """
 
     name: str
-    module: nn.Conv2d | nn.Linear
-    norm: nn.BatchNorm2d | None
+    module: Any
+    norm: Any
     group: Any = field(default=None, repr=False, compare=False)
     block: Any = field(default=None, repr=False, compare=False)
+    unit: Unit | None = field(default=None, repr=False, compare=False)
+    readers: Mapping[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def weight(self) -> torch.Tensor:
-        """Weights, ``[out_channels, in_channels, kH, kW]``."""
-        return self.module.weight
+        """Weights, ``[out_channels, in_channels / groups, kH, kW]``.
+
+        A transposed convolution stores them the other way round: a view of them where filters are to go.
+        """
+        weight: torch.Tensor = self.module.weight
+        if self.unit is None or not getattr(self.module, "transposed", False):
+            return weight
+        # Stored as [in, out / groups, ...].
+        grouped = weight.unflatten(0, (self.module.groups, -1)).transpose(1, 2)
+        return grouped.flatten(0, 1)
 
     @property
     def bias(self) -> torch.Tensor | None:
         """Bias ``[out_channels]`` or None."""
-        return self.module.bias
+        bias: torch.Tensor | None = self.module.bias
+        return bias
 
     @property
     def channels(self) -> int:
         """Number of filters."""
         return self.weight.shape[0]
+
+
+def units_of(layers: Sequence[PrunableLayer]) -> list[Unit]:
+    """Units of some layers, each once, in module order of their first layers."""
+    found = {layer.unit.name: layer.unit for layer in layers if layer.unit is not None}
+    return [found.get(layer.name) or alone(layer.name, layer.channels) for layer in layers if _leads(layer)]
+
+
+def _leads(layer: PrunableLayer) -> bool:
+    return layer.unit is None or layer.unit.name == layer.name
+
+
+def inputs_left(layers: Sequence[PrunableLayer], kept: Kept) -> dict[nn.Module, torch.Tensor]:
+    """Input channels that stay of each layer that loses some when the layers keep only ``kept``.
+
+    Args:
+        layers: The prunable layers of one network, with their units.
+        kept: Filters that stay, by unit.
+
+    Returns:
+        Sorted indices ``[inputs that stay]`` by module; modules that lose none are left out.
+    """
+    modules = {name: module for layer in layers for name, module in layer.readers.items()}
+    return {
+        modules[name]: others(gone, channels_of(modules[name], "inputs"))
+        for (name, side), gone in places_left(units_of(layers), kept).items()
+        if side == "inputs"
+    }
 
 
 def prunable_names(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, ...] = ()) -> list[str]:
@@ -55,7 +104,9 @@ def prunable_names(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str,
     Raises:
         ConfigError: A pattern selects nothing.
     """
-    candidates = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    candidates = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    if patterns == AUTO:
+        patterns = ("*",)
     for pattern in (*patterns, *skip):
         if not any(fnmatchcase(name, pattern) for name in candidates):
             raise ConfigError(f"prunable pattern '{pattern}' matches no layer; layers: {', '.join(candidates)}")
@@ -67,24 +118,46 @@ def prunable_names(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str,
     ]
 
 
+def prunable_units(
+    model: nn.Module, wiring: Wiring, example: torch.Tensor, patterns: tuple[str, ...], skip: tuple[str, ...] = ()
+) -> tuple[list[Unit], dict[str, str]]:
+    """Units that the patterns select, by any layer that writes their channels.
+
+    With ``auto`` instead of patterns: all units of which removing computes what silencing computes.
+
+    Args:
+        model: The network.
+        wiring: Its wiring.
+        example: One input, ``[1, C, H, W]``.
+        patterns: Shell-style patterns of module names, or :data:`AUTO`.
+        skip: Patterns taken out again: units that they match, by any layer that writes their channels, stay whole.
+
+    Returns:
+        The units, and why other layers cannot lose filters, by name (``auto`` only).
+
+    Raises:
+        ConfigError: A pattern selects nothing, or a layer that cannot lose filters.
+    """
+    units, refused = wiring.units(prunable_names(model, patterns, skip))
+    units = [unit for unit in units if not any(fnmatchcase(name, each) for name in unit.producers for each in skip)]
+    if patterns == AUTO:
+        units, wrong = verified(model, units, example)
+        if not units:
+            reasons = "; ".join(f"'{name}': {why}" for name, why in (refused | wrong).items())
+            raise ConfigError(f'prunable = "auto" finds no unit that can be removed ({reasons})')
+        return units, refused | wrong
+    for name, why in refused.items():
+        raise ConfigError(f"prunable: layer '{name}' cannot lose filters: {why}; name other layers, or add it to skip")
+    return units, {}
+
+
 def weight_names(model: nn.Module) -> list[str]:
     """Names of the layers that may lose single weights: all convolutions and linear layers but the classifier.
 
     The choice of ShrinkBench (Blalock et al. 2020); patterns of prunable filters are about wiring and do not count.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     return names[:-1]
-
-
-def block_of(model: nn.Module, name: str) -> Any:
-    """The residual block whose branch a layer opens, or None.
-
-    Such a block names the modules of its branch (``branch``), and does without them once they are None.
-    """
-    parent, _, own = name.rpartition(".")
-    module = model.get_submodule(parent)
-    branch = getattr(module, "branch", ())
-    return module if branch and branch[0] == own else None
 
 
 def prunable_layers(
@@ -106,17 +179,25 @@ def prunable_layers(
     Raises:
         ConfigError: A pattern selects nothing.
     """
-    graph = dependency_graph(model, example)
-    modules = dict(model.named_modules())
-    names = weight_names(model) if granularity == "weight" else prunable_names(model, patterns, skip)
+    wiring = Wiring(model, example)
+    if granularity == "weight":
+        return [
+            PrunableLayer(name, wiring.modules[name], wiring.norm(name), block=block_of(model, name))
+            for name in weight_names(model)
+        ]
+    units, _ = prunable_units(model, wiring, example, patterns, skip)
+    owners = {name: unit for unit in units for name in unit.producers}
     layers = [
         PrunableLayer(
             name,
-            modules[name],
-            coupled_norm(graph, modules[name]),
-            None if granularity == "weight" else group_of(graph, modules[name]),
+            module,
+            wiring.norm(name),
+            wiring.group(name),
             block_of(model, name),
+            owners[name],
+            wiring.readers(owners[name]),
         )
-        for name in names
+        for name, module in wiring.modules.items()
+        if name in owners
     ]
     return [layer for layer in layers if granularity != "block" or layer.block is not None]

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pruneaudit.errors import MethodError
+from pruneaudit.pruning.graph import loses_inputs
 from pruneaudit.pruning.layers import PrunableLayer
-from pruneaudit.pruning.removal import loses_inputs
+from pruneaudit.pruning.slicing import channels_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,13 @@ class Consumer:
 
 
 def consumers(layer: PrunableLayer) -> list[Consumer]:
-    """The layers that read a layer's outputs."""
+    """The layers that read a layer's outputs.
+
+    Raises:
+        MethodError: Its outputs go together with those of other layers, or are read behind a concatenation or in
+            groups: what a filter passes to the next layer is then more than the weights that read it.
+    """
+    _see_alone(layer)
     found = []
     for item in layer.group:
         if loses_inputs(item.dep):
@@ -46,6 +54,34 @@ def consumers(layer: PrunableLayer) -> list[Consumer]:
             filters[torch.tensor(list(item.idxs))] = torch.tensor(list(item.root_idxs))
             found.append(Consumer(item.dep.target.module, filters))
     return found
+
+
+def _see_alone(layer: PrunableLayer) -> None:
+    """See that a layer's filters go alone, and whoever reads them reads nothing else.
+
+    Raises:
+        MethodError: They do not.
+    """
+    unit = layer.unit
+    if unit is None:
+        return
+    names = [member.module for member in unit.members if member.side == "outputs" and member.module != layer.name]
+    other = next((name for name in names if name in unit.producers), None)
+    if other is not None:
+        raise MethodError(
+            f"layer '{layer.name}' goes together with '{other}': this method takes layers that lose filters alone"
+        )
+    for member in unit.members:
+        module = layer.readers.get(member.module)
+        if module is not None and (
+            getattr(module, "groups", 1) > 1
+            or not isinstance(module, nn.Conv2d | nn.Linear)
+            or member.places.numel() != channels_of(module, "inputs")
+        ):
+            raise MethodError(
+                f"layer '{layer.name}' is read by '{member.module}', in groups or with other channels beside it: this "
+                "method takes layers that are read alone"
+            )
 
 
 def samples(

@@ -1,40 +1,81 @@
-"""Physical removal of filters, with torch-pruning's dependency graph doing the wiring."""
+"""Physical removal of filters, and of whatever goes with them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-import torch_pruning
 from torch import nn
 
 from pruneaudit.errors import MethodError
-from pruneaudit.pruning.graph import coupled_norm, dependency_graph, group_of, loses_inputs
-from pruneaudit.pruning.layers import PrunableLayer, block_of
+from pruneaudit.pruning.graph import loses_inputs as loses_inputs
+from pruneaudit.pruning.slicing import channels_of, keep_channels
+from pruneaudit.pruning.units import Unit, Wiring, places_left
 
 Kept = Mapping[str, Sequence[int]]
 
 
-def inputs_left(layers: Sequence[PrunableLayer], kept: Kept) -> dict[nn.Module, torch.Tensor]:
-    """Input channels that stay of each layer that loses some when the layers keep only ``kept``.
+def block_of(model: nn.Module, name: str) -> Any:
+    """The residual block whose branch a layer opens, or None.
+
+    Such a block names the modules of its branch (``branch``), and does without them once they are None.
+    """
+    parent, _, own = name.rpartition(".")
+    module = model.get_submodule(parent)
+    branch = getattr(module, "branch", ())
+    return module if branch and branch[0] == own else None
+
+
+def others(gone: torch.Tensor, channels: int) -> torch.Tensor:
+    """Sorted places of so many that do not go."""
+    stays = torch.ones(channels, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero().flatten()
+
+
+def cut(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> None:
+    """Remove channels of units from a network, in place.
 
     Args:
-        layers: The prunable layers of one network, with their groups.
-        kept: Filters that stay, by layer.
+        network: Loses channels.
+        kept: Channels that stay, by name of the unit; all stay of those that are not named.
+        units: Its units.
 
-    Returns:
-        Sorted indices ``[inputs that stay]`` by module; modules that lose none are left out.
+    Raises:
+        MethodError: Groups of a convolution or normalisation would not be alike.
     """
-    left: dict[nn.Module, torch.Tensor] = {}
-    for layer in layers:
-        for item in layer.group:
-            if loses_inputs(item.dep):
-                # Behind a flattened map a filter has many inputs: the group says which of its filters each belongs to.
-                roots = torch.tensor(list(item.root_idxs))
-                stays = torch.isin(roots, torch.as_tensor(kept[layer.name]))
-                left[item.dep.target.module] = torch.tensor(list(item.idxs))[stays]
-    return left
+    gone = places_left(units, kept)
+    for name in dict.fromkeys(name for name, _ in gone):
+        module = network.get_submodule(name)
+        left = {
+            side: others(gone[name, side], channels_of(module, side)).tolist()
+            for side in ("outputs", "inputs")
+            if (name, side) in gone
+        }
+        try:
+            keep_channels(module, left.get("outputs"), left.get("inputs"))
+        except MethodError as error:
+            raise MethodError(f"layer '{name}': {error}") from None
+
+
+def units_named(model: nn.Module, example: torch.Tensor, names: Sequence[str]) -> list[Unit]:
+    """Units of some names.
+
+    Raises:
+        MethodError: There is no unit of a name: the layer shares its channels with another one, or cannot lose any.
+    """
+    if not names:
+        return []
+    units, refused = Wiring(model, example).units(names)
+    for name in names:
+        if name in refused:
+            raise MethodError(f"layer '{name}' cannot be pruned: {refused[name]}")
+        if name not in (unit.name for unit in units):
+            other = next(unit.name for unit in units for member in unit.members if member.module == name)
+            raise MethodError(f"layer '{name}' cannot be pruned alone: it shares its channels with '{other}'")
+    return units
 
 
 def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
@@ -44,70 +85,93 @@ def shrink(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
 
     Args:
         model: The dense network; not changed.
-        kept: For each pruned layer, the sorted indices of the filters that stay.
+        kept: For each pruned unit, by name, the sorted indices of the channels that stay.
         example: One input, ``[1, C, H, W]``.
 
     Returns:
         A new, smaller network.
 
     Raises:
-        MethodError: A layer shares its channels with another layer (on a residual stream, say).
+        MethodError: There is no unit of a name, or its channels cannot be those.
     """
     network = copy.deepcopy(model)
-    graph = dependency_graph(network, example)
-    modules = dict(network.named_modules())
-    for name, indices in kept.items():
-        module = modules[name]
-        channels = module.weight.shape[0]
-        removed = sorted(set(range(channels)) - set(indices))
-        if not removed:
-            continue
-        block = block_of(network, name)
-        if not indices and block is not None:
-            for part in block.branch:
-                setattr(block, part, None)
-            continue
-        group = group_of(graph, module, removed)
-        for item in group:
-            target = item.dep.target.module
-            loses_filters = item.dep.handler in (
-                torch_pruning.prune_conv_out_channels,
-                torch_pruning.prune_linear_out_channels,
-            )
-            if loses_filters and target is not module:
-                other = next((key for key, value in modules.items() if value is target), "?")
-                raise MethodError(f"layer '{name}' cannot be pruned alone: it shares its channels with '{other}'")
-        group.prune()
+    return without(network, kept, units_named(network, example, _losing(network, kept)))
+
+
+def without(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> nn.Module:
+    """The network itself, with only the kept filters; see :func:`shrink`.
+
+    Args:
+        network: The dense network; changed in place.
+        kept: For each pruned unit, by name, the sorted indices of the channels that stay.
+        units: The units that lose channels, at least.
+    """
+    blocks = [block for name in kept if not len(kept[name]) and (block := block_of(network, name)) is not None]
+    cut(network, {name: kept[name] for name in _losing(network, kept)}, units)
+    for block in blocks:
+        for part in block.branch:
+            setattr(block, part, None)
     return network
+
+
+def _losing(model: nn.Module, kept: Kept) -> list[str]:
+    """Names of units that lose some channels, but for branches that go as a whole."""
+    return [
+        name
+        for name, indices in kept.items()
+        if (len(indices) or block_of(model, name) is None)
+        and len(indices) < channels_of(model.get_submodule(name), "outputs")
+    ]
 
 
 def masked(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
     """A copy of a network with the removed filters silenced but still there: the reference that ``shrink`` must equal.
 
-    Weights and biases of removed filters become zero, and so do scale and shift of the normalisation behind them, so
-    that a removed channel carries exactly zero.
+    Whoever reads the channels that go gets zeros instead, whatever lies between: the shift of a normalisation, say.
     """
     network = copy.deepcopy(model)
-    graph = dependency_graph(network, example)
-    modules = dict(network.named_modules())
+    losing = _losing(network, kept)
+    silence_inputs(network, {name: kept[name] for name in losing}, units_named(network, example, losing))
     with torch.no_grad():
         for name, indices in kept.items():
-            module = modules[name]
-            removed = sorted(set(range(module.weight.shape[0])) - set(indices))
-            norm = coupled_norm(graph, module)
             block = block_of(network, name)
-            if not indices and block is not None:
+            if not len(indices) and block is not None:
                 # A branch without filters still carries the shift of its last normalisation.
                 last = getattr(block, block.branch[-1])
                 last.weight.zero_()
                 last.bias.zero_()
-            for owner in (module, norm):
-                for parameter in () if owner is None else (owner.weight, owner.bias):
-                    if parameter is not None:
-                        parameter[removed] = 0
-            if norm is not None and norm.running_mean is not None:
-                norm.running_mean[removed] = 0
     return network
+
+
+def silence_inputs(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> None:
+    """Multiply what layers read of the channels that go by zero, from now on.
+
+    Args:
+        network: Gets hooks.
+        kept: Channels that stay, by name of the unit.
+        units: Its units.
+    """
+    for (name, side), gone in places_left(units, kept).items():
+        if side == "inputs":
+            module = network.get_submodule(name)
+            factors = torch.ones(channels_of(module, side))
+            factors[gone] = 0
+            module.register_forward_pre_hook(_times(factors))
+
+
+def _times(factors: torch.Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def multiply(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        values = inputs[0]
+        return (values * shaped(factors.to(values), module), *inputs[1:])
+
+    return multiply
+
+
+def shaped(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """A value for each channel in a shape that goes with what a layer reads or writes, ``[C, 1, 1]`` or ``[C]``."""
+    return (
+        values if isinstance(module, nn.Linear) else values.view(-1, *[1] * (module.get_parameter("weight").dim() - 2))
+    )
 
 
 def thinned(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
-from pruneaudit.pruning.layers import block_of, prunable_names, weight_names
+from pruneaudit.pruning.equivalence import verified
+from pruneaudit.pruning.graph import is_depthwise
+from pruneaudit.pruning.layers import AUTO, prunable_units, weight_names
 from pruneaudit.pruning.ratios import removed_filters
-from pruneaudit.pruning.removal import dependency_graph, group_of, loses_inputs, shrink, widths_to_kept
-from pruneaudit.workloads.datasets import facts
-from pruneaudit.workloads.models import build
+from pruneaudit.pruning.removal import block_of, units_named, without
+from pruneaudit.pruning.slicing import channels_of
+from pruneaudit.pruning.units import Unit, Wiring
+from pruneaudit.workloads.data import facts
+from pruneaudit.workloads.models import MODELS, build
+from pruneaudit.workloads.models.brought import check_logits
 from pruneaudit.workloads.schema import DataConfig, Network, Workload
+
+#: Networks whose units the project's own tests try, pattern by pattern: planning need not.
+_OWN = frozenset(MODELS)
 
 
 @dataclass(frozen=True)
@@ -38,42 +47,60 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Width:
+    """Channels of one side of a layer, as a function of the widths of units.
+
+    Attributes:
+        channels: Of the dense network.
+        each: How many of them belong to one channel of a unit, by unit.
+    """
+
+    channels: int
+    each: tuple[tuple[str, int], ...] = ()
+
+    def left(self, removed: Mapping[str, int]) -> int:
+        """Channels that stay when units lose some."""
+        return self.channels - sum(count * removed.get(name, 0) for name, count in self.each)
+
+
+@dataclass(frozen=True)
 class Costs:
     """MACs of a network of any widths, or with any weights left, without building it.
 
-    A layer costs in proportion to its filters and to its inputs, and both follow from the filters left in the prunable
-    layers.
+    A layer costs in proportion to its outputs and to its inputs, and both follow from the channels left in the units.
 
     Attributes:
         macs: MACs of each layer of the dense network.
         weights: Weights of each layer.
-        filters: Filters of each prunable layer of the dense network.
-        outputs: Prunable layers whose filters a layer's outputs are: itself, for one that is prunable.
-        inputs: Prunable layers whose filters a layer's inputs are.
+        filters: Channels of each unit of the dense network.
+        steps: Channels of each unit are removed in multiples of this number.
+        outputs: What a layer writes.
+        inputs: What a layer reads; of a depthwise convolution nothing of its own.
         blocks: All layers of the residual branch that a prunable layer opens.
     """
 
     macs: Mapping[str, int]
     weights: Mapping[str, int]
     filters: Mapping[str, int]
-    outputs: Mapping[str, str]
-    inputs: Mapping[str, str]
+    steps: Mapping[str, int]
+    outputs: Mapping[str, Width]
+    inputs: Mapping[str, Width]
     blocks: Mapping[str, tuple[str, ...]]
 
     def of_widths(self, widths: Mapping[str, int]) -> int:
-        """MACs with so many filters in each prunable layer; all stay in those that are not named.
+        """MACs with so many channels in each unit; all stay in those that are not named.
 
         A layer that opens a residual branch and keeps none takes the branch with it.
         """
         gone = {name for opening, branch in self.blocks.items() if widths.get(opening) == 0 for name in branch}
+        removed = {name: self.filters[name] - width for name, width in widths.items()}
         found = 0
         for name, cost in self.macs.items():
             if name in gone:
                 continue
-            for source in (self.outputs.get(name), self.inputs.get(name)):
-                if source is not None:
-                    filters = self.filters[source]
-                    cost = cost // filters * widths.get(source, filters)
+            for side in (self.outputs.get(name), self.inputs.get(name)):
+                if side is not None:
+                    cost = cost // side.channels * side.left(removed)
             found += cost
         return found
 
@@ -93,26 +120,67 @@ def costs(workload: Workload) -> Costs:
 
 @lru_cache(maxsize=64)
 def _costs(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Costs:
-    network = _network(model, data, {})
+    network = _dense(model, data)
     modules = dict(network.named_modules())
-    names = {module: name for name, module in modules.items()}
-    graph = dependency_graph(network, _example(data))
-    chosen = prunable_names(network, prunable, skip)
-    outputs, inputs = {}, {}
-    for name in chosen:
-        outputs[name] = name
-        for item in group_of(graph, modules[name]):
-            if loses_inputs(item.dep):
-                inputs[names[item.dep.target.module]] = name
+    units = _units(model, data, prunable, skip).units
     macs_of = macs_by_layer(network, _example(data))
+    sides: dict[str, dict[str, dict[str, int]]] = {"outputs": {}, "inputs": {}}
+    for unit in units:
+        for member in unit.members:
+            if member.module in macs_of:
+                sides[member.side].setdefault(member.module, {})[unit.name] = member.places.shape[1]
+    outputs, inputs = (
+        {name: Width(channels_of(modules[name], side), tuple(each.items())) for name, each in found.items()}
+        for side, found in sides.items()
+    )
     return Costs(
         macs_of,
         {name: modules[name].weight.numel() for name in macs_of},
-        {name: modules[name].weight.shape[0] for name in chosen},
+        {unit.name: unit.channels for unit in units},
+        {unit.name: unit.step for unit in units},
         outputs,
-        inputs,
-        {name: _branch(name, block, macs_of) for name in chosen if (block := block_of(network, name)) is not None},
+        {name: width for name, width in inputs.items() if not is_depthwise(modules[name])},
+        {
+            unit.name: _branch(unit.name, block, macs_of)
+            for unit in units
+            if (block := block_of(network, unit.name)) is not None
+        },
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What can be removed from a workload's network.
+
+    Attributes:
+        units: Units that its patterns select, in module order.
+        refused: Why other layers cannot lose filters, by name, where ``auto`` looked for all.
+    """
+
+    units: tuple[Unit, ...]
+    refused: Mapping[str, str]
+
+
+def units(workload: Workload) -> Units:
+    """Units of a workload's network, tried on it: removing one computes what silencing it computes.
+
+    Raises:
+        ConfigError: Patterns name a layer of which that is not so, or that cannot lose filters.
+    """
+    return _units(workload.network, workload.data, workload.prunable, workload.skip)
+
+
+@lru_cache(maxsize=64)
+def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Units:
+    network, example = _dense(model, data), _example(data)
+    found, refused = prunable_units(network, Wiring(network, example), example, prunable, skip)
+    if prunable != AUTO and model.model not in _OWN:
+        found, wrong = verified(network, found, example)
+        for name, why in wrong.items():
+            raise ConfigError(
+                f"prunable: layer '{name}' cannot lose filters: {why}; name other layers, or add it to skip"
+            )
+    return Units(tuple(found), refused)
 
 
 def _branch(name: str, block: Any, layers: Iterable[str]) -> tuple[str, ...]:
@@ -126,13 +194,17 @@ def target(workload: Workload, ratio: float, granularity: Granularity = "filter"
     known = costs(workload)
     if granularity == "weight":
         # Shares of single layers are about filters; the ratio is one of weights.
-        names = weight_names(_network(workload.network, workload.data, {}))
+        names = weight_names(_dense(workload.network, workload.data))
         counts = {name: known.weights[name] for name in names}
         shares = dict.fromkeys(names, ratio)
     else:
         counts = dict(known.filters)
         shares = {name: workload.ratio_of(name, ratio) for name in counts}
-    stay = {name: count - removed_filters(count, shares[name]) for name, count in counts.items()}
+    steps = dict.fromkeys(counts, 1) if granularity == "weight" else known.steps
+    stay = {
+        name: count - removed_filters(count // steps[name], shares[name]) * steps[name]
+        for name, count in counts.items()
+    }
     if granularity == "weight":
         reached = known.of_weights(stay)
         unit = max(map(known.of_weight, counts))
@@ -140,7 +212,7 @@ def target(workload: Workload, ratio: float, granularity: Granularity = "filter"
         reached = known.of_widths(stay)
         everything = known.of_widths({})
         opening = known.blocks if granularity == "block" else counts
-        lost = {name: 0 if granularity == "block" else known.filters[name] - 1 for name in opening}
+        lost = {name: 0 if granularity == "block" else known.filters[name] - steps[name] for name in opening}
         unit = max((everything - known.of_widths({name: width}) for name, width in lost.items()), default=0)
     share = None
     if scope == "global" and granularity == "weight":
@@ -167,7 +239,10 @@ def missed(asked: Target, stay: Mapping[str, int], known: Costs) -> str:
     """
     if asked.share is not None:
         total = sum(stay.values())
-        return "" if total == asked.share else f"{total} {asked.granularity}s stay, not {asked.share}"
+        # To the filter, unless several go at once.
+        largest = max(known.steps.values(), default=1) if asked.granularity == "filter" else 1
+        near = abs(total - asked.share) < largest
+        return "" if near else f"{total} {asked.granularity}s stay, not {asked.share}"
     macs_left = known.of_widths(stay)
     if abs(macs_left - asked.macs) <= asked.unit:
         return ""
@@ -179,9 +254,20 @@ def example(workload: Workload) -> torch.Tensor:
     return _example(workload.data)
 
 
+def check(workload: Workload) -> None:
+    """Refuse a user's network that does not map inputs of the workload's data to logits of its classes.
+
+    Raises:
+        ConfigError: In one line what it does instead.
+    """
+    if workload.model_source:
+        sizes, one = facts(workload.data), example(workload)
+        check_logits(workload.network, sizes.channels, sizes.classes, sizes.shape, one.dtype)
+
+
 def dense_network(workload: Workload) -> nn.Module:
     """The workload's dense network, freshly built; its weights are to be replaced."""
-    return _network(workload.network, workload.data, {})
+    return _dense(workload.network, workload.data)
 
 
 def network(workload: Workload, widths: dict[str, int]) -> nn.Module:
@@ -190,8 +276,7 @@ def network(workload: Workload, widths: dict[str, int]) -> nn.Module:
 
 
 def _example(data: DataConfig) -> torch.Tensor:
-    sizes = facts(data)
-    return torch.zeros(1, sizes.channels, sizes.height, sizes.height)
+    return facts(data).example()
 
 
 def _dense(model: Network, data: DataConfig) -> nn.Module:
@@ -199,25 +284,24 @@ def _dense(model: Network, data: DataConfig) -> nn.Module:
     return build(model, sizes.channels, sizes.classes)
 
 
-def _network(model: Network, data: DataConfig, widths: dict[str, int]) -> nn.Module:
+def _network(model: Network, data: DataConfig, widths: Mapping[str, int]) -> nn.Module:
     dense = _dense(model, data)
-    return shrink(dense, widths_to_kept(widths), _example(data)) if widths else dense
-
-
-def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
-    """Filters that each prunable layer keeps at a ratio."""
-    widths = _prunable_widths(workload.network, workload.data, workload.prunable, workload.skip)
-    return {name: count - removed_filters(count, workload.ratio_of(name, ratio)) for name, count in widths}
+    if not widths:
+        return dense
+    found = {unit.name: unit for unit in _named(model, data, tuple(widths))}
+    return without(dense, {name: found[name].first(width) for name, width in widths.items()}, found.values())
 
 
 @lru_cache(maxsize=64)
-def _prunable_widths(
-    model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]
-) -> tuple[tuple[str, int], ...]:
-    """Filters of each prunable layer of the dense network."""
-    dense = _dense(model, data)
-    modules = dict(dense.named_modules())
-    return tuple((name, int(modules[name].weight.shape[0])) for name in prunable_names(dense, prunable, skip))
+def _named(model: Network, data: DataConfig, names: tuple[str, ...]) -> tuple[Unit, ...]:
+    return tuple(units_named(_dense(model, data), _example(data), names))
+
+
+def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
+    """Channels that each unit keeps at a ratio."""
+    return {
+        unit.name: unit.channels - unit.removed(workload.ratio_of(unit.name, ratio)) for unit in units(workload).units
+    }
 
 
 @lru_cache(maxsize=512)
@@ -234,7 +318,7 @@ def shape_of(workload: Workload, widths: dict[str, int]) -> Shape:
 
 def shape_of_weights(workload: Workload, stay: Mapping[str, int]) -> Shape:
     """Size of the dense network with so many weights left in some layers; what is zero counts nothing."""
-    network = _network(workload.network, workload.data, {})
+    network = _dense(workload.network, workload.data)
     known = costs(workload)
     removed = sum(known.weights[name] - count for name, count in stay.items())
     recounted = macs_by_torch_of_weights(network, _example(workload.data), stay)

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call
 
-from pruneaudit.pruning.layers import PrunableLayer
+from pruneaudit.pruning.graph import loses_inputs
+from pruneaudit.pruning.layers import PrunableLayer, inputs_left
 from pruneaudit.pruning.reconstruction import Consumer, consumers
-from pruneaudit.pruning.removal import Kept, inputs_left, loses_inputs
+from pruneaudit.pruning.removal import Kept
 
 # Images that a layer sees at once, those of all removals or filters together. It bounds the memory, not the result;
 # activations of more fall out of a processor's caches.

@@ -13,6 +13,7 @@ from pruneaudit.report.results import Results, Statistic
 from pruneaudit.report.sheet import PALE, Axes, Mark, scattered, segments
 from pruneaudit.report.style import Style
 from pruneaudit.report.tables import file_name, title
+from pruneaudit.workloads.metrics import Metric
 
 #: Methods in a figure up to which each is drawn in its own way. Of more, only what serves as a measure for the others
 #: is, the others are pale lines, and further figures have a row for each method.
@@ -59,12 +60,12 @@ class Arms:
 
     @cached_property
     def statistics(self) -> dict[tuple[str, str, float], Statistic]:
-        """Accuracy over seeds by (protocol, method, ratio)."""
+        """The metric over seeds by (protocol, method, ratio)."""
         return self.results.statistics(self.workload, self.labels)
 
     @cached_property
     def base(self) -> Statistic | None:
-        """Accuracy of the dense base models that arms share."""
+        """The metric of the dense base models that arms share."""
         return self.results.base(self.workload, self.labels)
 
     @cached_property
@@ -96,6 +97,11 @@ class Arms:
     def removed(self) -> dict[str, str]:
         """What each method removes."""
         return self.results.removed(self.workload, self.labels)
+
+    @property
+    def metric(self) -> Metric:
+        """What decides."""
+        return self.results.metric(self.workload)
 
     @property
     def name(self) -> str:
@@ -172,9 +178,12 @@ class Arms:
             scattered(axes, seeds, 1.7, "seeds")
 
 
-def limits(percents: Iterable[float], spread: Iterable[Statistic] = ()) -> tuple[float, float]:
-    """Ends of an axis of percents that shows all values, and error bars as far as there are such percents."""
-    ends = [*percents, *(mean.mean + sign * (mean.std or 0.0) for mean in spread for sign in (-1, 1))]
-    low, high = max(min(ends), 0.0), min(max(ends), 100.0)
-    room = 0.05 * max(high - low, 1.0)
+def limits(values: Iterable[float], metric: Metric, spread: Iterable[Statistic] = ()) -> tuple[float, float]:
+    """Ends of an axis that shows all values, and error bars; of percents as far as there are such percents."""
+    ends = [*values, *(mean.mean + sign * (mean.std or 0.0) for mean in spread for sign in (-1, 1))]
+    low, high = min(ends), max(ends)
+    if metric.unit == "%":
+        low, high = max(low, 0.0), min(high, 100.0)
+    # What differs by less than this looks the same.
+    room = 0.05 * max(high - low, 1.0 if metric.margin is None else 2 * metric.margin)
     return low - room, high + room

@@ -11,9 +11,11 @@ class Curve:
     """How a run went.
 
     Attributes:
-        test_accuracy: Percent, after each epoch.
+        values: The metric on the test split, after each epoch.
         rates: Learning rates, each with the epoch at which it begins (0: the start; steps within an epoch are parts).
+        per_epoch: Steps of an epoch.
     """
 
-    test_accuracy: Sequence[float]
+    values: Sequence[float]
     rates: Sequence[tuple[float, float]]
+    per_epoch: int = 1

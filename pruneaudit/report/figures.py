@@ -35,6 +35,7 @@ from pruneaudit.report.sheet import (
     written,
 )
 from pruneaudit.report.style import Style, styles
+from pruneaudit.report.values import value
 
 #: Learning rates of a run whose drops are marked in its curve; a cosine has one for each step.
 MOST_RATES = 8
@@ -86,24 +87,26 @@ def _sheets(arms: Arms) -> Iterator[Sheet]:
     setup = arms.setup(arms.protocols)
     if setup is not None and len(arms.methods) > CROWD:
         points = ((ratio, name, rows) for (protocol, name, ratio), rows in arms.points.items() if protocol == setup)
-        accuracies = {(ratio, name): [row["accuracy"] for row in rows] for ratio, name, rows in points}
-        yield _rows(arms, "accuracy", "test accuracy (%)", setup, accuracies, "test accuracy after the last epoch")
+        metric = arms.metric
+        found = {(ratio, name): list(map(value, rows)) for ratio, name, rows in points}
+        told = f"test {metric.title} after the last epoch"
+        yield _rows(arms, metric.name, f"test {metric.axis}", setup, found, told)
     for figure in (_learning_rates, _curves, _budget, _trainability):
         yield from figure(arms)
 
 
-# Accuracy against size
+# The metric against size
 
 
 def _accuracy(arms: Arms, what: str, label: str, sizes: Mapping[int, float], falling: bool = False) -> Sheet:
-    """Accuracy at each operating point, a panel for each protocol. ``sizes``: of each cell, by the id of its row."""
+    """The metric at each operating point, a panel for each protocol. ``sizes``: of each cell, by the id of its row."""
     among = len(arms.methods)
     ends = min(sizes.values()), max(sizes.values())
     room = max((ends[1] / ends[0]) ** 0.08, 1.08)
     low, high = ends[0] / room, ends[1] * room
     base = arms.base
-    shown = [*(row["accuracy"] for row in arms.cells), *([base.mean] if base is not None else [])]
-    percents = limits(shown, arms.statistics.values() if among <= CROWD else ())
+    shown = [*map(value, arms.cells), *([base.mean] if base is not None else [])]
+    ends_of_y = limits(shown, arms.metric, arms.statistics.values() if among <= CROWD else ())
     # Methods that remove the same share would hide each other.
     shifts = _shifts(arms.methods, low, high)
 
@@ -119,7 +122,7 @@ def _accuracy(arms: Arms, what: str, label: str, sizes: Mapping[int, float], fal
                     found = arms.statistics[protocol, method, ratio]
                     x = statistics.fmean(sizes[id(row)] for row in rows) * shifts[method]
                     lines[method].append((x, found.mean))
-                    dots[method] += [(x, row["accuracy"]) for row in rows]
+                    dots[method] += [(x, value(row)) for row in rows]
                     if found.std is not None:
                         spans.append([(x, found.mean - found.std), (x, found.mean + found.std)])
                         colours.append(arms.looks[method].colour)
@@ -130,19 +133,19 @@ def _accuracy(arms: Arms, what: str, label: str, sizes: Mapping[int, float], fal
         if falling:
             # The more is removed, the further right, as with the speedup.
             axes.invert_xaxis()
-        linear_axis(axes, "y", *percents)
+        linear_axis(axes, "y", *ends_of_y)
 
     panels = [Panel(protocol.upper(), partial(draw, protocol)) for protocol in arms.protocols]
     seeds = arms.seeds(arms.points.values())
-    caption = f"{arms.name}: test accuracy after the last epoch, "
+    caption = f"{arms.name}: test {arms.metric.title} after the last epoch{arms.metric.aside}, "
     if among > CROWD:
         caption += f"means over {seeds} seeds."
     else:
         caption += f"{_MEAN} over {seeds} seeds; small dots: seeds. Points are moved sideways to be told apart."
     if base is not None:
-        caption += f" Long dashes: base model, {base} % (n = {base.n})."
-    series = Series(panels, label, "test accuracy (%)")
-    return Sheet(arms.file(f"accuracy-{what}"), [series], arms.legend(arms.methods), caption)
+        caption += f" Long dashes: base model, {base}{arms.metric.unit_text} (n = {base.n})."
+    series = Series(panels, label, f"test {arms.metric.axis}")
+    return Sheet(arms.file(f"{arms.metric.name}-{what}"), [series], arms.legend(arms.methods), caption)
 
 
 def _shifts(methods: Sequence[str], low: float, high: float) -> dict[str, float]:
@@ -159,12 +162,12 @@ def _rows(arms: Arms, what: str, label: str, protocol: str, found: Seeds, told: 
         what: First part of the file name.
         label: Of the x axis.
         protocol: The one that is shown.
-        found: Percents.
+        found: Values of the metric, or of its mean over a stage.
         told: What the caption says they are.
     """
     methods = arms.ordered(method for _, method in found)
     labels = [arms.label(method) for method in methods]
-    percents = limits(value for seeds in found.values() for value in seeds)
+    ends = limits((value for seeds in found.values() for value in seeds), arms.metric)
 
     def draw(ratio: float, axes: Axes) -> None:
         dots, means, spans = [], [], []
@@ -179,7 +182,7 @@ def _rows(arms: Arms, what: str, label: str, protocol: str, found: Seeds, told: 
         scattered(axes, dots, 1.7, "seeds")
         scattered(axes, means, 3.4, "means")
         _name_rows(axes, labels)
-        linear_axis(axes, "x", *percents)
+        linear_axis(axes, "x", *ends)
 
     panels = _by_ratio(protocol, (ratio for ratio, _ in found), draw)
     caption = f"{arms.name}: {told}, {_MEAN} over {arms.seeds(found.values())} seeds; small dots: seeds."
@@ -207,13 +210,13 @@ def _by_ratio(protocol: str, ratios: Iterable[float], draw: Callable[[float, Axe
 
 
 def _learning_rates(arms: Arms) -> Iterator[Sheet]:
-    """Accuracy by the first learning rate of the last stage, where arms were tuned: a panel for each ratio."""
+    """The metric by the first learning rate of the last stage, where arms were tuned: a panel for each ratio."""
     # By protocol and ratio, then by method: for each seed its trials, and which of them was chosen.
     tuned: dict[tuple[str, float], dict[str, list[list[tuple[float, float, bool]]]]] = {}
     for (protocol, method, ratio), rows in arms.points.items():
         for row in rows:
             trials = [
-                (run["learning_rate"], run["accuracy"], run["run"] == row["result"])
+                (run["learning_rate"], value(run), run["run"] == row["result"])
                 for run in (arms.runs[name] for name in row["runs"] if name in arms.runs)
                 if run["stage"] in ("retrain", "scratch") and run["learning_rate"]
             ]
@@ -225,7 +228,7 @@ def _learning_rates(arms: Arms) -> Iterator[Sheet]:
     seeds = [trials for found in tuned.values() for seeds in found.values() for trials in seeds]
     rates = sorted({rate for trials in seeds for rate, _, _ in trials})
     low, high = rates[0] / 1.5, rates[-1] * 1.5
-    percents = limits(accuracy for trials in seeds for _, accuracy, _ in trials)
+    ends = limits((reached for trials in seeds for _, reached, _ in trials), arms.metric)
     shifts = _shifts(methods, low, high)
 
     def draw(place: tuple[str, float], axes: Axes) -> None:
@@ -233,28 +236,29 @@ def _learning_rates(arms: Arms) -> Iterator[Sheet]:
         for method in methods:
             trials = [trial for seed in tuned[place].get(method, ()) for trial in seed]
             by_rate = defaultdict(list)
-            for rate, accuracy, best in trials:
-                by_rate[rate * shifts[method]].append(accuracy)
-                chosen += [(rate * shifts[method], accuracy)] if best else []
+            for rate, reached, best in trials:
+                by_rate[rate * shifts[method]].append(reached)
+                chosen += [(rate * shifts[method], reached)] if best else []
             if trials:
                 lines[method] = [(x, statistics.fmean(found)) for x, found in sorted(by_rate.items())]
-                dots[method] = [(x, accuracy) for x, found in by_rate.items() for accuracy in found]
+                dots[method] = [(x, reached) for x, found in by_rate.items() for reached in found]
         arms.draw(axes, lines, dots, len(methods))
         if chosen and len(methods) <= CROWD:
             x, y = [x for x, _ in chosen], [y for _, y in chosen]
             ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 0.5, "markersize": 3.6}
             axes.plot(x, y, "o", zorder=5, gid="chosen", **ring)  # type: ignore[arg-type]
         log_axis(axes, "x", low, high, ticks=rates)
-        linear_axis(axes, "y", *percents)
+        linear_axis(axes, "y", *ends)
 
     panels = [
         Panel(f"{protocol.upper()}, ratio {ratio:g}", partial(draw, (protocol, ratio)))
         for protocol, ratio in sorted(tuned)
     ]
     n = arms.seeds(found for methods in tuned.values() for found in methods.values())
-    caption = f"{arms.name}: test accuracy after the last epoch, means over {n} seeds"
-    caption += "; small dots: seeds; rings: trials chosen by validation accuracy." if len(methods) <= CROWD else "."
-    series = Series(panels, "first learning rate of retraining; scratch: of training", "test accuracy (%)")
+    what = arms.metric.title
+    caption = f"{arms.name}: test {what} after the last epoch{arms.metric.aside}, means over {n} seeds"
+    caption += f"; small dots: seeds; rings: trials chosen by validation {what}." if len(methods) <= CROWD else "."
+    series = Series(panels, "first learning rate of retraining; scratch: of training", f"test {arms.metric.axis}")
     yield Sheet(arms.file("learning-rates"), [series], arms.legend(methods), caption)
 
 
@@ -262,12 +266,12 @@ def _learning_rates(arms: Arms) -> Iterator[Sheet]:
 
 
 def _curves(arms: Arms) -> Iterator[Sheet]:
-    """Test accuracy by epoch of the runs that gave the results (Wang et al. 2023, Fig. 2): a panel for each ratio."""
+    """The metric by epoch of the runs that gave the results (Wang et al. 2023, Fig. 2): a panel for each ratio."""
     found: dict[tuple[str, float, str], list[Curve]] = defaultdict(list)
     for (protocol, method, ratio), rows in arms.points.items():
         for row in rows:
             curve = arms.results.curves.get(row["result"])
-            if curve is not None and len(curve.test_accuracy) > 1:
+            if curve is not None and len(curve.values) > 1:
                 found[protocol, ratio, method].append(curve)
     setup = arms.setup(protocol for protocol, _, _ in found)
     if setup is None:
@@ -285,12 +289,15 @@ def _curves(arms: Arms) -> Iterator[Sheet]:
         mine = {place: curves for place, curves in shown.items() if place[1] in some}
         if mine:
             series.append(_curve_series(arms, setup, mine, rising, len(methods), label))
-    caption = [f"{arms.name}: test accuracy after each epoch, means over {arms.seeds(shown.values())} seeds."]
+    metric = arms.metric
+    n = arms.seeds(shown.values())
+    caption = [f"{arms.name}: test {metric.title} after each epoch{metric.aside}, means over {n} seeds."]
     caption += ["Bands: from the lowest seed to the highest."] if len(methods) <= CROWD else []
     if any(_drops(curve) for curves in shown.values() for curve in curves):
         caption.append("Dotted: the learning rate falls.")
     if any(place in shown for place in rising):
-        caption.append("Shaded: stages at whose end the accuracy of some seed still rose (F605, F606); strips: whose.")
+        moved = f"the {metric.title} of some seed still {metric.improved}"
+        caption.append(f"Shaded: stages at whose end {moved} (F605, F606); strips: whose.")
     yield Sheet(arms.file("curves"), series, arms.legend(methods), " ".join(caption))
 
 
@@ -318,12 +325,11 @@ def _curve_series(
     """
     methods = arms.ordered(method for _, method in shown)
     # A seed may be an epoch shorter, where as many MACs are trained: no mean of other seeds there.
-    values = {
-        place: list(zip(*(curve.test_accuracy for curve in curves), strict=False)) for place, curves in shown.items()
-    }
+    values = {place: list(zip(*(curve.values for curve in curves), strict=False)) for place, curves in shown.items()}
     lengths = [len(epochs) for epochs in values.values()]
     # The steep start would flatten all that follows.
-    percents = limits(value for epochs in values.values() for seeds in epochs[len(epochs) // 4 :] for value in seeds)
+    late = (value for epochs in values.values() for seeds in epochs[len(epochs) // 4 :] for value in seeds)
+    ends = limits(late, arms.metric)
 
     def draw(ratio: float, axes: Axes) -> None:
         here = {method: epochs for method in methods if (epochs := values.get((ratio, method)))}
@@ -350,9 +356,9 @@ def _curve_series(
         else:
             linear_axis(axes, "x", 0, max(lengths) * 1.02)
         _shade(axes, arms, {method: rising[ratio, method] for method in here if (ratio, method) in rising})
-        linear_axis(axes, "y", *percents)
+        linear_axis(axes, "y", *ends)
 
-    return Series(_by_ratio(protocol, (ratio for ratio, _ in shown), draw), label, "test accuracy (%)")
+    return Series(_by_ratio(protocol, (ratio for ratio, _ in shown), draw), label, f"test {arms.metric.axis}")
 
 
 def _drops(curve: Curve) -> list[float]:
@@ -364,7 +370,7 @@ def _drops(curve: Curve) -> list[float]:
 
 
 def _rising(arms: Arms, protocol: str) -> Stages:
-    """Stages at whose end the accuracy of some seed still rose: the first by F605, the last by F606."""
+    """Stages at whose end the metric of some seed still improved: the first by F605, the last by F606."""
     found = defaultdict(set)
     for row in arms.of(arms.results.findings):
         if row["rule"] in RISING and row["verdict"] == "fail" and row["protocol"] == protocol:
@@ -372,7 +378,7 @@ def _rising(arms: Arms, protocol: str) -> Stages:
             for cell in arms.points.get((protocol, method, row["ratio"]), ()):
                 curve = arms.results.curves.get(cell["result"]) if cell["seed"] == row["seed"] else None
                 if curve is not None:
-                    edges = [0.0, *_drops(curve), float(len(curve.test_accuracy))]
+                    edges = [0.0, *_drops(curve), float(len(curve.values))]
                     stage = edges[:2] if row["rule"] == RISING[0] else edges[-2:]
                     found[row["ratio"], method].add((stage[0], stage[1]))
     return {place: sorted(stages) for place, stages in found.items()}
@@ -515,7 +521,7 @@ def _trainability(arms: Arms) -> Iterator[Sheet]:
         lines = {method: [(places[method], statistics.fmean(seeds))] for method, seeds in found.items()}
         dots = {method: [(places[method], value) for value in seeds] for method, seeds in found.items()}
         arms.draw(axes, lines, dots, len(methods))
-        linear_axis(axes, "y", *limits(value for seeds in ta.values() for value in seeds))
+        linear_axis(axes, "y", *limits((value for seeds in ta.values() for value in seeds), arms.metric))
         named_ticks(axes, "x", -middle - 0.7, middle + 0.7, ["in the legend's order"])
         axes.tick_params("x", length=0)
 
@@ -523,9 +529,10 @@ def _trainability(arms: Arms) -> Iterator[Sheet]:
     if spread:
         series.append(Series(_by_ratio(setup, (ratio for ratio, _ in jsv), draw_values), "", "mean JSV"))
         told.append("mean Jacobian singular value (JSV) of the base model, after pruning and at the end")
-    explained = "trainability accuracy (TA), the mean test accuracy over the first learning-rate stage"
+    metric = arms.metric
+    explained = f"trainability {metric.title} (TA), the mean test {metric.title} over the first learning-rate stage"
     if ta and len(methods) <= CROWD:
-        series.append(Series(_by_ratio(setup, (ratio for ratio, _ in ta), draw_accuracies), "", "TA (%)"))
+        series.append(Series(_by_ratio(setup, (ratio for ratio, _ in ta), draw_accuracies), "", metric.with_unit("TA")))
         told.append(explained)
     if series:
         n = arms.seeds(arms.points[setup, method, ratio] for ratio, method in {*jsv, *ta})
@@ -533,7 +540,7 @@ def _trainability(arms: Arms) -> Iterator[Sheet]:
         caption = f"{arms.name}: {'; '.join(told)}. Means over {n} seeds{dots}."
         yield Sheet(arms.file("trainability"), series, arms.legend(methods), caption)
     if ta and len(methods) > CROWD:
-        yield _rows(arms, "trainability", "trainability accuracy (%)", setup, ta, explained)
+        yield _rows(arms, "trainability", f"trainability {metric.axis}", setup, ta, explained)
 
 
 def _all(values: Iterable[Any]) -> list[float]:

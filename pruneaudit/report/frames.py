@@ -30,6 +30,8 @@ _CURVES = {
 class Frames:
     """What a ledger holds, judged; each table one row per thing, accuracies in percent, cost in MACs.
 
+    Where another metric than accuracy decides, ``metric`` names it and ``value`` has it, in its own unit.
+
     Attributes:
         cells: Workload × protocol × method × ratio × seed: accuracy, sizes, cost, trainability, status.
         findings: What each rule found of each arm or comparison.
@@ -45,12 +47,13 @@ class Frames:
     curves: pd.DataFrame
 
 
-def load(ledger: str | Path, methods: Iterable[str] = ()) -> Frames:
+def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[str] = ()) -> Frames:
     """Read and judge a ledger; trains nothing and writes nothing.
 
     Args:
         ledger: Its folder, such as ``.pruneaudit/ledger``.
         methods: Methods of your own that it holds, as for ``--audit-method``.
+        workloads: Workloads of your own that it holds, as for ``--audit-workload``.
 
     Raises:
         ConfigError: There is no ledger.
@@ -59,7 +62,8 @@ def load(ledger: str | Path, methods: Iterable[str] = ()) -> Frames:
     if not (path / "ledger.json").exists():
         raise ConfigError(f"no ledger at {path}; name the folder that --audit-ledger wrote")
     store = Ledger(path, writable=False)
-    results = gather_ledger(Catalog(extra_methods=tuple(methods)), store)
+    catalog = Catalog(extra_methods=tuple(methods), extra_workloads=tuple(workloads))
+    results = gather_ledger(catalog, store)
     runs = sorted(store.runs(), key=lambda run: (run.workload, run.slug, run.run_id))
     by_id = {run.run_id: run for run in runs}
     return Frames(
@@ -80,6 +84,8 @@ def _curves(run: RunRecord, known: Mapping[str, RunRecord]) -> list[dict[str, An
     """One row for each epoch of a run, and one for what a retraining starts from."""
     about = {name: getattr(run, name) for name in ("run_id", "workload", "stage", "method", "ratio", "seed", "budget")}
     values = {column: getattr(run, name) for column, name in _CURVES.items()}
+    if run.scores is not None:
+        values |= {"validation_value": run.validation_curve, "test_value": run.curve}
     rates = [rate for rate, steps in run.learning_rates for _ in range(steps)]
     starts = run.starts
     first = known.get(run.parent or "") if run.stage == "retrain" else None

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneaudit.catalog.names import UNPRUNED, is_scratch
-from pruneaudit.report.results import Results, Statistic
+from pruneaudit.report.results import Results, Statistic, statistic
 from pruneaudit.report.tables import file_name, title
+from pruneaudit.report.values import value
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -52,7 +53,7 @@ class _Row:
     Attributes:
         name: As LaTeX.
         method: Its id, where verdicts were passed on these results; empty for the trials of a tuned learning rate.
-        found: Accuracy by ratio.
+        found: The metric by ratio.
     """
 
     name: str
@@ -71,7 +72,7 @@ def tables(results: Results) -> dict[str, str]:
             table = _Table(results, workload, labels, protocol)
             parts = table.parts()
             for number, (columns, lines) in enumerate(parts, 1):
-                stem = file_name("accuracy", workload, (*labels, protocol))
+                stem = file_name(results.metric(workload).name, workload, (*labels, protocol))
                 names = (stem if place == 1 else f"{stem}-{place}" for place in itertools.count(1))
                 name = next(name for name in names if f"{name}.tex" not in found)
                 part = f"Part {number} of {len(parts)}." if len(parts) > 1 else ""
@@ -99,10 +100,11 @@ class _Table:
     def __init__(self, results: Results, workload: str, labels: tuple[str, ...], protocol: str) -> None:
         self.results, self.workload, self.labels, self.protocol = results, workload, labels, protocol
         self.facts = results.protocols.get(protocol, {})
+        self.metric = results.metric(workload)
         self.found: dict[str, dict[float, Statistic]] = defaultdict(dict)
-        for (setup, method, ratio), statistic in results.statistics(workload, labels).items():
+        for (setup, method, ratio), found in results.statistics(workload, labels).items():
             if setup == protocol:
-                self.found[method][ratio] = statistic
+                self.found[method][ratio] = found
         self.ratios = sorted({ratio for by_ratio in self.found.values() for ratio in by_ratio})
         self.removed = results.removed(workload, labels)
         self.best = {
@@ -124,7 +126,7 @@ class _Table:
         return rows
 
     def _trials(self) -> dict[str, dict[str, dict[float, Statistic]]]:
-        """Accuracy by method, retraining schedule and ratio: every schedule that was tried, smallest rate first."""
+        """The metric by method, retraining schedule and ratio: every schedule that was tried, smallest rate first."""
         retrained = {row["run"]: row for row in self.results.runs if row["stage"] == "retrain"}
         tried: dict[tuple[tuple[float, float], ...], dict[str, dict[float, list[tuple[float, float]]]]] = {}
         for cell in self.results.of("cells", self.workload, self.labels):
@@ -132,13 +134,18 @@ class _Table:
                 for run in dict.fromkeys(name for name in cell["runs"] if name in retrained):
                     by_method = tried.setdefault(tuple(self.results.curves[run].rates), {})
                     by_ratio = by_method.setdefault(cell["method"], {})
-                    by_ratio.setdefault(cell["ratio"], []).append((retrained[run]["accuracy"], cell["speedup"]))
+                    by_ratio.setdefault(cell["ratio"], []).append((value(retrained[run]), cell["speedup"]))
         found: dict[str, dict[str, dict[float, Statistic]]] = defaultdict(dict)
         for rates, by_method in sorted(tried.items(), key=lambda item: (item[0][0][1], item[0])):
             alike = [other for other in tried if other[0][1] == rates[0][1]]
             for method, by_ratio in by_method.items():
                 found[method][_schedule(rates, len(alike) == 1)] = {
-                    ratio: _statistic(values) for ratio, values in by_ratio.items()
+                    ratio: statistic(
+                        [reached for reached, _ in values],
+                        statistics.fmean(speedup for _, speedup in values),
+                        self.metric,
+                    )
+                    for ratio, values in by_ratio.items()
                 }
         return found
 
@@ -195,7 +202,7 @@ class _Table:
         spread = "one seed." if counts == [1] else f"mean $\\pm$ sample standard deviation, n = {n}."
         base = self.results.base(self.workload, self.labels) if self.facts.get("base") == "shared" else None
         sentences = [
-            f"Test accuracy (\\%) of {escaped(title(self.workload, self.labels))} after the last epoch,",
+            f"Test {self._what()} of {escaped(title(self.workload, self.labels))} after the last epoch,",
             spread,
             f"Setup {self._setup()}.",
             f"Base model: {_plain(base)}." if base is not None else "",
@@ -210,6 +217,12 @@ class _Table:
             part,
         ]
         return "\n".join(sentence for sentence in sentences if sentence)
+
+    def _what(self) -> str:
+        """The metric with its unit and direction."""
+        inside = [text for text in (self.metric.unit, self.metric.note) if text]
+        name = escaped(self.metric.title)
+        return f"{name} ({', '.join(map(escaped, inside))})" if inside else name
 
     def _setup(self) -> str:
         """The protocol with MLPerf's word for it: closed where arms share base and retraining, else open."""
@@ -270,20 +283,13 @@ def _rate(rate: float) -> str:
     return f"{float(digits):g}e{int(exponent)}"
 
 
-def _statistic(values: Sequence[tuple[float, float]]) -> Statistic:
-    accuracies = [accuracy for accuracy, _ in values]
-    std = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    speedup = statistics.fmean(speedup for _, speedup in values)
-    return Statistic(statistics.fmean(accuracies), std, len(accuracies), speedup)
-
-
-def _cell(statistic: Statistic | None, best: bool) -> str:
-    if statistic is None:
+def _cell(found: Statistic | None, best: bool) -> str:
+    if found is None:
         return "--"
-    text = _plain(statistic)
+    text = _plain(found)
     return rf"\textbf{{{text}}}" if best else text
 
 
-def _plain(statistic: Statistic) -> str:
-    mean = f"{statistic.mean:.2f}"
-    return mean if statistic.std is None else rf"{mean} $\pm$ {statistic.std:.2f}"
+def _plain(found: Statistic) -> str:
+    number = found.metric.number
+    return number(found.mean) if found.std is None else rf"{number(found.mean)} $\pm$ {number(found.std)}"

@@ -23,7 +23,7 @@ from pruneaudit.report.payload import payload
 from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
 from pruneaudit.report.sentences import Sentence, sentences
-from pruneaudit.report.tables import title, verdict_counts
+from pruneaudit.report.tables import metric_facts, title, verdict_counts
 from pruneaudit.version import __version__
 
 _SCRIPTS = ("data.js", "tables.js", "plots.js", "page.js")
@@ -43,6 +43,7 @@ def page(results: Results) -> str:
         study=results.study["name"] if results.study else "",
         waived=results.study["waive"] if results.study else {},
         verdicts=_verdicts(results),
+        metrics=metric_facts(results),
         counts=[
             before + verdict_counts(rows)
             for before, rows in (("", results.verdicts), ("Against the baseline: ", results.regressions))
@@ -84,7 +85,7 @@ def _verdicts(results: Results) -> list[tuple[str, list[tuple[str, list[Sentence
     return [
         (
             title(workload, tuple(labels)),
-            [(f"{name}, ratio {ratio:g}", sentences(rows)) for (name, ratio), rows in points],
+            [(f"{name}, ratio {ratio:g}", sentences(rows, results.metric(workload))) for (name, ratio), rows in points],
         )
         for (workload, labels), members in _grouped(results.verdicts, ("workload", "labels"))
         for points in [_grouped(members, ("protocol", "ratio"))]

@@ -12,10 +12,15 @@ from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Results
 from pruneaudit.report.style import styles
 from pruneaudit.report.tables import profile_table, strictest_matrix, title
+from pruneaudit.report.values import validation_value, value
+from pruneaudit.workloads.metrics import ACCURACY, Metric
+from pruneaudit.workloads.metrics import title as metric_title
 
 _FINDING = ("protocol", "ratio", "seed", "rule", "verdict", "required", "arms", "note", "waived")
 #: What the page opens with, where it is there: the recommended minimum of Wang et al. 2023.
 USUAL_PROTOCOL = "s3.2"
+#: Of a run's row: what the page has elsewhere.
+_RUN_LEFT_OUT = ("labels", "parent", "workload", "value", "validation_value")
 #: Points of a learning curve that are shown; longer ones are thinned.
 MOST_POINTS = 60
 #: Learning rates of a run that are marked in its curve; a cosine has one for each step.
@@ -24,6 +29,8 @@ MOST_RATES = 8
 
 def payload(results: Results) -> dict[str, Any]:
     """Tables by column, as JSON builtins; accuracies in percent, costs in epochs and MACs.
+
+    Columns called ``accuracy`` have the metric of their workload, which ``groups`` describe.
 
     Rows of a workload carry its place in ``groups``, and what rests on runs their places in ``runs``.
     """
@@ -48,6 +55,7 @@ def payload(results: Results) -> dict[str, Any]:
             {
                 "workload": workload,
                 "title": title(workload, labels),
+                **_metric(results.metric(workload)),
                 "base": base.mean if base is not None else None,
                 "strictest": _table(*strictest_matrix(results, workload, labels)),
                 "published": _table(*published_table(results.of("published", workload, labels))),
@@ -63,7 +71,10 @@ def payload(results: Results) -> dict[str, Any]:
             {
                 "g": group(row),
                 **{name: row[name] for name in ("protocol", "method", "ratio", "seed", "status", "error", "budget")},
-                **{name: row[name] for name in ("precision", "backend", "accuracy", "validation_accuracy", "speedup")},
+                **{name: row[name] for name in ("precision", "backend")},
+                "accuracy": value(row),
+                "validation_accuracy": validation_value(row),
+                "speedup": row["speedup"],
                 **{name: row[name] for name in ("granularity", "total_epochs", "total_macs")},
                 "left": left(row),
                 **{f"jsv_{stage}": (row.get("jsv") or {}).get(stage) for stage in ("base", "pruned", "end")},
@@ -75,7 +86,8 @@ def payload(results: Results) -> dict[str, Any]:
         ),
         "runs": _columns(
             {"g": group(row)}
-            | {name: value for name, value in row.items() if name not in ("labels", "parent", "workload")}
+            | {name: found for name, found in row.items() if name not in _RUN_LEFT_OUT}
+            | {"accuracy": value(row), "validation_accuracy": validation_value(row)}
             for row in results.runs
         ),
         "curves": _columns(_curves(results, group)),
@@ -92,6 +104,7 @@ def payload(results: Results) -> dict[str, Any]:
             {
                 "heading": title(row["protocol"], tuple(row["labels"])),
                 "points": row["points"],
+                **_profile_metric(row.get("metric") or ACCURACY.name),
                 **_table(*profile_table(row)),
             }
             for row in results.profiles
@@ -101,6 +114,27 @@ def payload(results: Results) -> dict[str, Any]:
         "environments": results.environments,
         "usual": USUAL_PROTOCOL,
     }
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    """How the page speaks of what decides; nothing where that is accuracy."""
+    if metric == ACCURACY:
+        return {}
+    return {
+        "metric": {
+            "title": metric.title,
+            "axis": metric.axis,
+            "unit": metric.unit_text,
+            "points": metric.points,
+            "note": metric.note,
+            "decimals": metric.decimals,
+            "improving": "rising" if metric.direction == "higher" else "falling",
+        }
+    }
+
+
+def _profile_metric(name: str) -> dict[str, Any]:
+    return {} if name == ACCURACY.name else {"metric": metric_title(name)}
 
 
 def _all_verdicts(results: Results) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -123,18 +157,20 @@ def _verdict(row: Mapping[str, Any], group: Any, against: str) -> dict[str, Any]
 
 
 def _curves(results: Results, group: Any) -> Iterable[dict[str, Any]]:
-    """Test accuracy after each epoch of each arm's result runs: mean, smallest and largest over seeds."""
+    """The test metric after each epoch of each arm's result runs: mean, smallest and largest over seeds."""
     stages = {row["run"]: row["stage"] for row in results.runs}
+    decimals = [results.metric(workload).decimals for workload, _ in results.groups()]
     arms: dict[tuple[Any, ...], list[Curve]] = defaultdict(list)
     for row in results.cells:
         curve = results.curves.get(row["result"]) if row["status"] == "ok" else None
-        if curve is not None and len(curve.test_accuracy) > 1:
+        if curve is not None and len(curve.values) > 1:
             arms[group(row), row["protocol"], row["method"], row["ratio"], stages[row["result"]]].append(curve)
     for (place, protocol, method, ratio, stage), curves in arms.items():
-        length = min(len(curve.test_accuracy) for curve in curves)
+        length = min(len(curve.values) for curve in curves)
         epochs = _thinned(length)
-        values = [[curve.test_accuracy[epoch - 1] for curve in curves] for epoch in epochs]
+        values = [[curve.values[epoch - 1] for curve in curves] for epoch in epochs]
         rates = tuple(map(tuple, curves[0].rates))
+        digits = decimals[place]
         yield {
             "g": place,
             "protocol": protocol,
@@ -143,9 +179,9 @@ def _curves(results: Results, group: Any) -> Iterable[dict[str, Any]]:
             "stage": stage,
             "n": len(curves),
             "epochs": epochs,
-            "mean": [round(statistics.fmean(found), 2) for found in values],
-            "low": [round(min(found), 2) for found in values],
-            "high": [round(max(found), 2) for found in values],
+            "mean": [round(statistics.fmean(found), digits) for found in values],
+            "low": [round(min(found), digits) for found in values],
+            "high": [round(max(found), digits) for found in values],
             # Seeds of one arm may have tuned to different rates: then there is no one drop to mark.
             "rates": rates if len(rates) <= MOST_RATES and all(c.rates == curves[0].rates for c in curves) else (),
         }
@@ -169,8 +205,8 @@ def _measured(values: Mapping[str, Any], arms: Iterable[str]) -> tuple[str | Non
 def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     columns: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
-        for name, value in row.items():
-            columns[name].append(value)
+        for name, entry in row.items():
+            columns[name].append(entry)
     return _packed(columns)
 
 

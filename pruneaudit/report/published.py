@@ -13,6 +13,7 @@ from pruneaudit.catalog.claims import Claim
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.report.curves import Curve
+from pruneaudit.workloads.metrics import ACCURACY
 from pruneaudit.workloads.schedule import Schedule
 
 #: What stands above the table.
@@ -69,7 +70,7 @@ def published(
             for claim in table.claims():
                 if claim.point.workload == workload:
                     members = arms.get((claim.row.method, claim.point.ratio), [])
-                    found = [] if claim.row.unlike else _same(catalog, claim, members, by_id, curves)
+                    found = [] if _unlike(catalog, claim) else _same(catalog, claim, members, by_id, curves)
                     rows.append(_row(catalog, name, claim, labels, found))
     return rows
 
@@ -102,6 +103,14 @@ def _same(
     return [found[seed] for seed in sorted(found)]
 
 
+def _unlike(catalog: Catalog, claim: Claim) -> str:
+    """Why no run of ours is the same as a claim, whatever is measured; nothing where one may be."""
+    metric = catalog.workload(claim.point.workload).metric
+    if metric.name != ACCURACY.name:
+        return f"theirs is accuracy, here {metric.title} decides"
+    return claim.row.unlike
+
+
 def _tries(protocol: Protocol, wanted: Protocol) -> bool:
     """Whether a protocol tries several schedules on what the wanted one retrains by a single one."""
     same = all(getattr(protocol, key) == getattr(wanted, key) for key in ("base", "pruning", "scratch", "compare"))
@@ -121,17 +130,18 @@ def _recipe(catalog: Catalog, claim: Claim, cell: Mapping[str, Any]) -> tuple[in
 
 def _follows(curve: Curve, epochs: int, schedule: Schedule) -> bool:
     """Whether a run had the schedule's learning rate in every epoch."""
-    return len(curve.test_accuracy) == epochs and bool(curve.rates) and _is(tuple(curve.rates), epochs, schedule)
+    is_known = len(curve.values) == epochs and bool(curve.rates)
+    return is_known and _is(tuple(curve.rates), epochs, schedule, curve.per_epoch if schedule.per_step else 1)
 
 
 @lru_cache(maxsize=4096)
-def _is(rates: tuple[tuple[float, float], ...], epochs: int, schedule: Schedule) -> bool:
-    """Whether these rates are the schedule's; all seeds of an arm have the same ones."""
+def _is(rates: tuple[tuple[float, float], ...], epochs: int, schedule: Schedule, unit: int) -> bool:
+    """Whether these rates are the schedule's where epochs begin; all seeds of an arm have the same ones."""
     place = 0
     for epoch in range(epochs):
         while place + 1 < len(rates) and rates[place + 1][0] <= epoch + 1e-9:
             place += 1
-        if not math.isclose(rates[place][1], schedule.rate(epoch, epochs), rel_tol=1e-9):
+        if not math.isclose(rates[place][1], schedule.rate(epoch * unit, epochs * unit, unit), rel_tol=1e-9):
             return False
     return True
 
@@ -180,7 +190,7 @@ def _row(catalog: Catalog, file: str, claim: Claim, labels: tuple[str, ...], fou
         "low": low,
         "high": high,
         "reading": _reading(comparable, len(ours), low, high, margin),
-        "differs": _differs(claim, labels, found, speedup, base),
+        "differs": _differs(claim, _unlike(catalog, claim), labels, found, speedup, base),
         "notes": [text for text in (_PICKED[table.epoch], counted, *table.notes) if text],
     }
 
@@ -222,11 +232,16 @@ def _reading(comparable: bool, n: int, low: float | None, high: float | None, ma
 
 
 def _differs(
-    claim: Claim, labels: tuple[str, ...], found: Sequence[_Found], speedup: float | None, base: float | None
+    claim: Claim,
+    unlike: str,
+    labels: tuple[str, ...],
+    found: Sequence[_Found],
+    speedup: float | None,
+    base: float | None,
 ) -> list[str]:
     """What differs between a claim and our runs of it, or why there are none."""
-    if claim.row.unlike:
-        return [claim.row.unlike]
+    if unlike:
+        return [unlike]
     if not found:
         return [*claim.row.notes, *([] if claim.schedule else ["their schedule is not known"])]
     cell, run = found[0]

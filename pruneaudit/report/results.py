@@ -28,7 +28,9 @@ from pruneaudit.measure.trainability import trainability_accuracy
 from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published
 from pruneaudit.report.standings import profiles, standings, strictest_setups
+from pruneaudit.report.values import base_value, value
 from pruneaudit.version import __version__
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.recipes import steps_per_epoch
 
 #: A workload with its labels: what may stand in one table.
@@ -67,22 +69,25 @@ _CELL_FIELDS = (
 
 @dataclass(frozen=True)
 class Statistic:
-    """Accuracy of an arm at one operating point, over seeds.
+    """The metric of an arm at one operating point, over seeds.
 
     Attributes:
-        mean: Mean in percent.
-        std: Sample standard deviation (n - 1) in percentage points; None for one seed.
+        mean: Mean, in the metric's unit.
+        std: Sample standard deviation (n - 1); None for one seed.
         n: Number of seeds.
         speedup: MACs(base) / MACs(pruned).
+        metric: What it is.
     """
 
     mean: float
     std: float | None
     n: int
     speedup: float
+    metric: Metric = ACCURACY
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+        number = self.metric.number
+        return number(self.mean) if self.std is None else f"{number(self.mean)} ± {number(self.std)}"
 
 
 @dataclass
@@ -105,6 +110,7 @@ class Results:
         rules: Claim and source of each rule that was applied.
         environments: Distinct environments of the runs.
         study: What the session's study says, waivers included; None without one.
+        metrics: What decides, by workload; one that is not named: accuracy.
     """
 
     cells: list[dict[str, Any]]
@@ -122,6 +128,7 @@ class Results:
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
     environments: list[dict[str, str]] = field(default_factory=list)
     study: dict[str, Any] | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -131,6 +138,9 @@ class Results:
 
     def as_json(self) -> dict[str, Any]:
         """Content of results.json."""
+        metrics = {
+            name: metric.model_dump(mode="json") for name, metric in sorted(self.metrics.items()) if metric != ACCURACY
+        }
         return {
             "schema_version": RESULTS_VERSION,
             "pruneaudit": __version__,
@@ -148,7 +158,12 @@ class Results:
             "environments": self.environments,
             "cells": self.cells,
             "findings": self.findings,
+            **({"metrics": metrics} if metrics else {}),
         }
+
+    def metric(self, workload: str) -> Metric:
+        """What decides on a workload."""
+        return self.metrics.get(workload, ACCURACY)
 
     @property
     def attempted(self) -> str:
@@ -186,6 +201,7 @@ class Results:
             curves={row["run"]: self.curves[row["run"]] for row in runs},
             architectures=self.of("architectures", workload, labels),
             protocols=self.protocols,
+            metrics=self.metrics,
         )
 
     def _measured(self, workload: str, labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -203,7 +219,7 @@ class Results:
         for row in self._measured(workload, labels):
             grouped[row["protocol"], row["method"], row["ratio"]].append(row)
         return {
-            key: _statistic([row["accuracy"] for row in rows], statistics.fmean(row["speedup"] for row in rows))
+            key: statistic(map(value, rows), statistics.fmean(row["speedup"] for row in rows), self.metric(workload))
             for key, rows in grouped.items()
         }
 
@@ -212,18 +228,20 @@ class Results:
         return {row["method"]: row["granularity"] for row in self._measured(workload, labels)}
 
     def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:
-        """Accuracy of the dense base models that arms share (S1's own ones left out); None where none was measured."""
+        """The metric of the dense base models that arms share (S1's own ones left out); None where there are none."""
         bases = {
-            row["runs"][0]: row["base_accuracy"]
+            row["runs"][0]: base_value(row)
             for row in self._measured(workload, labels)
             if self.protocols.get(row["protocol"], {}).get("base") == "shared"
         }
-        return _statistic(list(bases.values()), 1.0) if bases else None
+        return statistic(bases.values(), 1.0, self.metric(workload)) if bases else None
 
 
-def _statistic(values: list[float], speedup: float) -> Statistic:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Statistic(statistics.fmean(values), std, len(values), speedup)
+def statistic(values: Iterable[float], speedup: float, metric: Metric) -> Statistic:
+    """Mean and sample standard deviation over seeds."""
+    found = list(values)
+    std = statistics.stdev(found) if len(found) > 1 else None
+    return Statistic(statistics.fmean(found), std, len(found), speedup, metric)
 
 
 @dataclass(frozen=True)
@@ -359,7 +377,9 @@ def _results(
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
     environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
     _add_trainability(rows, runs)
+    _add_beside(rows, runs, catalog)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
+    metrics = _metrics(catalog, rows)
     measured = Results(
         cells=sorted(
             rows,
@@ -382,6 +402,7 @@ def _results(
         },
         environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
+        metrics=metrics,
     )
     begin(measured)
     findings = _findings(groups, asked)
@@ -396,12 +417,18 @@ def _results(
         findings=sorted(map(_finding_row, findings), key=_finding_order),
         verdicts=_verdict_rows(verdicts),
         regressions=_verdict_rows(asked.regressions),
-        standings=standings(rows, verdicts),
+        standings=standings(rows, verdicts, measured.metric),
         strictest=strictest_setups(catalog, findings),
-        profiles=profiles(rows),
+        profiles=profiles(rows, measured.metric),
         published=published(catalog, rows, measured.runs, measured.curves),
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
     )
+
+
+def _metrics(catalog: Catalog, rows: Iterable[Mapping[str, Any]]) -> dict[str, Metric]:
+    """What decides on each workload, as it states it now."""
+    names = {row["workload"] for row in rows} & catalog.workloads.keys()
+    return {name: catalog.workload(name).metric for name in sorted(names)}
 
 
 def _findings(
@@ -475,9 +502,10 @@ def _run_rows(
             "parent": run.parent,
             "epochs": run.epochs,
             "training_macs": run.training_macs,
-            "learning_rate": run.learning_rates[0][0] if run.learning_rates else None,
+            "learning_rate": max((rate for rate, _ in run.learning_rates), default=None),
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
+            **({} if run.scores is None else {"value": run.value, "validation_value": run.validation_value}),
             "environment": environments.index(tuple(sorted(run.environment.items()))),
             **({"provenance": run.provenance} if run.provenance != "trained here" else {}),
         }
@@ -499,7 +527,7 @@ def _curve(run: RunRecord) -> Curve:
         else:
             rates.append((step / per_epoch, rate))
         step += steps
-    return Curve(run.test_accuracy, rates)
+    return Curve(run.curve, rates, per_epoch)
 
 
 def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord]) -> None:
@@ -517,19 +545,46 @@ def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord])
         if "prune" in in_training:
             row["jsv"] |= {"base_train": in_training.get("pretrain"), "pruned_train": in_training["prune"]}
         row["trainability_accuracy"] = (
-            trainability_accuracy(result.test_accuracy, result.recipe) if result is not None else None
+            trainability_accuracy(result.curve, result.recipe) if result is not None else None
         )
+
+
+def _add_beside(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord], catalog: Catalog) -> None:
+    """Add the metrics that workloads ask to see beside the one that decides, as far as they were measured."""
+    for row in rows:
+        run = runs.get(row["result"]) if row["result"] else None
+        asked = catalog.workload(row["workload"]).metric.beside if run is not None else ()
+        if run is not None and asked:
+            found = {**run.beside, ACCURACY.name: run.accuracy}
+            row["beside"] = {name: found[name] for name in asked if name in found}
 
 
 def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
     rows = [verdict.model_dump(mode="json") for verdict in verdicts]
+    for row in rows:
+        # As everywhere: what is not said is accuracy.
+        if row["metric"] == ACCURACY.name:
+            del row["metric"]
     return sorted(rows, key=lambda row: (row["workload"], row["labels"], row["protocol"], row["ratio"], row["arms"]))
 
 
 def _cell_row(record: CellRecord) -> dict[str, Any]:
     row = record.model_dump(mode="json", include=set(_CELL_FIELDS))
-    after = {} if record.pruned_accuracy is None else {"pruned_accuracy": record.pruned_accuracy}
-    return {name: row[name] for name in _CELL_FIELDS} | after | {"runs": record.runs}
+    after = {} if record.pruned_value is None else {"pruned_value": record.pruned_value}
+    return {name: row[name] for name in _CELL_FIELDS} | after | _scores(record) | {"runs": record.runs}
+
+
+def _scores(record: CellRecord) -> dict[str, Any]:
+    """Columns of a metric that is not accuracy."""
+    found = record.scores
+    if found is None:
+        return {}
+    return {
+        "metric": record.metric.name,
+        "value": found.test,
+        "base_value": found.base,
+        "validation_value": found.validation,
+    }
 
 
 def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: str | None) -> dict[str, Any]:

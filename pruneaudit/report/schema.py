@@ -12,6 +12,7 @@ from pruneaudit.catalog.protocols import Study
 from pruneaudit.ledger.records import Granularity, Scope, Stage
 from pruneaudit.report.results import RESULTS_VERSION
 from pruneaudit.schema import Frozen
+from pruneaudit.workloads.metrics import Metric
 
 
 class Trainability(Frozen):
@@ -28,7 +29,11 @@ class Trainability(Frozen):
 
 
 class CellRow(Frozen):
-    """One cell: accuracies in percent, costs in MACs; None where it was not measured."""
+    """One cell: accuracies in percent, costs in MACs; None where it was not measured.
+
+    Where another metric than accuracy decides, ``metric`` names it, and ``value``, ``base_value`` and
+    ``validation_value`` have it, in its own unit. ``beside``: metrics that the workload asks to see, too.
+    """
 
     workload: str
     workload_version: int | None
@@ -46,7 +51,7 @@ class CellRow(Frozen):
     accuracy: float | None
     base_accuracy: float | None
     validation_accuracy: float | None
-    pruned_accuracy: float | None = None
+    pruned_value: float | None = None
     speedup: float | None
     params: int | None
     macs: int | None
@@ -58,6 +63,11 @@ class CellRow(Frozen):
     runs: list[str]
     jsv: Trainability
     trainability_accuracy: float | None
+    metric: str = "accuracy"
+    value: float | None = None
+    base_value: float | None = None
+    validation_value: float | None = None
+    beside: dict[str, float] = Field(default_factory=dict)
 
 
 class ArchitectureRow(Frozen):
@@ -104,7 +114,7 @@ class StrictestRow(Frozen):
 class RunRow(Frozen):
     """One run that a valid cell stands on: cost in epochs and MACs, accuracies in percent.
 
-    ``learning_rate`` is the first one that its optimiser had; ``environment`` counts from 0 in ``environments``;
+    ``learning_rate`` is the highest one that its optimiser had; ``environment`` counts from 0 in ``environments``;
     ``provenance`` says where a base model came from that was not trained here, and what was done to its file.
     """
 
@@ -124,6 +134,8 @@ class RunRow(Frozen):
     validation_accuracy: float
     environment: int
     provenance: str = "trained here"
+    value: float | None = None
+    validation_value: float | None = None
 
 
 class ProfileRow(Frozen):
@@ -134,6 +146,7 @@ class ProfileRow(Frozen):
     points: list[str]
     within: list[float]
     share: dict[str, list[float]]
+    metric: str = "accuracy"
 
 
 class PublishedRow(Frozen):
@@ -211,6 +224,7 @@ class ResultsFile(Frozen):
     protocols: dict[str, ProtocolFacts]
     rules: dict[str, RuleFacts]
     environments: list[dict[str, str]]
+    metrics: dict[str, Metric] = Field(default_factory=dict)
 
 
 def schema() -> dict[str, Any]:

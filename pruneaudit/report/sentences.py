@@ -9,6 +9,7 @@ from typing import Any
 
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.report.standings import connected
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,23 @@ class Sentence:
     rules: tuple[str, ...] = ()
 
 
-def sentences(rows: Iterable[Mapping[str, Any]]) -> list[Sentence]:
+def sentences(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) -> list[Sentence]:
     """Sentences on the comparisons of one protocol at one ratio: what is decided first, what does not count last.
 
     Ties are one sentence for all methods that they connect; comparisons that the same rules forbid are one, too.
+
+    Args:
+        rows: Rows of verdicts.
+        metric: What decided.
     """
     by_word: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         by_word[row["verdict"]].append(row)
-    found = [Sentence(word, _decided(row)) for word in ("better", "worse") for row in by_word[word]]
+    found = [Sentence(word, _decided(row, metric)) for word in ("better", "worse") for row in by_word[word]]
     for word, text in (("equivalent", _equivalent), ("indeterminate", _undecided)):
         for names in connected(row["arms"] for row in by_word[word]):
             members = [row for row in by_word[word] if set(row["arms"]) <= names]
-            found.append(Sentence(word, text(sorted(names), members)))
+            found.append(Sentence(word, text(sorted(names), members, metric)))
     by_rules: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in by_word["not comparable"]:
         by_rules[tuple(row["forbidden_by"])].append(row)
@@ -48,21 +53,22 @@ def sentences(rows: Iterable[Mapping[str, Any]]) -> list[Sentence]:
     return found
 
 
-def _decided(row: Mapping[str, Any]) -> str:
+def _decided(row: Mapping[str, Any], metric: Metric) -> str:
     left, right = row["arms"]
     gap, n = row["difference"], len(row["seeds"])
     return (
-        f"{left} is {row['verdict']} than {right}: {gap['mean']:+.2f} points, 95 % interval {gap['low']:+.2f} to "
-        f"{gap['high']:+.2f}, p = {row['p_adjusted']:.3g} after correction over {row['family']} comparisons, {n} seeds."
+        f"{left} is {row['verdict']} than {right}: {metric.gap(gap['mean'])}{metric.suffix}{metric.aside}, "
+        f"95 % interval {metric.gap(gap['low'])} to {metric.gap(gap['high'])}, p = {row['p_adjusted']:.3g} "
+        f"after correction over {row['family']} comparisons, {n} seeds."
     )
 
 
-def _equivalent(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def _equivalent(names: Sequence[str], rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     margin = rows[0]["difference"]["margin"]
-    return f"{_listed(names)} are equivalent: they differ by less than {margin:g} points."
+    return f"{_listed(names)} are equivalent: they differ by less than {margin:g}{metric.suffix}."
 
 
-def _undecided(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def _undecided(names: Sequence[str], rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     tie = "Nothing tells " + _listed(names) + " apart"
     pairs = len(names) * (len(names) - 1) // 2
     if len(rows) < pairs:

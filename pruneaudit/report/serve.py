@@ -29,6 +29,7 @@ from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.watch import POLL, Keeper
 from pruneaudit.version import __version__
+from pruneaudit.workloads.metrics import ACCURACY, title
 
 #: Rows of each list of cells on the page; points of each of its curves.
 MOST_ROWS = 50
@@ -59,12 +60,13 @@ class Site:
     Args:
         ledger: The ledger; it is not written to.
         folder: Where the report is written.
+        workloads: Workloads of the user's own, as for ``--audit-workload``.
     """
 
-    def __init__(self, ledger: Path, folder: Path) -> None:
+    def __init__(self, ledger: Path, folder: Path, workloads: tuple[str, ...] = ()) -> None:
         self.ledger = Ledger(ledger, writable=False)
         # A handle of its own: records that it keeps are not shared between threads.
-        self._keeper = Keeper(Ledger(ledger, writable=False), folder)
+        self._keeper = Keeper(Ledger(ledger, writable=False), folder, workloads=workloads)
         self._watcher = Watcher(self.ledger)
         self._cells: dict[str, tuple[int, CellRecord | None]] = {}
         self._lock = threading.Lock()
@@ -103,7 +105,7 @@ class Site:
         measured = self._measured()
         of_status = {
             status: [
-                {"cell": plain(key), "accuracy": record.accuracy, "error": plain(record.error), "time": written / 1e9}
+                {"cell": plain(key), "error": plain(record.error), "time": written / 1e9} | _reached(record)
                 for key, written, record in measured
                 if record.status == status
             ]
@@ -123,10 +125,11 @@ class Site:
                     "epoch": training.epoch,
                     "epochs": training.epochs,
                     "accuracy": training.accuracy,
+                    **({} if training.metric == ACCURACY.name else {"metric": title(training.metric)}),
                     "loss": training.loss,
                     "seconds": max(0.0, state.time - training.started) if training.started else None,
                     "losses": _thinned(training.curve.train_loss),
-                    "accuracies": _thinned(training.curve.test_accuracy),
+                    "accuracies": _thinned(training.curve.values),
                 }
                 for training in state.busy
             ],
@@ -266,7 +269,7 @@ class Server(ThreadingHTTPServer):
         return name in {"localhost", "127.0.0.1", "::1", self.host.lower()}
 
 
-def serve(ledger: Path, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(ledger: Path, host: str, port: int, say: Callable[[str], None], workloads: tuple[str, ...] = ()) -> None:
     """Serve a ledger until interrupted.
 
     Args:
@@ -274,12 +277,13 @@ def serve(ledger: Path, host: str, port: int, say: Callable[[str], None]) -> Non
         host: Name or address to bind to.
         port: Port.
         say: Gets one line for each thing that the user should know.
+        workloads: Workloads of the user's own, as for ``--audit-workload``.
 
     Raises:
         ConfigError: It is no ledger, or the address cannot be bound.
     """
     with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="pruneaudit-") as folder:
-        site = Site(ledger, Path(folder))
+        site = Site(ledger, Path(folder), workloads)
         with Server(site, host, port) as server:
             stop = threading.Event()
             keeper = threading.Thread(target=site.keep_report, args=(stop,), daemon=True)
@@ -306,6 +310,13 @@ def _kind(name: str) -> str:
     guessed = mimetypes.guess_type(name)[0] or "text/plain"
     shown = (*_ACTIVE, "application/json", "application/pdf", "image/png")
     return guessed if guessed in shown else "text/plain"
+
+
+def _reached(record: CellRecord) -> dict[str, Any]:
+    """What a cell measured; another metric than accuracy says its name."""
+    if record.scores is None:
+        return {"accuracy": record.accuracy}
+    return {"accuracy": record.value, "metric": record.metric.title, "decimals": record.metric.decimals}
 
 
 def _thinned(values: tuple[float, ...]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pruneaudit.audit.catalogue import get_rule, required
@@ -12,14 +12,27 @@ from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict, tiers
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import CROSS_PREFIX, UNPRUNED
+from pruneaudit.report.values import value
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
-#: Distances from the best method at which a profile is read, in percentage points of accuracy.
+#: Distances from the best method at which a profile is read: percentage points of accuracy; margins of other metrics.
 PROFILE_POINTS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+PROFILE_MARGINS = (0.0, 1.0, 2.0, 4.0, 10.0, 20.0)
 #: Operating points below which a profile says nothing.
 FEWEST_POINTS = 2
 
 
-def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+#: What decides on a workload of this name.
+MetricOf = Callable[[str], Metric]
+
+
+def _accuracy(workload: str) -> Metric:
+    return ACCURACY
+
+
+def standings(
+    rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict], metric_of: MetricOf = _accuracy
+) -> list[dict[str, Any]]:
     """Methods of each operating point in groups that nothing tells apart, best group first, by name within a group.
 
     Only methods that verdicts connect stand in one row: smaller networks and networks with zeros are in rows of their
@@ -36,8 +49,8 @@ def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) ->
         apart = sorted({name for verdict in members for name in verdict.arms}.difference(*together))
         # Where nothing may be compared, a row still says so.
         for number, names in enumerate(together or [set()]):
-            accuracies = {
-                name: means[workload, labels, protocol, name, ratio]
+            merits = {
+                name: metric_of(workload).merit(means[workload, labels, protocol, name, ratio])
                 for name in names
                 if (workload, labels, protocol, name, ratio) in means
             }
@@ -47,7 +60,7 @@ def standings(rows: Iterable[Mapping[str, Any]], verdicts: Iterable[Verdict]) ->
                     "labels": list(labels),
                     "protocol": protocol,
                     "ratio": ratio,
-                    "groups": [sorted(group) for group in tiers(accuracies, fair)],
+                    "groups": [sorted(group) for group in tiers(merits, fair)],
                     "not_comparable": apart if number == 0 else [],
                 }
             )
@@ -98,20 +111,21 @@ def _is_comparability(rule_id: str) -> bool:
     return rule_id[1] in "1234" and get_rule(rule_id).scope == "pair"
 
 
-def profiles(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def profiles(rows: Iterable[Mapping[str, Any]], metric_of: MetricOf = _accuracy) -> list[dict[str, Any]]:
     """Share of operating points (workload × ratio) at which a method's mean is within some points of the best one's.
 
-    Dolan and Moré 2002, on accuracy. Only where every method has every cell: a profile over other points would compare
-    methods on other tasks. Smaller networks and networks with zeros have profiles of their own.
+    Dolan and Moré 2002, on the metric. Only where every method has every cell: a profile over other points would
+    compare methods on other tasks. Smaller networks, networks with zeros and other metrics have profiles of their own.
     """
     listed = [row for row in rows if not row["protocol"].startswith(CROSS_PREFIX) and row["method"] != UNPRUNED]
     means = _means(listed)
     result = []
     masked = {row["method"] for row in listed if row["granularity"] == "weight"}
-    groups: dict[tuple[str, tuple[str, ...], bool], list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, tuple[str, ...], bool, str], list[Mapping[str, Any]]] = defaultdict(list)
     for row in listed:
-        groups[row["protocol"], tuple(row["labels"]), row["method"] in masked].append(row)
-    for (protocol, labels, _), members in sorted(groups.items()):
+        what = metric_of(row["workload"]).name
+        groups[row["protocol"], tuple(row["labels"]), row["method"] in masked, what].append(row)
+    for (protocol, labels, _, _), members in sorted(groups.items()):
         methods = sorted({row["method"] for row in members})
         points = sorted({(row["workload"], row["ratio"]) for row in members})
         complete = all(row["status"] == "ok" for row in members) and all(
@@ -121,30 +135,40 @@ def profiles(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         gaps: dict[str, list[float]] = {method: [] for method in methods}
         for workload, ratio in points:
-            here = {method: means[workload, labels, protocol, method, ratio] for method in methods}
+            merit = metric_of(workload).merit
+            here = {method: merit(means[workload, labels, protocol, method, ratio]) for method in methods}
             for method, mean in here.items():
                 gaps[method].append(max(here.values()) - mean)
+        metric = metric_of(points[0][0])
+        within = _within(metric_of(workload) for workload, _ in points)
         result.append(
             {
                 "protocol": protocol,
                 "labels": list(labels),
                 "points": [f"{workload} r{ratio:g}" for workload, ratio in points],
-                "within": list(PROFILE_POINTS),
+                "within": list(within),
                 "share": {
-                    method: [sum(gap <= most + 1e-9 for gap in found) / len(found) for most in PROFILE_POINTS]
+                    method: [sum(gap <= most + 1e-9 for gap in found) / len(found) for most in within]
                     for method, found in gaps.items()
                 },
+                **({} if metric.name == ACCURACY.name else {"metric": metric.name}),
             }
         )
     return result
 
 
+def _within(metrics: Iterable[Metric]) -> Sequence[float]:
+    """Distances at which a profile of some workloads is read."""
+    margins = [metric.margin for metric in metrics if metric.margin is not None]
+    return tuple(round(min(margins) * most, 9) for most in PROFILE_MARGINS) if margins else PROFILE_POINTS
+
+
 def _means(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """Mean accuracy over seeds by workload, labels, protocol, method and ratio."""
+    """Mean of the metric over seeds by workload, labels, protocol, method and ratio."""
     values: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
         if row["status"] == "ok":
             values[row["workload"], tuple(row["labels"]), row["protocol"], row["method"], row["ratio"]].append(
-                row["accuracy"]
+                value(row)
             )
     return {key: statistics.fmean(found) for key, found in values.items()}

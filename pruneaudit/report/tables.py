@@ -12,7 +12,9 @@ from typing import Any
 
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.catalog.names import is_scratch
-from pruneaudit.report.results import Results
+from pruneaudit.report.results import Results, statistic
+from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, Metric
+from pruneaudit.workloads.metrics import title as metric_title
 
 Table = tuple[list[str], list[list[str]]]
 Matrix = dict[tuple[str, ...], dict[str, str]]
@@ -43,7 +45,7 @@ def _mark(row: Mapping[str, Any]) -> str:
 
 
 def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
-    """Mean ± sample std of the accuracy (percent) by protocol and method, one column for each ratio.
+    """Mean ± sample std of the metric by protocol and method, one column for each ratio.
 
     Where not all methods remove filters, a column says what they remove: such rows are not to be compared.
     """
@@ -65,6 +67,27 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
         values = ["–" if cell is None else str(cell) for cell in cells]
         rows.append([protocol, method, *what, "/".join(map(str, counts)), *values])
     return header, rows
+
+
+def beside_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
+    """Mean ± sample std of the metrics that the workload asks to see beside the one that decides."""
+    names = [name for name in results.metric(workload).beside if name != results.metric(workload).name]
+    grouped: dict[tuple[str, str, float], list[Mapping[str, float]]] = defaultdict(list)
+    for row in results.of("cells", workload, labels):
+        if row["status"] == "ok":
+            grouped[row["protocol"], row["method"], row["ratio"]].append(row.get("beside") or {})
+    table = []
+    for (protocol, method, ratio), found in sorted(grouped.items()):
+        # Runs of older layouts do not have them: a mean over the others would be one of other seeds.
+        cells = [
+            str(statistic([one[name] for one in found], 1.0, Metric(name=name)))
+            if all(name in one for one in found)
+            else "–"
+            for name in names
+        ]
+        table.append([protocol, method, f"{ratio:g}", str(len(found)), *cells])
+    header = ["protocol", "method", "ratio", "n", *(Metric(name=name).axis for name in names)]
+    return header, table if names else []
 
 
 def size_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
@@ -121,7 +144,7 @@ def base_line(results: Results, workload: str, labels: tuple[str, ...]) -> str:
         return ""
     runs = results.of("runs", workload, labels)
     told = sorted({f", {row['provenance']}" for row in runs if row["stage"] == "pretrain" and "provenance" in row})
-    return f"Base model: {base} % (n = {base.n}, speedup 1){''.join(told)}."
+    return f"Base model: {base}{base.metric.unit_text} (n = {base.n}, speedup 1){''.join(told)}."
 
 
 def _ratio_header(ratio: float, speedups: Sequence[float]) -> str:
@@ -204,13 +227,13 @@ def _is_rule(name: str) -> bool:
     return name[:1] == "F" and name[1:].isdigit()
 
 
-def verdict_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Verdicts with their evidence; differences in percentage points, first arm minus second."""
+def verdict_table(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) -> Table:
+    """Verdicts with their evidence; differences in the metric's unit, first arm minus second."""
     header = ["protocol", "ratio", "comparison", "verdict", "difference", "95 % interval", "p", "seeds", "because of"]
     table = []
     for row in rows:
         gap = row["difference"]
-        interval = "" if gap is None or gap["low"] is None else f"{gap['low']:+.2f} to {gap['high']:+.2f}"
+        interval = "" if gap is None or gap["low"] is None else f"{metric.gap(gap['low'])} to {metric.gap(gap['high'])}"
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.3g}"
         reasons = [_names(row["forbidden_by"]), *(f"{rule} waived" for rule in row["waived"])]
         table.append(
@@ -219,7 +242,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]]) -> Table:
                 f"{row['ratio']:g}",
                 " vs ".join(row["arms"]),
                 row["verdict"],
-                "" if gap is None else f"{gap['mean']:+.2f}",
+                "" if gap is None else metric.gap(gap["mean"]),
                 interval,
                 p,
                 _seeds(row),
@@ -272,6 +295,32 @@ def strictest_matrix(results: Results, workload: str, labels: tuple[str, ...]) -
     return ["", *columns], [[name, *(setups.get((name, other), "–") for other in columns)] for name in names]
 
 
+def profile_words(profile: Mapping[str, Any]) -> tuple[str, str]:
+    """What a profile compares, and what its distances are counted in."""
+    name = profile.get("metric") or ACCURACY.name
+    if name not in BUILT_IN:
+        return metric_title(name), "of its unit"
+    metric = Metric(name=name)
+    return metric.title, "percentage points" if metric.unit == "%" else metric.unit or "points"
+
+
+def metric_facts(results: Results) -> list[tuple[str, str]]:
+    """What decides on each workload where that is not accuracy by the protocol's margin, in words."""
+    return [
+        (name, f"{metric.counted}; differences below {metric.margin:g}{metric.suffix} do not matter")
+        for name, metric in sorted(results.metrics.items())
+        if metric.margin is not None
+    ]
+
+
+def no_outcomes(rows: Iterable[Mapping[str, Any]], metric: Metric) -> str:
+    """Why no images are counted that one arm alone got right; nothing where they are, or nothing was compared."""
+    compared = [row for row in rows if row["difference"] is not None]
+    if metric == ACCURACY or not compared or any(row["images"] for row in compared):
+        return ""
+    return f"No McNemar's test: {metric.title} has no outcome for each test image."
+
+
 def profile_table(profile: Mapping[str, Any]) -> Table:
     """Share of operating points within so many points of the best, by method."""
     header = ["method", *(f"≤ {most:g}" for most in profile["within"])]
@@ -282,7 +331,8 @@ def profile_table(profile: Mapping[str, Any]) -> Table:
 def trainability_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Mean Jacobian singular value before pruning, after it and at the end; trainability accuracy; means over seeds.
 
-    Where they were measured: accuracy right after pruning, and singular values in training mode.
+    Trainability accuracy is the mean of the metric over the first stage, whatever the metric is.
+    Where they were measured: the metric right after pruning, and singular values in training mode.
     """
     grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for row in results.of("cells", workload, labels):
@@ -292,14 +342,15 @@ def trainability_table(results: Results, workload: str, labels: tuple[str, ...])
     stages = {"JSV base": "base", "JSV pruned": "pruned", "JSV end": "end"}
     if any("pruned_train" in row["jsv"] for row in cells):
         stages |= {"JSV base (train)": "base_train", "JSV pruned (train)": "pruned_train"}
-    after = ["pruned %"] if any("pruned_accuracy" in row for row in cells) else []
+    after = ["pruned"] if any("pruned_value" in row for row in cells) else []
     header = ["protocol", "method", "ratio", *after, *stages, "TA"]
     table = []
     for (protocol, method, ratio), rows in sorted(grouped.items()):
         values = [[row["jsv"].get(stage) for row in rows] for stage in stages.values()]
         accuracies = [row["trainability_accuracy"] for row in rows]
-        shown = [_mean([row.get("pruned_accuracy") for row in rows], "{:.2f}")] if after else []
-        shown += [*(_mean(found, "{:.3g}") for found in values), _mean(accuracies, "{:.2f}")]
+        form = f"{{:.{results.metric(workload).decimals}f}}"
+        shown = [_mean([row.get("pruned_value") for row in rows], form)] if after else []
+        shown += [*(_mean(found, "{:.3g}") for found in values), _mean(accuracies, form)]
         if any(shown):
             table.append([protocol, method, f"{ratio:g}", *shown])
     return header, table

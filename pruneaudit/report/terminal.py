@@ -50,7 +50,7 @@ def summary(results: Results, fails: Callable[[Mapping[str, Any]], bool] = lambd
         accuracies = accuracy_table(results, workload, labels)
         if accuracies[1]:
             base = base_line(results, workload, labels)
-            lines += ["", f"{name}: test accuracy in percent at the last epoch, mean ± sample std"]
+            lines += ["", f"{name}: test {results.metric(workload).counted} at the last epoch, mean ± sample std"]
             lines += [*([base] if base else []), *_lines(accuracies)]
         ties = standings_table(results, workload, labels)
         if ties[1]:
@@ -78,8 +78,9 @@ def _verdicts(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> l
         lines += [f"  FAILS: {verdict_line(row)}" for row in failing[:MOST_FINDINGS]]
         lines += [f"  and {len(failing) - MOST_FINDINGS} more that fail"] if len(failing) > MOST_FINDINGS else []
         for name, members in groups_of(rows).items():
-            lines += ["", f"{name}: first arm minus second, percentage points; p after Holm over each protocol's table"]
-            lines += _lines(verdict_table(members[:MOST_ROWS]))
+            metric = results.metric(members[0]["workload"])
+            lines += ["", f"{name}: first arm minus second, {metric.points}; p after Holm over each protocol's table"]
+            lines += _lines(verdict_table(members[:MOST_ROWS], metric))
             lines += [f"… {len(members) - MOST_ROWS} more in report.md"] if len(members) > MOST_ROWS else []
             lines += [f"  {FEW_SEEDS}"] if has_few_seeds(members) else []
     return lines

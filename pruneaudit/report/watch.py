@@ -34,12 +34,14 @@ class Keeper:
         ledger: The ledger; it is not written to.
         folder: Folder of the report.
         study: Name or file of a study whose waivers count, or None.
+        workloads: Workloads of the user's own, as for ``--audit-workload``.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path, study: str | None = None) -> None:
+    def __init__(self, ledger: Ledger, folder: Path, study: str | None = None, workloads: tuple[str, ...] = ()) -> None:
         self.ledger = ledger
         self.folder = folder
         self.study = study
+        self.workloads = workloads
         self._seen: int | None = None
         self._not_before = 0.0
 
@@ -62,7 +64,7 @@ class Keeper:
         changed = self._changed()
         self._seen = changed if time.time() - changed / 1e9 > _UNSETTLED else None
         try:
-            catalog = Catalog()
+            catalog = Catalog(extra_workloads=self.workloads)
             results = gather_ledger(catalog, self.ledger, catalog.study(self.study) if self.study else None)
             return results, write(results, self.folder) if results.cells else []
         finally:
@@ -77,7 +79,7 @@ class Keeper:
             return 0
 
 
-def watch(ledger: Path, folder: Path, study: str | None, console: Console) -> None:
+def watch(ledger: Path, folder: Path, study: str | None, console: Console, workloads: tuple[str, ...] = ()) -> None:
     """Write the report of a ledger again and again, and say how far the campaign is, until interrupted.
 
     Args:
@@ -85,11 +87,12 @@ def watch(ledger: Path, folder: Path, study: str | None, console: Console) -> No
         folder: Folder of the report.
         study: Name or file of a study whose waivers count, or None.
         console: Where to say it: one line that changes on a terminal, a line now and then elsewhere.
+        workloads: Workloads of the user's own, as for ``--audit-workload``.
 
     Raises:
         ConfigError: It is no ledger, or the report cannot be written.
     """
-    keeper = Keeper(Ledger(ledger, writable=False), folder, study)
+    keeper = Keeper(Ledger(ledger, writable=False), folder, study, workloads)
     watcher = Watcher(keeper.ledger)
     said = 0.0
 

@@ -27,12 +27,16 @@ from pruneaudit.report.tables import (
     arm_matrix,
     audit_matrix,
     base_line,
+    beside_table,
     failed_findings,
     groups_of,
     has_few_seeds,
     legend,
     measured_text,
+    metric_facts,
+    no_outcomes,
     profile_table,
+    profile_words,
     rules_text,
     size_table,
     standings_table,
@@ -44,6 +48,7 @@ from pruneaudit.report.tables import (
     verdict_table,
     why_text,
 )
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 #: How a text begins that a spreadsheet would calculate.
 _FORMULA = frozenset("=+-@\t\r")
@@ -82,7 +87,7 @@ def write(results: Results, folder: Path, figures: str | Drawing = "none") -> li
             folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
             folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
             folder / "tables" / "verdicts.csv": _verdicts_csv(results),
-            folder / "tables" / "accuracy.csv": _accuracy_csv(results),
+            **{folder / "tables" / f"{name}.csv": rows for name, rows in _metric_csvs(results).items()},
             **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
         }
     )
@@ -164,7 +169,10 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
     """Heading and body of every section: verdicts, what is wrong, tables, how it was measured."""
     sections: list[tuple[str, str]] = []
     for heading, rows in (("Verdicts", results.verdicts), ("Against the baseline", results.regressions)):
-        sections += [(f"{heading}: {as_text(name)}", _verdicts(members)) for name, members in groups_of(rows).items()]
+        sections += [
+            (f"{heading}: {as_text(name)}", _verdicts(members, results.metric(members[0]["workload"])))
+            for name, members in groups_of(rows).items()
+        ]
     sections += _problems(results)
     if results.study is not None and results.study["waive"]:
         lines = [f"- {rule}: {as_text(reason)}" for rule, reason in sorted(results.study["waive"].items())]
@@ -173,9 +181,10 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
         sections += _workload(results, workload, labels)
     for profile in results.profiles:
         points = ", ".join(profile["points"])
+        what, counted = profile_words(profile)
         text = (
-            f"Share of operating points ({as_text(points)}) at which the method's mean accuracy is within so many "
-            "percentage points of the best one's."
+            f"Share of operating points ({as_text(points)}) at which the method's mean {what} is within so many "
+            f"{counted} of the best one's."
         )
         name = title(profile["protocol"], tuple(profile["labels"]))
         sections.append((f"Performance profile: {as_text(name)}", f"{text}\n\n{_table(*profile_table(profile))}"))
@@ -191,16 +200,18 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
         "- " + ", ".join(f"{as_text(key)} {as_text(value)}" for key, value in environment.items())
         for environment in results.environments
     ]
-    ends = (("Protocols", protocols), ("Rules", rules), ("Environment", environments))
+    metrics = [f"- {as_text(name)}: {as_text(text)}" for name, text in metric_facts(results)]
+    ends = (("Protocols", protocols), ("Metrics", metrics), ("Rules", rules), ("Environment", environments))
     return [*sections, *((heading, "\n".join(lines)) for heading, lines in ends if lines)]
 
 
-def _verdicts(rows: list[Mapping[str, Any]]) -> str:
+def _verdicts(rows: list[Mapping[str, Any]], metric: Metric) -> str:
     note = (
-        "First arm minus second, percentage points, over paired seeds: mean, 95 % t interval, p of the exact sign-flip "
+        f"First arm minus second, {metric.points}, over paired seeds: mean, 95 % t interval, p of the exact sign-flip "
         "test after Holm's correction over the protocol's table. Ties stay ties: indeterminate is no verdict on either."
     )
-    return "\n\n".join([note, *([FEW_SEEDS] if has_few_seeds(rows) else []), _table(*verdict_table(rows))])
+    notes = [note, *([FEW_SEEDS] if has_few_seeds(rows) else []), *filter(None, [no_outcomes(rows, metric)])]
+    return "\n\n".join([*notes, _table(*verdict_table(rows, metric))])
 
 
 def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -209,12 +220,19 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
     base = base_line(results, workload, labels)
     trainability = trainability_table(results, workload, labels)
     comparisons, arms = (matrix(results, workload, labels) for matrix in (audit_matrix, arm_matrix))
+    metric = results.metric(workload)
     parts = [
         (
-            "accuracy",
-            "Test accuracy in percent after the last epoch, mean ± sample standard deviation over n seeds. "
+            metric.title,
+            f"Test {metric.counted} after the last epoch, mean ± sample standard deviation over n seeds. "
             f"In brackets the speedup, MACs(base) / MACs(pruned). {base}",
             accuracy_table(results, workload, labels),
+        ),
+        (
+            "other metrics",
+            "Metrics of the same runs on the test split after the last epoch, mean ± sample standard deviation over n "
+            "seeds. They decide nothing.",
+            beside_table(results, workload, labels),
         ),
         (
             "sizes",
@@ -258,9 +276,9 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
         ),
         (
             "trainability",
-            "Mean Jacobian singular value (JSV) of the base model, after pruning and at the end; trainability accuracy "
-            "(TA): mean test accuracy over the first learning-rate stage, comparable only between arms with the same "
-            f"retraining schedule. Means over seeds.{_both_modes(trainability)}",
+            "Mean Jacobian singular value (JSV) of the base model, after pruning and at the end; trainability "
+            f"{metric.title} (TA): mean test {metric.title} over the first learning-rate stage, comparable only "
+            f"between arms with the same retraining schedule. Means over seeds.{_both_modes(trainability)}",
             trainability,
         ),
     ]
@@ -273,7 +291,7 @@ def _both_modes(table: Table) -> str:
         return ""
     return (
         " JSV is measured in eval mode, (train) with batch norm on the statistics of the batch, as in TPP's release: "
-        "what only one of the two shows may be stale running statistics. Pruned %: test accuracy right after pruning."
+        "what only one of the two shows may be stale running statistics. Pruned: the metric right after pruning."
     )
 
 
@@ -384,11 +402,13 @@ def _verdicts_csv(results: Results) -> Iterator[str]:
     return _csv(_columns(rows), rows)
 
 
-def _accuracy_csv(results: Results) -> Iterator[str]:
-    rows = []
+def _metric_csvs(results: Results) -> dict[str, Iterator[str]]:
+    """The metric of every arm, a table for each metric that decides somewhere."""
+    rows: dict[str, list[dict[str, Any]]] = {}
     for workload, labels in results.groups():
+        found = rows.setdefault(results.metric(workload).name, [])
         for (protocol, method, ratio), statistic in sorted(results.statistics(workload, labels).items()):
-            rows.append(
+            found.append(
                 {
                     "workload": workload,
                     "labels": list(labels),
@@ -401,4 +421,4 @@ def _accuracy_csv(results: Results) -> Iterator[str]:
                     "std": statistic.std,
                 }
             )
-    return _csv(_columns(rows), rows)
+    return {name: _csv(_columns(found), found) for name, found in (rows or {ACCURACY.name: []}).items()}

@@ -20,7 +20,7 @@ from torch import nn
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.loop import BACKENDS, Hooks, Steps, Trainer
 from pruneaudit.training.precision import weight_type
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.models.lenet import LeNet5
 
 _LAYERS = ("conv1", "conv2", "conv3", "fc1", "fc2")
@@ -46,8 +46,8 @@ def obstacle(model: nn.Module, dataset: Dataset, hooks: Hooks, precision: str) -
         return "a method's hooks take part in every step"
     if type(model) is not LeNet5:
         return f"only LeNet5 is compiled, not {type(model).__name__}"
-    if dataset.height != _SIDE:
-        return f"images have {dataset.height} pixels a side, not {_SIDE}"
+    if dataset.shape[1:] != (_SIDE, _SIDE):
+        return f"inputs are {' × '.join(map(str, dataset.shape[1:]))}, not {_SIDE} × {_SIDE}"
     parameters = list(model.parameters())
     if any(parameter.device.type != "cpu" for parameter in parameters):
         return "the network is not on the CPU"
@@ -308,7 +308,7 @@ class CompiledSteps:
             ):
                 if step >= total:
                     break
-                rate = recipe.rate(epoch, step)
+                rate = recipe.rate(epoch, step, trainer.per_epoch)
                 for group in trainer.optimiser.param_groups:
                     group["lr"] = rate
                 batch_loss, batch_hits = network.step(images, labels, recipe.label_smoothing)
@@ -325,16 +325,14 @@ class CompiledSteps:
         trainer.meter.restore(consumption)
         return loss, hits, seen
 
-    def score(self, part: Part) -> Score:
+    def score(self, part: Split) -> Score:
         """Classify a split, as :func:`pruneaudit.measure.accuracy.evaluate` does; weights are the module's."""
         network, dataset = self._network, self._trainer.dataset
         network.fetch()
         losses, correct = [], []
         with self._as_torch_computes():
-            for start in range(0, len(part), _EVALUATION_BATCH):
-                batch = slice(start, start + _EVALUATION_BATCH)
-                images = dataset.normalise(part.images[batch], network.type)
-                batch_losses, hits = network.cross_entropy(network.forward(images), part.labels[batch])
+            for images, labels in dataset.inputs(part, network.type, _EVALUATION_BATCH):
+                batch_losses, hits = network.cross_entropy(network.forward(images), labels)
                 losses.append(batch_losses.sum(dtype=np.float64))
                 correct.append(hits)
         right = np.concatenate(correct)
@@ -365,7 +363,8 @@ class CompiledSteps:
 
 def _compiled(trainer: Trainer, hooks: Hooks) -> Steps | str:
     """Compiled steps of a trainer, or why there are none."""
-    return obstacle(trainer.model, trainer.dataset, hooks, trainer.precision) or CompiledSteps(trainer)
+    found = trainer.recipe.only_torch or obstacle(trainer.model, trainer.dataset, hooks, trainer.precision)
+    return found or CompiledSteps(trainer)
 
 
 BACKENDS["compiled"] = _compiled

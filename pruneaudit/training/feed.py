@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pruneaudit.streams import generator
-from pruneaudit.workloads.datasets import Dataset, crops
+from pruneaudit.workloads.data import Dataset, crops
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Feed:
     """
 
     def __init__(self, dataset: Dataset, streams: Sequence[Stream], batch: int, dtype: torch.dtype) -> None:
-        images = dataset.train.images
+        part = dataset.resident
         self._dataset = dataset
         self._batch = batch
         self._unique = list(dict.fromkeys(streams))
-        device, count, lanes = images.device, len(dataset.train), len(self._unique)
+        device, count, lanes = part.images.device, len(part), len(self._unique)
         self._owners = torch.tensor([self._unique.index(stream) for stream in streams], device=device)
         self._shared = lanes == 1
         config = dataset.config

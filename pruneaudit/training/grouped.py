@@ -23,7 +23,7 @@ from pruneaudit.errors import AuditError
 from pruneaudit.ledger.records import Jacobian
 from pruneaudit.measure.trainability import SAMPLES, first_images, jacobian, singular_values, summary
 from pruneaudit.training.fused import Normalisation, fuse
-from pruneaudit.workloads.datasets import Dataset
+from pruneaudit.workloads.data import Dataset
 
 
 class CannotStackError(AuditError):
@@ -77,7 +77,7 @@ def singular_values_of(models: Sequence[nn.Module], images: torch.Tensor) -> tor
         ``[K, N, min(classes, C·H·W)]`` float64, falling.
     """
     # Each model differentiates copies of its own: a gradient with respect to shared images would be their sum.
-    values = singular_values(_SideBySide(stack(models)), images.repeat(len(models), 1, 1, 1))
+    values = singular_values(_SideBySide(stack(models)), images.repeat(len(models), *[1] * (images.dim() - 1)))
     return values.unflatten(0, (len(models), -1))
 
 

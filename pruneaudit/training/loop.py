@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -14,9 +15,14 @@ from torch import nn
 
 from pruneaudit.errors import AuditError, unknown
 from pruneaudit.measure.accuracy import Score, evaluate
+from pruneaudit.measure.metric import BY_ACCURACY, Measure
+from pruneaudit.streams import derive, isolated
+from pruneaudit.training.averaging import Average
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.training.mixing import Mixing
+from pruneaudit.workloads import optimisers
+from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 Progress = Callable[[int, int, float], None]
@@ -47,6 +53,8 @@ class History:
 
     Attributes:
         nonzero: Weights of masked layers that are not zero; empty without masks.
+        validation_metric: The workload's metric; empty where it is accuracy.
+        test_metric: The same of the test split.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -56,6 +64,8 @@ class History:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     nonzero: list[int] = field(default_factory=list)
+    validation_metric: list[float] = field(default_factory=list)
+    test_metric: list[float] = field(default_factory=list)
 
 
 class Steps(Protocol):
@@ -73,7 +83,7 @@ class Steps(Protocol):
             Sum of the images' losses, how many were classified correctly, and how many there were.
         """
 
-    def score(self, part: Part) -> Score:
+    def score(self, part: Split) -> Score:
         """Classify a split, see :func:`evaluate`."""
 
 
@@ -89,17 +99,21 @@ class Trainer:
         meter: Counts what is consumed.
         precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
         checkpoint: Where to keep the state between epochs, or None.
-        progress: Called after every epoch with (epochs done, epochs in all, test accuracy in percent), or None.
+        progress: Called after every epoch with (epochs done, epochs in all, the metric on the test split), or None.
         state: Facts and tensors of the method, kept in the checkpoint with ours.
         masks: Which weights may differ from zero, by layer, bool: the others are zero and stay so.
         backend: One of :data:`BACKENDS`.
+        measure: The workload's metric.
 
     Attributes:
         backend: What makes the steps; once fitted, what made them: ``torch`` where the other one could not.
         fallback: Why another backend makes the steps than was asked for, or None.
+        per_epoch: Steps of an epoch.
+        optimiser: What the recipe asks for, over all parameters.
+        average: Moving average of the network, which is evaluated and delivered in its place; None: there is none.
 
     Raises:
-        ConfigError: No such backend.
+        ConfigError: No such backend, or an optimiser that does not take the network.
     """
 
     def __init__(
@@ -116,6 +130,7 @@ class Trainer:
         state: dict[str, Any] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
         backend: str = "torch",
+        measure: Measure | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
@@ -131,20 +146,15 @@ class Trainer:
         self.state = {} if state is None else state
         self.masks = masks or {}
         self.backend = backend
+        self.measure = measure or BY_ACCURACY
         self.fallback: str | None = None
         self.history = History()
         self.resumed_from = 0
         self.training_seconds = 0.0
-        device = next(model.parameters()).device
         self._masked = [model.get_parameter(f"{name}.weight") for name in self.masks]
-        self.optimiser = torch.optim.SGD(
-            model.parameters(),
-            lr=recipe.rate(0, 0),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.per_epoch = steps_per_epoch(len(dataset.train), recipe.batch)
+        self.optimiser = optimisers.make(recipe, model, recipe.rate(0, 0, self.per_epoch))
+        self.average = Average(model, recipe.ema, recipe.ema_every) if recipe.ema else None
 
     def fit(self, hooks: Hooks | None = None, until: int | None = None) -> History:
         """Train to the end of the recipe, or for its first epochs only.
@@ -157,14 +167,17 @@ class Trainer:
             DivergedError: The loss became NaN or infinite.
         """
         steps = self._steps(hooks or Hooks())
-        per_epoch = steps_per_epoch(len(self.dataset.train), self.recipe.batch)
+        per_epoch = self.per_epoch
         total = self.recipe.total_steps(per_epoch)
         epochs = math.ceil(total / per_epoch)
         first = self.resume()
+        device = next(self.model.parameters()).device
         for epoch in range(first, epochs if until is None else until):
             started = time.perf_counter()
             self.model.train()
-            trained = steps.run_epoch(epoch, epoch * per_epoch, total)
+            # What a network draws itself, such as dropout, is a function of the same names as the order of its images.
+            with isolated(derive(self.seed, self.stream, "network", epoch), device):
+                trained = steps.run_epoch(epoch, epoch * per_epoch, total)
             self.training_seconds += time.perf_counter() - started
             self.close_epoch(steps.score, epoch, epochs, *trained)
         return self.history
@@ -178,7 +191,7 @@ class Trainer:
         return steps
 
     def close_epoch(
-        self, score: Callable[[Part], Score], epoch: int, epochs: int, loss: float, hits: int, seen: int
+        self, score: Callable[[Split], Score], epoch: int, epochs: int, loss: float, hits: int, seen: int
     ) -> None:
         """Evaluate, note the curves and save the state.
 
@@ -200,29 +213,44 @@ class Trainer:
             raise DivergedError(
                 f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged"
             )
-        with self.meter.paused():
+        is_last = epoch + 1 == epochs
+        with self.meter.paused(), self._as_delivered(is_last):
             validation, test = (
                 # The last one as records have it: another backend's rounding may push an image over the border.
-                evaluate(self.model, self.dataset, part, self.precision) if epoch + 1 == epochs else score(part)
+                self.measure.evaluate(self.model, self.dataset, part, self.precision)
+                if is_last or self.measure.closely
+                else score(part)
                 for part in (self.dataset.validation, self.dataset.test)
             )
         history.validation_loss.append(validation.loss)
         history.validation_accuracy.append(validation.accuracy)
         history.test_loss.append(test.loss)
         history.test_accuracy.append(test.accuracy)
+        if not self.measure.is_accuracy:
+            history.validation_metric.append(self.measure.value(validation))
+            history.test_metric.append(self.measure.value(test))
         if self._masked:
             history.nonzero.append(sum(int(weight.count_nonzero()) for weight in self._masked))
-        if self.checkpoint is not None and epoch + 1 < epochs:
+        if self.checkpoint is not None and not is_last:
             self.checkpoint.save(self._snapshot(epoch + 1))
         if self.progress is not None:
-            self.progress(epoch + 1, epochs, test.accuracy)
+            self.progress(epoch + 1, epochs, self.measure.value(test))
+
+    def _as_delivered(self, for_good: bool) -> AbstractContextManager[None]:
+        """The network with the weights that count: its own, or their average."""
+        return self.average.delivered(for_good) if self.average is not None else nullcontext()
 
     def _snapshot(self, epochs_done: int) -> Snapshot:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        numbers: dict[str, dict[str, Any]] = {}
         for name, parameter in self.model.named_parameters():
-            buffer = self.optimiser.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum/{name}"] = buffer
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimiser/{key}/{name}"] = value
+                elif value is not None:
+                    numbers.setdefault(key, {})[name] = value
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         facts: dict[str, Any] = {}
         for key, value in self.state.items():
             if isinstance(value, torch.Tensor):
@@ -235,6 +263,7 @@ class Trainer:
                 "epochs_done": epochs_done,
                 "history": asdict(self.history),
                 "consumption": asdict(self.meter.consumption),
+                "optimiser": numbers,
                 "training_seconds": self.training_seconds,
                 "state": facts,
             },
@@ -243,7 +272,8 @@ class Trainer:
     def resume(self) -> int:
         """Load the last snapshot; return the number of epochs it holds."""
         snapshot = self.checkpoint.load() if self.checkpoint is not None else None
-        if snapshot is None:
+        # A snapshot of an earlier version, which kept momentum only, is not gone on from: the stage starts anew.
+        if snapshot is None or "optimiser" not in snapshot.facts:
             return 0
 
         def below(prefix: str) -> dict[str, torch.Tensor]:
@@ -251,12 +281,9 @@ class Trainer:
             return {name.removeprefix(prefix): tensor for name, tensor in found if name.startswith(prefix)}
 
         self.model.load_state_dict(below("model/"))
-        momentum = below("momentum/")
-        for name, parameter in self.model.named_parameters():
-            if name in momentum:
-                self.optimiser.state[parameter]["momentum_buffer"] = (
-                    momentum[name].to(parameter.device).contiguous(memory_format=_layout(parameter))
-                )
+        self._restore_optimiser(below("optimiser/"), snapshot.facts["optimiser"])
+        if self.average is not None:
+            self.average.restore(below("average/"))
         facts = snapshot.facts
         self.history = History(**facts["history"])
         self.training_seconds = facts["training_seconds"]
@@ -266,6 +293,29 @@ class Trainer:
         self.state.update(facts["state"], **{name: tensor.to(device) for name, tensor in below("state/").items()})
         self.resumed_from = int(facts["epochs_done"])
         return self.resumed_from
+
+    def _restore_optimiser(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give the optimiser the state that a snapshot holds: tensors by ``KEY/PARAMETER``, numbers by both."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        ordered = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        places = {names[parameter]: place for place, parameter in enumerate(ordered)}
+        state: dict[int, dict[str, Any]] = {}
+        for path, tensor in tensors.items():
+            key, _, name = path.partition("/")
+            state.setdefault(places[name], {})[key] = tensor
+        for key, values in numbers.items():
+            for name, value in values.items():
+                state.setdefault(places[name], {})[key] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        # Torch knows on which device the optimiser wants each tensor; type and layout are to be those that it had.
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        for place, kept in state.items():
+            parameter = ordered[place]
+            values = self.optimiser.state[parameter]
+            for key, value in kept.items():
+                if isinstance(value, torch.Tensor):
+                    layout = _layout(parameter) if value.shape == parameter.shape else torch.contiguous_format
+                    values[key] = value.to(values[key].device).contiguous(memory_format=layout)
 
 
 class TorchSteps:
@@ -277,6 +327,7 @@ class TorchSteps:
     """
 
     def __init__(self, trainer: Trainer, hooks: Hooks) -> None:
+        recipe = trainer.recipe
         self._trainer = trainer
         self._hooks = hooks
         self._masked = [trainer.model.get_parameter(f"{name}.weight") for name in trainer.masks]
@@ -284,44 +335,94 @@ class TorchSteps:
             mask.to(weight).contiguous(memory_format=_layout(weight))
             for mask, weight in zip(trainer.masks.values(), self._masked, strict=True)
         ]
+        self._mixing = Mixing(recipe, trainer.dataset.classes) if recipe.mixup or recipe.cutmix else None
+        self._sums: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def run_epoch(self, epoch: int, step: int, total: int) -> tuple[float, int, int]:
         """Train for one epoch, see :class:`Steps`."""
-        trainer, hooks = self._trainer, self._hooks
-        model, recipe, optimiser = trainer.model, trainer.recipe, trainer.optimiser
-        dtype, is_bf16 = next(model.parameters()).dtype, trainer.precision == "bf16"
-        losses, hits, seen = [], [], 0
-        for images, labels in trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype):
-            if step >= total:
-                break
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(epoch, step)
-            trainer.meter.admit(images)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=is_bf16):
-                logits = model(images)
-            logits = logits.float() if is_bf16 else logits
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            penalty = hooks.penalty(step) if hooks.penalty else None
-            optimiser.zero_grad(set_to_none=True)
-            (loss if penalty is None else loss + penalty).backward()
-            if hooks.gradients:
-                hooks.gradients(step)
-            if self._masks:
-                # A weight that is zero and never moved stays zero: neither momentum nor weight decay move it.
-                torch._foreach_mul_([weight.grad for weight in self._masked if weight.grad is not None], self._masks)
-            optimiser.step()
-            if hooks.after_step:
-                hooks.after_step(step)
-            # Summed on the device: reading a value every step would stall it.
-            losses.append(loss.detach() * len(labels))
-            hits.append((logits.detach().argmax(dim=1) == labels).sum())
-            seen += len(labels)
-            step += 1
+        trainer, recipe = self._trainer, self._trainer.recipe
+        dtype, seen = next(trainer.model.parameters()).dtype, 0
+        self._sums = []
+        with trainer.meter.noting(_besides(recipe)):
+            for images, labels in trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype):
+                if step >= total:
+                    break
+                if self._mixing is not None:
+                    images, labels = self._mixing(images, labels, trainer.seed, trainer.stream, epoch, step)
+                self._step(images, labels, epoch, step)
+                seen += len(labels)
+                step += 1
+        losses, hits = zip(*self._sums, strict=True)
         return float(torch.stack(losses).sum()), int(torch.stack(hits).sum()), seen
 
-    def score(self, part: Part) -> Score:
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, epoch: int, step: int) -> None:
+        """One optimiser step on a batch; labels are classes ``[B]`` or shares of classes ``[B, classes]``."""
+        trainer, hooks, recipe = self._trainer, self._hooks, self._trainer.recipe
+        optimiser = trainer.optimiser
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate(epoch, step, trainer.per_epoch)
+        self._descend(images, labels, step)
+        if hooks.gradients:
+            hooks.gradients(step)
+        if self._masks:
+            # A weight that is zero and never moved stays zero: neither momentum nor weight decay move it.
+            torch._foreach_mul_([weight.grad for weight in self._masked if weight.grad is not None], self._masks)
+        if recipe.clip:
+            clip = nn.utils.clip_grad_norm_ if recipe.clip_by == "norm" else nn.utils.clip_grad_value_
+            clip(trainer.model.parameters(), recipe.clip)
+        optimiser.step()
+        if self._masks and recipe.optimiser.name != "sgd":
+            # There are optimisers that move a weight by the gradients of others.
+            with torch.no_grad():
+                for weight, mask in zip(self._masked, self._masks, strict=True):
+                    weight.mul_(mask)
+        if hooks.after_step:
+            hooks.after_step(step)
+        if trainer.average is not None:
+            trainer.average.step(step)
+
+    def _descend(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> None:
+        """Gradients of the mean loss of a batch, which passes in one part or in several."""
+        trainer, hooks, recipe = self._trainer, self._hooks, self._trainer.recipe
+        is_bf16, size = trainer.precision == "bf16", recipe.micro_batch
+        parts = [(images, labels)]
+        if recipe.accumulate > 1:
+            parts = list(zip(images.split(size), labels.split(size), strict=True))
+        for number, (some, of_some) in enumerate(parts):
+            trainer.meter.admit(some)
+            with torch.autocast(some.device.type, torch.bfloat16, enabled=is_bf16):
+                logits = trainer.model(some)
+            logits = logits.float() if is_bf16 else logits
+            loss = F.cross_entropy(logits, of_some, label_smoothing=recipe.label_smoothing)
+            objective = loss if len(parts) == 1 else loss * (len(some) / len(images))
+            if not number:
+                penalty = hooks.penalty(step) if hooks.penalty else None
+                objective = objective if penalty is None else objective + penalty
+                trainer.optimiser.zero_grad(set_to_none=True)
+            objective.backward()
+            # Summed on the device: reading a value every step would stall it.
+            classes = of_some if of_some.dim() == 1 else of_some.argmax(dim=1)
+            self._sums.append(
+                (loss.detach() * len(of_some), (logits.detach().argmax(dim=1) == classes).sum()),
+            )
+
+    def score(self, part: Split) -> Score:
         """Classify a split, see :class:`Steps`."""
         return evaluate(self._trainer.model, self._trainer.dataset, part, self._trainer.precision)
+
+
+def _besides(recipe: Recipe) -> dict[str, Any]:
+    """What the loop does beside the optimiser and a plain loss, for the record; nothing where nothing was asked for."""
+    every = f", every {recipe.ema_every} steps" if recipe.ema_every > 1 else ""
+    found = {
+        "no_decay": list(recipe.no_decay),
+        "mixup": recipe.mixup,
+        "cutmix": recipe.cutmix,
+        "ema": f"{recipe.ema:g}{every}" if recipe.ema else "",
+        "clip": f"{recipe.clip_by} {recipe.clip:g}" if recipe.clip else "",
+        "accumulation": recipe.accumulate if recipe.accumulate > 1 else 0,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _layout(tensor: torch.Tensor) -> torch.memory_format:

@@ -120,7 +120,11 @@ def _key(training: Training) -> object:
     if training.hooks is not None:
         raise CannotStackError("its method acts in training")
     recipe, data = training.recipe, training.dataset
-    return signature(training.model), id(data.train.images), recipe.batch, training.precision, recipe.nesterov
+    if recipe.only_torch:
+        raise CannotStackError(recipe.only_torch)
+    if data.obstacle:
+        raise CannotStackError(data.obstacle)
+    return signature(training.model), id(data.resident.images), recipe.batch, training.precision, recipe.nesterov
 
 
 def _unfusable(run: Run) -> str:
@@ -176,7 +180,7 @@ def footprint(training: Training) -> int:
 
     example = training.dataset.example(next(model.parameters()).dtype).to("meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(example.expand(training.recipe.batch, -1, -1, -1))
+        model(example.expand(training.recipe.batch, *example.shape[1:]))
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return int(_PEAK * sum(tensor.untyped_storage().nbytes() for tensor in kept.values())) + _VECTORS * weights
 

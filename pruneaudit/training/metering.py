@@ -7,7 +7,7 @@ method that trains in a loop of its own is counted like one that asks the harnes
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,7 +29,8 @@ class Consumption:
         rates: Learning rate of every step, run-length coded: ``[rate, steps]`` in order; of several parameter groups
             the highest.
         batch: Largest batch that passed with gradients on.
-        settings: The optimiser's settings other than the learning rate, as seen at the steps.
+        settings: The optimiser's settings other than the learning rate, as seen at the steps (of several parameter
+            groups all different values), and what who trained noted beside them.
     """
 
     training_samples: int = 0
@@ -48,7 +49,8 @@ class Consumption:
             self.rates.append([rate, 1])
 
 
-_SETTINGS = ("momentum", "weight_decay", "nesterov", "dampening")
+# Of a group of parameters: what it is about, the rate, which is noted by itself, and how torch computes a step.
+_NO_SETTINGS = ("params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable")
 
 
 class Meter:
@@ -74,6 +76,7 @@ class Meter:
         self._model = model
         self._witness = witness
         self._paused = False
+        self._notes: dict[str, Any] = {}
         self._handles: list[Any] = []
         self._training: list[int] = []
         self._scoring: list[int] = []
@@ -91,13 +94,12 @@ class Meter:
             rates = [float(group["lr"]) for group in groups]
             self.consumption.step(max(rates))
             settings: dict[str, Any] = {"optimiser": type(optimiser).__name__.lower()}
-            for key in _SETTINGS:
-                values = sorted({group[key] for group in groups if key in group})
-                if values:
-                    settings[key] = values[0] if len(values) == 1 else values
+            for key in dict.fromkeys(key for group in groups for key in group if _is_setting(key, groups)):
+                values = _different(group[key] for group in groups if key in group)
+                settings[key] = values[0] if len(values) == 1 else values
             if len(set(rates)) > 1:
                 settings["learning_rates_of_groups"] = sorted(rate / max(rates) for rate in rates)
-            self.consumption.settings = settings
+            self.consumption.settings = settings | self._notes
 
         hooks = [
             layer.register_forward_pre_hook(self._counter(number), with_kwargs=True)
@@ -151,6 +153,15 @@ class Meter:
         self._handles = []
 
     @contextmanager
+    def noting(self, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Keep facts with the settings of the steps that follow: who trains says what no optimiser shows."""
+        before, self._notes = self._notes, dict(facts)
+        try:
+            yield
+        finally:
+            self._notes = before
+
+    @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count: the harness evaluates."""
         before, self._paused = self._paused, True
@@ -158,6 +169,21 @@ class Meter:
             yield
         finally:
             self._paused = before
+
+
+def _is_setting(key: str, groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a key of parameter groups says how weights move; maximising is unusual enough to be told."""
+    return key not in _NO_SETTINGS and (key != "maximize" or any(group.get(key) for group in groups))
+
+
+def _different(values: Iterable[Any]) -> list[Any]:
+    """Different values in order, tuples as the lists that records make of them."""
+    found: list[Any] = []
+    for value in values:
+        plain = list(value) if isinstance(value, tuple) else value
+        if plain not in found:
+            found.append(plain)
+    return sorted(found) if all(isinstance(value, int | float) for value in found) else sorted(found, key=repr)
 
 
 def _plain(batch: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,11 @@ from torch import nn
 import pruneaudit.training.compiled  # noqa: F401  (a backend)
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
+from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 
@@ -33,10 +34,11 @@ class Training:
         stream: Name of the stream of data order and augmentation.
         precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
         checkpoint: Where to keep the state between epochs, or None.
-        progress: Called after every epoch with (epochs done, epochs in all, test accuracy in percent), or None.
+        progress: Called after every epoch with (epochs done, epochs in all, the metric on the test split), or None.
         state: Facts and tensors of a method, kept in the checkpoint.
         masks: Which weights may differ from zero, by layer, bool.
         hooks: What a method adds to training, or None.
+        measure: The workload's metric.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Training:
     state: dict[str, Any] | None = None
     masks: Mapping[str, torch.Tensor] | None = None
     hooks: Hooks | None = None
+    measure: Measure = BY_ACCURACY
 
     def trainer(self, meter: Meter, steps: str = "torch") -> Trainer:
         """The plain loop over it; ``steps`` is the trainer's backend."""
@@ -66,6 +69,7 @@ class Training:
             self.state,
             self.masks,
             steps,
+            self.measure,
         )
 
 
@@ -144,9 +148,9 @@ class Run:
     def rates(self, steps: int) -> list[float]:
         """Learning rates of the next steps."""
         recipe = self.training.recipe
-        if recipe.epochs is not None:
+        if recipe.epochs is not None and not recipe.schedule.per_step:
             return [recipe.rate(self.epoch, self.step)] * steps
-        return [recipe.rate(self.epoch, step) for step in range(self.step, self.step + steps)]
+        return [recipe.rate(self.epoch, step, self.per_epoch) for step in range(self.step, self.step + steps)]
 
     def went(self, sizes: Sequence[int], loss: float, hits: int, seconds: float) -> bool:
         """Count steps that are over, as a meter does; say whether an epoch, or the last part of one, is.
@@ -189,8 +193,8 @@ class Run:
         epoch, sums = math.ceil(self.step / self.per_epoch) - 1, (self._loss, self._hits, self._seen)
         self._start_epoch()
         try:
-            # After the last epoch the trainer scores the network itself, as records do.
-            if is_due or self.training.masks or epoch + 1 == self.epochs:
+            # After the last epoch, and where the metric asks for more, the trainer evaluates the network itself.
+            if is_due or self.training.masks or self.training.measure.closely or epoch + 1 == self.epochs:
                 unpack()
             self.trainer.checkpoint = checkpoint if is_due else None
             self.trainer.close_epoch(scores.of, epoch, self.epochs, *sums)
@@ -207,6 +211,6 @@ class Scores:
     validation: Score
     test: Score
 
-    def of(self, part: Part) -> Score:
+    def of(self, part: Split) -> Score:
         """The score of a split."""
         return self.validation if part is self.data.validation else self.test

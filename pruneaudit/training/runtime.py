@@ -12,6 +12,7 @@ import torch
 
 from pruneaudit.training import memory
 from pruneaudit.version import __version__
+from pruneaudit.workloads.data import look_in
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Runtime:
         """Fix what would make numbers depend on the number of workers or on the kernel chosen, and what steps cost."""
         # One thread per process on CPU: sums then do not depend on -n, and workers do not starve each other.
         torch.set_num_threads(1)
+        look_in(self.data_root)
         memory.keep()
         if self.device == "cuda":
             torch.backends.cudnn.benchmark = False

@@ -16,7 +16,7 @@ from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.feed import Feed, Stream
 from pruneaudit.training.grouped import StackedSGD, stack
 from pruneaudit.training.runs import Run, Scores
-from pruneaudit.workloads.datasets import Part
+from pruneaudit.workloads.data import Split
 
 # Steps that CUDA libraries need to settle before one is captured.
 _WARM_UP = 3
@@ -134,13 +134,12 @@ class Stack:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     @torch.no_grad()
-    def _evaluate(self, part: Part) -> list[Score]:
+    def _evaluate(self, part: Split) -> list[Score]:
         """What :func:`evaluate` finds for each model."""
         self.network.eval()
         losses, hits = [], []
-        for start in range(0, len(part), _CHUNK):
-            images = self._data.normalise(part.images[start : start + _CHUNK], self.network.weights.vector.dtype)
-            labels = part.labels[start : start + _CHUNK].expand(len(self.runs), -1)
+        for images, numbers in self._data.inputs(part, self.network.weights.vector.dtype, _CHUNK):
+            labels = numbers.expand(len(self.runs), -1)
             with self._arithmetic():
                 logits = self.network(images)
             logits = logits.float() if self._precision == "bf16" else logits

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from pruneaudit.workloads.datasets import Dataset, Part
+from pruneaudit.workloads.data import Dataset, Split, is_reading
 
 #: Correlation from which two images are the same picture: brightness and contrast do not count.
 SAME_PICTURE = 0.995
@@ -84,7 +84,7 @@ class Watch:
 
     def opened(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Note what this process opens, if it is off limits."""
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or is_reading():
             return
         first = arguments[0] if arguments else None
         if event in ("open", "os.listdir", "os.scandir"):
@@ -116,21 +116,25 @@ class Pictures:
         self._sample: dict[bytes, torch.Tensor] = {}
 
     def see(self, images: torch.Tensor) -> None:
-        """Count a batch that the harness did not hand out, ``[N, C, H, W]``; other shapes are no images."""
+        """Count a batch that the harness did not hand out, ``[N, C, H, W]``; other shapes are no inputs."""
         data = self._dataset
-        if images.is_meta or tuple(images.shape[1:]) != (data.channels, data.height, data.height):
+        if images.is_meta or tuple(images.shape[1:]) != data.shape:
             return
         if self._keys is None:
-            train = _keys(data.normalise(data.train.images))
-            self._keys = frozenset(
-                key for part in (data.validation, data.test) for key in _keys(data.normalise(part.images))
-            ).difference(train)
+            held_out = {key for part in (data.validation, data.test) for key in self._keys_of(part)}
+            # One by one: all keys of a large training split need not be in memory at once.
+            held_out.difference_update(self._keys_of(data.train))
+            self._keys = frozenset(held_out)
         self.foreign += len(images)
         for image, key in zip(images.detach(), _keys(images), strict=True):
             if key in self._keys:
                 self.held_out += 1
             else:
-                self._remember(image, hashlib.sha256(key).digest())
+                self._remember(image, key)
+
+    def _keys_of(self, part: Split) -> Iterator[bytes]:
+        for images, _ in self._dataset.inputs(part):
+            yield from _keys(images)
 
     def _remember(self, image: torch.Tensor, digest: bytes) -> None:
         """Keep the images with the smallest digests: a fair sample, whatever order they come in."""
@@ -142,18 +146,35 @@ class Pictures:
     def compare(self) -> int:
         """Held-out images among all, those in disguise (shifted, mirrored, scaled) included as far as sampled."""
         data = self._dataset
-        found = 0
-        margin = min(data.config.pad, (data.height - 1) // 2)
-        for image in self._sample.values():
-            views = _standard(_views(image, margin, data.config.flip))
-            if not len(views):
-                continue
-            held_out = max(_closest(views, part, margin) for part in (data.validation, data.test))
-            # A changed training image may resemble a held-out one; it resembles itself more (or, where a picture is
-            # in both, as much).
-            if held_out >= SAME_PICTURE and held_out > _closest(views, data.train, margin) + 1e-5:
-                found += 1
+        if len(data.shape) != 3:
+            # A vector has neither place nor brightness.
+            return self.held_out
+        margin = min(data.config.pad, (min(data.height, data.width) - 1) // 2)
+        disguised = [_standard(_views(image, margin, data.config.flip)) for image in self._sample.values()]
+        sample = [views for views in disguised if len(views)]
+        if not sample:
+            return self.held_out
+        validation, test, train = (
+            self._closest(sample, part, margin) for part in (data.validation, data.test, data.train)
+        )
+        # A changed training image may resemble a held-out one; it resembles itself more (or, where a picture is in
+        # both, as much).
+        found = sum(
+            max(one, other) >= SAME_PICTURE and max(one, other) > trained + 1e-5
+            for one, other, trained in zip(validation, test, train, strict=True)
+        )
         return self.held_out + found
+
+    def _closest(self, sample: Sequence[torch.Tensor], part: Split, margin: int) -> list[float]:
+        """For each image of a sample: the largest correlation of its views with the middle of any image of a split."""
+        best = [-1.0] * len(sample)
+        _, height, width = self._dataset.shape
+        for _, stored in self._dataset.stored(part, 4096):
+            images = stored if stored.dtype != torch.uint8 else stored.permute(0, 3, 1, 2)
+            known = _standard(images[:, :, margin : height - margin, margin : width - margin].cpu())
+            if len(known):
+                best = [max(one, float((views @ known.T).max())) for one, views in zip(best, sample, strict=True)]
+        return best
 
 
 def _copy(model: nn.Module) -> Mapping[str, torch.Tensor]:
@@ -161,9 +182,9 @@ def _copy(model: nn.Module) -> Mapping[str, torch.Tensor]:
 
 
 def _keys(images: torch.Tensor) -> list[bytes]:
-    """A key for each image: its pixels to a 64th of a standard deviation."""
+    """A key for each image: a digest of its pixels to a 64th of a standard deviation."""
     rounded = (images.detach().double() * 64).round().to(torch.int16).cpu().contiguous().numpy()
-    return [image.tobytes() for image in rounded]
+    return [hashlib.sha256(image.tobytes()).digest() for image in rounded]
 
 
 def _views(image: torch.Tensor, margin: int, flip: bool) -> torch.Tensor:
@@ -171,9 +192,9 @@ def _views(image: torch.Tensor, margin: int, flip: bool) -> torch.Tensor:
 
     The middle alone is compared: whatever an image is padded with, its middle stays in the picture at every shift.
     """
-    side = image.shape[-1] - 2 * margin
+    height, width = image.shape[1] - 2 * margin, image.shape[2] - 2 * margin
     shifted = [
-        image[:, row : row + side, column : column + side]
+        image[:, row : row + height, column : column + width]
         for row in range(2 * margin + 1)
         for column in range(2 * margin + 1)
     ]
@@ -190,18 +211,6 @@ def _standard(images: torch.Tensor) -> torch.Tensor:
     flat = nn.functional.normalize(channels, dim=2, eps=1e-6).flatten(1)
     length = flat.norm(dim=1)
     return flat[length > 1e-3] / length[length > 1e-3, None]
-
-
-def _closest(views: torch.Tensor, part: Part, margin: int) -> float:
-    """Largest correlation of any view with the middle of any image of a split."""
-    best = -1.0
-    inside = slice(margin, part.images.shape[1] - margin)
-    for start in range(0, len(part), 4096):
-        images = part.images[start : start + 4096, inside, inside].cpu().permute(0, 3, 1, 2)
-        known = _standard(images)
-        if len(known):
-            best = max(best, float((views @ known.T).max()))
-    return best
 
 
 # Python offers audit hooks for a whole process only, and for good: one hook, which asks who is watching.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,20 +12,68 @@ from pruneaudit.schema import Frozen
 from pruneaudit.workloads.schedule import Schedule
 
 
+class Optimiser(Frozen):
+    """A class of ``torch.optim`` and its options.
+
+    Attributes:
+        name: Name of the class in lower case.
+        options: What it takes besides parameters, rate and weight decay (and of SGD besides momentum and nesterov),
+            sorted by name; what is not stated is torch's default.
+    """
+
+    name: str = "sgd"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_table(cls, given: object) -> object:
+        # As TOML has it: a name, or a table of the name and the options.
+        if isinstance(given, str):
+            given = {"name": given}
+        if not isinstance(given, Mapping):
+            return given
+        table = dict(given)
+        options = table.pop("options", ())
+        pairs = dict(options.items() if isinstance(options, Mapping) else options)
+        if not isinstance(name := table.pop("name", "sgd"), str):
+            raise ValueError("name: expected the name of a class of torch.optim, such as 'adamw'")
+        return {"name": name.lower(), "options": sorted({**pairs, **table}.items())}
+
+    @field_validator("options")
+    @classmethod
+    def _hashable(cls, options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+        # A workload is a key of caches, and JSON has lists where torch wants tuples.
+        return tuple((name, _tuples(value)) for name, value in options)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
 class Recipe(Frozen):
-    """How one stage trains: SGD with momentum, by epochs or by steps.
+    """How one stage trains, by epochs or by steps: SGD with momentum where nothing else is said.
 
     Attributes:
         epochs: Length in passes over the training split; the schedule then counts epochs.
         steps: Length in optimiser steps (the pruning stage's unit); the schedule then counts steps.
-        lr: Learning-rate schedule in its text form, see :mod:`pruneaudit.schedule`.
+        lr: Learning-rate schedule in its text form, see :mod:`pruneaudit.workloads.schedule`.
         start: Steps of the schedule that an earlier stage has used up (a topped-up pruning stage under S4.2).
         span: Steps of the whole schedule where this stage is a part of it; 0: the stage's own length.
-        batch: Images per step.
+        batch: Images per optimiser step.
+        optimiser: What makes the steps.
         momentum: SGD momentum.
-        weight_decay: L2 coefficient on all parameters.
-        nesterov: Nesterov momentum.
+        weight_decay: Weight decay, as the optimiser understands it: L2 coefficient of SGD, decoupled in AdamW.
+        nesterov: Nesterov momentum of SGD.
+        no_decay: Parameters without weight decay: ``bias``, ``norm``, or shell patterns of their names.
         label_smoothing: Mass moved from the true class to all classes.
+        mixup: Alpha of mixup's Beta distribution (Zhang et al. 2018); 0: none. With ``cutmix``, each batch gets one.
+        cutmix: Alpha of CutMix's (Yun et al. 2019); 0: none.
+        ema: Decay of the exponential moving average of weights and statistics, which is then what is evaluated and
+            delivered; 0: none.
+        ema_every: Optimiser steps between two updates of the average.
+        clip: Largest norm of all gradients together, or largest value; 0: not clipped.
+        clip_by: What ``clip`` bounds.
+        accumulate: Parts of a batch that pass the network one after the other before each step.
     """
 
     epochs: int | None = Field(default=None, ge=1)
@@ -33,10 +82,19 @@ class Recipe(Frozen):
     start: int = Field(default=0, ge=0)
     span: int = Field(default=0, ge=0)
     batch: int = Field(ge=1)
+    optimiser: Optimiser = Optimiser()
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     nesterov: bool = False
+    no_decay: tuple[str, ...] = ()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    ema_every: int = Field(default=1, ge=1)
+    clip: float = Field(default=0.0, ge=0)
+    clip_by: Literal["norm", "value"] = "norm"
+    accumulate: int = Field(default=1, ge=1)
 
     @field_validator("lr")
     @classmethod
@@ -51,16 +109,54 @@ class Recipe(Frozen):
             raise ValueError("nesterov needs momentum above 0")
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.optimiser.name != "sgd":
+            for key in ("momentum", "nesterov"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: belongs to sgd; state options of {self.optimiser.name} under optimiser")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate: a batch of {self.batch} cannot be {self.accumulate} equal parts")
+        if self.no_decay and not self.weight_decay:
+            raise ValueError("no_decay: there is no weight_decay to leave parameters out of")
+        for key, needed in (("ema_every", "ema"), ("clip_by", "clip")):
+            if getattr(self, key) != type(self).model_fields[key].default and not getattr(self, needed):
+                raise ValueError(f"{key}: does nothing without {needed}")
+        if reason := too_warm(self.schedule, self.epochs):
+            raise ValueError(f"lr: {reason}")
+        return self
+
     @property
     def schedule(self) -> Schedule:
         """The learning-rate schedule, parsed."""
         return Schedule.parse(self.lr)
 
-    def rate(self, epoch: int, step: int) -> float:
-        """Learning rate of an optimiser step, given its epoch and its number (both 0-based)."""
-        if self.epochs is not None:
-            return self.schedule.rate(epoch, self.epochs)
-        return self.schedule.rate(self.start + step, self.span or self.start + (self.steps or 0))
+    @property
+    def micro_batch(self) -> int:
+        """Images that pass the network at once."""
+        return self.batch // self.accumulate
+
+    def rate(self, epoch: int, step: int, per_epoch: int = 1) -> float:
+        """Learning rate of an optimiser step, given its epoch and its number (both 0-based).
+
+        Args:
+            epoch: The epoch.
+            step: The step, counted from the beginning of the stage.
+            per_epoch: Steps of an epoch; only a schedule in epochs whose rate changes at every step asks for it.
+        """
+        schedule = self.schedule
+        if self.epochs is None:
+            return schedule.rate(self.start + step, self.span or self.start + (self.steps or 0))
+        if schedule.per_step:
+            return schedule.rate(step, self.epochs * per_epoch, per_epoch)
+        return schedule.rate(epoch, self.epochs)
+
+    def last_rate(self, per_epoch: int) -> float:
+        """Learning rate that the stage ends at, given the steps of an epoch."""
+        if self.epochs is None:
+            return self.schedule.last_rate(self.span or self.start + (self.steps or 0))
+        unit = per_epoch if self.schedule.per_step else 1
+        return self.schedule.last_rate(self.epochs * unit, unit)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole stage."""
@@ -92,6 +188,29 @@ class Recipe(Frozen):
         if not self.steps:
             raise ValueError("only a recipe in steps can be stretched to steps")
         return self.model_copy(update={"steps": steps, "lr": str(self.schedule.stretched(steps / self.steps))})
+
+    @property
+    def only_torch(self) -> str:
+        """Why only torch's own loop makes its steps, which others do for plain SGD; empty: nothing is against them."""
+        asked = {
+            f"optimiser {self.optimiser.name}": self.optimiser.name != "sgd",
+            "options of the optimiser": self.optimiser.name == "sgd" and bool(self.optimiser.options),
+            "no_decay": bool(self.no_decay),
+            "mixup": bool(self.mixup),
+            "cutmix": bool(self.cutmix),
+            "ema": bool(self.ema),
+            "clip": bool(self.clip),
+            "accumulate": self.accumulate > 1,
+        }
+        reasons = [name for name, is_asked in asked.items() if is_asked]
+        return f"its recipe has {', '.join(reasons)}, which torch's loop alone does" if reasons else ""
+
+
+def too_warm(schedule: Schedule, epochs: int | None) -> str:
+    """Why a schedule's warm-up is too long for a training of so many epochs; empty: it is not."""
+    if epochs is None or schedule.in_steps or schedule.warmup < epochs:
+        return ""
+    return f"a warm-up of {schedule.warmup:g} epochs leaves nothing of {epochs}"
 
 
 def steps_per_epoch(images: int, batch: int) -> int:

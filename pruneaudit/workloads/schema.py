@@ -11,53 +11,51 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pruneaudit.errors import ConfigError, nearest
-from pruneaudit.schema import Frozen, read_toml, validate
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.schema import Arguments, Frozen, read_toml, validate
+from pruneaudit.workloads.metrics import ACCURACY, Metric
+from pruneaudit.workloads.networks import Network, version_of
+from pruneaudit.workloads.recipes import Optimiser, Recipe, too_warm
 from pruneaudit.workloads.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
-
-
-class Network(Frozen):
-    """What builds a dense network.
-
-    Attributes:
-        model: Key in the model registry, or a spec of the user's own.
-        args: Keyword arguments beside the sizes of the data.
-        folder: Where relative paths start; no part of any identity.
-    """
-
-    model: str
-    args: tuple[tuple[str, Any], ...] = ()
-    folder: Path | None = Field(default=None, exclude=True)
 
 
 class DataConfig(Frozen):
     """A dataset as a workload sees it.
 
     Attributes:
-        name: Key in the dataset registry.
-        size: Height and width in pixels after the one resize at load (None: as stored).
-        mean: Per-channel mean of pixels in [0, 1], subtracted.
-        std: Per-channel standard deviation, divided by.
+        name: Key in the dataset registry, or a user's own data: ``file.py:function`` or ``package.module:function``
+            that returns ``pruneaudit.Data``, ``imagefolder:PATH``, or ``torchvision:NAME``.
+        size: Height and width in pixels after the one resize at load (None: as stored). Of a user's images the shorter
+            side is resized, and the centre is kept.
+        mean: Per-channel mean of pixels in [0, 1], subtracted (None: found in the training split; what is no image is
+            left as it is).
+        std: Per-channel standard deviation, divided by (None: found, too).
         pad: Zero padding of the random crop (0: no crop).
         flip: Random horizontal flips.
         validation: Images that the training set gives up for validation (0: the dataset's own fixed split).
+        train: Transforms of training images by their names in ``torchvision.transforms.v2``, in place of ``pad`` and
+            ``flip``: ``"RandomResizedCrop(224)"``.
+        test: Transforms of images that are not augmented.
         folder: Where relative paths start; no part of any identity.
     """
 
     name: str
     size: int | None = None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     pad: int = Field(default=0, ge=0)
     flip: bool = False
     validation: int = Field(default=0, ge=0)
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
     folder: Path | None = Field(default=None, exclude=True)
 
     @property
     def augmentation(self) -> str:
         """Short description for records, such as ``"crop4+flip"``."""
+        if self.train:
+            return "+".join(self.train)
         parts = [f"crop{self.pad}"] * (self.pad > 0) + ["flip"] * self.flip
         return "+".join(parts) or "none"
 
@@ -134,8 +132,9 @@ class Workload(Frozen):
         source: Where the recipe comes from.
         model: Key in the model registry, or a spec of the user's own.
         model_args: What the model takes beside the sizes of the data.
+        model_source: Code that builds a user's network (:func:`~.networks.version_of`); read from it, never stated.
         data: The dataset.
-        prunable: Patterns (shell style) of the layers that may lose filters.
+        prunable: Patterns (shell style) of the layers that may lose filters, or ``auto`` alone: all that can.
         skip: Patterns taken out again.
         ratios: Pruning ratios: the share of filters to remove in each prunable layer, in (0, 1).
         layer_ratios: For a ratio, shares of single layers by pattern (the last that matches counts; others keep the
@@ -152,6 +151,7 @@ class Workload(Frozen):
         scratch: Recipe of a network trained from random initialisation.
         tune: Grid of retraining schedules for S3.1.
         budget: Scales of the reduced budgets.
+        metric: What decides its comparisons.
         folder: Where relative paths of a user's own workload start; no part of any identity.
     """
 
@@ -159,7 +159,8 @@ class Workload(Frozen):
     version: int = Field(ge=1)
     source: str
     model: str
-    model_args: tuple[tuple[str, Any], ...] = ()
+    model_args: Arguments = ()
+    model_source: str = ""
     folder: Path | None = Field(default=None, exclude=True)
     data: DataConfig
     prunable: tuple[str, ...] = Field(min_length=1)
@@ -176,6 +177,19 @@ class Workload(Frozen):
     scratch: Recipe
     tune: Tuning
     budget: BudgetScales = BudgetScales()
+    metric: Metric = ACCURACY
+
+    @field_validator("prunable", mode="before")
+    @classmethod
+    def _one_or_many(cls, patterns: object) -> object:
+        return (patterns,) if isinstance(patterns, str) else patterns
+
+    @field_validator("prunable")
+    @classmethod
+    def _auto_alone(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if "auto" in patterns and len(patterns) > 1:
+            raise ValueError("'auto' means everything that can be pruned; give it alone, and what stays in skip")
+        return patterns
 
     @field_validator("ratios")
     @classmethod
@@ -223,6 +237,9 @@ class Workload(Frozen):
             raise ValueError(
                 "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
             )
+        for schedule in self.tune.schedules:
+            if reason := too_warm(Schedule.parse(schedule), self.retrain.epochs):
+                raise ValueError(f"tune.schedules: '{schedule}': {reason}")
         return self
 
     @property
@@ -233,7 +250,7 @@ class Workload(Frozen):
     @property
     def network(self) -> Network:
         """What builds its dense network."""
-        return Network(model=self.model, args=self.model_args, folder=self.folder)
+        return Network(model=self.model, args=self.model_args, source=self.model_source, folder=self.folder)
 
     def ratio_of(self, layer: str, ratio: float) -> float:
         """Share of filters that a layer loses at a ratio."""
@@ -268,27 +285,138 @@ class Workload(Frozen):
         )
 
 
-# Keys that a workload may state once for all of its recipes.
-_SHARED_RECIPE_KEYS = ("batch", "momentum", "weight_decay", "nesterov", "label_smoothing")
-
+#: Keys that a workload may state once for all of its recipes.
+_SHARED_RECIPE_KEYS = (
+    "batch",
+    "momentum",
+    "weight_decay",
+    "nesterov",
+    "no_decay",
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    "ema",
+    "ema_every",
+    "clip",
+    "clip_by",
+    "accumulate",
+)
+# Of these the ones that SGD alone understands; other optimisers have options of the same name, and other defaults.
+_OF_SGD = ("momentum", "nesterov")
 
 _STAGES = ("pretrain", "prune", "retrain", "scratch")
 
 
+# What reading fills in.
+_READ = ("folder", "model_source")
+
+
 def load_workload(path: Path) -> Workload:
-    """Read one workload.
+    """Read one of the workloads that come with the project.
 
     Raises:
         ConfigError: The file is no TOML or no workload; the message names file, key and what was expected.
     """
-    content = read_toml(path)
-    shared = content.pop("sgd", {})
-    if not isinstance(shared, Mapping):
-        raise ConfigError(f"{path}: sgd: expected a table")
-    for key in shared:
-        if key not in _SHARED_RECIPE_KEYS:
-            raise ConfigError(f"{path}: sgd.{key}: unknown key.{nearest(key, _SHARED_RECIPE_KEYS)}")
+    return read_workload(read_toml(path), path.stem, path, None)
+
+
+def read_workload(content: Mapping[str, Any], name: str, path: Path, folder: Path | None) -> Workload:
+    """A workload from the content of its file.
+
+    Args:
+        content: Tables and values, as in TOML.
+        name: Its id.
+        path: What messages name: its file.
+        folder: Where relative paths start; None: nowhere.
+
+    Raises:
+        ConfigError: It is no workload; the message names file, key and what was expected.
+    """
+    content = dict(content)
+    for key in _READ:
+        if key in content:
+            raise ConfigError(f"{path}: {key}: unknown key.")
+    shared = _shared(content, path)
     for stage in _STAGES:
         if isinstance(content.get(stage), dict):
-            content[stage] = {**shared, **content[stage]}
-    return validate(Workload, {**content, "name": path.stem}, path)
+            own = _recipe_keys(content[stage], f"{path}: {stage}.optimiser")
+            content[stage] = {**_without(shared, own), **own}
+    workload = validate(Workload, {**content, "name": name}, path)
+    for stage in _STAGES:
+        _check_optimiser(getattr(workload, stage), f"{path}: {stage}.optimiser")
+    return workload if folder is None else placed(workload, folder, path)
+
+
+def placed(workload: Workload, folder: Path, path: Path) -> Workload:
+    """A user's workload, whose relative paths start at a folder, with the version of its network's code.
+
+    Raises:
+        ConfigError: What it names is not there; the message names the file and the key.
+    """
+    data = workload.data.model_copy(update={"folder": folder})
+    workload = workload.model_copy(update={"folder": folder, "data": data})
+    try:
+        return workload.model_copy(update={"model_source": version_of(workload.network)})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: model: {error}") from None
+
+
+def _shared(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Takes ``[sgd]`` or ``[optimiser]`` out of a workload's tables: keys of all of its recipes.
+
+    Raises:
+        ConfigError: It has both, or one of them is no such table.
+    """
+    tables = [table for table in ("sgd", "optimiser") if table in content]
+    if len(tables) > 1:
+        raise ConfigError(f"{path}: optimiser: give either [sgd] or [optimiser], not both")
+    if not tables:
+        return {}
+    shared = content.pop(*tables)
+    if not isinstance(shared, Mapping):
+        raise ConfigError(f"{path}: {tables[0]}: expected a table")
+    if tables == ["sgd"]:
+        for key in shared:
+            if key not in _SHARED_RECIPE_KEYS:
+                raise ConfigError(f"{path}: sgd.{key}: unknown key.{nearest(key, _SHARED_RECIPE_KEYS)}")
+        return dict(shared)
+    return _recipe_keys({"optimiser": shared}, f"{path}: optimiser")
+
+
+def _recipe_keys(recipe: dict[str, Any], where: str) -> dict[str, Any]:
+    """A recipe whose optimiser, where it is a table, keeps name and options only; what else it states is the recipe's.
+
+    Raises:
+        ConfigError: The table names no optimiser.
+    """
+    optimiser = recipe.get("optimiser")
+    if not isinstance(optimiser, Mapping):
+        return recipe
+    if "name" not in optimiser:
+        raise ConfigError(f"{where}.name: missing; a class of torch.optim, such as 'adamw'")
+    is_sgd = str(optimiser["name"]).lower() == "sgd"
+    keys = [key for key in optimiser if key in _SHARED_RECIPE_KEYS and (is_sgd or key not in _OF_SGD)]
+    of_recipe = {key: optimiser[key] for key in keys}
+    rest = {key: value for key, value in optimiser.items() if key not in keys}
+    return {**of_recipe, **recipe, "optimiser": rest}
+
+
+def _without(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What all recipes share, for one that may have an optimiser of its own."""
+    return {key: value for key, value in shared.items() if "optimiser" not in own or key not in _OF_SGD}
+
+
+def _check_optimiser(recipe: Recipe, where: str) -> None:
+    """Ask torch whether it has the optimiser; plain SGD, which needs no answer, is read without torch.
+
+    Raises:
+        ConfigError: It has none, or not with these options.
+    """
+    if recipe.optimiser == Optimiser():
+        return
+    from pruneaudit.workloads.optimisers import check
+
+    try:
+        check(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pruneaudit import Budget, TrainedMethod
-from pruneaudit.workloads.datasets import load
+from pruneaudit.workloads.data import load
 
 
 class TrainsOnTest(TrainedMethod):

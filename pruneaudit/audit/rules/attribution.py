@@ -13,13 +13,16 @@ _WANG = "Wang et al. 2023 (arXiv 2301.05219)"
 
 
 def _advantage(case: Case, protocol: str) -> tuple[float, int] | None:
-    """Mean difference (first arm minus second, percentage points) over paired seeds under another protocol, and n."""
+    """Mean difference (first arm minus second) over paired seeds under another protocol, and n."""
     subject = case.subject
-    left, right = (
-        case.table.accuracies(subject.workload, protocol, method, subject.ratio) for method in subject.methods
-    )
+    left, right = (case.table.values(subject.workload, protocol, method, subject.ratio) for method in subject.methods)
     seeds = sorted(left.keys() & right.keys())
     return (fmean(left[seed] - right[seed] for seed in seeds), len(seeds)) if seeds else None
+
+
+def _gap(case: Case, value: float) -> str:
+    """A difference with its unit."""
+    return f"{case.table.metric.gap(value)}{case.table.metric.suffix}"
 
 
 def _sign(value: float) -> int:
@@ -38,7 +41,7 @@ def wins_under_both_recipes(case: Case) -> Outcome:
     if any(entry is None for entry in found):
         left, right = case.subject.methods
         return Outcome("not measured", None, None, f"run: pruneaudit crossvalidate {left} {right}")
-    values = [f"{mean:+.2f} points under its recipe (n = {n})" for mean, n in (entry for entry in found if entry)]
+    values = [f"{_gap(case, mean)} under its recipe (n = {n})" for mean, n in (entry for entry in found if entry)]
     signs = {_sign(entry[0]) for entry in found if entry} - {0}
     return Outcome("fail" if len(signs) > 1 else "pass", values[0], values[1])
 
@@ -56,7 +59,7 @@ def survives_the_strictest(case: Case) -> Outcome:
     here, there = _advantage(case, case.subject.protocol), _advantage(case, strictest)
     if here is None or there is None:
         return Outcome("not measured", None, None, f"run {strictest} as well")
-    value = f"{here[0]:+.2f} points here, {there[0]:+.2f} under {strictest}"
+    value = f"{_gap(case, here[0])} here, {case.table.metric.gap(there[0])} under {strictest}"
     return Outcome("fail" if _sign(here[0]) * _sign(there[0]) < 0 else "pass", value, value)
 
 
@@ -65,9 +68,9 @@ def _trainability(arm: Evidence) -> tuple[bool, str]:
     """Whether all of it was measured, and the values."""
     chain = [run for run in (arm.base, arm.prune, arm.result) if run is not None]
     values = [run.jacobian.mean if run.jacobian is not None else None for run in chain]
-    accuracy = trainability_accuracy(arm.result.test_accuracy, arm.result.recipe)
+    accuracy = trainability_accuracy(arm.result.curve, arm.result.recipe)
     jsv = " → ".join("?" if value is None else f"{value:.3g}" for value in values)
-    text = f"JSV {jsv}, TA {'?' if accuracy is None else f'{accuracy:.2f} %'}"
+    text = f"JSV {jsv}, TA {'?' if accuracy is None else arm.metric.value(accuracy)}"
     return None not in values and accuracy is not None, text
 
 

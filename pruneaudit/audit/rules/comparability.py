@@ -1,8 +1,9 @@
-"""Which quantities two arms must share before their accuracies may be compared (Wang et al. 2023, Table 2)."""
+"""Which quantities two arms must share before their results may be compared (Wang et al. 2023, Table 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 
 from pruneaudit.audit.evidence import Evidence, measured
 from pruneaudit.audit.rule import Outcome, Verdict, arm_rule, equal, rule, same_rule
@@ -13,6 +14,8 @@ _TABLE_2 = "Wang et al. 2023 (arXiv 2301.05219), Table 2"
 SIZE_TOLERANCE = 0.02
 #: Images with gradients for scores, in passes over the training split, that are no training yet.
 SCORING_EPOCHS = 0.5
+# Different rates in a row that are all shown.
+_MOST_RATES = 200
 
 
 def _short(digest: str) -> str:
@@ -28,7 +31,12 @@ def _rates(runs: Iterable[RunRecord]) -> str:
                 coded[-1] = (rate, coded[-1][1] + steps)
             else:
                 coded.append((rate, steps))
-    return ", ".join(f"{rate:.6g}×{steps}" for rate, steps in coded) or "none"
+    text = ", ".join(f"{rate:.6g}×{steps}" for rate, steps in coded) or "none"
+    if len(coded) <= _MOST_RATES:
+        return text
+    # A rate for every step: both ends are shown, and the digest tells the rest apart.
+    ends = f"{coded[0][0]:.6g}×{coded[0][1]}, …, {coded[-1][0]:.6g}×{coded[-1][1]}"
+    return f"{ends} ({len(coded)} rates, {_short(sha256(text.encode()).hexdigest())})"
 
 
 def _epochs(runs: Iterable[RunRecord]) -> float | None:
@@ -63,7 +71,9 @@ def same_preprocessing(arm: Evidence) -> str:
     Example: ImageNet's mean and deviation in both arms pass; CIFAR's own in one of them do not.
     """
     data = arm.result.data
-    return f"{data.name}, size {data.size or 'as stored'}, mean {list(data.mean)}, deviation {list(data.std)}"
+    mean, deviation = ("found" if values is None else list(values) for values in (data.mean, data.std))
+    tested = f", test images {' + '.join(data.test)}" if data.test else ""
+    return f"{data.name}, size {data.size or 'as stored'}, mean {mean}, deviation {deviation}{tested}"
 
 
 @rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")
@@ -163,15 +173,17 @@ def same_tuning_budget(arm: Evidence) -> str:
 
 @measured
 def _choice(arm: Evidence) -> tuple[bool, str]:
-    """Whether validation chose the reported trial, and the accuracies."""
-    best = max(arm.trials, key=lambda run: run.validation_accuracy)
-    text = f"reported {arm.result.validation_accuracy:.2f} % validation, best {best.validation_accuracy:.2f} %"
+    """Whether validation chose the reported trial, and what it saw."""
+    metric = arm.metric
+    best = max(arm.trials, key=lambda run: metric.merit(run.validation_value))
+    values = metric.value(arm.result.validation_value), metric.value(best.validation_value)
+    text = f"reported {values[0]} validation, best {values[1]}"
     return best is arm.result or best.run_id == arm.result.run_id, text
 
 
 @rule("F314", "Tuned on validation only", f"{_TABLE_2}, S3.1; DomainBed, oracle selection")
 def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
-    """The reported trial is the one with the best validation accuracy (first of the grid on ties), in each arm.
+    """The reported trial is the one that is best on validation by the metric (first of the grid on ties), in each arm.
 
     Example: the trial with 92.1 % validation is reported though another has the better test accuracy: passes.
     """
@@ -179,16 +191,21 @@ def tuned_on_validation(left: Evidence, right: Evidence) -> Outcome:
     return Outcome("pass" if left_fine and right_fine else "fail", left_text, right_text)
 
 
+def _peak(run: RunRecord) -> float:
+    """Highest learning rate of a run: the first one, unless it was warmed up."""
+    return max(rate for rate, _ in run.learning_rates)
+
+
 @arm_rule("F313", "Tuned learning rate not at the edge of its grid", f"{_TABLE_2}, S3.1; AlgoPerf, tuning rules")
 def inside_the_grid(arm: Evidence) -> Outcome:
-    """First learning rate of the reported trial, beside those of all trials: at an edge the best may lie outside.
+    """Highest learning rate of the reported trial, beside those of all trials: at an edge the best may lie outside.
 
     Example: 0.01 chosen out of 0.001, 0.01 and 0.1 passes; 0.1 chosen does not.
     """
-    grid = sorted({run.learning_rates[0][0] for run in arm.trials if run.learning_rates})
+    grid = sorted({_peak(run) for run in arm.trials if run.learning_rates})
     if len(grid) < 2 or not arm.result.learning_rates:
         return Outcome("not measured", _rates([arm.result]), note="the learning rate was not tuned")
-    chosen = arm.result.learning_rates[0][0]
+    chosen = _peak(arm.result)
     value = f"{chosen:g} of {', '.join(f'{rate:g}' for rate in grid)}"
     return Outcome("fail" if chosen in (grid[0], grid[-1]) else "pass", value)
 
@@ -219,9 +236,11 @@ def same_retraining_rates(arm: Evidence) -> str:
     "F322", "Same other retraining hyper-parameters", f"{_TABLE_2}, S3.2; sec. 6 (report every retraining detail)"
 )
 def same_hyper_parameters(arm: Evidence) -> str:
-    """Batch, momentum, weight decay, augmentation, precision and label smoothing, as seen while retraining.
+    """Optimiser and all of its settings, batch, augmentation, precision and label smoothing, as seen while retraining.
 
-    So are masks that hold weights at zero, and what a method adds to the loss: an advantage that is earned there is
+    Settings are read from the optimiser as it steps: class, momentum, betas, weight decay; of several parameter groups
+    all different values. What the loop did stands beside them: mixup, CutMix, clipping, averaging, parts of a batch.
+    So do masks that hold weights at zero, and what a method adds to the loss: an advantage that is earned there is
     none of the pruning.
 
     Example: batch 128 and weight decay 5e-4 in both arms pass; batch 64, or an orthogonality term, in one arm does not.

@@ -10,6 +10,7 @@ from pruneaudit.audit.rule import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.statistics import ALPHA, seeds_needed, trend
 from pruneaudit.catalog.names import MAGNITUDE, RANDOM
 from pruneaudit.ledger.records import RunRecord
+from pruneaudit.workloads.metrics import Metric
 
 #: Epochs without which no slope can be told from noise.
 FEWEST_EPOCHS = 3
@@ -21,22 +22,36 @@ _BLALOCK = "Blalock et al. 2020"
 
 @arm_rule("F601", "Last epoch reported, not the best on test", "DomainBed, issue 24; Torch-Pruning, reproduce logs")
 def reports_the_last_epoch(arm: Evidence) -> Outcome:
-    """The cell's accuracy, the run's, the last value of its test curve, and a recount of the images that were right.
+    """The cell's value, the run's, the last value of its test curve, and a recount of the images that were right.
+
+    A metric that is no share of images has none to recount.
 
     Example: 93.1 everywhere passes, though epoch 97 had 93.4; reporting 93.4 does not.
     """
     run = arm.result
-    recount = 100.0 * arm.answers.bit_count() / run.test_images
-    last = run.test_accuracy[-1] if run.test_accuracy else recount
-    reported = arm.cell.accuracy
+    recount = 100.0 * arm.answers.bit_count() / run.test_images if run.outcomes else None
+    last = run.curve[-1] if run.curve else run.value if recount is None else recount
+    reported = arm.cell.value
     # Verdicts are made of the run's own number.
-    known = (run.accuracy, last, recount)
+    known = (run.value, last, *(() if recount is None else (recount,)))
     same = reported is not None and all(math.isclose(reported, value, abs_tol=1e-6) for value in known)
+    recounted = "" if recount is None else f", recounted {recount:.6g}"
+    epoch, best = _best(arm)
     return Outcome(
         "pass" if same else "fail",
-        f"reported {reported}, run {run.accuracy}, last epoch {last}, recounted {recount:.6g}",
-        note=f"best on test: {run.best_accuracy:g} in epoch {run.best_epoch}",
+        f"reported {reported}, run {run.value}, last epoch {last}{recounted}",
+        note=f"best on test: {best:g} in epoch {epoch}",
     )
+
+
+def _best(arm: Evidence) -> tuple[int, float]:
+    """The best epoch on test, and the metric then: an oracle, never compared."""
+    run = arm.result
+    if run.scores is None:
+        return run.best_epoch, run.best_accuracy
+    curve = run.curve or [run.value]
+    best = max(range(len(curve)), key=lambda epoch: arm.metric.merit(curve[epoch]))
+    return best + 1, curve[best]
 
 
 @arm_rule("F602", "One MAC counter, two counters agree", f"{_BLALOCK}, sec. 5.2 (FLOPs of AlexNet differ fourfold)")
@@ -74,9 +89,9 @@ def same_final_rate(arm: Evidence) -> float | None:
 
 @arm_rule("F605", "Converged before the first learning-rate decay", f"{_WANG}, Fig. 2")
 def converged_before_decay(arm: Evidence) -> Outcome:
-    """Slope of the validation accuracy over the last third of the first learning-rate stage.
+    """Slope of the metric on validation over the last third of the first learning-rate stage.
 
-    Rising means that the rate fell before the network had converged, so that another one would have looked better.
+    Getting better means that the rate fell before the network had converged: another one would have looked better.
 
     Example: 91.2, 91.3, 91.2, 91.3 % passes; 74.0, 75.1, 76.2, 77.4 % does not.
     """
@@ -85,12 +100,12 @@ def converged_before_decay(arm: Evidence) -> Outcome:
     if run.recipe.epochs is None or schedule.kind != "step":
         return Outcome("not measured", None, note="no stage of constant learning rate")
     length = min(schedule.first_stage or run.recipe.epochs, run.recipe.epochs)
-    return _flat(tuple(run.validation_accuracy_curve[:length]), "the first learning-rate stage")
+    return _flat(tuple(run.validation_curve[:length]), "the first learning-rate stage", arm.metric)
 
 
 @arm_rule("F606", "Plateaued at the end", f"{_WANG}, sec. 5.2 (the gap closes with epochs)")
 def plateaued(arm: Evidence) -> Outcome:
-    """Slope of the validation accuracy over the last third of the last learning-rate stage.
+    """Slope of the metric on validation over the last third of the last learning-rate stage.
 
     Example: 92.0, 92.1, 92.0 % passes; still rising by a point per epoch says that more epochs would change the table.
     """
@@ -99,22 +114,22 @@ def plateaued(arm: Evidence) -> Outcome:
     if run.recipe.epochs is None:
         return Outcome("not measured", None, note="no epochs")
     starts = [start for start, _ in schedule.points if start < run.recipe.epochs] if schedule.kind == "step" else [0]
-    return _flat(tuple(run.validation_accuracy_curve[starts[-1] :]), "the last learning-rate stage")
+    return _flat(tuple(run.validation_curve[starts[-1] :]), "the last learning-rate stage", arm.metric)
 
 
 @lru_cache(maxsize=2**15)  # Arms share runs, and figures ask before the report does.
-def _flat(curve: tuple[float, ...], where: str) -> Outcome:
-    """Pass where the last third of a curve does not rise significantly (least squares, t test of the slope)."""
+def _flat(curve: tuple[float, ...], where: str, metric: Metric) -> Outcome:
+    """Pass where the last third of a curve does not improve significantly (least squares, t test of the slope)."""
     tail = curve[-math.ceil(len(curve) / 3) :]
     if len(tail) < FEWEST_EPOCHS:
         needed = 3 * (FEWEST_EPOCHS - 1) + 1
         return Outcome("not measured", None, note=f"{where} has {len(curve)} epochs; {needed} show a slope")
     if max(tail) == min(tail):
-        return Outcome("pass", "+0 points per epoch")
+        return Outcome("pass", f"+0{metric.suffix} per epoch")
     slope, p = trend(tail)
-    rising = slope > 0 and p < ALPHA
-    value = f"{slope:+.2g} points per epoch"
-    return Outcome("fail" if rising else "pass", value, note=f"p = {p:.2g} over {len(tail)} epochs")
+    improving = metric.merit(slope) > 0 and p < ALPHA
+    value = f"{slope:+.2g}{metric.suffix} per epoch"
+    return Outcome("fail" if improving else "pass", value, note=f"p = {p:.2g} over {len(tail)} epochs")
 
 
 @series_rule("F607", "No missing, failed or excluded cell", "MLPerf training, issue 848 (cherry-picking)")

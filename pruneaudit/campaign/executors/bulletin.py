@@ -13,6 +13,7 @@ from pruneaudit.ledger.progress import Plan, Planned
 from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.training.loop import Progress
+from pruneaudit.workloads.metrics import ACCURACY
 
 #: Seconds between two words of a process that trains many runs at once, at least.
 PAUSE = 0.2
@@ -27,7 +28,7 @@ class _UnderWay:
     started: float
     epochs: int
     epoch: int = 0
-    accuracy: float | None = None
+    value: float | None = None
     begun: int | None = None
 
 
@@ -74,10 +75,10 @@ class Bulletin:
         """What a run under way calls after every epoch."""
         run = self._under_way[spec.run_id]
 
-        def after_epoch(done: int, total: int, accuracy: float | None) -> None:
+        def after_epoch(done: int, total: int, value: float | None) -> None:
             # A run that goes on from a checkpoint begins with a later epoch.
             run.begun = done - 1 if run.begun is None and done else run.begun
-            run.epoch, run.epochs, run.accuracy = done, total, accuracy
+            run.epoch, run.epochs, run.value = done, total, value
             if len(self._under_way) == 1 or time.time() - self._heard > PAUSE:
                 self._tell()
 
@@ -105,7 +106,9 @@ class Bulletin:
                     "id": run.spec.run_id,
                     "epoch": run.epoch,
                     "epochs": run.epochs,
-                    "accuracy": run.accuracy,
+                    # Another metric than accuracy says its name.
+                    "accuracy": run.value,
+                    **({} if run.spec.metric == ACCURACY.name else {"metric": run.spec.metric}),
                     "begun": run.begun or 0,
                     "started": run.started,
                     "spent": self._spent,

@@ -188,8 +188,9 @@ class LocalExecutor:
     def _shape(self, spec: RunSpec) -> Hashable | None:
         """What runs that train together have in common, as far as it is planned; None: the run trains alone."""
         acts = spec.stage == "prune" or spec.method_digest is not None or spec.checkpoint is not None
-        if acts or spec.backend not in TOGETHER:
+        if acts or spec.recipe.only_torch or spec.backend not in TOGETHER:
             return None
         catalog, recipe = self.stages.catalog, spec.recipe
         kept = tuple(sorted(widths(spec, workload_of(spec, catalog), catalog).items()))
-        return spec.model, spec.data, recipe.batch, recipe.nesterov, spec.precision, spec.backend, kept
+        network = spec.model, spec.model_args, spec.model_source, kept
+        return network, spec.data, recipe.batch, recipe.nesterov, spec.precision, spec.backend

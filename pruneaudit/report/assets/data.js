@@ -67,8 +67,8 @@ function fixed(value, digits = 2) {
   return value === null || value === undefined ? "" : value.toFixed(digits);
 }
 
-function signed(value) {
-  return value === null || value === undefined ? "" : (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
+function signed(value, digits = 2) {
+  return value === null || value === undefined ? "" : (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(digits);
 }
 
 /** A large number with the prefix of a unit: 41.8 G. */

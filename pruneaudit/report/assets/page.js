@@ -86,8 +86,18 @@ function chooseGroup(number) {
   if (!ratios.includes(chosen.ratio)) chosen.ratio = ALL;
   choose(byId("protocol"), names.map((name) => [name, name]), chosen.protocol);
   choose(byId("ratio"), [[ALL, "all"], ...ratios.map((ratio) => [ratio, String(ratio)])], chosen.ratio);
+  speak();
   chips();
   outdate();
+}
+
+/** Headings and explanations name the metric of the chosen workload. */
+function speak() {
+  const metric = metricOf(data.groups[chosen.group]);
+  for (const place of document.querySelectorAll("[data-metric]")) {
+    const text = metric[place.dataset.metric];
+    place.textContent = place.dataset.capital === undefined ? text : text[0].toUpperCase() + text.slice(1);
+  }
 }
 
 function chips() {
@@ -152,14 +162,15 @@ function byRatio(place, rows, reason, one) {
 
 function drawComparisons() {
   const rows = data.verdicts.filter((row) => row.g === chosen.group);
+  const { decimals } = metricOf(data.groups[chosen.group]);
   const columns = [
     { name: "protocol", value: (row) => row.protocol },
     { name: "ratio", value: (row) => row.ratio, number: true },
     { name: "first", value: (row) => row.arms[0] },
     { name: "second", value: (row) => (row.against === "the baseline" ? "its baseline" : row.arms[1]) },
     { name: "verdict", value: (row) => row.verdict },
-    { name: "difference", value: (row) => row.mean, show: (row) => signed(row.mean), number: true },
-    { name: "95 % interval", value: (row) => row.low, show: (row) => (row.low === null ? "" : `${signed(row.low)} to ${signed(row.high)}`), number: true },
+    { name: "difference", value: (row) => row.mean, show: (row) => signed(row.mean, decimals), number: true },
+    { name: "95 % interval", value: (row) => row.low, show: (row) => (row.low === null ? "" : `${signed(row.low, decimals)} to ${signed(row.high, decimals)}`), number: true },
     { name: "p", value: (row) => row.p, show: (row) => short(row.p), number: true },
     { name: "seeds", value: (row) => row.seeds, number: true },
     { name: "because of", value: (row) => [...row.forbidden_by, ...row.waived.map((rule) => `${rule} waived`)].join(" ") },
@@ -226,14 +237,15 @@ function runsOf(finding) {
 }
 
 function runColumns() {
+  const { title, decimals } = metricOf(data.groups[chosen.group]);
   return [
     { name: "record", value: (run) => `runs/${run.slug}-${run.run}/record.json`, show: (run) => el("code", {}, `runs/${run.slug}-${run.run}/record.json`) },
     { name: "stage", value: (run) => run.stage },
     { name: "epochs", value: (run) => run.epochs, show: (run) => short(run.epochs), number: true },
     { name: "training MACs", value: (run) => run.training_macs, show: (run) => metric(run.training_macs), number: true },
     { name: "learning rate", value: (run) => run.learning_rate, show: (run) => short(run.learning_rate), number: true },
-    { name: "accuracy", value: (run) => run.accuracy, show: (run) => fixed(run.accuracy), number: true },
-    { name: "validation", value: (run) => run.validation_accuracy, show: (run) => fixed(run.validation_accuracy), number: true },
+    { name: title, value: (run) => run.accuracy, show: (run) => fixed(run.accuracy, decimals), number: true },
+    { name: "validation", value: (run) => run.validation_accuracy, show: (run) => fixed(run.validation_accuracy, decimals), number: true },
     { name: "environment", value: (run) => run.environment + 1, number: true },
   ];
 }
@@ -252,7 +264,7 @@ function drawAccuracy() {
   for (const protocol of names) {
     const cells = measured({ protocol, ratio: ALL });
     const about = data.protocols[protocol];
-    if (cells.length) accuracyPlot(place, `${protocol}: ${about ? about.title : ""}`, cells, data.methods, data.groups[chosen.group].base, chosen.x);
+    if (cells.length) accuracyPlot(place, `${protocol}: ${about ? about.title : ""}`, cells, data.methods, data.groups[chosen.group].base, chosen.x, metricOf(data.groups[chosen.group]));
   }
 }
 
@@ -263,7 +275,7 @@ function drawRates() {
   const place = byId("rates-plot");
   clearPlots(place, tuned.length ? "" : "No protocol that tunes the learning rate (such as s3.1) is among these results.");
   tuned.sort((left, right) => left.ratio - right.ratio);
-  for (const [key, cells] of grouped(tuned, (cell) => `${cell.protocol}, ratio ${cell.ratio}`)) ratesPlot(place, key, cells, data.runs, data.methods);
+  for (const [key, cells] of grouped(tuned, (cell) => `${cell.protocol}, ratio ${cell.ratio}`)) ratesPlot(place, key, cells, data.runs, data.methods, metricOf(data.groups[chosen.group]));
 }
 
 function drawCurves() {
@@ -279,7 +291,7 @@ function drawCurves() {
     }
     // Scratch arms train many times as long: on one axis the others would be a line.
     for (const [scratch, arms] of grouped(members, (curve) => curve.stage === "scratch")) {
-      curvesPlot(byId("curves-plot"), `${caption}: ${scratch ? "scratch training" : "retraining"}`, arms, data.methods, rising);
+      curvesPlot(byId("curves-plot"), `${caption}: ${scratch ? "scratch training" : "retraining"}`, arms, data.methods, rising, metricOf(data.groups[chosen.group]));
     }
   });
 }
@@ -298,7 +310,10 @@ function drawTrainability() {
   const place = byId("trainability-plot");
   byRatio(place, cells.filter((cell) => known([cell.jsv_base, cell.jsv_pruned, cell.jsv_end]).length), "No Jacobian was measured here.",
     (caption, members) => jacobianPlot(place, `JSV, ${caption}`, members, data.methods));
-  if (cells.some((cell) => cell.ta !== null)) trainabilityPlot(place, `${chosen.protocol}: trainability accuracy and final accuracy`, cells, data.methods);
+  if (cells.some((cell) => cell.ta !== null)) {
+    const metric = metricOf(data.groups[chosen.group]);
+    trainabilityPlot(place, `${chosen.protocol}: trainability ${metric.title} and final ${metric.title}`, cells, data.methods, metric);
+  }
 }
 
 function drawStrictest() {
@@ -307,7 +322,7 @@ function drawStrictest() {
     const place = el("div", { class: "sheet" });
     plainSheet(place, profile, { label: `performance profile ${profile.heading}` });
     return [el("h3", {}, `Performance profile: ${profile.heading}`),
-      el("p", {}, `Share of operating points (${profile.points.join(", ")}) at which the mean accuracy is within so many points of the best one's.`), place];
+      el("p", {}, `Share of operating points (${profile.points.join(", ")}) at which the mean ${profile.metric ?? "accuracy"} is within so many points of the best one's.`), place];
   }));
 }
 
@@ -329,18 +344,19 @@ function excludedColumns() {
 }
 
 function drawCells() {
+  const { title, decimals } = metricOf(data.groups[chosen.group]);
   const columns = [
     { name: "protocol", value: (cell) => cell.protocol },
     { name: "method", value: (cell) => cell.method },
     { name: "ratio", value: (cell) => cell.ratio, number: true },
     { name: "seed", value: (cell) => cell.seed, number: true },
     { name: "status", value: (cell) => cell.status },
-    { name: "accuracy", value: (cell) => cell.accuracy, show: (cell) => fixed(cell.accuracy), number: true },
+    { name: title, value: (cell) => cell.accuracy, show: (cell) => fixed(cell.accuracy, decimals), number: true },
     { name: "speedup", value: (cell) => cell.speedup, show: (cell) => fixed(cell.speedup), number: true },
     { name: "params left, %", value: (cell) => cell.left, show: (cell) => fixed(cell.left, 1), number: true },
     { name: "epochs", value: (cell) => cell.total_epochs, show: (cell) => short(cell.total_epochs), number: true },
     { name: "training MACs", value: (cell) => cell.total_macs, show: (cell) => metric(cell.total_macs), number: true },
-    { name: "TA", value: (cell) => cell.ta, show: (cell) => fixed(cell.ta), number: true },
+    { name: "TA", value: (cell) => cell.ta, show: (cell) => fixed(cell.ta, decimals), number: true },
     { name: "runs", value: (cell) => cell.runs.length, number: true,
       show: (cell) => el("button", { type: "button", "aria-label": `Runs of ${cellId(cell)}`, onclick: () => openCell(cell) }, `${cell.runs.length} …`) },
   ];

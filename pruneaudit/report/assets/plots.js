@@ -27,6 +27,18 @@ function faint(hex, share) {
   return `rgba(${red},${green},${blue},${share})`;
 }
 
+/** How the metric of the chosen workload is spoken of. */
+const ACCURACY = { title: "accuracy", axis: "accuracy, %", unit: " %", points: "percentage points", note: "", decimals: 2, improving: "rising" };
+
+function metricOf(group) {
+  return group?.metric ?? ACCURACY;
+}
+
+/** A value of a metric, with its unit unless told. */
+function valueOf(metric, value, unit = metric.unit) {
+  return value === null ? "" : `${fixed(value, metric.decimals)}${unit}`;
+}
+
 function axis(heading, more = {}) {
   const line = variable("--line");
   return { title: { text: heading }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...more };
@@ -74,8 +86,8 @@ function line(look, more = {}) {
   return { color: colourOf(look), width: 2, dash: look.dashed ? "dash" : "solid", ...more };
 }
 
-/** Accuracy against speedup or parameters left, for one protocol. */
-function accuracyPlot(place, caption, cells, methods, base, x) {
+/** The metric against speedup or parameters left, for one protocol. */
+function accuracyPlot(place, caption, cells, methods, base, x, metric) {
   const traces = [];
   const points = [];
   for (const [method, members] of grouped(cells, (cell) => cell.method)) {
@@ -92,7 +104,7 @@ function accuracyPlot(place, caption, cells, methods, base, x) {
       showlegend: false,
       x: members.map((cell) => cell[x]),
       y: members.map((cell) => cell.accuracy),
-      text: members.map((cell) => `${plain(method)}, seed ${cell.seed}<br>${fixed(cell.accuracy)} %`),
+      text: members.map((cell) => `${plain(method)}, seed ${cell.seed}<br>${valueOf(metric, cell.accuracy)}`),
       hovertemplate: "%{text}<extra></extra>",
       marker: { color: faint(colourOf(look), 0.4), symbol: look.marker, size: 5 },
     });
@@ -104,7 +116,7 @@ function accuracyPlot(place, caption, cells, methods, base, x) {
       x: arms.map((arm) => arm.x.mean),
       y: arms.map((arm) => arm.y.mean),
       error_y: { type: "data", array: arms.map((arm) => arm.y.std ?? 0), color: colourOf(look), thickness: 1.2, width: 4 },
-      text: arms.map((arm) => `<b>${plain(method)}</b>, ratio ${arm.ratio}<br>${fixed(arm.y.mean)}${arm.y.std === null ? "" : ` ± ${fixed(arm.y.std)}`} %, n = ${arm.y.n}`),
+      text: arms.map((arm) => `<b>${plain(method)}</b>, ratio ${arm.ratio}<br>${valueOf(metric, arm.y.mean, "")}${arm.y.std === null ? "" : ` ± ${valueOf(metric, arm.y.std, "")}`}${metric.unit}, n = ${arm.y.n}`),
       hovertemplate: `%{text}<br>%{x:.4g}${x === "speedup" ? "x speedup" : " % of parameters"}<extra></extra>`,
       line: line(look),
       marker: { symbol: look.marker, size: 9, color: colourOf(look) },
@@ -114,13 +126,13 @@ function accuracyPlot(place, caption, cells, methods, base, x) {
   const shapes = base === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: base, y1: base, line: { color: variable("--soft"), dash: "dash", width: 1 } }];
   plot(place, caption, traces, {
     xaxis: axis(x === "speedup" ? "speedup, MACs(base) / MACs(pruned)" : "parameters left, %", x === "speedup" ? {} : { autorange: "reversed" }),
-    yaxis: axis("test accuracy, %"),
+    yaxis: axis(`test ${metric.axis}`),
     shapes,
   });
 }
 
-/** Accuracy of all retrainings that were tried, by first learning rate, at one ratio. */
-function ratesPlot(place, caption, cells, runs, methods) {
+/** The metric of all retrainings that were tried, by first learning rate, at one ratio. */
+function ratesPlot(place, caption, cells, runs, methods, metric) {
   const traces = [];
   for (const [method, members] of grouped(cells, (cell) => cell.method)) {
     const look = methods[method];
@@ -137,7 +149,7 @@ function ratesPlot(place, caption, cells, runs, methods) {
       x: means.map((point) => point.rate),
       y: means.map((point) => point.y.mean),
       error_y: { type: "data", array: means.map((point) => point.y.std ?? 0), color: colourOf(look), thickness: 1.2, width: 4 },
-      text: means.map((point) => `<b>${plain(method)}</b><br>${fixed(point.y.mean)} %, n = ${point.y.n}<br>chosen for ${point.chosen} seeds`),
+      text: means.map((point) => `<b>${plain(method)}</b><br>${valueOf(metric, point.y.mean)}, n = ${point.y.n}<br>chosen for ${point.chosen} seeds`),
       hovertemplate: "%{text}<br>learning rate %{x}<extra></extra>",
       line: line(look),
       marker: {
@@ -150,12 +162,12 @@ function ratesPlot(place, caption, cells, runs, methods) {
   }
   plot(place, caption, traces, {
     xaxis: axis("first learning rate of retraining", { type: "log", dtick: 1, tickformat: "~e" }),
-    yaxis: axis("test accuracy, %"),
+    yaxis: axis(`test ${metric.axis}`),
   });
 }
 
 /** Learning curves at one ratio, with drops of the learning rate, and stages shaded that had not converged. */
-function curvesPlot(place, caption, curves, methods, rising) {
+function curvesPlot(place, caption, curves, methods, rising, metric) {
   const traces = [];
   const shapes = [];
   const drops = new Set();
@@ -175,7 +187,7 @@ function curvesPlot(place, caption, curves, methods, rising) {
       x: curve.epochs,
       y: curve.mean,
       line: line(look),
-      hovertemplate: `<b>${plain(curve.method)}</b><br>epoch %{x}: %{y:.2f} % (n = ${curve.n})<extra></extra>`,
+      hovertemplate: `<b>${plain(curve.method)}</b><br>epoch %{x}: %{y:.${metric.decimals}f}${metric.unit} (n = ${curve.n})<extra></extra>`,
     });
     const last = curve.epochs.at(-1);
     const starts = curve.rates.map(([epoch]) => epoch).filter((epoch) => epoch < last);
@@ -189,7 +201,7 @@ function curvesPlot(place, caption, curves, methods, rising) {
   for (const epoch of drops) {
     shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: epoch, x1: epoch, line: { color: variable("--soft"), dash: "dot", width: 1 } });
   }
-  plot(place, caption, traces, { xaxis: axis("epoch", { rangemode: "tozero" }), yaxis: axis("test accuracy, %"), shapes });
+  plot(place, caption, traces, { xaxis: axis("epoch", { rangemode: "tozero" }), yaxis: axis(`test ${metric.axis}`), shapes });
 }
 
 /** Cost of each arm by stage; mean over its cells. */
@@ -250,8 +262,8 @@ function jacobianPlot(place, caption, cells, methods) {
   plot(place, caption, traces, { xaxis: axis("", { type: "category" }), yaxis: axis("mean JSV", { type: "log", dtick: 1 }) });
 }
 
-/** Trainability accuracy against final accuracy, each seed a dot. */
-function trainabilityPlot(place, caption, cells, methods) {
+/** The metric's mean over the first stage against its last value, each seed a dot. */
+function trainabilityPlot(place, caption, cells, methods, metric) {
   const traces = [...grouped(cells.filter((cell) => cell.ta !== null), (cell) => cell.method)].map(([method, members]) => ({
     type: "scatter",
     mode: "markers",
@@ -260,8 +272,8 @@ function trainabilityPlot(place, caption, cells, methods) {
     x: members.map((cell) => cell.ta),
     y: members.map((cell) => cell.accuracy),
     text: members.map((cell) => `<b>${plain(method)}</b>, ratio ${cell.ratio}, seed ${cell.seed}`),
-    hovertemplate: "%{text}<br>TA %{x:.2f} %, final %{y:.2f} %<extra></extra>",
+    hovertemplate: `%{text}<br>TA %{x:.${metric.decimals}f}${metric.unit}, final %{y:.${metric.decimals}f}${metric.unit}<extra></extra>`,
     marker: { symbol: methods[method].marker, size: 9, color: faint(colourOf(methods[method]), 0.75) },
   }));
-  plot(place, caption, traces, { xaxis: axis("trainability accuracy, %"), yaxis: axis("final test accuracy, %") });
+  plot(place, caption, traces, { xaxis: axis(`trainability ${metric.axis}`), yaxis: axis(`final test ${metric.axis}`) });
 }

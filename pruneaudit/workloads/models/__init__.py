@@ -7,12 +7,13 @@ from functools import partial
 
 from torch import nn
 
-from pruneaudit.errors import unknown
+from pruneaudit.errors import ConfigError, one_line, unknown
+from pruneaudit.workloads.models import brought
 from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.models.resnet import CifarResNet
 from pruneaudit.workloads.models.vgg import CifarVGG
-from pruneaudit.workloads.schema import Network
+from pruneaudit.workloads.networks import Network
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
@@ -32,14 +33,20 @@ def build(network: Network | str, channels: int, classes: int) -> nn.Module:
     """Build an architecture.
 
     Args:
-        network: What to build, or a key of :data:`MODELS`.
+        network: What to build, or a key of :data:`MODELS`. Code that users bring gets ``channels`` and ``classes``
+            under the names that it has for them, see :mod:`~.brought`.
         channels: Input channels.
         classes: Output classes.
 
     Raises:
-        ConfigError: No such architecture.
+        ConfigError: No such architecture, or it cannot be built.
     """
     chosen = Network(model=network) if isinstance(network, str) else network
+    if chosen.library is not None or chosen.code is not None:
+        return brought.build(chosen, channels, classes)
     if chosen.model not in MODELS:
         raise unknown("model", chosen.model, MODELS)
-    return MODELS[chosen.model](channels=channels, classes=classes, **dict(chosen.args))
+    try:
+        return MODELS[chosen.model](channels=channels, classes=classes, **brought.arguments(chosen))
+    except TypeError as error:
+        raise ConfigError(f"model '{chosen.model}' cannot be built with these model_args: {one_line(error)}") from error

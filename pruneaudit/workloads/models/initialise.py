@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pruneaudit.errors import ConfigError, one_line
+from pruneaudit.streams import isolated
+
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
@@ -12,8 +15,15 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
     Drawn from one stream in module order and by the layer's own fan-in, so a pruned shape gets the initialisation that
     a small dense network would get (GReg's and VGG's rule in the authors' code).
+
+    Other layers initialise themselves (``reset_parameters``, as all of torch's have it), seeded from the same stream.
+    Parameters of modules that cannot, such as a class token, keep what building the network gave them, which is the
+    same every time.
+
+    Raises:
+        ConfigError: A layer cannot initialise itself.
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
@@ -24,4 +34,18 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
                 module.weight.fill_(1.0)
                 module.bias.zero_()
         elif any(True for _ in module.parameters(recurse=False)):
-            raise TypeError(f"no initialisation rule for {type(module).__name__}")
+            _reset(name, module, generator)
+
+
+def _reset(name: str, module: nn.Module, generator: torch.Generator) -> None:
+    """Let a layer initialise itself; torch's attention has its method under another name."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if reset is None:
+        return
+    try:
+        with isolated(int(torch.randint(2**62, (), generator=generator))):
+            reset()
+    except Exception as error:
+        raise ConfigError(
+            f"layer '{name}' ({type(module).__name__}) cannot initialise itself: {one_line(error)}"
+        ) from error

@@ -1,0 +1,185 @@
+"""Computes metrics: what :mod:`pruneaudit.workloads.metrics` defines, from one pass over a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruneaudit.errors import AuditError, ConfigError, one_line
+from pruneaudit.measure.accuracy import Score, evaluate
+from pruneaudit.sources import Source
+from pruneaudit.workloads.data import Dataset, Split
+from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, Metric
+
+
+def _top5(score: Score) -> float:
+    if score.top5 is None:
+        raise AuditError("top5 says nothing of five classes or fewer; choose another metric")
+    return _share(score.top5)
+
+
+def _mean_class_accuracy(score: Score) -> float:
+    """Mean over the classes that the split has of the share of their images that are right, in percent."""
+    assert score.labels is not None
+    _, classes = np.unique(score.labels, return_inverse=True)
+    return float(np.mean(100.0 * np.bincount(classes, weights=score.correct) / np.bincount(classes)))
+
+
+def _perplexity(score: Score) -> float:
+    """Exponential of the mean cross-entropy; infinite where that is no float."""
+    return math.exp(score.loss) if score.loss < 700 else math.inf
+
+
+_VALUES: dict[str, Callable[[Score], float]] = {
+    "accuracy": lambda score: score.accuracy,
+    "top5": _top5,
+    "mean-class-accuracy": _mean_class_accuracy,
+    "loss": lambda score: score.loss,
+    "perplexity": _perplexity,
+}
+#: Those that follow from what every backend's evaluation knows.
+_KNOWN = frozenset({"accuracy", "loss", "perplexity"})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a workload's metric is computed.
+
+    Attributes:
+        name: The metric.
+        source: Where a user's own is defined, or None.
+    """
+
+    name: str = ACCURACY.name
+    source: Source | None = None
+
+    @classmethod
+    def of(cls, metric: Metric, folder: Path | None = None) -> Measure:
+        """The measure of a metric.
+
+        Args:
+            metric: The metric.
+            folder: Where the path of its function starts; None: here.
+
+        Raises:
+            ConfigError: Its function is not there.
+        """
+        if not metric.function:
+            return cls(metric.name)
+        measure = cls(metric.name, Source.parse(metric.function, folder or Path()))
+        if not callable(measure._function):
+            raise ConfigError(f"metric '{metric.name}': {metric.function} is no function of logits and labels")
+        return measure
+
+    @cached_property
+    def _function(self) -> Any:
+        assert self.source is not None
+        try:
+            return self.source.load()
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"metric '{self.name}' cannot be imported from {self.source}: {one_line(error)}"
+            ) from None
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the user's source; None for a built-in metric."""
+        return None if self.source is None else self.source.digest
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether records need nothing beside their accuracies."""
+        return self.name == ACCURACY.name
+
+    @property
+    def closely(self) -> bool:
+        """Whether it asks for more of an evaluation than accuracy and loss."""
+        return self.name not in _KNOWN
+
+    def evaluate(
+        self, model: nn.Module, dataset: Dataset, part: Split, precision: str = "fp32", closely: bool = False
+    ) -> Score:
+        """As :func:`pruneaudit.measure.accuracy.evaluate`, with all that the metric needs.
+
+        Args:
+            model: The network.
+            dataset: Its data.
+            part: The split.
+            precision: Arithmetic.
+            closely: Look at all that built-in metrics need, whatever this one does.
+
+        Raises:
+            AuditError: The user's function raised, or gave no number.
+        """
+        own = self._own if self.source is not None else None
+        return evaluate(model, dataset, part, precision, closely=closely or self.closely, function=own)
+
+    def _own(self, logits: torch.Tensor, labels: torch.Tensor) -> float | np.ndarray:
+        """What the user's function says: a number, or an outcome for each example."""
+        try:
+            found = self._function(logits, labels)
+        except Exception as error:
+            raise AuditError(f"metric '{self.name}' raised {one_line(error)}") from error
+        array = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+        if array.dtype == bool and array.shape == (len(labels),):
+            return array
+        if array.size != 1 or array.dtype.kind not in "fiu":
+            raise AuditError(
+                f"metric '{self.name}' gave {array.dtype} of shape {list(array.shape)}; expected a number, "
+                f"or an outcome for each of the {len(labels)} examples, bool"
+            )
+        return float(array.reshape(()))
+
+    def value(self, score: Score) -> float:
+        """The metric of a split.
+
+        Args:
+            score: What :meth:`evaluate` gave, or of a metric that is not looked at closely any score of the split.
+
+        Raises:
+            AuditError: It is no finite number.
+        """
+        if self.source is None:
+            value = _VALUES[self.name](score)
+        else:
+            assert score.own is not None
+            value = _share(score.own) if isinstance(score.own, np.ndarray) else score.own
+        if not math.isfinite(value):
+            raise AuditError(f"metric '{self.name}' is {value}: nothing can be compared by it")
+        return value
+
+    def outcomes(self, score: Score) -> np.ndarray | None:
+        """Outcome of each example ``[N]`` bool; None where the metric is no share of examples."""
+        found = score.own if self.source is not None else {"accuracy": score.correct, "top5": score.top5}.get(self.name)
+        return found if isinstance(found, np.ndarray) else None
+
+
+#: Of every workload that states no other.
+BY_ACCURACY = Measure()
+
+
+def _share(outcomes: np.ndarray) -> float:
+    """Percent of examples, exact."""
+    return 100.0 * int(outcomes.sum()) / len(outcomes)
+
+
+def beside(score: Score, metric: str) -> dict[str, float]:
+    """The built-in metrics of a split that was looked at closely, but for the one that decides, and for accuracy.
+
+    Accuracy has a place of its own in records; what is not finite, or says nothing here, is left out.
+    """
+    names = [
+        name for name in BUILT_IN if name not in (metric, ACCURACY.name) and not (name == "top5" and score.top5 is None)
+    ]
+    values = {name: _VALUES[name](score) for name in names}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

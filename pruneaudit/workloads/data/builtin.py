@@ -1,0 +1,194 @@
+"""The datasets that are known by name: their sizes without reading them, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from pruneaudit.errors import ConfigError, DataMissingError
+from pruneaudit.workloads.schema import DataConfig
+
+DATA_VARIABLE = "PRUNEAUDIT_DATA"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A dataset as it is stored: images ``[N, H, W, C]`` uint8, labels ``[N]``; ``test`` None: to be split off."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+
+
+def _digits(config: DataConfig, root: Path | None, download: bool) -> Raw:
+    """scikit-learn's bundled 8×8 scans of handwritten digits (UCI optdigits test set): 1,797 images, no download."""
+    table = np.loadtxt(bundled() / "digits.csv.gz", delimiter=",")
+    # Grey levels 0…16 become 0…255 so that every dataset is uint8 with the same meaning.
+    images = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
+    return Raw(images, table[:, -1].astype(np.int64))
+
+
+def bundled() -> Path:
+    """Folder of the datasets in scikit-learn, which is not imported: that takes seconds, in every worker."""
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "scikit-learn is a dependency"
+    return Path(package.submodule_search_locations[0]) / "datasets" / "data"
+
+
+def _torchvision(class_name: str) -> Callable[[DataConfig, Path | None, bool], Raw]:
+    def load(config: DataConfig, root: Path | None, download: bool) -> Raw:
+        import torchvision
+
+        cls = getattr(torchvision.datasets, class_name)
+        if root is None:
+            raise DataMissingError(_how_to_get(class_name, None))
+        try:
+            # Workers must not download the same files at once.
+            with download_lock(root) if download else nullcontext():
+                train = cls(root=str(root), train=True, download=download)
+            test = cls(root=str(root), train=False)
+        except (RuntimeError, OSError) as error:
+            raise DataMissingError(_how_to_get(class_name, root)) from error
+
+        def pixels(part: object) -> np.ndarray:
+            data = np.asarray(part.data)  # type: ignore[attr-defined]
+            return data if data.ndim == 4 else data[..., None]
+
+        return Raw(
+            pixels(train),
+            np.asarray(train.targets, dtype=np.int64),
+            pixels(test),
+            np.asarray(test.targets, dtype=np.int64),
+        )
+
+    return load
+
+
+def _imagenet(config: DataConfig, root: Path | None, download: bool) -> Raw:
+    """ImageNet-1K (ILSVRC 2012), unpacked as torchvision's ImageFolder wants it; nobody may pass it on for download."""
+    from torchvision.datasets import ImageFolder
+
+    layout = "imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG"
+    if root is None:
+        raise DataMissingError(
+            f"ImageNet needs a data folder with {layout}: give --audit-data-root DIR, or set {DATA_VARIABLE}"
+        )
+    try:
+        train, test = (ImageFolder(str(root / "imagenet" / split)) for split in ("train", "val"))
+    except OSError as error:
+        raise DataMissingError(f"ImageNet is not in {root}: unpack it there as {layout}") from error
+    channels, _, *expected = STORED[config.name]
+    found = [len(train.classes), len(train), len(test)]
+    if found != expected or train.classes != test.classes:
+        counts = "{} classes with {} training and {} test images"
+        raise DataMissingError(
+            f"{root / 'imagenet'} holds {counts.format(*found)}, which is not the whole ImageNet: it has "
+            f"{counts.format(*expected)}"
+        )
+    side = config.size or STORED[config.name][1]
+    # What is read, and once more the training images: first while a split is taken from them, then with their border.
+    needed = channels * ((len(train) + len(test)) * side**2 + len(train) * (side + 2 * config.pad) ** 2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"ImageNet at {side} pixels needs {needed / 2**30:.0f} GiB of memory and this machine has "
+            f"{memory / 2**30:.0f}: give a smaller data.size in the workload, or name = 'imagefolder:imagenet', "
+            "which is streamed"
+        )
+    labels = (np.asarray(split.targets, dtype=np.int64) for split in (train, test))
+    return Raw(_centres(train.samples, side), next(labels), _centres(test.samples, side), next(labels))
+
+
+# As many files at once as one thread reads: a million single jobs would take more memory than they save time.
+_FILES_OF_A_THREAD = 1000
+
+
+def _centres(samples: list[tuple[str, int]], side: int) -> np.ndarray:
+    """Centres of image files, ``[N, side, side, 3]``: the usual test images, 224 pixels of a shorter side of 256."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+    from torchvision.transforms import functional
+
+    centres = np.empty((len(samples), side, side, 3), dtype=np.uint8)
+
+    def read(start: int) -> None:
+        for number, (path, _) in enumerate(samples[start : start + _FILES_OF_A_THREAD], start):
+            with Image.open(path) as image:
+                resized = functional.resize(image.convert("RGB"), round(side * 256 / 224))
+            centres[number] = np.asarray(functional.center_crop(resized, side))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(read, range(0, len(samples), _FILES_OF_A_THREAD)))
+    return centres
+
+
+def download_lock(root: Path) -> FileLock:
+    """Held while somebody downloads into a data root."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".download.lock")
+
+
+# Where torchvision keeps a dataset below its root, and where ImageNet is to be.
+_FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST", "imagenet")
+
+
+def torchvision_folders(root: Path | None) -> list[Path]:
+    """Folders of the known datasets below a data root."""
+    return [root / folder for folder in _FOLDERS if root is not None]
+
+
+def _how_to_get(class_name: str, root: Path | None) -> str:
+    if root is None:
+        return f"{class_name} needs a data folder: give --audit-data-root DIR --audit-download, or set {DATA_VARIABLE}"
+    return f"{class_name} is not in {root}: add --audit-download, or point --audit-data-root to torchvision's folder"
+
+
+# channels, height as stored, classes, training images, test images (0: split off the training images)
+STORED: dict[str, tuple[int, int, int, int, int]] = {
+    "digits": (1, 8, 10, 1797, 0),
+    "cifar10": (3, 32, 10, 50_000, 10_000),
+    "cifar100": (3, 32, 100, 50_000, 10_000),
+    "mnist": (1, 28, 10, 60_000, 10_000),
+    "fmnist": (1, 28, 10, 60_000, 10_000),
+    "imagenet": (3, 224, 1000, 1_281_167, 50_000),
+}
+
+LOADERS: dict[str, Callable[[DataConfig, Path | None, bool], Raw]] = {
+    "digits": _digits,
+    "cifar10": _torchvision("CIFAR10"),
+    "cifar100": _torchvision("CIFAR100"),
+    "mnist": _torchvision("MNIST"),
+    "fmnist": _torchvision("FashionMNIST"),
+    "imagenet": _imagenet,
+}
+
+
+def data_root(option: str | None) -> Path | None:
+    """The data folder: the option, else the environment variable, else none."""
+    chosen = option or os.environ.get(DATA_VARIABLE)
+    return Path(chosen).expanduser() if chosen else None
+
+
+def resized(images: np.ndarray, size: int | None) -> np.ndarray:
+    """Resize once with PIL (bilinear), as the source papers' pipelines do; other resizers differ by a grey level."""
+    if size is None or images.shape[1] == size:
+        return np.ascontiguousarray(images)
+    from PIL import Image
+
+    resample = Image.Resampling.BILINEAR
+    out = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
+    for position, image in enumerate(images):
+        for channel in range(images.shape[3]):
+            out[position, :, :, channel] = np.asarray(
+                Image.fromarray(image[:, :, channel]).resize((size, size), resample)
+            )
+    return out

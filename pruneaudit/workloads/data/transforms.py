@@ -1,0 +1,203 @@
+"""Augmentation and preprocessing as a workload states them: names of ``torchvision.transforms.v2`` with arguments.
+
+They act on images as PIL reads them, in 8 bits; scaling to [0, 1] and normalising come last and are the harness's. What
+is random in an image is a function of a seed that its caller derives, of nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pruneaudit.errors import ConfigError, nearest, one_line
+
+#: They act on whole batches, on what is no image, or give several images for one.
+_OTHERS = frozenset({"Compose", "CutMix", "FiveCrop", "Lambda", "MixUp", "TenCrop", "Transform"})
+#: They leave PIL images as they are, with a warning at best.
+_OF_TENSORS = frozenset({"RandomErasing"})
+
+
+class Pipeline:
+    """A list of transforms.
+
+    Args:
+        specs: Each ``Name`` or ``Name(arguments)``: literals, and further transforms where one takes some.
+        key: Key of the workload's TOML that states them, for errors.
+
+    Raises:
+        ConfigError: One of them is none, or does not take its arguments.
+    """
+
+    def __init__(self, specs: Sequence[str], key: str) -> None:
+        self.specs = tuple(specs)
+        self.key = key
+        self._steps: list[Any] = []
+        is_tensor = False
+        for spec in self.specs:
+            step = _parse(spec, key)
+            name = type(step).__name__
+            if name in _OF_TENSORS and not is_tensor:
+                self._steps.append(_parse("ToImage", key))
+                is_tensor = True
+            is_tensor = is_tensor or name in ("ToImage", "PILToTensor")
+            self._steps.append(step)
+
+    def __call__(self, example: Any) -> torch.Tensor:
+        """Transform one example.
+
+        Args:
+            example: A PIL image, an image ``[H, W, C]`` uint8, or floats ``[C, H, W]``.
+
+        Returns:
+            An image ``[H, W, C]`` uint8, or what else the transforms give.
+
+        Raises:
+            ConfigError: A transform cannot be applied to it.
+        """
+        image = example
+        if self._steps and isinstance(image, torch.Tensor):
+            image = _as_pil(image)
+        for spec, step in zip(self._named(), self._steps, strict=True):
+            try:
+                # Some only warn that they leave an image as it is.
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", message=".*passing through.*")
+                    image = step(image)
+            except Exception as error:
+                raise ConfigError(f"{self.key}: {spec} cannot be applied here: {one_line(error)}") from None
+        return stored(image, channels_first=bool(self._steps))
+
+    def _named(self) -> list[str]:
+        return [next((spec for spec in self.specs if spec.startswith(type(one).__name__)), "") for one in self._steps]
+
+    def __str__(self) -> str:
+        return "+".join(self.specs)
+
+
+def stored(example: Any, channels_first: bool = False) -> torch.Tensor:
+    """An example as it is kept: images ``[H, W, C]`` uint8, everything else as it is.
+
+    Args:
+        example: A PIL image, an array or a tensor.
+        channels_first: Whether tensors of images are ``[C, H, W]``, as torchvision has them.
+    """
+    if isinstance(example, torch.Tensor):
+        # Without the class that torchvision gives its images.
+        tensor = example.as_subclass(torch.Tensor)
+        is_image = tensor.dtype == torch.uint8 and tensor.dim() == 3
+        return typed(tensor.permute(1, 2, 0) if is_image and channels_first else tensor, is_image)
+    array = np.array(example)
+    if array.ndim == 2 and array.dtype == np.uint8:
+        array = array[..., None]
+    return typed(torch.from_numpy(array), array.ndim == 3)
+
+
+def typed(values: torch.Tensor, are_images: bool) -> torch.Tensor:
+    """Values in the type that they are kept in: images uint8, other whole numbers int64, everything else float32.
+
+    Args:
+        values: The values.
+        are_images: Whether their shape is that of images; 8 bits of another shape are numbers.
+    """
+    if values.dtype == torch.uint8 and are_images:
+        return values
+    is_real = values.is_floating_point() or values.dtype in (torch.bool, torch.uint8)
+    return values.float() if is_real else values.long()
+
+
+def _as_pil(image: torch.Tensor) -> Any:
+    """What transforms get: images as PIL has them, which computes the same on every machine; others as tensors."""
+    from PIL import Image
+    from torchvision import tv_tensors
+
+    if image.dtype != torch.uint8 or image.dim() != 3:
+        return tv_tensors.Image(image) if image.dim() == 3 else image
+    if image.shape[2] not in (1, 3):
+        return tv_tensors.Image(image.permute(2, 0, 1))
+    return Image.fromarray((image[..., 0] if image.shape[2] == 1 else image).numpy())
+
+
+def _parse(spec: str, key: str) -> Any:
+    """A transform as it is stated. Nothing is evaluated but literals."""
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError:
+        raise ConfigError(f"{key}: '{spec}' is no transform; expected 'Name' or 'Name(arguments)'") from None
+    return _made(tree, spec, key)
+
+
+def _made(node: ast.expr, spec: str, key: str) -> Any:
+    from torchvision.transforms import v2
+
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise ConfigError(f"{key}: '{spec}' is no transform; expected 'Name' or 'Name(arguments)'")
+    name = call.func.id
+    known = {
+        one
+        for one, found in vars(v2).items()
+        if inspect.isclass(found) and issubclass(found, v2.Transform) and one not in _OTHERS
+    }
+    if name not in known:
+        mixes = name in ("MixUp", "CutMix")
+        hint = " Mixing images of a batch belongs to a recipe." if mixes else nearest(name, known)
+        raise ConfigError(f"{key}: unknown transform '{name}' of torchvision.transforms.v2.{hint}")
+    if any(isinstance(one, ast.Starred) for one in call.args) or any(word.arg is None for word in call.keywords):
+        raise ConfigError(f"{key}: '{spec}': state each argument")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(v2, name)(
+                *[_value(one, "", spec, key) for one in call.args],
+                **{word.arg: _value(word.value, word.arg, spec, key) for word in call.keywords if word.arg},
+            )
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key}: '{spec}': {one_line(error)}") from None
+
+
+def _value(node: ast.expr, name: str, spec: str, key: str) -> Any:
+    """An argument: a literal, a transform, or several of them."""
+    if isinstance(node, ast.Call):
+        return _made(node, spec, key)
+    if isinstance(node, ast.List | ast.Tuple) and any(isinstance(one, ast.Call) for one in node.elts):
+        return [_value(one, "", spec, key) for one in node.elts]
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        raise ConfigError(f"{key}: '{spec}': '{ast.unparse(node)}' is neither a literal nor a transform") from None
+    if isinstance(value, str):
+        # Where Python code names an enumeration.
+        from torchvision.transforms import v2
+
+        kind = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}.get(name)
+        return value if kind is None else kind(value)
+    return value
+
+
+@contextmanager
+def own_generators() -> Iterator[None]:
+    """Within, the generators of torch, Python and NumPy may be seeded; they are restored."""
+    state, plain, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        random.setstate(plain)
+        np.random.set_state(numpy)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the CPU generators that a transform may draw from: torch's, Python's and NumPy's."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

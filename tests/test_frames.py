@@ -1,5 +1,7 @@
 """A ledger as tables for pandas."""
 
+import math
+
 import pandas as pd
 import pytest
 from builders import evidence, failed_cell, scored, store
@@ -40,8 +42,10 @@ def test_curves_have_a_row_for_each_epoch_of_each_run(ledger):
     curves = pruneaudit.load(ledger).curves
     assert not curves.duplicated(["run_id", "epoch"]).any()
     one = curves[(curves.stage == "retrain") & (curves.method == "l1") & (curves.seed == 1)]
-    assert one.epoch.tolist() == [1, 2, 3] and one.learning_rate.tolist() == [0.01, 0.01, 0.001]
-    assert one.test_accuracy.tolist() == [92.0] * 3 and one.train_loss.tolist() == [0.5] * 3
+    # Epoch 0: the network as pruning left it.
+    assert one.epoch.tolist() == [0, 1, 2, 3] and one.learning_rate.tolist()[1:] == [0.01, 0.01, 0.001]
+    assert one.test_accuracy.tolist() == [75.0, 92.0, 92.0, 92.0] and one.train_loss.tolist()[1:] == [0.5] * 3
+    assert math.isnan(one.train_loss.iloc[0]) and math.isnan(one.learning_rate.iloc[0])
     # A pruning stage without steps has no curve.
     assert "prune" not in set(curves.stage)
 

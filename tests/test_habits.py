@@ -190,11 +190,11 @@ def rounds(**told):
 
 def test_the_rate_of_each_point_is_that_of_its_first_step():
     told = rounds(epoch_starts=[0, 3, 4, 7])
-    assert [row["learning_rate"] for row in frames._curves(told)] == [0.01, 0.01, 0.01, 0.001]
+    assert [row["learning_rate"] for row in frames._curves(told, {})] == [0.01, 0.01, 0.01, 0.001]
     # The third point's epoch is the steps 4 to 6: its second one has the lower rate.
     assert results._curve(told).rates == [(0.0, 0.01), (pytest.approx(2 + 1 / 3), 0.001)]
     # Records of before did not tell: their curves are read, without a rate that would be wrong.
-    assert [row["learning_rate"] for row in frames._curves(rounds())] == [None] * 4
+    assert [row["learning_rate"] for row in frames._curves(rounds(), {})] == [None] * 4
 
 
 @pytest.mark.parametrize(("ratio", "stay"), [(0.5, 168), (0.9, 33), (0.98, 9), (0.995, 9)])

@@ -1,28 +1,37 @@
 """Singular values of the Jacobian, and trainability accuracy."""
 
+import copy
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from builders import changed, evidence, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError
 from pruneaudit.ledger.records import Jacobian
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure import trainability
 from pruneaudit.measure.trainability import (
     SAMPLES,
     comparable_trainability,
     jacobian,
     singular_values,
+    takes_batch_statistics,
     trainability_accuracy,
 )
+from pruneaudit.report.results import gather_ledger
+from pruneaudit.report.tables import trainability_table
+from pruneaudit.report.writer import markdown_sections
 from pruneaudit.training import grouped
 from pruneaudit.training.grouped import jacobians
 from pruneaudit.workloads.data import Dataset, Part
@@ -185,6 +194,55 @@ def test_measures_in_eval_mode_and_leaves_the_model_as_it_was(fails):
     assert not images.requires_grad and images.grad is None
 
 
+def test_in_training_mode_a_row_is_the_gradient_of_the_whole_batch():
+    """As the release of TPP computes it, by torch.func: the sum of a batch's logits by each of its images."""
+    model, images = trained("resnet20", 1, 8), drawn(6, 1, 8, 8)
+    reference = copy.deepcopy(model).train()
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False  # torch.func allows no change in place
+            module.running_mean = module.running_var = None
+    matrix = torch.func.jacrev(lambda batch: reference(batch).sum(dim=0))(images)  # [C, N, 1, 8, 8]
+    expected = torch.linalg.svdvals(matrix.transpose(0, 1).flatten(2))
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    found = singular_values(model, images, batch_statistics=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(found, singular_values(model, images), rtol=0.01)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_network_without_batch_norm_has_one_mode():
+    model, images = trained("lenet5", 1, 32), drawn(3, 1, 32, 32)
+    assert not takes_batch_statistics(model) and takes_batch_statistics(trained("resnet20", 1, 8))
+    assert torch.equal(singular_values(model, images, batch_statistics=True), singular_values(model, images))
+
+
+def test_the_report_shows_both_modes_and_the_accuracy_right_after_pruning_where_they_were_measured(tmp_path):
+    def tables(name, accuracy, mode):
+        ledger = Ledger(tmp_path / name)
+        one = evidence("l1")
+        prune = changed(one.prune, jacobian_train=mode, accuracy=12.5)
+        base = changed(one.base, jacobian_train=mode)
+        cell = one.cell.model_copy(update={"pruned_value": accuracy})
+        store(ledger, replace(one, cell=cell, prune=prune, base=base))
+        results = gather_ledger(Catalog(), ledger)
+        text = "\n".join(text for _, text in markdown_sections(results))
+        return trainability_table(results, "lenet5-digits", ()), text, results.cells[0]
+
+    (header, rows), text, cell = tables("new", 12.5, Jacobian(mean=0.75, std=0.1, condition=None, samples=64))
+    assert header[3:] == [
+        "pruned", "JSV base", "JSV pruned", "JSV end", "JSV base (train)", "JSV pruned (train)", "TA"
+    ]  # fmt: skip
+    assert rows[0][3:] == ["12.50", "1.2", "1.2", "1.2", "0.75", "0.75", "75.00"]
+    assert "stale running statistics" in text
+    assert cell["pruned_value"] == 12.5 and cell["jsv"]["pruned_train"] == 0.75
+    (header, rows), text, cell = tables("old", None, None)
+    assert header[3:] == ["JSV base", "JSV pruned", "JSV end", "TA"] and "(train)" not in text
+    assert "pruned_value" not in cell and set(cell["jsv"]) == {"base", "pruned", "end"}
+
+
 def test_works_where_gradients_are_off():
     model, images = Mixing(), drawn(4, 1, 5, 5)
     expected = singular_values(model, images)
@@ -271,7 +329,9 @@ def test_the_images_are_fixed_and_never_augmented():
 def test_takes_as_many_images_as_asked_and_there_are(images, samples, taken, monkeypatch):
     batches = []
     monkeypatch.setattr(
-        trainability, "singular_values", lambda model, images: batches.append(images) or drawn(len(images), 2).abs()
+        trainability,
+        "singular_values",
+        lambda model, images, mode: batches.append(images) or drawn(len(images), 2).abs(),
     )
     dataset = pictures(images)
     model = nn.Linear(1, 1).double()

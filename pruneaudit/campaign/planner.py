@@ -191,6 +191,7 @@ class Campaign:
             accuracy=result.accuracy,
             base_accuracy=base.accuracy,
             validation_accuracy=result.validation_accuracy,
+            pruned_value=done[plan.prune.run_id].value if plan.prune is not None else None,
             speedup=result.speedup,
             params=result.params,
             macs=result.macs,

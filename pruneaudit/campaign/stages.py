@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,13 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
+from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method.conduct import Job, observe
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import RetrainingTask
 from pruneaudit.pruning import shapes
-from pruneaudit.pruning.removal import shrink, thinned
+from pruneaudit.pruning.layers import LAYERS
+from pruneaudit.pruning.removal import shrink, thinned, zeros_left
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.grouped import jacobians
@@ -65,6 +67,7 @@ class Outcome:
     backend: str = "torch"
     reason: str = ""
     conduct: Conduct | None = None
+    jacobian_train: Jacobian | None = None
     initial_accuracy: float | None = None
     declared_steps: int = 0
     resumed: int = 0
@@ -210,6 +213,8 @@ class Stages:
         asked = time.perf_counter()
         slopes: _Slopes = yield Trainable(outcome.model, dataset)
         outcome.waited += time.perf_counter() - asked - slopes.seconds
+        if spec.stage in ("pretrain", "prune"):
+            outcome.jacobian_train = _on_batch_statistics(outcome.model, dataset, slopes.jacobian)
         return self._commit(spec, workload, dataset, parent, outcome, slopes.jacobian, started)
 
     def _pretrain(
@@ -218,7 +223,9 @@ class Stages:
         model = shapes.dense_network(workload)
         if spec.checkpoint:
             provenance = self._load_external(model, spec)
-            return Outcome(self._place(model, spec), Consumption(), measured=False, provenance=provenance)
+            held = _not_zero(model) if spec.reading.zeros == "hold" else {}
+            model = self._place(model, spec)
+            return Outcome(model, Consumption(), masks=held, measured=False, provenance=provenance)
         names = ["pretrain", *([spec.own_base_of] if spec.own_base_of else [])]
         _initialise(model, spec.seed, *names)
         return (yield from self._train(model, spec, dataset, "/".join(names), progress))
@@ -226,8 +233,8 @@ class Stages:
     def _topup(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
     ) -> _Stage:
-        model, _ = self._inherit(workload, parent)
-        return (yield from self._train(model, spec, dataset, "topup", progress))
+        model, held = self._inherit(workload, parent)
+        return (yield from self._train(model, spec, dataset, "topup", progress, held))
 
     def _retrain(
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
@@ -284,7 +291,7 @@ class Stages:
         yield from ()
         source = self._method(spec)
         # Read once: every repetition starts from the same weights, whatever becomes of their file.
-        dense, _ = self._inherit(workload, parent)
+        dense, held = self._inherit(workload, parent)
         pruned = observe(
             source,
             Job.of(
@@ -294,6 +301,7 @@ class Stages:
                 dataset,
                 lambda epoch: self._base_after(epoch, parent, workload, dataset),
                 self._measure(spec),
+                held,
             ),
             lambda: self.ledger.digest_on_disk(parent),
             self._off_limits(spec),
@@ -301,12 +309,17 @@ class Stages:
             progress,
         )
         answer = pruned.answer
+        masks = zeros_left(dense, held, answer.kept, dataset.example()) if answer.kept else dict(held)
+        masks |= {name: mask & held.get(name, mask) for name, mask in answer.masks.items()}
+        if held and answer.masks:
+            _some_go(spec, pruned.conduct, masks)
         widths = {name: len(kept) for name, kept in answer.kept.items()}
         # Only weights leave the stage: whatever else the method hung on the network stays behind.
         model = self._place(shapes.network(workload, widths), spec)
         try:
-            small = thinned(pruned.model, answer.masks) if answer.masks else None
-            model.load_state_dict((small or shrink(pruned.model, answer.kept, dataset.example())).state_dict())
+            whole = answer.masks or not answer.kept
+            small = pruned.model if whole else shrink(pruned.model, answer.kept, dataset.example())
+            model.load_state_dict((thinned(small, masks) if masks else small).state_dict())
         except RuntimeError as error:
             raise MethodError(f"method '{spec.method}' left another network than it was given: {error}") from None
         bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
@@ -321,7 +334,7 @@ class Stages:
             pruned.epoch_starts,
             answer.kept,
             widths,
-            answer.masks,
+            masks,
             pruned.conduct.target.granularity,
             conduct=pruned.conduct,
             declared_steps=spec.recipe.steps or 0,
@@ -463,9 +476,12 @@ class Stages:
         model, history, consumption = outcome.model, outcome.history, outcome.consumption
         dense = shapes.shape(workload)
         stay = {name: int(mask.sum()) for name, mask in outcome.masks.items()}
-        size = shapes.shape_of_weights(workload, stay) if stay else shapes.shape_of(workload, outcome.widths)
-        # During pruning and topping up it is the dense network that trains.
-        training_shape = size.macs if spec.stage in ("retrain", "scratch") else dense.macs
+        widths = outcome.widths
+        whole = shapes.shape_of(workload, widths)
+        size = shapes.shape_of_weights(workload, stay, widths) if stay else whole
+        singly = outcome.granularity == "weight"
+        # During pruning and topping up it is the network of before that trains.
+        training_shape = parent.macs if parent is not None and spec.stage in ("topup", "prune") else size.macs
         measure = self._measure(spec)
         test = measure.evaluate(model, dataset, dataset.test, spec.precision, closely=True)
         validation = measure.evaluate(model, dataset, dataset.validation, spec.precision)
@@ -507,11 +523,12 @@ class Stages:
             base_params=dense.params,
             kept=outcome.kept,
             granularity=outcome.granularity,
-            stay=stay,
-            executed_macs=dense.macs if stay else None,
+            stay=stay if singly else {},
+            executed_macs=whole.macs if stay else None,
             nonzero=history.nonzero,
             epoch_starts=_uneven(outcome.epoch_starts, steps_per_epoch(len(dataset.train), spec.recipe.batch)),
             jacobian=slopes,
+            jacobian_train=outcome.jacobian_train,
             conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
             weights_digest=hashlib.sha256(weights).hexdigest(),
@@ -528,6 +545,36 @@ class Stages:
             beside=beside(test, measure.name),
         )
         return self.ledger.commit(record, weights)
+
+
+def _not_zero(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Which weights are not zero, of each layer that has some that are: bool, in the shape of its weights."""
+    weights = {name: module.weight.detach() for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    return {name: weight != 0 for name, weight in weights.items() if not bool((weight != 0).all())}
+
+
+def _some_go(spec: RunSpec, conduct: Conduct, masks: Mapping[str, torch.Tensor]) -> None:
+    """See that a base with zeros has more weights than are to stay.
+
+    Raises:
+        ConfigError: It has no more, all layers together.
+    """
+    left, asked = (sum(int(masks[name].sum()) for name in conduct.target.stay), sum(conduct.target.stay.values()))
+    if left < asked:
+        raise ConfigError(
+            f"{spec.workload}: the base holds {left} weights that are not zero where ratio {spec.ratio:g} lets {asked} "
+            "stay; choose higher ratios"
+        )
+
+
+def _on_batch_statistics(model: nn.Module, dataset: Dataset, in_eval_mode: Jacobian) -> Jacobian | None:
+    """Trainability in training mode; a network that is destroyed may have none, which is no failure of its run."""
+    if not takes_batch_statistics(model):
+        return in_eval_mode
+    try:
+        return jacobian(model, dataset, batch_statistics=True)
+    except AuditError:
+        return None
 
 
 def _uneven(starts: list[int], per_epoch: int) -> list[int]:

@@ -280,6 +280,8 @@ class RunRecord(RunSpec):
         epoch_starts: Step at which each epoch of the curves begins, where it is not a multiple of an epoch's steps: a
             method that trains several times may end each training within an epoch.
         jacobian: Singular values of the Jacobian when the stage ends; None where not measured.
+        jacobian_train: The same with batch norm on the statistics of the batch, as the release of TPP measures it; of
+            base models and pruning stages, None elsewhere and where it is not finite.
         conduct: What the method did while it had the network (prune); None elsewhere.
         parent_digest: SHA-256 of the weights it started from.
         weights_digest: SHA-256 of the weights it wrote.
@@ -332,6 +334,7 @@ class RunRecord(RunSpec):
     nonzero: list[int] = Field(default_factory=list)
     epoch_starts: list[int] = Field(default_factory=list)
     jacobian: Jacobian | None = None
+    jacobian_train: Jacobian | None = None
     conduct: Conduct | None = None
     parent_digest: str | None = None
     weights_digest: str
@@ -439,6 +442,7 @@ class CellRecord(Frozen):
         base_accuracy: Percent, test set, of the dense base model.
         validation_accuracy: Percent, of the result run.
         speedup: MACs(base) / MACs(pruned).
+        pruned_value: The metric on the test split right after pruning; None for scratch arms, and in older records.
         params: Parameters of the result.
         macs: MACs of the result.
         granularity: What was removed: ``filter``, ``block`` or ``weight``; sizes then count what is not zero.
@@ -471,6 +475,7 @@ class CellRecord(Frozen):
     accuracy: float | None = None
     base_accuracy: float | None = None
     validation_accuracy: float | None = None
+    pruned_value: float | None = None
     speedup: float | None = None
     params: int | None = None
     macs: int | None = None

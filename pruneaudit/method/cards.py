@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import CORE_METHODS
+from pruneaudit.schema import read_toml
 
 if TYPE_CHECKING:
     from pruneaudit.workloads.schema import Workload
@@ -26,6 +27,15 @@ Layerwise methods remove the same share of every layer. Global ones have one thr
 that uniform pruning leaves; `scratch-of-METHOD` trains the architecture that METHOD found from random weights.
 """
 _SIDES = {"filter": "filters", "block": "blocks", "weight": "weights"}
+
+
+def deviations(catalog: Catalog) -> dict[str, str]:
+    """How built-in methods differ from their authors' code, as measured, by method.
+
+    Not in the methods' own files: a sentence would change their digests, and with them the runs that stand.
+    """
+    path = catalog.root / "methods" / "deviations.toml"
+    return {name: str(text) for name, text in read_toml(path).items()} if path.is_file() else {}
 
 
 def rows(catalog: Catalog, names: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -75,7 +85,7 @@ def refusals(catalog: Catalog, name: str, workloads: Iterable[Workload]) -> dict
 
 def page(catalog: Catalog) -> str:
     """The page of all methods, in Markdown."""
-    cards = rows(catalog)
+    cards, measured = rows(catalog), deviations(catalog)
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for card in cards:
         groups[
@@ -90,6 +100,7 @@ def page(catalog: Catalog) -> str:
     for card in cards:
         blocks += [f"### {card['name']}", "", *_paragraphs(card["description"]), ""]
         facts = [f"Source: {card['source']}."]
+        facts += [f"Beside the authors' code: {measured[card['name']]}"] if card["name"] in measured else []
         facts += [f"In retraining: {card['in_retraining']}."] if card["in_retraining"] else []
         facts += [f"Retraining under S1 and S2: {card['published_recipe']}."] if card["removes"] != "nothing" else []
         if card["parameters"]:

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ class Job:
         precision: Arithmetic.
         initial: Gives the base model's state after some epochs of its training; None where it is not known.
         measure: The workload's metric.
+        held: Weights of the base that are not zero, by layer, where the others are to stay zero.
     """
 
     inherit: Callable[[], nn.Module]
@@ -70,6 +71,7 @@ class Job:
     precision: str = "fp32"
     initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None
     measure: Measure = BY_ACCURACY
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class Job:
         dataset: Dataset,
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
         measure: Measure | None = None,
+        held: Mapping[str, torch.Tensor] | None = None,
     ) -> Job:
         """The job of a prune run."""
         assert spec.ratio is not None
@@ -95,6 +98,7 @@ class Job:
             spec.precision,
             initial,
             measure or BY_ACCURACY,
+            held or {},
         )
 
 
@@ -329,6 +333,7 @@ def _task(
         shapes.target(job.workload, job.ratio, method.granularity, method.scope),
         job.initial,
         job.measure,
+        job.held,
     )
 
 

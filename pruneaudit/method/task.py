@@ -74,6 +74,7 @@ class PruningTask:
         target: Target | None = None,
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
         measure: Measure | None = None,
+        held: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model = model
         self.layers = tuple(layers)
@@ -97,6 +98,8 @@ class PruningTask:
         self._most = most
         self._initial = initial
         self._measure = measure
+        # Weights of the base that are zero and stay so: no score of theirs counts.
+        self._held = held or {}
         self._steps_done = 0
         self.epoch_starts: list[int] = []
         self._decided: dict[str, list[int]] = {}
@@ -305,7 +308,10 @@ class PruningTask:
             )
         if not bool(torch.isfinite(scores).all()):
             raise MethodError(f"method '{self._method}' gave layer '{layer.name}' a score that is not finite")
-        return scores.detach().cpu().double().flatten()
+        values = scores.detach().cpu().double().flatten()
+        if self.target.granularity == "weight" and layer.name in self._held:
+            values = values.masked_fill(~self._held[layer.name].flatten(), -math.inf)
+        return values
 
     def scored(self) -> None:
         """Scores are taken: the network lies in memory as it is trained, channels last.
@@ -420,6 +426,7 @@ class PruningTask:
             checkpoint,
             self._progress,
             self.state,
+            self._held,
             measure=self._measure,
         )
         with self._watch.training() if self._watch is not None else nullcontext():

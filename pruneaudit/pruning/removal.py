@@ -189,6 +189,25 @@ def thinned(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:
     return network
 
 
+def zeros_left(
+    model: nn.Module, held: Mapping[str, torch.Tensor], kept: Mapping[str, Sequence[int]], example: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Masks of a dense network's weights, cut as its filters are: what stays zero of the network that is left.
+
+    Args:
+        model: The dense network; not changed.
+        held: For each layer which weights are not zero, bool, in the shape of its weights.
+        kept: Filters that stay, by layer.
+        example: One input.
+    """
+    pattern = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, mask in held.items():
+            pattern.get_parameter(f"{name}.weight").copy_(mask)
+    small = dict(shrink(pattern, kept, example).named_parameters())
+    return {name: (small[f"{name}.weight"] != 0).cpu() for name in held if f"{name}.weight" in small}
+
+
 def widths_to_kept(widths: Mapping[str, int]) -> dict[str, list[int]]:
     """Any filters that give a layer its width: the shape is what counts when weights are drawn anew."""
     return {name: list(range(width)) for name, width in widths.items()}

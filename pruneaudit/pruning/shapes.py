@@ -316,13 +316,16 @@ def shape_of(workload: Workload, widths: dict[str, int]) -> Shape:
     return _shape(workload.network, workload.data, tuple(widths.items()))
 
 
-def shape_of_weights(workload: Workload, stay: Mapping[str, int]) -> Shape:
-    """Size of the dense network with so many weights left in some layers; what is zero counts nothing."""
-    network = _dense(workload.network, workload.data)
-    known = costs(workload)
-    removed = sum(known.weights[name] - count for name, count in stay.items())
-    recounted = macs_by_torch_of_weights(network, _example(workload.data), stay)
-    return Shape((), known.of_weights(stay), recounted, parameters(network) - removed)
+def shape_of_weights(workload: Workload, stay: Mapping[str, int], widths: Mapping[str, int] | None = None) -> Shape:
+    """Size of the network of some widths (none: dense) with so many weights left in some layers; no zero counts."""
+    built = network(workload, dict(widths or {}))
+    counts = {name: built.get_parameter(f"{name}.weight").numel() for name in stay}
+    full = shape_of(workload, dict(widths or {}))
+    # Counted once for the dense network, which most are asked for.
+    costs_of = macs_by_layer(built, _example(workload.data)) if widths else costs(workload).macs
+    spared = sum(costs_of[name] // count * (count - stay[name]) for name, count in counts.items())
+    recounted = macs_by_torch_of_weights(built, _example(workload.data), stay)
+    return Shape(full.widths, full.macs - spared, recounted, full.params - sum(counts.values()) + sum(stay.values()))
 
 
 def shape(workload: Workload, ratio: float | None = None) -> Shape:

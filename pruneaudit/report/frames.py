@@ -36,7 +36,8 @@ class Frames:
         cells: Workload × protocol × method × ratio × seed: accuracy, sizes, cost, trainability, status.
         findings: What each rule found of each arm or comparison.
         verdicts: What each comparison comes to, with its statistics.
-        curves: Loss and accuracy after each epoch of each run, with the learning rate at its first step (None
+        curves: Loss and accuracy after each epoch of each run (of retraining also before the
+            first, epoch 0), with the learning rate at its first step (None
             where an older record does not tell it).
     """
 
@@ -64,11 +65,12 @@ def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[st
     catalog = Catalog(extra_methods=tuple(methods), extra_workloads=tuple(workloads))
     results = gather_ledger(catalog, store)
     runs = sorted(store.runs(), key=lambda run: (run.workload, run.slug, run.run_id))
+    by_id = {run.run_id: run for run in runs}
     return Frames(
         cells=pd.DataFrame([_flat(row, "jsv") for row in results.cells]),
         findings=pd.DataFrame(results.findings),
         verdicts=pd.DataFrame([_flat(row, "difference", prefix=False) for row in results.verdicts]),
-        curves=pd.DataFrame([line for run in runs for line in _curves(run)]),
+        curves=pd.DataFrame([line for run in runs for line in _curves(run, by_id)]),
     )
 
 
@@ -78,15 +80,20 @@ def _flat(row: Mapping[str, Any], key: str, prefix: bool = True) -> dict[str, An
     return rest | {f"{key}_{name}" if prefix else name: value for name, value in (row[key] or {}).items()}
 
 
-def _curves(run: RunRecord) -> list[dict[str, Any]]:
-    """One row for each epoch of a run."""
+def _curves(run: RunRecord, known: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
+    """One row for each epoch of a run, and one for what a retraining starts from."""
     about = {name: getattr(run, name) for name in ("run_id", "workload", "stage", "method", "ratio", "seed", "budget")}
     values = {column: getattr(run, name) for column, name in _CURVES.items()}
     if run.scores is not None:
         values |= {"validation_value": run.validation_curve, "test_value": run.curve}
     rates = [rate for rate, steps in run.learning_rates for _ in range(steps)]
     starts = run.starts
-    return [
+    first = known.get(run.parent or "") if run.stage == "retrain" else None
+    before: list[dict[str, Any]] = []
+    if first is not None:
+        accuracies = {"validation_accuracy": first.validation_accuracy, "test_accuracy": first.accuracy}
+        before = [{**about, "epoch": 0, "learning_rate": None} | dict.fromkeys(_CURVES) | accuracies]
+    return before + [
         {**about, "epoch": epoch + 1, "learning_rate": None if starts is None else rates[starts[epoch]]}
         | {column: found[epoch] for column, found in values.items()}
         for epoch in range(len(run.test_accuracy))

@@ -77,7 +77,7 @@ def payload(results: Results) -> dict[str, Any]:
                 "speedup": row["speedup"],
                 **{name: row[name] for name in ("granularity", "total_epochs", "total_macs")},
                 "left": left(row),
-                **{f"jsv_{stage}": found for stage, found in (row.get("jsv") or {}).items()},
+                **{f"jsv_{stage}": (row.get("jsv") or {}).get(stage) for stage in ("base", "pruned", "end")},
                 "ta": row.get("trainability_accuracy"),
                 "result": place_of.get(row["result"]) if row["result"] else None,
                 "runs": runs(row["runs"]),

@@ -535,12 +535,15 @@ def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord])
     for row in rows:
         chain = [runs[run] for run in row["runs"] if run in runs]
         by_stage = {run.stage: run.jacobian.mean for run in chain if run.jacobian is not None}
+        in_training = {run.stage: run.jacobian_train.mean for run in chain if run.jacobian_train is not None}
         result = runs.get(row["result"]) if row["result"] else None
         row["jsv"] = {
             "base": by_stage.get("pretrain") if "prune" in by_stage else None,
             "pruned": by_stage.get("prune"),
             "end": result.jacobian.mean if result is not None and result.jacobian is not None else None,
         }
+        if "prune" in in_training:
+            row["jsv"] |= {"base_train": in_training.get("pretrain"), "pruned_train": in_training["prune"]}
         row["trainability_accuracy"] = (
             trainability_accuracy(result.curve, result.recipe) if result is not None else None
         )
@@ -567,7 +570,8 @@ def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
 
 def _cell_row(record: CellRecord) -> dict[str, Any]:
     row = record.model_dump(mode="json", include=set(_CELL_FIELDS))
-    return {name: row[name] for name in _CELL_FIELDS} | _scores(record) | {"runs": record.runs}
+    after = {} if record.pruned_value is None else {"pruned_value": record.pruned_value}
+    return {name: row[name] for name in _CELL_FIELDS} | after | _scores(record) | {"runs": record.runs}
 
 
 def _scores(record: CellRecord) -> dict[str, Any]:

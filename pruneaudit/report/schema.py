@@ -16,11 +16,16 @@ from pruneaudit.workloads.metrics import Metric
 
 
 class Trainability(Frozen):
-    """Mean Jacobian singular value of the base model, after pruning and at the end."""
+    """Mean Jacobian singular value of the base model, after pruning and at the end.
+
+    In eval mode; ``base_train`` and ``pruned_train`` with batch norm on the statistics of the batch.
+    """
 
     base: float | None
     pruned: float | None
     end: float | None
+    base_train: float | None = None
+    pruned_train: float | None = None
 
 
 class CellRow(Frozen):
@@ -46,6 +51,7 @@ class CellRow(Frozen):
     accuracy: float | None
     base_accuracy: float | None
     validation_accuracy: float | None
+    pruned_value: float | None = None
     speedup: float | None
     params: int | None
     macs: int | None

@@ -332,18 +332,25 @@ def trainability_table(results: Results, workload: str, labels: tuple[str, ...])
     """Mean Jacobian singular value before pruning, after it and at the end; trainability accuracy; means over seeds.
 
     Trainability accuracy is the mean of the metric over the first stage, whatever the metric is.
+    Where they were measured: the metric right after pruning, and singular values in training mode.
     """
     grouped: dict[tuple[str, str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for row in results.of("cells", workload, labels):
         if row["status"] == "ok":
             grouped[row["protocol"], row["method"], row["ratio"]].append(row)
-    header = ["protocol", "method", "ratio", "JSV base", "JSV pruned", "JSV end", "TA"]
+    cells = [row for rows in grouped.values() for row in rows]
+    stages = {"JSV base": "base", "JSV pruned": "pruned", "JSV end": "end"}
+    if any("pruned_train" in row["jsv"] for row in cells):
+        stages |= {"JSV base (train)": "base_train", "JSV pruned (train)": "pruned_train"}
+    after = ["pruned"] if any("pruned_value" in row for row in cells) else []
+    header = ["protocol", "method", "ratio", *after, *stages, "TA"]
     table = []
     for (protocol, method, ratio), rows in sorted(grouped.items()):
-        values = [[row["jsv"][stage] for row in rows] for stage in ("base", "pruned", "end")]
+        values = [[row["jsv"].get(stage) for row in rows] for stage in stages.values()]
         accuracies = [row["trainability_accuracy"] for row in rows]
         form = f"{{:.{results.metric(workload).decimals}f}}"
-        shown = [*(_mean(found, "{:.3g}") for found in values), _mean(accuracies, form)]
+        shown = [_mean([row.get("pruned_value") for row in rows], form)] if after else []
+        shown += [*(_mean(found, "{:.3g}") for found in values), _mean(accuracies, form)]
         if any(shown):
             table.append([protocol, method, f"{ratio:g}", *shown])
     return header, table

@@ -21,6 +21,7 @@ from pruneaudit.report.published import PUBLISHED_NOTE, published_notes, publish
 from pruneaudit.report.results import Results, no_collection
 from pruneaudit.report.tables import (
     FEW_SEEDS,
+    Table,
     accuracy_table,
     architecture_table,
     arm_matrix,
@@ -217,6 +218,7 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
     """Tables of one workload."""
     name = as_text(title(workload, labels))
     base = base_line(results, workload, labels)
+    trainability = trainability_table(results, workload, labels)
     comparisons, arms = (matrix(results, workload, labels) for matrix in (audit_matrix, arm_matrix))
     metric = results.metric(workload)
     parts = [
@@ -276,11 +278,21 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
             "trainability",
             "Mean Jacobian singular value (JSV) of the base model, after pruning and at the end; trainability "
             f"{metric.title} (TA): mean test {metric.title} over the first learning-rate stage, comparable only "
-            "between arms with the same retraining schedule. Means over seeds.",
-            trainability_table(results, workload, labels),
+            f"between arms with the same retraining schedule. Means over seeds.{_both_modes(trainability)}",
+            trainability,
         ),
     ]
     return [(f"{name}: {what}", f"{text.rstrip()}\n\n{_table(*table)}") for what, text, table in parts if table[1]]
+
+
+def _both_modes(table: Table) -> str:
+    """What the columns of a table of trainability mean that older results do not have."""
+    if not any("(train)" in column for column in table[0]):
+        return ""
+    return (
+        " JSV is measured in eval mode, (train) with batch norm on the statistics of the batch, as in TPP's release: "
+        "what only one of the two shows may be stale running statistics. Pruned: the metric right after pruning."
+    )
 
 
 def _sentence(text: str) -> str:

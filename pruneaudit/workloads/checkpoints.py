@@ -111,7 +111,8 @@ def fitted(content: bytes, path: Path, reading: Reading, network: torch.nn.Modul
     matrices = [tensor for tensor in state.values() if tensor.dim() > 1]
     zeros = 1 - sum(int(one.count_nonzero()) for one in matrices) / max(1, sum(one.numel() for one in matrices))
     if zeros >= _SPARSE:
-        notes.append(f"{zeros:.1%} of its weights are zero")
+        held = "and stay so" if reading.zeros == "hold" else "and may grow: zeros = 'hold' in [base] keeps them"
+        notes.append(f"{zeros:.1%} of its weights are zero, {held}")
     return Weights({name: state[name] for name in expected}, tuple(notes))
 
 

@@ -85,10 +85,13 @@ class Reading(Frozen):
         key: Keys that lead to the weights, joined by dots; empty: the usual ones are looked for.
         rename: Regular expressions and what replaces them in each tensor's name, in order, before the usual prefixes
             are taken off. A tensor whose name becomes empty is left out.
+        zeros: What becomes of weights that are zero: ``free`` (they may grow again) or ``hold`` (they stay zero in
+            every stage, and count as zeros).
     """
 
     key: str = ""
     rename: tuple[tuple[str, str], ...] = ()
+    zeros: Literal["free", "hold"] = "free"
 
     @field_validator("rename", mode="before")
     @classmethod
@@ -120,7 +123,7 @@ class Base(Reading):
     @property
     def reading(self) -> Reading:
         """What changes the weights, beside the file."""
-        return Reading(key=self.key, rename=self.rename)
+        return Reading(key=self.key, rename=self.rename, zeros=self.zeros)
 
 
 class Workload(Frozen):

@@ -1,5 +1,7 @@
 """Data that users bring: functions, folders of images, torchvision's sets; what is found, and what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torchvision import datasets as tv
 import pruneaudit
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError
 from pruneaudit.pruning import shapes
-from pruneaudit.workloads.data import Part, Streamed, facts, identity, load, look_in, stored_at
+from pruneaudit.workloads.data import Part, Streamed, facts, folders, identity, load, loading, look_in, stored_at
 from pruneaudit.workloads.data.brought import find
 from pruneaudit.workloads.data.loading import imitation
 from pruneaudit.workloads.schema import DataConfig
@@ -310,10 +312,6 @@ def test_grey_folders_have_one_channel_and_mixed_ones_three(tmp_path):
 
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
-    import os
-
-    from pruneaudit.workloads.data import folders
-
     root = folder(tmp_path / "leaves", SPLITS)
     for path in root.rglob("*.png"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
@@ -333,8 +331,6 @@ def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
 
 
 def test_identity_follows_code_content_labels_and_versions(tmp_path, monkeypatch):
-    from pruneaudit.workloads.data import loading
-
     config = own(tmp_path, "Data(train=(draw.normal(size=(30, 5)), np.arange(30) % 3))")
     found = [identity(config)]
     assert identity(config) == found[0]
@@ -396,12 +392,20 @@ def _bytes(path):
 # torchvision
 
 
-def test_torchvisions_generated_set():
-    config = DataConfig(name="torchvision:FakeData", size=12)
+class Generated(tv.FakeData):
+    """Less of it."""
+
+    def __init__(self):
+        super().__init__(60, (3, 9, 12), 4)
+
+
+def test_torchvisions_generated_set(monkeypatch):
+    monkeypatch.setattr(tv, "FakeData", Generated)
+    config = DataConfig(name="torchvision:FakeData")
     loaded = load(config)
     known = agree(config, loaded)
-    assert (known.shape, known.classes) == ((3, 12, 12), 10)
-    assert known.train + known.validation + known.test == 1000
+    assert (known.shape, known.classes) == ((3, 9, 12), 4)
+    assert (known.train, known.validation, known.test) == (36, 12, 12)
 
 
 class Halves(tv.VisionDataset):

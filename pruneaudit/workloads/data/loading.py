@@ -16,7 +16,7 @@ from pruneaudit.errors import ConfigError, unknown
 from pruneaudit.workloads.data.brought import Origin, find, is_brought
 from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, data_root, resized, torchvision_folders
 from pruneaudit.workloads.data.dataset import Dataset, Split
-from pruneaudit.workloads.data.examples import Arrays, Examples, Subset
+from pruneaudit.workloads.data.examples import Arrays, Examples
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.folders import cache_folder
 from pruneaudit.workloads.data.parts import Part, are_images, input_shape
@@ -233,16 +233,8 @@ def split(origin: Origin, sizes: Facts) -> dict[str, Examples]:
     for name, count in (("test", sizes.test), ("validation", sizes.validation)):
         if name not in found:
             stays, held_out = stratified(train.labels, count, name, single(train.digests()))
-            found[name], train = _some(train, held_out), _some(train, stays)
+            found[name], train = train.take(held_out), train.take(stays)
     return {"train": train, "validation": found["validation"], "test": found["test"]}
-
-
-def _some(examples: Examples, index: np.ndarray) -> Examples:
-    if isinstance(examples, Arrays):
-        return Arrays(examples.inputs[torch.from_numpy(index)], examples.labels[index])
-    if isinstance(examples, Subset):
-        return Subset(examples.whole, examples.index[index])
-    return Subset(examples, index)
 
 
 def _part(examples: Examples, static: Pipeline, shape: tuple[int, ...], is_image: bool, in_memory: bool) -> Split:

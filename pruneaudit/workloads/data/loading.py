@@ -203,8 +203,10 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
         raise ConfigError(f"data.pad and data.flip need images [N, H, W, C] uint8, which {origin.where} has not")
     if config.mean is not None or config.std is not None:
         _check_statistics(config, sizes)
-    splits = split(origin, sizes)
-    refuse_overlap({name: part.digests() for name, part in splits.items()}, origin.where)
+    # What is known by name is split as it always was: some of these sets have copies.
+    splits = split(origin, sizes, apart=is_brought(config.name))
+    if is_brought(config.name):
+        refuse_overlap({name: part.digests() for name, part in splits.items()}, origin.where)
     augment = Pipeline(config.train, "data.train") if config.train else None
     shape = tuple(_first(origin, static).shape)
     if augment is not None:
@@ -217,14 +219,13 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
     return _joined(config, origin.classes, parts["train"], parts["validation"], parts["test"], augment)
 
 
-def split(origin: Origin, sizes: Facts) -> dict[str, Examples]:
+def split(origin: Origin, sizes: Facts, apart: bool = True) -> dict[str, Examples]:
     """The three splits; those that are not there are taken from the training examples.
-
-    An example of which there is a second copy is never held out: no two splits then share it.
 
     Args:
         origin: What was found.
         sizes: How many each is to have.
+        apart: Whether an example of which there is a second copy is never held out: no two splits then share it.
 
     Raises:
         ConfigError: Too few examples can be held out.
@@ -232,7 +233,7 @@ def split(origin: Origin, sizes: Facts) -> dict[str, Examples]:
     train, found = origin.train, dict(origin.splits)
     for name, count in (("test", sizes.test), ("validation", sizes.validation)):
         if name not in found:
-            stays, held_out = stratified(train.labels, count, name, single(train.digests()))
+            stays, held_out = stratified(train.labels, count, name, single(train.digests()) if apart else None)
             found[name], train = train.take(held_out), train.take(stays)
     return {"train": train, "validation": found["validation"], "test": found["test"]}
 

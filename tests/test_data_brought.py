@@ -1,6 +1,8 @@
 """Data that users bring: functions, folders of images, torchvision's sets; what is found, and what is refused."""
 
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torchvision import datasets as tv
 import pruneaudit
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError
 from pruneaudit.pruning import shapes
+from pruneaudit.training.feed import Feed, Stream
 from pruneaudit.workloads.data import Part, Streamed, facts, folders, identity, load, loading, look_in, stored_at
 from pruneaudit.workloads.data.brought import find
 from pruneaudit.workloads.data.loading import imitation
@@ -79,6 +82,10 @@ def test_crops_and_flips_of_images_that_are_not_square(tmp_path):
     loaded = load(config.model_copy(update={"pad": 2, "flip": True, "mean": (0.0,), "std": (1.0,)}))
     images, _ = next(loaded.batches(0, "retrain", 0, 18))
     assert images.shape == (18, 1, 4, 7) and (images == 0).any()
+    # Backends that train many make the same batches on the device.
+    feed = Feed(loaded, [Stream(0, "retrain", 0)] * 2, 18, torch.float32)
+    feed.begin(0, 0)
+    assert torch.equal(feed.next(18)[0], images)
 
 
 def test_vectors_go_in_as_they_are(tmp_path):
@@ -472,3 +479,15 @@ def test_transforms_of_a_dataset_known_by_name(tmp_path):
 def test_the_class_is_public():
     assert pruneaudit.Data(train=1).test is None
     assert issubclass(ConfigError, AuditError)
+
+
+def test_the_example_of_the_docs(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    draw = np.random.default_rng(0)
+    np.save(tmp_path / "leaves.npy", draw.integers(0, 256, (1000, 2, 3, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(1000) % 5)
+    (tmp_path / "data.py").write_text(text.replace('np.load("', f'np.load("{tmp_path}/'), encoding="utf-8")
+    known = facts(DataConfig(name="data.py:leaves", folder=tmp_path))
+    assert (known.shape, known.classes) == ((3, 2, 3), 5)
+    assert (known.train, known.validation, known.test) == (720, 80, 200)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from pictures import folder, picture
 
+from pruneaudit.campaign.cost import cost
 from pruneaudit.campaign.executors.local import LocalExecutor
 from pruneaudit.campaign.planner import Campaign, _data_digest
 from pruneaudit.campaign.stages import Stages
@@ -59,6 +60,16 @@ def test_a_folder_is_planned_trained_pruned_and_recorded(known, tmp_path):
     prune = stages.ledger.get(record.prune)
     # The harness read files under the method's eyes, and handed out all of its images.
     assert prune.conduct.reached == () and prune.conduct.foreign_samples == 0 and prune.conduct.equivalence < 1e-10
+
+
+def test_relative_paths_stay_relative_to_the_workload(known, tmp_path):
+    data = known.workload("leaves").data.model_copy(update={"name": "imagefolder:leaves", "folder": tmp_path})
+    known.workloads["leaves"] = known.workload("leaves").model_copy(update={"data": data})
+    base = Campaign(known, None, Settings(budget="smoke"), None).plan(CELL).base
+    assert base.data.folder == tmp_path and base.data_digest == identity(data)
+    stored = type(base).model_validate_json(base.model_dump_json())
+    assert stored.run_id == base.run_id and stored.data.folder is None, "no part of identity"
+    assert cost(stored, known) == cost(base, known), "what a ledger holds finds its data by its workload"
 
 
 def test_data_that_change_while_a_campaign_runs_are_refused(known, tmp_path):

@@ -1,5 +1,9 @@
 """Data that users bring: functions, folders of images, torchvision's sets; what is found, and what is refused."""
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,8 @@ from torchvision import datasets as tv
 import pruneaudit
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError
 from pruneaudit.pruning import shapes
-from pruneaudit.workloads.data import Part, Streamed, facts, identity, load, look_in, stored_at
+from pruneaudit.training.feed import Feed, Stream
+from pruneaudit.workloads.data import Part, Streamed, facts, folders, identity, load, loading, look_in, stored_at
 from pruneaudit.workloads.data.brought import find
 from pruneaudit.workloads.data.loading import imitation
 from pruneaudit.workloads.schema import DataConfig
@@ -77,6 +82,10 @@ def test_crops_and_flips_of_images_that_are_not_square(tmp_path):
     loaded = load(config.model_copy(update={"pad": 2, "flip": True, "mean": (0.0,), "std": (1.0,)}))
     images, _ = next(loaded.batches(0, "retrain", 0, 18))
     assert images.shape == (18, 1, 4, 7) and (images == 0).any()
+    # Backends that train many make the same batches on the device.
+    feed = Feed(loaded, [Stream(0, "retrain", 0)] * 2, 18, torch.float32)
+    feed.begin(0, 0)
+    assert torch.equal(feed.next(18)[0], images)
 
 
 def test_vectors_go_in_as_they_are(tmp_path):
@@ -310,10 +319,6 @@ def test_grey_folders_have_one_channel_and_mixed_ones_three(tmp_path):
 
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
-    import os
-
-    from pruneaudit.workloads.data import folders
-
     root = folder(tmp_path / "leaves", SPLITS)
     for path in root.rglob("*.png"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
@@ -333,8 +338,6 @@ def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
 
 
 def test_identity_follows_code_content_labels_and_versions(tmp_path, monkeypatch):
-    from pruneaudit.workloads.data import loading
-
     config = own(tmp_path, "Data(train=(draw.normal(size=(30, 5)), np.arange(30) % 3))")
     found = [identity(config)]
     assert identity(config) == found[0]
@@ -396,12 +399,20 @@ def _bytes(path):
 # torchvision
 
 
-def test_torchvisions_generated_set():
-    config = DataConfig(name="torchvision:FakeData", size=12)
+class Generated(tv.FakeData):
+    """Less of it."""
+
+    def __init__(self):
+        super().__init__(60, (3, 9, 12), 4)
+
+
+def test_torchvisions_generated_set(monkeypatch):
+    monkeypatch.setattr(tv, "FakeData", Generated)
+    config = DataConfig(name="torchvision:FakeData")
     loaded = load(config)
     known = agree(config, loaded)
-    assert (known.shape, known.classes) == ((3, 12, 12), 10)
-    assert known.train + known.validation + known.test == 1000
+    assert (known.shape, known.classes) == ((3, 9, 12), 4)
+    assert (known.train, known.validation, known.test) == (36, 12, 12)
 
 
 class Halves(tv.VisionDataset):
@@ -468,3 +479,15 @@ def test_transforms_of_a_dataset_known_by_name(tmp_path):
 def test_the_class_is_public():
     assert pruneaudit.Data(train=1).test is None
     assert issubclass(ConfigError, AuditError)
+
+
+def test_the_example_of_the_docs(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    draw = np.random.default_rng(0)
+    np.save(tmp_path / "leaves.npy", draw.integers(0, 256, (1000, 2, 3, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(1000) % 5)
+    (tmp_path / "data.py").write_text(text.replace('np.load("', f'np.load("{tmp_path}/'), encoding="utf-8")
+    known = facts(DataConfig(name="data.py:leaves", folder=tmp_path))
+    assert (known.shape, known.classes) == ((3, 2, 3), 5)
+    assert (known.train, known.validation, known.test) == (720, 80, 200)

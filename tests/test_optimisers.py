@@ -65,7 +65,7 @@ def network(norm=True, dropout=0.0, seed=0):
         nn.Conv2d(4, 6, 3, stride=2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Dropout(dropout),
+        nn.Dropout(dropout) if dropout else nn.Identity(),
         nn.Linear(54, 10),
     ]
     model = nn.Sequential(*layers).double()
@@ -375,7 +375,10 @@ def test_a_methods_own_groups_are_seen():
         ({"optimiser": "adamz"}, "name: unknown optimiser 'adamz'. Did you mean 'adam'?"),
         ({"optimiser": "lbfgs"}, "name: LBFGS computes the loss anew within a step"),
         ({"optimiser": "sparseadam"}, "name: SparseAdam takes sparse gradients only"),
-        ({"optimiser": {"name": "adamw", "beta": [0.9, 0.99]}}, "beta: AdamW has no such option. Did you mean 'betas'?"),
+        (
+            {"optimiser": {"name": "adamw", "beta": [0.9, 0.99]}},
+            "beta: AdamW has no such option. Did you mean 'betas'?",
+        ),
         ({"optimiser": {"name": "adamw", "betas": [0.9, 1.5]}}, "betas: AdamW refuses it: ValueError: Invalid beta"),
         ({"optimiser": {"name": "adamw", "betas": 0.9}}, "betas: AdamW refuses it"),
         ({"optimiser": {"name": "adamw", "eps": "small"}}, "eps: AdamW refuses it"),

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from builders import FakeExecutor, changed, evidence, run_record, run_spec
 from test_optimisers import BATCH, DATA, PER_EPOCH, fitted, largest_difference, network
 from torch import nn
 
+from conftest import ROOT
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Evidence
 from pruneaudit.campaign.calibration import kind
@@ -381,6 +383,24 @@ def test_what_is_wrong_is_told_with_file_and_key(tmp_path, old, new, message):
         load_workload(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ") and message in text and "\n" not in text
+
+
+def test_the_page_about_recipes_is_complete_and_its_example_is_read(tmp_path):
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1]
+        for line in page.partition("## Keys")[2].partition("## Optimisers")[0].splitlines()
+        if "|" in line
+    ]
+    named = {key for row in rows for key in re.findall("`([a-z_]+)`", row)}
+    assert named == set(Recipe.model_fields) - {"start", "span"}
+    (example,) = re.findall("```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(IMAGENET + example, encoding="utf-8")
+    workload = load_workload(path)
+    assert (workload.pretrain.optimiser.name, workload.prune.optimiser.name) == ("adamw", "sgd")
+    for text in re.findall('`"([a-z0-9]+:[^"]*)"`', page.partition("## Learning rates")[2]):
+        Schedule.parse(text.replace(",…", ""))
 
 
 # Planned

@@ -332,6 +332,13 @@ def test_a_recipe_survives_json(known):
         assert Recipe.model_validate(recipe.model_dump()) == recipe
 
 
+def test_the_rate_of_a_step_is_not_guessed():
+    recipe = Recipe(epochs=2, lr="linear:1, per step", batch=4)
+    assert recipe.rate(1, 5, 4) == pytest.approx(1 - 5 / 8)
+    with pytest.raises(ValueError, match="needs the steps of an epoch"):
+        recipe.rate(1, 5)
+
+
 def test_the_order_of_options_is_no_difference():
     one = Recipe(epochs=1, lr="0:1", batch=1, optimiser={"name": "AdamW", "eps": 1e-6, "betas": [0.9, 0.95]})
     other = Recipe(epochs=1, lr="0:1", batch=1, optimiser={"name": "adamw", "betas": (0.9, 0.95), "eps": 1e-6})
@@ -348,6 +355,12 @@ def test_the_order_of_options_is_no_difference():
         ('name = "adamw"\n', "", "optimiser.name: missing; a class of torch.optim"),
         ('name = "adamw"', "name = 3", "optimiser: name: expected the name of a class of torch.optim"),
         ('name = "adamw"', 'name = "adamw"\nbeta = [0.9, 0.99]', "optimiser.beta: AdamW has no such option."),
+        (
+            "label_smoothing",
+            "label_smoothin",
+            "AdamW has no such option. Did you mean 'label_smoothing'? Known: betas,",
+        ),
+        ("epochs = 2\n", "epochs = 2\nmixupp = 0.2\n", "pretrain.mixupp: unknown key. Did you mean 'mixup'?"),
         ('name = "adamw"', 'name = "adamw"\nmomentum = 0.9', "optimiser.momentum: AdamW has no such option."),
         ('name = "adamw"', 'name = "lbfgs"', "optimiser.name: LBFGS computes the loss anew"),
         ('name = "adamw"', 'name = "rprop"', "optimiser.weight_decay: Rprop has none; leave it out"),

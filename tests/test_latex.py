@@ -203,6 +203,17 @@ def test_schedules_that_start_alike_are_written_out():
     assert [cells[0] for cells in lines(text, "l1, 0")] == ["l1, 0:1e-2", "l1, 0:1e-2 5:1e-3"]
 
 
+def test_warmed_up_trials_are_called_by_their_highest_rate():
+    text = tuned([(0.0, 1e-6), (1.0, 1e-2)], [(0.0, 1e-6), (1.0, 1e-3)])
+    assert [cells[0] for cells in lines(text, "l1, 1")] == ["l1, 1e-3", "l1, 1e-2"]
+
+
+def test_of_a_rate_of_every_step_both_ends_are_written():
+    curve = [(step / 4, 1e-2 / (step + 1)) for step in range(400)]
+    text = tuned(curve, [(0.0, 1e-2)])
+    assert lines(text, "l1, 0")[1][0] == "l1, 0:1e-2 0.25:5e-3 0.5:3.33333e-3 ... 99.75:2.5e-5 (400 rates)"
+
+
 def test_labels_have_tables_of_their_own():
     found = all_tables([*rows("l1", 50), *rows("l1", 60, labels=("smoke",))])
     assert sorted(found) == [NAME, "accuracy-lenet5-digits-smoke-s3.2.tex"]

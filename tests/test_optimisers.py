@@ -65,7 +65,7 @@ def network(norm=True, dropout=0.0, seed=0):
         nn.Conv2d(4, 6, 3, stride=2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Dropout(dropout),
+        nn.Dropout(dropout) if dropout else nn.Identity(),
         nn.Linear(54, 10),
     ]
     model = nn.Sequential(*layers).double()

@@ -220,6 +220,12 @@ def test_bad_text_gives_one_clear_line(text):
     assert any(hint in message for hint in ("expected", "finite"))
 
 
+def test_no_epoch_trains_at_zero_where_no_last_rate_is_given():
+    for text in ("cosine:0.1", "linear:0.1, warmup 2", "poly:0.1, power 2, per step"):
+        assert Schedule.parse(text).rate(9, 10) > 0
+    assert Schedule.parse("cosine:0.1:0").rate(9, 10) == 0
+
+
 def test_a_misspelt_option_is_told_what_it_might_be():
     with pytest.raises(ValueError, match=r"'wramup 5' is no option of it\. Did you mean 'warmup'\?"):
         Schedule.parse("cosine:1e-2, wramup 5")
@@ -231,13 +237,13 @@ def test_a_misspelt_option_is_told_what_it_might_be():
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
-        ("cosine:5e-4, warmup 2", "cosine:0.0005:0, warmup 2"),
+        ("cosine:5e-4, warmup 2", "cosine:0.0005:0, warmup 2, open"),
         ("cosine: 5e-4 -> 1e-6", "cosine:0.0005:1e-06"),
-        ("poly:0.1, power 2", "poly:0.1:0, power 2"),
-        ("poly:0.1, power 1", "linear:0.1:0"),
+        ("poly:0.1, power 2", "poly:0.1:0, power 2, open"),
+        ("poly:0.1:0, power 1", "linear:0.1:0"),
         ("linear:0.1->0.01,per step", "linear:0.1:0.01, per step"),
         ("cosine:1, open, per step, warmup 5 from 1e-6", "cosine:1:0, warmup 5 from 1e-06, per step, open"),
-        ("linear:1,warmup 500 steps,per step", "linear:1:0, warmup 500 steps"),
+        ("linear:1,warmup 500 steps,per step", "linear:1:0, warmup 500 steps, open"),
         ("0:0.1, 30:0.01, warmup  5", "0:0.1,30:0.01, warmup 5"),
     ],
 )

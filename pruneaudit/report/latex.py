@@ -46,6 +46,10 @@ _DAGGER = r"$^\dagger$"
 _COMMAND = re.compile(r"\$?\\(textbf\{|[a-z]+(\{\})?|.)\$?|[{}$^]")
 
 
+# Rates of a schedule that are all written out.
+_MOST_RATES = 24
+
+
 @dataclass(frozen=True)
 class _Row:
     """One line of a table: a method, or its retrainings by one schedule.
@@ -136,8 +140,8 @@ class _Table:
                     by_ratio = by_method.setdefault(cell["method"], {})
                     by_ratio.setdefault(cell["ratio"], []).append((value(retrained[run]), cell["speedup"]))
         found: dict[str, dict[str, dict[float, Statistic]]] = defaultdict(dict)
-        for rates, by_method in sorted(tried.items(), key=lambda item: (item[0][0][1], item[0])):
-            alike = [other for other in tried if other[0][1] == rates[0][1]]
+        for rates, by_method in sorted(tried.items(), key=lambda item: (_peak(item[0]), item[0])):
+            alike = [other for other in tried if _peak(other) == _peak(rates)]
             for method, by_ratio in by_method.items():
                 found[method][_schedule(rates, len(alike) == 1)] = {
                     ratio: statistic(
@@ -272,9 +276,18 @@ def _span(values: Iterable[float]) -> str:
 
 
 def _schedule(rates: Sequence[tuple[float, float]], alone: bool) -> str:
-    """A schedule by its first rate, or whole where others start at the same."""
-    texts = [_rate(rate) if alone else f"{epoch:g}:{_rate(rate)}" for epoch, rate in rates]
-    return texts[0] if alone else escaped(" ".join(texts))
+    """A schedule by its highest rate, or whole where others have the same; of a curve both ends."""
+    if alone:
+        return _rate(_peak(rates))
+    texts = [f"{epoch:.4g}:{_rate(rate)}" for epoch, rate in rates]
+    if len(texts) > _MOST_RATES:
+        texts = [*texts[:3], "...", texts[-1], f"({len(texts)} rates)"]
+    return escaped(" ".join(texts))
+
+
+def _peak(rates: Sequence[tuple[float, float]]) -> float:
+    """Highest rate: the first one, unless it is warmed up."""
+    return max(rate for _, rate in rates)
 
 
 def _rate(rate: float) -> str:

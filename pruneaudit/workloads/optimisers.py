@@ -63,7 +63,8 @@ def check(recipe: Recipe) -> None:
             why = "the rate is 'lr' of each stage" if key == "lr" else "the harness says how steps are computed"
             raise ConfigError(f"{key}: cannot be given: {why}")
         if key not in known:
-            raise ConfigError(f"{key}: {cls.__name__} has no such option.{nearest(key, known)} Known: {_list(known)}.")
+            hint = nearest(key, [*known, *Recipe.model_fields])
+            raise ConfigError(f"{key}: {cls.__name__} has no such option.{hint} Known: {_list(known)}.")
     if recipe.weight_decay and "weight_decay" not in known:
         raise ConfigError(f"weight_decay: {cls.__name__} has none; leave it out")
     try:

@@ -136,18 +136,23 @@ class Recipe(Frozen):
         """Images that pass the network at once."""
         return self.batch // self.accumulate
 
-    def rate(self, epoch: int, step: int, per_epoch: int = 1) -> float:
+    def rate(self, epoch: int, step: int, per_epoch: int | None = None) -> float:
         """Learning rate of an optimiser step, given its epoch and its number (both 0-based).
 
         Args:
             epoch: The epoch.
             step: The step, counted from the beginning of the stage.
             per_epoch: Steps of an epoch; only a schedule in epochs whose rate changes at every step asks for it.
+
+        Raises:
+            ValueError: It asks, and was not told.
         """
         schedule = self.schedule
         if self.epochs is None:
             return schedule.rate(self.start + step, self.span or self.start + (self.steps or 0))
         if schedule.per_step:
+            if per_epoch is None:
+                raise ValueError("a rate that changes at every step needs the steps of an epoch")
             return schedule.rate(step, self.epochs * per_epoch, per_epoch)
         return schedule.rate(epoch, self.epochs)
 

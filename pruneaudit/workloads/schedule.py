@@ -3,7 +3,7 @@
 ``"0:1e-2,60:1e-3,90:1e-4"`` is a step schedule: learning rate 1e-2 from epoch 0, 1e-3 from epoch 60, ...
 ``"cosine:1e-2:1e-4"`` falls along half a cosine from 1e-2 to 1e-4 over the whole training, ``"poly:0.1:0, power 2"``
 along a power of what is left of it, ``"linear:0.1:0"`` along a line. ``"cosine:5e-4->1e-6"`` is another way to write
-the two rates, and a last rate of 0 may be left out.
+the two rates. ``"cosine:5e-4"`` falls towards 0 and is open, as below, so that no epoch trains at 0.
 
 Behind a comma follow, in any order:
 
@@ -72,10 +72,10 @@ class Schedule:
             # Options come last: a pair behind one of them is no option and is refused below.
             course, options = fields[:count], fields[count:]
             if kind in _SMOOTH:
-                points = _ends(course[0])
+                points, is_open = _ends(course[0])
             else:
                 pairs = [field.split(":") for field in course]
-                points = tuple((int(start), float(rate)) for start, rate in pairs)
+                points, is_open = tuple((int(start), float(rate)) for start, rate in pairs), False
         except ValueError:
             raise _no_schedule(text) from None
         starts = [start for start, _ in points]
@@ -83,7 +83,8 @@ class Schedule:
             raise _no_schedule(text)
         if starts[0] != 0 or starts != sorted(set(starts)):
             raise _no_schedule(text, "epochs must start at 0 and rise;")
-        found = cls("step" if kind not in _SMOOTH else "cosine" if kind == "cosine" else "poly", points)
+        name = "step" if kind not in _SMOOTH else "cosine" if kind == "cosine" else "poly"
+        found = cls(name, points, is_open=is_open)
         for option in options:
             found = found._with(option, text, kind)
         if not found.per_step and found.warmup != int(found.warmup):
@@ -213,11 +214,11 @@ class Schedule:
         return self.points[1][0] if self.kind == "step" and len(self.points) > 1 else None
 
 
-def _ends(course: str) -> tuple[tuple[int, float], ...]:
-    """First and last rate of a smooth schedule: ``cosine:1e-2:1e-4``, ``cosine:1e-2->1e-4`` or ``cosine:1e-2``."""
+def _ends(course: str) -> tuple[tuple[tuple[int, float], ...], bool]:
+    """First and last rate of a smooth schedule; and whether the last lies behind its end, as where it is left out."""
     _, *rates = course.replace("->", ":").split(":")
     first, last = [*rates, "0"] if len(rates) == 1 else rates
-    return (0, float(first)), (1, float(last))
+    return ((0, float(first)), (1, float(last))), len(rates) == 1
 
 
 def _no_schedule(text: str, reason: str = "") -> ValueError:

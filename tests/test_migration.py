@@ -22,8 +22,8 @@ from pruneaudit.report.results import gather_ledger
 from pruneaudit.report.writer import write
 
 FIXTURES = Path(__file__).parent / "fixtures"
-#: Measured by pruneaudit 0.1.0: l1 and random under S3.2 at ratio 0.5, two seeds, smoke budget. One run has its weights,
-#: the others four numbers; beside it what that version reported of it.
+#: Measured by pruneaudit 0.1.0: l1 and random under S3.2 at ratio 0.5, two seeds, smoke budget. One run has its
+#: weights, the others four numbers; beside it what that version reported of it.
 OLD = FIXTURES / "ledger-v2"
 REPORTED = FIXTURES / "ledger-v2.results.json"
 LAYOUT = Path(__file__).parent / "golden" / "record-layout.json"

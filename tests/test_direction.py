@@ -204,7 +204,7 @@ def test_figures_have_its_name_and_are_not_cut_at_100(results):
 def test_the_page_has_its_own_words_and_the_values(results):
     content = payload(results)
     (group,) = content["groups"]
-    assert group["metric"]["note"] == "lower is better" and group["base"] == 50.0
+    assert group["metric"]["aside"] == " (lower is better)" and group["base"] == 50.0
     assert sorted(set(np.round(content["cells"]["accuracy"]))) == [10.0, 12.0, 150.0]
     assert set(np.round(content["curves"]["mean"]["of"]).flatten()) == {10.0, 12.0, 150.0}
     assert "l1 is better than tpp: -2.00 (lower is better)" in page(results)

@@ -20,6 +20,7 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.frames import load
 from pruneaudit.report.results import gather_ledger
 from pruneaudit.report.writer import write
+from pruneaudit.workloads.metrics import Metric
 
 FIXTURES = Path(__file__).parent / "fixtures"
 #: Measured by pruneaudit 0.1.0: l1 and random under S3.2 at ratio 0.5, two seeds, smoke budget. One run has its
@@ -157,6 +158,19 @@ def test_the_same_run_measured_today_agrees_with_the_old_one(old, tmp_path):
     other.commit(there.model_copy(update={"accuracy": 1.0}), Ledger(old).weights_file(there))
     with pytest.raises(ConfigError, match="differ in 'accuracy'"):
         merge(tmp_path / "none", [old, tmp_path / "other"])
+
+
+def test_a_margin_that_changed_since_is_no_contradiction(old, tmp_path):
+    other = Ledger(tmp_path / "new")
+    for run in Ledger(old).runs():
+        other.commit(run, Ledger(old).weights_file(run))
+    for key, record in Ledger(old).cells_by_key().items():
+        other.save_cell(record.model_copy(update={"metric": Metric(name="accuracy", margin=0.2)}), key)
+    merge(tmp_path / "all", [old, tmp_path / "new"])
+    key, record = next(iter(Ledger(old).cells_by_key().items()))
+    other.save_cell(record.model_copy(update={"metric": Metric(name="perplexity")}), key)
+    with pytest.raises(ConfigError, match="differ in 'metric'"):
+        merge(tmp_path / "none", [old, tmp_path / "new"])
 
 
 # Newer

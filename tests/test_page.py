@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import CATALOG, evidence, failed_cell, finding, scored, store
+from builders import CATALOG, catalog_by, evidence, failed_cell, finding, measured_by, scored, store
 from PIL import Image
 
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.report.page import page as html
 from pruneaudit.report.results import Results, gather_ledger
+from pruneaudit.workloads.metrics import Metric
 
 #: Where pictures are left to be looked at.
 SCREENSHOTS = Path(__file__).resolve().parent.parent / "build" / "screenshots"
@@ -199,6 +200,49 @@ def test_a_plot_shows_means_with_error_bars_and_every_seed(opened):
     assert sorted(seeds["y"]) == [90, 91, 92]
     assert means["y"] == [91]
     assert means["error_y"]["array"] == [1]
+
+
+@pytest.fixture(scope="module")
+def perplexities(tmp_path_factory):
+    """Two methods on a workload where lower is better, and one where accuracy decides."""
+    metric = Metric(name="perplexity")
+    ledger = Ledger(tmp_path_factory.mktemp("page") / "perplexities")
+    for seed in range(3):
+        for protocol in ("s3.1", "s3.2"):
+            for method, value in (("l1", 110.0), ("tpp", 140.0)):
+                arm = evidence(method, protocol, seed, trials=3 if protocol == "s3.1" else 1)
+                store(ledger, measured_by(scored(arm, 80.0), metric, value + seed))
+    return gather_ledger(catalog_by(metric), ledger)
+
+
+def test_the_page_speaks_of_the_metric_that_decides(opened, perplexities, results):
+    tab = opened(perplexities)
+    for section in ("accuracy", "rates", "curves", "trainability"):
+        look(tab, section)
+        labels = tab.evaluate(
+            "id => [...document.querySelectorAll(`#${id} .plot`)].map(plot => plot.layout.yaxis.title.text)", section
+        )
+        assert any(label.endswith("perplexity (lower is better)") for label in labels), (section, labels)
+    drawn = tab.evaluate("document.querySelector('#accuracy .plot').data.filter(trace => trace.name === 'l1')")
+    assert drawn[1]["y"] == [111] and "111.00, n = 3" in drawn[1]["text"][0].replace(" ± 1.00", "")
+    assert not any("accura" in tab.locator(f"#{name}").inner_text().lower() for name in ("accuracy", "rates", "curves"))
+    look(tab, "cells")
+    assert column(tab, "cells", "perplexity")[0] == "110.00"
+    assert "Test perplexity after the last epoch (lower is better): mean" in tab.locator("#accuracy").inner_text()
+    assert "perplexity (lower is better) over paired seeds" in tab.locator("#verdicts").inner_text()
+    assert tab.locator("nav a[href='#accuracy']").inner_text() == "Perplexity"
+    tab.screenshot(path=picture("perplexity"))
+    # Where accuracy decides, nothing else is said.
+    tab = opened(results)
+    look(tab, "accuracy")
+    assert tab.locator("#accuracy h2").inner_text() == "Accuracy against speedup and size"
+    assert "Test accuracy after the last epoch: mean" in tab.locator("#accuracy").inner_text()
+
+
+def picture(name):
+    """Where a screenshot is left to be looked at."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS / f"{name}.png"
 
 
 def test_the_tuned_protocol_shows_all_rates_and_the_chosen_one(opened):

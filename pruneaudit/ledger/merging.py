@@ -110,6 +110,9 @@ def _agree(
 ) -> None:
     """Refuse two records of one thing that differ in more than time and machine."""
     ours, theirs = (record.model_dump(mode="json", exclude=set(VOLATILE)) for record in (left, right))
+    if isinstance(left, CellRecord) and isinstance(right, CellRecord) and left.metric.decides_as(right.metric):
+        # Margins, and what is shown beside, are the workload's of today.
+        ours["metric"] = theirs["metric"]
     for name in ours:
         if ours[name] != theirs[name] and not (name in MEASURED_LATER and not (ours[name] and theirs[name])):
             raise ConfigError(

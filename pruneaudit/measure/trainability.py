@@ -144,18 +144,18 @@ def summary(values: torch.Tensor) -> Jacobian:
 
 
 def trainability_accuracy(test_accuracy: Sequence[float], recipe: Recipe) -> float | None:
-    """Mean test accuracy over the epochs of the first learning-rate stage of a retraining.
+    """Mean test accuracy, or mean of another metric, over the epochs of the first learning-rate stage of a retraining.
 
     Wang et al. 2023 (arXiv 2301.05219), Eq. 1, which does not say accuracy on what; its Table 5 (88.00 beside a final
     test accuracy of 79.57) can hardly be on test images. Ours is on the test split. A constant
     learning rate is one stage: the whole training. Compare two of them only under :func:`comparable_trainability`.
 
     Args:
-        test_accuracy: Test accuracy in percent after each epoch, in order.
+        test_accuracy: Test accuracy in percent after each epoch, in order; or what decides instead, in its unit.
         recipe: What the retraining was.
 
     Returns:
-        Percent; None for a smooth schedule (a cosine, say), which has no stages, for a recipe in steps, and for a curve
+        Its mean; None for a smooth schedule (a cosine, say), which has no stages, for a recipe in steps, and for a curve
         that is shorter than the stage.
     """
     schedule = recipe.schedule

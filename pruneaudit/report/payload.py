@@ -126,7 +126,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
             "axis": metric.axis,
             "unit": metric.unit_text,
             "points": metric.points,
-            "note": metric.note,
+            "aside": metric.aside,
             "decimals": metric.decimals,
             "improving": "rising" if metric.direction == "higher" else "falling",
         }

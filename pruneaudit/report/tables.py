@@ -13,7 +13,7 @@ from typing import Any
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.report.results import Results, statistic
-from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, Metric
+from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, PER_EXAMPLE, Metric
 from pruneaudit.workloads.metrics import title as metric_title
 
 Table = tuple[list[str], list[list[str]]]
@@ -316,7 +316,7 @@ def metric_facts(results: Results) -> list[tuple[str, str]]:
 def no_outcomes(rows: Iterable[Mapping[str, Any]], metric: Metric) -> str:
     """Why no images are counted that one arm alone got right; nothing where they are, or nothing was compared."""
     compared = [row for row in rows if row["difference"] is not None]
-    if metric == ACCURACY or not compared or any(row["images"] for row in compared):
+    if metric.name in PER_EXAMPLE or not compared or any(row["images"] for row in compared):
         return ""
     return f"No McNemar's test: {metric.title} has no outcome for each test image."
 

@@ -186,6 +186,8 @@ _TITLES = {"top5": "top-5 accuracy"}
 #: Metrics that need no code of a user's: share of the first answers that are right, of the first five, the mean of that
 #: share over classes, mean cross-entropy, and its exponential.
 BUILT_IN = tuple(_BUILT_IN)
+#: Those of them that have an outcome for each example, as McNemar's test needs.
+PER_EXAMPLE = frozenset({"accuracy", "top5"})
 ACCURACY = Metric()
 
 

@@ -28,7 +28,7 @@ function faint(hex, share) {
 }
 
 /** How the metric of the chosen workload is spoken of. */
-const ACCURACY = { title: "accuracy", axis: "accuracy, %", unit: " %", points: "percentage points", note: "", decimals: 2, improving: "rising" };
+const ACCURACY = { title: "accuracy", axis: "accuracy, %", unit: " %", points: "percentage points", aside: "", decimals: 2, improving: "rising" };
 
 function metricOf(group) {
   return group?.metric ?? ACCURACY;

@@ -144,6 +144,14 @@ def test_what_cannot_be_removed_is_left_out_and_told(name, layer, why):
     assert "\n" not in str(caught.value)
 
 
+def test_patterns_that_reach_the_classifier_are_one_line_before_anything_trains():
+    with pytest.raises(ConfigError) as caught:
+        shapes.see_units(DIGITS.model_copy(update={"prunable": ("*",)}))
+    assert str(caught.value).startswith("prunable: layer 'fc2' cannot lose filters: it is the classifier")
+    assert "\n" not in str(caught.value)
+    shapes.see_units(DIGITS)
+
+
 @pytest.mark.parametrize("how", SCRAMBLED)
 def test_what_the_graph_gets_wrong_is_refused_by_name(how):
     """Torch-pruning's group is found, and is wrong; the units beside it stay."""

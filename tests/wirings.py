@@ -58,7 +58,7 @@ def mobilenet(channels=1, classes=10):
         inverted_residual_setting=[[1, 8, 1, 1], [4, 16, 2, 2], [4, 32, 2, 2]],
     )
     # A narrow head: torchvision's has 1280 channels at least.
-    network.features[-1] = Conv2dNormActivation(32, 40, 1, activation_layer=nn.ReLU6)
+    network.features[-1] = Conv2dNormActivation(8, 40, 1, activation_layer=nn.ReLU6)
     network.classifier = nn.Linear(40, classes)
     return reading(network, "features.0.0", channels)
 

@@ -204,6 +204,7 @@ class Planner:
         reason = self.method.skip(self.workload)
         if reason:
             raise ConfigError(f"method '{cell.method}' does not apply to {cell.workload}: {reason}")
+        shapes.see_units(self.workload)
 
     def plan(self) -> CellPlan:
         """The cell's runs."""

@@ -272,7 +272,7 @@ def test_a_gate_that_selects_nothing_says_so(checkout):
 
 SPY = """
 import pytest
-import pruneaudit.executors.local as local
+import pruneaudit.campaign.executors.local as local
 import pruneaudit.workloads.data as datasets
 
 def refuse(*arguments, **options):

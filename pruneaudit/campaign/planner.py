@@ -256,6 +256,7 @@ class Planner:
         reason = self.method.skip(self.workload)
         if reason:
             raise ConfigError(f"method '{cell.method}' does not apply to {cell.workload}: {reason}")
+        shapes.see_units(self.workload)
 
     @property
     def _metric_digest(self) -> str | None:

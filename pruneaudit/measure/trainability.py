@@ -155,8 +155,8 @@ def trainability_accuracy(test_accuracy: Sequence[float], recipe: Recipe) -> flo
         recipe: What the retraining was.
 
     Returns:
-        Its mean; None for a smooth schedule (a cosine, say), which has no stages, for a recipe in steps, and for a curve
-        that is shorter than the stage.
+        Its mean; None for a smooth schedule (a cosine, say), which has no stages, for a recipe in steps, and for a
+        curve that is shorter than the stage.
     """
     schedule = recipe.schedule
     if recipe.epochs is None or schedule.kind != "step":

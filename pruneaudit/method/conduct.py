@@ -152,7 +152,7 @@ def observe(
     given = _shapes(model)
     watch = Watch(model, _own_modules(model, layers), job.dataset, off_limits)
     with _same_data(job.dataset, method):
-        with Meter(model, witness=watch.pictures.see) as meter:
+        with Meter(model, witness=watch.pictures.see, example=job.dataset.example()) as meter:
             task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
             with watch:
                 answer = decide(method, task)
@@ -187,7 +187,7 @@ def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Con
     method = source.create()
     # Before the meter: tracing the network passes an image through it.
     layers = _layers(model, job, method)
-    with Meter(model) as meter:
+    with Meter(model, example=job.dataset.example()) as meter:
         return decide(method, _task(method, model, layers, job, meter)), meter.consumption
 
 
@@ -268,7 +268,7 @@ def _again(source: MethodSource, job: Job) -> tuple[Answer, str]:
     # The loop evaluates after every epoch; nothing is read from it here.
     dataset = replace(job.dataset, validation=few, test=few)
     layers = _layers(model, job, method)
-    with Meter(model) as meter:
+    with Meter(model, example=job.dataset.example()) as meter:
         # A method that declares no step and takes some all the same takes them again. One that trains still sees its
         # whole budget, from which it may derive a schedule.
         most = REPEATED_STEPS if job.recipe.steps else None

@@ -40,6 +40,7 @@ def trained_like(model: nn.Module, draw: torch.Generator) -> None:
         tensor.copy_(values)
 
 
+@torch.no_grad()
 def difference(model: nn.Module, units: Sequence[Unit], example: torch.Tensor) -> str:
     """How a network without some channels of every unit differs from one in which they are silent, or nothing.
 
@@ -101,7 +102,6 @@ def _silenced(model: nn.Module, units: Sequence[Unit], kept: dict[str, list[int]
     return network
 
 
-@torch.no_grad()
 def verified(model: nn.Module, units: Sequence[Unit], example: torch.Tensor) -> tuple[list[Unit], dict[str, str]]:
     """Units of a network that can be removed, tried on a copy with weights as after training.
 

@@ -40,8 +40,10 @@ def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
         each.requires_grad_(True)
     try:
         with torch.enable_grad(), _within(PATIENCE):
-            # As one input: a bare tensor is first tried image by image.
-            graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), (inputs,), verbose=False)
+            # Called by us: torch-pruning first tries a batch image by image, and hears no exception.
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                model.eval(), inputs, lambda network, images: network(images), verbose=False
+            )
     finally:
         for each in frozen:
             each.requires_grad_(False)

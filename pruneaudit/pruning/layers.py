@@ -151,13 +151,17 @@ def prunable_units(
     return units, {}
 
 
-def weight_names(model: nn.Module) -> list[str]:
+def weight_names(model: nn.Module, last: bool = False) -> list[str]:
     """Names of the layers that may lose single weights: all convolutions and linear layers but the classifier.
 
     The choice of ShrinkBench (Blalock et al. 2020); patterns of prunable filters are about wiring and do not count.
+
+    Args:
+        model: The network.
+        last: Whether to name the classifier, too.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
-    return names[:-1]
+    return names if last else names[:-1]
 
 
 def prunable_layers(

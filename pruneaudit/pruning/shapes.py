@@ -15,7 +15,7 @@ from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
 from pruneaudit.pruning.equivalence import verified
 from pruneaudit.pruning.graph import is_depthwise
-from pruneaudit.pruning.layers import AUTO, prunable_units, weight_names
+from pruneaudit.pruning.layers import AUTO, prunable_names, prunable_units, weight_names
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import block_of, units_named, without
 from pruneaudit.pruning.slicing import channels_of
@@ -168,6 +168,22 @@ def units(workload: Workload) -> Units:
         ConfigError: Patterns name a layer of which that is not so, or that cannot lose filters.
     """
     return _units(workload.network, workload.data, workload.prunable, workload.skip)
+
+
+def see_units(workload: Workload) -> None:
+    """See before anything trains that all that is to be removed can be.
+
+    Quick for the networks of this project, whose patterns its tests try, unless they reach the classifier.
+
+    Raises:
+        ConfigError: Patterns name a layer that cannot lose filters.
+    """
+    if workload.model in _OWN and workload.prunable != AUTO:
+        with torch.device("meta"):
+            network = dense_network(workload)
+        if weight_names(network, last=True)[-1] not in prunable_names(network, workload.prunable, workload.skip):
+            return
+    units(workload)
 
 
 @lru_cache(maxsize=64)

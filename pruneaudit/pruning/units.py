@@ -12,6 +12,7 @@ from torch import nn
 
 from pruneaudit.pruning.graph import LAYERS, dependency_graph, group_of, is_depthwise, loses_inputs, norm_in, width_of
 from pruneaudit.pruning.ratios import removed_filters
+from pruneaudit.pruning.slicing import channels_of
 
 Side = Literal["outputs", "inputs"]
 
@@ -220,9 +221,10 @@ class Wiring:
             if isinstance(module, nn.PReLU) and module.num_parameters == 1:
                 continue
             places = _table(channels, item.root_idxs, item.idxs)
-            if places is None:
+            side: Side = "inputs" if loses_inputs(item.dep) else "outputs"
+            if places is None or not 0 <= int(places.min()) <= int(places.max()) < channels_of(module, side):
                 return f"not every one of its channels reaches {who} alike"
-            members.append(Member(self._names[module], "inputs" if loses_inputs(item.dep) else "outputs", places))
+            members.append(Member(self._names[module], side, places))
         if not any(member.side == "inputs" for member in members):
             return _CLASSIFIER
         bundle = parts = 1
@@ -256,8 +258,8 @@ _CLASSIFIER = "it is the classifier: its outputs are the network's"
 
 
 def _table(channels: int, roots: Sequence[Any], places: Sequence[int]) -> torch.Tensor | None:
-    """Places of each channel, ``[channels, places]``; None where channels do not have equally many."""
-    if any(root is None for root in roots) or len(places) % channels:
+    """Places of each channel, ``[channels, places]``; None where channels do not have equally many of their own."""
+    if any(root is None for root in roots) or len(places) % channels or len(set(places)) < len(places):
         return None
     pairs = sorted(zip(roots, places, strict=True))
     found = torch.tensor([place for _, place in pairs]).view(channels, -1)

@@ -136,7 +136,7 @@ def _unfusable(run: Run) -> str:
 def _alone(training: Training, steps: str = "torch") -> Trained:
     """Train one network by the plain loop."""
     trained, started = Trained("torch"), time.perf_counter()
-    with Meter(training.model, trained.consumption) as meter:
+    with Meter(training.model, trained.consumption, example=training.dataset.example()) as meter:
         try:
             trainer = training.trainer(meter, steps)
             try:

@@ -57,13 +57,15 @@ class Meter:
     """Counts, while entered, the passes of one network and the steps of all optimisers.
 
     Samples are counted at every convolution and linear layer, and the busiest layer counts: a method that calls
-    ``model.forward`` or a part of the network by itself is then seen like one that calls the network. A copy of the
-    network carries these hooks and counts here, too.
+    ``model.forward`` or a part of the network by itself is then seen like one that calls the network. A layer that the
+    network calls more than once in a pass counts by so much less. A copy of the network carries these hooks and counts
+    here, too.
 
     Args:
         model: The network.
         consumption: Where to go on counting.
         witness: Called with every batch of images that passes the network and that the harness did not hand out.
+        example: One input, to see how often a pass of the network calls each layer; None: once.
     """
 
     def __init__(
@@ -71,21 +73,25 @@ class Meter:
         model: nn.Module,
         consumption: Consumption | None = None,
         witness: Callable[[torch.Tensor], None] | None = None,
+        example: torch.Tensor | None = None,
     ) -> None:
         self.consumption = consumption if consumption is not None else Consumption()
         self._model = model
         self._witness = witness
+        self._example = example
         self._paused = False
         self._notes: dict[str, Any] = {}
+        self._calls: list[int] = []
         self._handles: list[Any] = []
         self._training: list[int] = []
         self._scoring: list[int] = []
         self._admitted: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
 
     def __enter__(self) -> Self:
-        layers = [module for module in self._model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        self._training = [self.consumption.training_samples] * len(layers)
-        self._scoring = [self.consumption.scoring_samples] * len(layers)
+        layers = [module for module in self._model.modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)]
+        found = {} if self._example is None else calls_in_a_pass(self._model, layers, self._example)
+        self._calls = [max(1, found.get(layer, 1)) for layer in layers]
+        self._begin()
 
         def step(optimiser: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
             if self._paused:
@@ -108,6 +114,11 @@ class Meter:
         self._handles = [*hooks, register_optimizer_step_pre_hook(step)]
         return self
 
+    def _begin(self) -> None:
+        """Go on from what has been consumed."""
+        self._training = [self.consumption.training_samples * calls for calls in self._calls]
+        self._scoring = [self.consumption.scoring_samples * calls for calls in self._calls]
+
     def _counter(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """The hook of one layer. A plain closure: copying a network copies its hooks, and a copy still counts here."""
 
@@ -121,14 +132,14 @@ class Meter:
                 # Within a transformation of torch.func every operation is part of it.
                 with torch._C._DisableFuncTorch():
                     self._witness(plain.detach().reshape(images, *batch.shape[1:]))
-            consumption = self.consumption
+            consumption, calls = self.consumption, self._calls[number]
             if torch.is_grad_enabled():
                 self._training[number] += images
-                consumption.training_samples = max(consumption.training_samples, self._training[number])
+                consumption.training_samples = max(consumption.training_samples, self._training[number] // calls)
                 consumption.batch = max(consumption.batch, images)
             else:
                 self._scoring[number] += images
-                consumption.scoring_samples = max(consumption.scoring_samples, self._scoring[number])
+                consumption.scoring_samples = max(consumption.scoring_samples, self._scoring[number] // calls)
 
         return forward
 
@@ -142,8 +153,7 @@ class Meter:
     def restore(self, consumption: Consumption) -> None:
         """Go on from what an earlier attempt of this stage had counted."""
         vars(self.consumption).update(vars(consumption))
-        self._training = [consumption.training_samples] * len(self._training)
-        self._scoring = [consumption.scoring_samples] * len(self._scoring)
+        self._begin()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -184,6 +194,34 @@ def _different(values: Iterable[Any]) -> list[Any]:
         if plain not in found:
             found.append(plain)
     return sorted(found) if all(isinstance(value, int | float) for value in found) else sorted(found, key=repr)
+
+
+@torch.no_grad()
+def calls_in_a_pass(model: nn.Module, layers: Iterable[nn.Module], example: torch.Tensor) -> dict[nn.Module, int]:
+    """How often one pass of a network calls each of some layers.
+
+    Args:
+        model: The network; not changed.
+        layers: Some of its layers.
+        example: One input, ``[1, C, H, W]``.
+    """
+    found: dict[nn.Module, int] = {}
+
+    def count(layer: nn.Module, _inputs: tuple[Any, ...], _named: dict[str, Any]) -> None:
+        found[layer] = found.get(layer, 0) + 1
+
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [layer.register_forward_pre_hook(count, with_kwargs=True) for layer in layers]
+    parameter = next(model.parameters())
+    try:
+        model.eval()
+        model(example.to(parameter) if example.is_floating_point() else example.to(parameter.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    return found
 
 
 def _plain(batch: torch.Tensor) -> torch.Tensor:

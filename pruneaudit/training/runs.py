@@ -117,7 +117,7 @@ class Run:
 
     def __init__(self, number: int, training: Training, trained: Trained, save_every: float) -> None:
         self.number, self.training, self.trained = number, training, trained
-        self.trainer = training.trainer(Meter(training.model, trained.consumption))
+        self.trainer = training.trainer(Meter(training.model, trained.consumption, example=training.dataset.example()))
         self.device = next(training.model.parameters()).device
         self.per_epoch = steps_per_epoch(len(training.dataset.train), training.recipe.batch)
         self.total = training.recipe.total_steps(self.per_epoch)

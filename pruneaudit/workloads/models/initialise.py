@@ -24,15 +24,18 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
         ConfigError: A layer cannot initialise itself.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             if module.affine:
                 module.weight.fill_(1.0)
                 module.bias.zero_()
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.instancenorm._InstanceNorm | nn.PReLU):
+            # Scale 1 and shift 0, slope ¼: nothing is drawn.
+            module.reset_parameters()
         elif any(True for _ in module.parameters(recurse=False)):
             _reset(name, module, generator)
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from pruneaudit import cli
 from pruneaudit.audit.currency import why_outdated
 from pruneaudit.campaign.planner import Planner
 from pruneaudit.catalog import discovery
@@ -262,8 +263,8 @@ def test_a_network_that_does_not_fit_the_data_is_told_before_anything_trains(fol
 # What becomes of its cells
 
 
-def suite(checkout, *arguments):
-    return checkout.pytest("suite", "-q", "--audit-methods", "l1", "--audit-protocols", "s3.2", *arguments)
+ONE = ("--audit-methods", "l1", "--audit-protocols", "s3.2")
+PLAN = (*ONE, "--audit-workload", "arena/tiny.toml", "-k", "tiny and seed0")
 
 
 @pytest.fixture
@@ -271,12 +272,12 @@ def measured(checkout):
     """A checkout whose ledger holds one cell of an own workload."""
     checkout.write("arena/nets.py", NETWORK)
     checkout.write("arena/tiny.toml", WORKLOAD)
-    outcome = suite(checkout, "--audit-workload", "arena/tiny.toml", "-k", "tiny and seed0")
+    outcome = checkout.pytest("suite", "-q", *PLAN)
     assert outcome.code == 0 and "1 passed" in outcome.text, outcome.text
     return checkout
 
 
-def test_cells_of_an_own_workload(measured):
+def test_cells_of_an_own_workload(measured, capsys):
     """Measured once; reported, planned and loaded where its file is given; told to be elsewhere where it is not."""
     catalog = found(measured.root / "arena")
     ledger = Ledger(measured.ledger, writable=False)
@@ -286,34 +287,30 @@ def test_cells_of_an_own_workload(measured):
     assert why_outdated(record, catalog, ledger, {}) == ""
     assert "give its file with --audit-workload" in why_outdated(record, Catalog(), ledger, {})
 
-    again = suite(measured, "--audit-workload", "arena/tiny.toml", "-k", "tiny and seed0")
-    assert again.code == 0 and len(list(Ledger(measured.ledger, writable=False).runs())) == 3
-
     frames = load(measured.ledger, workloads=[str(measured.root / "arena")])
     assert list(frames.cells.status) == ["ok"]
 
     def command(*arguments):
-        return measured.python("-c", "from pruneaudit.cli import main; main()", *arguments)
+        cli.app([*map(str, arguments)], standalone_mode=False)
+        return capsys.readouterr().out
 
-    missing = command("report")
-    assert missing.code == 2 and len(missing.lines) == 1
-    assert "its workload is not here: tiny; give the files with --audit-workload" in missing.text
-    known = command("report", "--audit-workload", "arena", "--figures", "none")
-    assert known.code == 0 and "tiny: test accuracy" in known.text
-    listed = json.loads(command("workloads", "--audit-workload", "arena", "--json").text)
+    arena = ("--audit-workload", measured.root / "arena")
+    to = ("--ledger", measured.ledger, "--to", measured.root / "report", "--figures", "none")
+    with pytest.raises(ConfigError, match="its workload is not here: tiny; give the files with --audit-workload"):
+        command("report", *to)
+    assert not (measured.root / "report").exists()
+    assert "tiny: test accuracy" in command("report", *to, *arena)
+    listed = json.loads(command("workloads", *arena, "--json"))
     assert listed[-1]["name"] == "tiny" and listed[-1]["model"] == "nets.py:Tiny"
-    options = ("--audit-workload", "arena", "--audit-methods", "l1", "--audit-protocols", "s3.2")
-    planned = command("plan", "-k", "tiny and seed0", "--no-probe", "--json", *options)
-    facts = json.loads(planned.text)
-    assert (facts["cells"], facts["runs"], facts["stored"]) == (1, 3, 3)
 
     # Edited, it is measured anew; what was measured is outdated until then.
     measured.write("arena/nets.py", NETWORK.replace("nn.ReLU()", "nn.SiLU()"))
     edited = found(measured.root / "arena")
     assert "another version of the workload's network" in why_outdated(record, edited, ledger, {})
-    judged = suite(measured, "--audit-workload", "arena", "-k", "tiny and seed0", "--audit-from", str(measured.ledger))
-    assert judged.code == 3 and "1 skipped" in judged.text, judged.text
-    anew = suite(measured, "--audit-workload", "arena", "-k", "tiny and seed0")
+    planned = measured.python("-c", "from pruneaudit.cli import main; main()", "plan", *PLAN, "--no-probe", "--json")
+    facts = json.loads(planned.text)
+    assert (facts["cells"], facts["runs"], facts["stored"]) == (1, 3, 0)
+    anew = measured.pytest("suite", "-q", *PLAN)
     assert anew.code == 0 and len(list(Ledger(measured.ledger, writable=False).runs())) == 6
 
 
@@ -321,12 +318,12 @@ def test_a_workload_is_added_to_the_others(checkout):
     checkout.write("arena/nets.py", NETWORK)
     checkout.write("arena/tiny.toml", WORKLOAD)
     study = checkout.write("mine.toml", 'title = "x"\nworkloads = ["lenet5-digits"]\n')
-    options = ("--audit-workload", "arena", "--collect-only", "-k", "seed0")
-    everything = suite(checkout, *options)
-    assert "test_cell[tiny-s3.2-l1-r0.5-seed0]" in everything.text
-    assert "test_cell[resnet56-cifar10-s3.2" in everything.text
-    chosen = suite(checkout, *options, "--audit-study", str(study))
-    assert {line.partition("[")[2].partition("-s3.2")[0] for line in chosen.lines if "test_cell" in line} == {
+    options = ("suite", "-q", *ONE, "--audit-workload", "arena", "--collect-only", "-k", "seed0")
+    everything = checkout.pytest(*options)
+    assert "test_cell[tiny-l1-s3.2-r0.5-seed0]" in everything.text
+    assert "test_cell[resnet56-cifar10-l1-s3.2" in everything.text
+    chosen = checkout.pytest(*options, "--audit-study", str(study))
+    assert {line.partition("[")[2].partition("-l1")[0] for line in chosen.lines if "test_cell" in line} == {
         "tiny",
         "lenet5-digits",
     }

@@ -10,7 +10,7 @@ from pruneaudit import cli
 from pruneaudit.audit.currency import why_outdated
 from pruneaudit.campaign.planner import Planner
 from pruneaudit.catalog import discovery
-from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.cells import Cell, Selection
 from pruneaudit.catalog.discovery import Catalog, content_root
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
@@ -314,19 +314,20 @@ def test_cells_of_an_own_workload(measured, capsys):
     assert anew.code == 0 and len(list(Ledger(measured.ledger, writable=False).runs())) == 6
 
 
-def test_a_workload_is_added_to_the_others(checkout):
+def test_a_workload_is_added_to_all_others(folder):
+    catalog = found(folder)
+    everything = Selection(catalog, ("l1",), ("s3.2",)).chosen()
+    assert [workload.name for workload in everything] == [*Catalog().workloads, "tiny"]
+
+
+def test_a_workload_is_added_to_those_of_a_study(checkout):
     checkout.write("arena/nets.py", NETWORK)
     checkout.write("arena/tiny.toml", WORKLOAD)
     study = checkout.write("mine.toml", 'title = "x"\nworkloads = ["lenet5-digits"]\n')
-    options = ("suite", "-q", *ONE, "--audit-workload", "arena", "--collect-only", "-k", "seed0")
-    everything = checkout.pytest(*options)
-    assert "test_cell[tiny-l1-s3.2-r0.5-seed0]" in everything.text
-    assert "test_cell[resnet56-cifar10-l1-s3.2" in everything.text
-    chosen = checkout.pytest(*options, "--audit-study", str(study))
-    assert {line.partition("[")[2].partition("-l1")[0] for line in chosen.lines if "test_cell" in line} == {
-        "tiny",
-        "lenet5-digits",
-    }
+    options = ("--audit-workload", "arena", "--audit-study", str(study), "--collect-only", "-k", "cell and seed0")
+    outcome = checkout.pytest("suite", "-q", *ONE, *options)
+    cells = [line.partition("[")[2].partition("-l1")[0] for line in outcome.lines if "test_cell[" in line]
+    assert set(cells) == {"tiny", "lenet5-digits"}, outcome.text
 
 
 def test_a_network_that_changes_while_the_suite_runs_is_told(folder, tmp_path):

@@ -1,5 +1,6 @@
 """What docs/gate-your-method.md says and what the GitHub action does, run in an environment that has the wheel only."""
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.catalog.protocols import FAIL_ON
 
 PAGE = ROOT / "docs" / "gate-your-method.md"
+WORKLOADS = ROOT / "docs" / "workload-author.md"
 ACTION = ROOT / ".github" / "actions" / "pruneaudit" / "action.yml"
 WORKFLOW = ROOT / ".github" / "workflows" / "gate.yml"
 
@@ -87,9 +89,9 @@ def installed(tmp_path_factory):
         yield environment
 
 
-def blocks(*languages):
-    """Fenced blocks of the page in these languages, in order."""
-    text = PAGE.read_text(encoding="utf-8")
+def blocks(*languages, page=PAGE):
+    """Fenced blocks of a page in these languages, in order."""
+    text = page.read_text(encoding="utf-8")
     return [
         block for language, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S) if language in languages
     ]
@@ -118,14 +120,19 @@ def test_the_environment_has_the_wheel_only(installed, tmp_path):
 # The page
 
 
-def test_the_page_does_what_it_says(installed, tmp_path):
-    """Every command, in order; smoke-sized by the environment, as the page tells nobody to wait for hours."""
-    for block in blocks("toml", "python"):
+def write_files(page, folder):
+    """Write the blocks of a page whose first line names a file."""
+    for block in blocks("toml", "python", page=page):
         named = re.match(r"# ([\w./-]+\.(?:toml|py))\n", block)
         if named:
-            path = tmp_path / named[1]
+            path = folder / named[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block, encoding="utf-8")
+
+
+def test_the_page_does_what_it_says(installed, tmp_path):
+    """Every command, in order; smoke-sized by the environment, as the page tells nobody to wait for hours."""
+    write_files(PAGE, tmp_path)
     commands = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     assert len(commands) >= 15
     told = {}
@@ -168,6 +175,28 @@ def test_the_page_does_what_it_says(installed, tmp_path):
     assert ("test_fairness[lenet5-digits-example-pruner-vs-l1-s3.2-r0.5-F321]", "finding") in properties
 
 
+def test_the_page_of_workloads_does_what_it_says(installed, tmp_path):
+    """Own network, own data and own method, in a folder that knows the wheel only."""
+    write_files(WORKLOADS, tmp_path)
+    told = []
+    for command in "".join(blocks("sh", page=WORKLOADS)).splitlines():
+        is_audit = "pruneaudit.suite" in command or command.startswith("pruneaudit plan")
+        options = "--audit-budget smoke --audit-figures none" if is_audit else ""
+        outcome = installed.bash(command, tmp_path, PYTEST_ADDOPTS=f"-p no:cacheprovider {options}")
+        assert outcome.code == 0, f"{command}\n{outcome.text}"
+        told.append(outcome.text)
+    scaffold, its_test, workloads, plan, audit, report, check = told
+    assert "wrote start/gratings.toml" in scaffold and "1 passed" in its_test and "1 passed" in check
+    assert "networks.py:Plain" in workloads and "2 cells stand on 5 distinct runs" in plan
+    assert "scans, budget smoke: test accuracy" in audit and "steady" in audit
+    assert "verdicts: 1 comparison" in report
+    results = json.loads((tmp_path / "reports" / "latest" / "results.json").read_text(encoding="utf-8"))
+    assert {(cell["workload"], cell["method"], cell["status"]) for cell in results["cells"]} == {
+        ("scans", "l1", "ok"),
+        ("scans", "steady", "ok"),
+    }
+
+
 def rows(start):
     """Rows of the page's table whose head begins so, as lists of cells."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
@@ -200,9 +229,10 @@ def test_the_page_lists_the_inputs_of_the_action():
     assert listed == {name: facts.get("default", "") for name, facts in inputs.items()}
 
 
-def test_the_page_names_files_that_are_there():
-    for target in re.findall(r"\]\(([^)#]+)", PAGE.read_text(encoding="utf-8")):
-        assert (PAGE.parent / target).resolve().is_file(), target
+@pytest.mark.parametrize("page", [PAGE, WORKLOADS], ids=["methods", "workloads"])
+def test_the_page_names_files_that_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).resolve().is_file(), target
 
 
 # The action

@@ -139,13 +139,16 @@ class Bench:
 
         return next(self.few.inputs(self.few.train, weight_type(precision)))[0]
 
+    def batch(self, recipe: Recipe) -> int:
+        """Examples of one of its steps here."""
+        return min(recipe.batch, len(self.few.train) // 2)
+
     def train(self, model: nn.Module, recipe: Recipe, seed: int = 0) -> Consumption:
         """Train a network for two steps, on a few examples."""
         from pruneaudit.training.loop import Trainer
         from pruneaudit.training.metering import Meter
 
-        batch = min(recipe.batch, len(self.few.train) // 2)
-        short = recipe.model_copy(update={"batch": batch, "epochs": None, "steps": 2})
+        short = recipe.model_copy(update={"batch": self.batch(recipe), "epochs": None, "steps": 2})
         with Meter(model) as meter:
             Trainer(model, self.few, short, seed, "conformance", meter).fit()
         return meter.consumption
@@ -284,7 +287,7 @@ def _trains(bench: Bench) -> None:
         consumed = bench.train(model, recipe)
         if all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters()):
             raise ConfigError(f"two steps of {stage} change no weight")
-        given = 2 * consumed.batch
+        given = 2 * bench.batch(recipe)
         if consumed.training_samples != given:
             raise ConfigError(
                 f"of {given} examples the meter reads {consumed.training_samples} at the busiest layer: each layer "

@@ -27,7 +27,7 @@ width = 16
 
 [data]
 name = "{stem}_data.py:splits" # or "imagefolder:PATH", "torchvision:NAME"
-flip = true
+pad = 1 # random crops of images with so many pixels of border; flip = true would mirror them, too
 
 [sgd]
 batch = 64

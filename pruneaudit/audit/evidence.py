@@ -61,7 +61,7 @@ class Evidence:
 
     @cached_property
     def answers(self) -> int:
-        """Test images that the result got right by its metric, a bit each; see :func:`pruneaudit.ledger.records.unpack`."""
+        """Test images that the result got right by its metric, a bit each, see :func:`unpack`."""
         return unpack(self.result.outcomes, self.result.test_images)
 
     @property

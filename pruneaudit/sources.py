@@ -120,7 +120,8 @@ class Source:
         read = sorted({data for file in files for data in _read_by.get(file, ()) if data.is_file()} - set(files))
         parts = [hashlib.sha256(one.read_bytes()).hexdigest() for one in (*files, *read)]
         names = sorted({name for file in files for name in _variables(file)})
-        parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+        # Those of pytest change with every test: rules on what a method does see to that.
+        parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ and name[:7] != "PYTEST_"]
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -184,15 +185,18 @@ def _hear() -> None:
         mode, flags = arguments[1], arguments[2]
         if any(letter in mode for letter in "wax+") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR):
             return
-        data = Path(os.fsdecode(arguments[0])).absolute()
+        try:
+            data = Path(os.fsdecode(arguments[0])).resolve()
+        except (OSError, ValueError):
+            return  # whoever opens it will see
         if data.suffix in (".py", ".pyc"):
             return  # what is imported is found without running it
         frame = sys._getframe(1)
         while frame is not None:
             # A name that compiled code was given: a path, or something like <frozen os>.
             reader = Path(frame.f_code.co_filename)
-            if reader.is_absolute() and reader.parent in data.parents and _is_own(reader, None):
-                _read_by.setdefault(reader.resolve(), set()).add(data.resolve())
+            if reader.is_absolute() and (found := reader.resolve()).parent in data.parents and _is_own(found, None):
+                _read_by.setdefault(found, set()).add(data)
                 return
             frame = frame.f_back  # type: ignore[assignment]
 

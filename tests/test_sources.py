@@ -1,8 +1,6 @@
 """Code that users bring is told from an edited version by all that is its own: imported, read, in the environment."""
 
-import json
-import os
-import subprocess
+import importlib
 import sys
 
 import pytest
@@ -99,28 +97,30 @@ def test_a_variable_of_the_environment_is_part_of_it_while_it_is_set(tmp_path, m
         monkeypatch.setenv(name, value)
         found.append(digest(path))
     monkeypatch.setenv("UNRELATED", "1")
+    path.write_text(path.read_text() + "os.environ.get('PYTEST_CURRENT_TEST')\n")
+    found[-1] = digest(path)
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "another")
     assert digest(path) == found[-1] and len(set(found)) == 4
 
 
 def test_a_package_is_all_that_it_imports_and_reads(tmp_path, monkeypatch):
-    """In a process of its own each time, as sessions are: a package is imported once in a process."""
+    monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "ours_pkg"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "table.json").write_text("1")
     (package / "scores.py").write_text(SCORES)
     (package / "pruners.py").write_text("from ours_pkg.scores import size\n" + METHOD.format(constructor=""))
-    code = "from pruneaudit.catalog.discovery import Catalog as C; " \
-        "print(C(extra_methods=('ours_pkg.pruners:Ours',)).method('ours').digest)"  # fmt: skip
 
     def found():
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-        return subprocess.run(
-            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
-        ).stdout
+        # A package is imported once in a process: forgotten, as in a session's own process.
+        for name in [name for name in sys.modules if name.split(".")[0] == "ours_pkg"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        return Catalog(extra_methods=("ours_pkg.pruners:Ours",)).method("ours").digest
 
     before = found()
-    (package / "table.json").write_text(json.dumps(-1))
+    (package / "table.json").write_text("-1")
     edited = found()
     (package / "scores.py").write_text(SCORES.replace("TABLE *", "-TABLE *"))
     assert len({before, edited, found()}) == 3

@@ -340,9 +340,9 @@ def trainability_table(results: Results, workload: str, labels: tuple[str, ...])
             grouped[row["protocol"], row["method"], row["ratio"]].append(row)
     cells = [row for rows in grouped.values() for row in rows]
     stages = {"JSV base": "base", "JSV pruned": "pruned", "JSV end": "end"}
-    if any("pruned_train" in row["jsv"] for row in cells):
+    if any(row["jsv"].get("pruned_train") is not None for row in cells):
         stages |= {"JSV base (train)": "base_train", "JSV pruned (train)": "pruned_train"}
-    after = ["pruned"] if any("pruned_value" in row for row in cells) else []
+    after = ["pruned"] if any(row.get("pruned_value") is not None for row in cells) else []
     header = ["protocol", "method", "ratio", *after, *stages, "TA"]
     table = []
     for (protocol, method, ratio), rows in sorted(grouped.items()):

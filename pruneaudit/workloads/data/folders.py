@@ -101,14 +101,13 @@ class Files:
     def _changed(self) -> list[int]:
         """Examples whose files are not what they were."""
         folder, found = os.fsencode(self.folder), []
-        known = zip(self.names.tolist(), self.facts["size"].tolist(), self.facts["changed"].tolist(), strict=True)
-        for number, (name, size, changed) in enumerate(known):
+        for number, (name, known) in enumerate(zip(self.names, self.facts[["size", "changed"]], strict=True)):
             try:
                 status = os.stat(os.path.join(folder, name))
             except OSError:
                 found.append(number)
                 continue
-            if (status.st_size, status.st_mtime_ns) != (size, changed):
+            if (status.st_size, status.st_mtime_ns) != known.item():
                 found.append(number)
         return found
 

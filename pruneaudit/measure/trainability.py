@@ -178,8 +178,8 @@ def comparable_trainability(left: Recipe, right: Recipe) -> bool:
 
 
 def _course(recipe: Recipe) -> tuple[object, ...]:
-    """Length and learning rates of a recipe."""
-    return recipe.epochs, recipe.steps, recipe.lr, recipe.start, recipe.span
+    """Length and learning rates of a recipe, and whose rates they are."""
+    return recipe.epochs, recipe.steps, recipe.lr, recipe.start, recipe.span, recipe.optimiser
 
 
 @contextmanager

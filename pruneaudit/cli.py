@@ -165,6 +165,20 @@ def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Id of the run, or how it begins; `pruneaudit runs` lists them.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="model.safetensors, model.pt2 or model.onnx.")],
+    ledger: LedgerPath = _LEDGER,
+) -> None:
+    """Write the network that a run left to a file, with its widths."""
+    from pruneaudit.campaign.export import export as write
+    from pruneaudit.catalog.discovery import Catalog
+
+    write(_existing_ledger(ledger), Catalog(), run, to)
+    typer.echo(f"wrote {to}")
+
+
+@app.command()
 def report(
     ledger: LedgerPath = _LEDGER,
     to: Annotated[Path, typer.Option("--to", help="Folder of the report.")] = Path("reports/latest"),
@@ -288,6 +302,9 @@ def plan(
         )
         price_of = "" if facts["cost"] is None else f", {facts['cost']:.2f} at {price:g} an hour"
         typer.echo(f"device hours: {facts['device_hours']:.2f}{price_of}")
+    for workload, refused in facts.get("kept_whole", {}).items():
+        for layer, why in refused.items():
+            typer.echo(f"{workload}: layer '{layer}' keeps its filters: {why}")
 
 
 @app.command()

@@ -23,6 +23,8 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.ledger.records import RunSpec
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.layers import AUTO
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.data import facts, load
 
@@ -207,7 +209,16 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
             "device_hours": hours,
             "cost": None if price is None else hours * price,
         }
-    return facts | times
+    whole = _kept_whole(work)
+    return facts | times | ({"kept_whole": whole} if whole else {})
+
+
+def _kept_whole(work: Work) -> dict[str, dict[str, str]]:
+    """Layers that lose no filters, and why, by workload: of those whose ``prunable`` is ``auto``."""
+    workloads = {cell.workload: work.catalog.workload(cell.workload) for cell in work.cells}
+    return {
+        name: dict(shapes.units(workload).refused) for name, workload in workloads.items() if workload.prunable == AUTO
+    }
 
 
 def _load(work: Work, workloads: set[str]) -> None:

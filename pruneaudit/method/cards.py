@@ -25,6 +25,10 @@ under `methods/`; what a paper does not say is *not specified*.
 
 Layerwise methods remove the same share of every layer. Global ones have one threshold for all layers and reach the MACs
 that uniform pruning leaves; `scratch-of-METHOD` trains the architecture that METHOD found from random weights.
+
+Layers that lose channels together (on a residual stream, say) go by the mean of their scores. In `greg-1`, `greg-2`,
+`sfp` and `tpp` the first of them decides, and each is penalised; `group-*` and `groupnorm` sum over all of them.
+`channel-regression`, `oracle` and `thinet` take layers that lose filters alone.
 """
 _SIDES = {"filter": "filters", "block": "blocks", "weight": "weights"}
 

@@ -562,6 +562,8 @@ def _hyper_parameters(spec: RunSpec, dataset: Dataset, outcome: Outcome) -> dict
         return {}
     extra = {"masks": "held at zero"} if outcome.masks else {}
     extra |= {"method": f"{spec.method}: {outcome.in_retraining}"} if outcome.in_retraining else {}
+    if spec.data.mean is None and dataset.config.mean:
+        extra["normalisation"] = f"found: mean {list(dataset.config.mean)}, deviation {list(dataset.config.std or ())}"
     extra |= {"steps": outcome.backend} if outcome.backend != "torch" else {}
     return {
         **extra,

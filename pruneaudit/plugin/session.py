@@ -279,6 +279,8 @@ class AuditSession:
             load(workload.data, self.runtime.data_root, self.download)
         except DataMissingError as error:
             return f"{name}: {error}"
+        except ConfigError:
+            return None  # it is there, and wrong: its own tests will say so
         return None
 
     def measure(self, cell: Cell) -> CellRecord | None:

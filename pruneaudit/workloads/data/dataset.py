@@ -168,7 +168,7 @@ class Dataset:
         train = self.train
         if self.augment is not None:
             assert isinstance(train, Streamed)
-            yield from train.augmented(self.augment, [part.tolist() for part in parts], seed, stream, "augment", epoch)
+            yield from train.augmented(self.augment, parts, seed, stream, "augment", epoch)
             return
         count, device = len(train), train.labels.device
         if isinstance(train, Part) and not are_images(train.images):
@@ -184,7 +184,7 @@ class Dataset:
                 index = part.to(device)
                 yield crops(windows, index, shift[index], None if flip is None else flip[index])
             return
-        for part, images in zip(parts, train.read([part.tolist() for part in parts]), strict=True):
+        for part, images in zip(parts, train.read(parts), strict=True):
             if not train.is_image:
                 yield images
                 continue

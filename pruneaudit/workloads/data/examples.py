@@ -34,6 +34,9 @@ class Examples(Protocol):
     def digests(self) -> np.ndarray:
         """SHA-256 of each example as it is now, ``[N, 32]`` uint8; labels do not count."""
 
+    def take(self, index: np.ndarray) -> Examples:
+        """Some of them, by their indices."""
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -58,12 +61,16 @@ class Arrays:
         rows = self.inputs.numpy().reshape(len(self), -1)
         return as_rows([hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in rows])
 
+    def take(self, index: np.ndarray) -> Arrays:
+        """Some of them, copied."""
+        return Arrays(self.inputs[torch.from_numpy(index)], self.labels[index])
+
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the examples, by their indices."""
+    """Some of the examples of a dataset, by their indices."""
 
-    whole: Examples
+    whole: Items
     index: np.ndarray
 
     def __len__(self) -> int:
@@ -85,6 +92,10 @@ class Subset:
     def digests(self) -> np.ndarray:
         """Digests of these examples."""
         return self.whole.digests()[self.index]
+
+    def take(self, index: np.ndarray) -> Subset:
+        """Some of these."""
+        return Subset(self.whole, self.index[index])
 
 
 class Items:
@@ -148,6 +159,17 @@ class Items:
     def digests(self) -> np.ndarray:
         """Digests as they were when all examples were looked at: doing that again may take hours."""
         return self._digests
+
+    def take(self, index: np.ndarray) -> Subset:
+        """Some of them."""
+        return Subset(self, index)
+
+
+def _mode(example: Any) -> str:
+    """Mode of a PIL image; empty for everything else."""
+    from PIL import Image
+
+    return example.mode if isinstance(example, Image.Image) else ""
 
 
 def _mode(example: Any) -> str:

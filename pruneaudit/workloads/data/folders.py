@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Files:
     def digests(self) -> np.ndarray:
         """Digests of the files as they are now: what has another size or time of change is read again."""
         found: np.ndarray = self.facts["sha"]
-        changed = [number for number in range(len(self)) if not self._is_as_read(number)]
+        changed = self._changed()
         if changed:
             found = found.copy()
             for number in changed:
@@ -98,13 +98,22 @@ class Files:
                 found[number] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
         return found
 
-    def _is_as_read(self, number: int) -> bool:
-        try:
-            status = self.path(number).stat()
-        except OSError:
-            return False
-        known = self.facts[number]
-        return (status.st_size, status.st_mtime_ns) == (known["size"], known["changed"])
+    def _changed(self) -> list[int]:
+        """Examples whose files are not what they were."""
+        folder, found = os.fsencode(self.folder), []
+        for number, (name, known) in enumerate(zip(self.names, self.facts[["size", "changed"]], strict=True)):
+            try:
+                status = os.stat(os.path.join(folder, name))
+            except OSError:
+                found.append(number)
+                continue
+            if (status.st_size, status.st_mtime_ns) != known.item():
+                found.append(number)
+        return found
+
+    def take(self, index: np.ndarray) -> Files:
+        """Some of them."""
+        return replace(self, names=self.names[index], labels=self.labels[index], facts=self.facts[index])
 
     @property
     def shapes(self) -> set[tuple[int, ...]]:

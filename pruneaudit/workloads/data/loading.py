@@ -16,7 +16,7 @@ from pruneaudit.errors import ConfigError, unknown
 from pruneaudit.workloads.data.brought import Origin, find, is_brought
 from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, data_root, resized, torchvision_folders
 from pruneaudit.workloads.data.dataset import Dataset, Split
-from pruneaudit.workloads.data.examples import Arrays, Examples, Subset
+from pruneaudit.workloads.data.examples import Arrays, Examples
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.folders import cache_folder
 from pruneaudit.workloads.data.parts import Part, are_images, input_shape
@@ -203,8 +203,10 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
         raise ConfigError(f"data.pad and data.flip need images [N, H, W, C] uint8, which {origin.where} has not")
     if config.mean is not None or config.std is not None:
         _check_statistics(config, sizes)
-    splits = split(origin, sizes)
-    refuse_overlap({name: part.digests() for name, part in splits.items()}, origin.where)
+    # What is known by name is split as it always was: some of these sets have copies.
+    splits = split(origin, sizes, apart=is_brought(config.name))
+    if is_brought(config.name):
+        refuse_overlap({name: part.digests() for name, part in splits.items()}, origin.where)
     augment = Pipeline(config.train, "data.train") if config.train else None
     shape = tuple(_first(origin, static).shape)
     if augment is not None:
@@ -217,14 +219,13 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
     return _joined(config, origin.classes, parts["train"], parts["validation"], parts["test"], augment)
 
 
-def split(origin: Origin, sizes: Facts) -> dict[str, Examples]:
+def split(origin: Origin, sizes: Facts, apart: bool = True) -> dict[str, Examples]:
     """The three splits; those that are not there are taken from the training examples.
-
-    An example of which there is a second copy is never held out: no two splits then share it.
 
     Args:
         origin: What was found.
         sizes: How many each is to have.
+        apart: Whether an example of which there is a second copy is never held out: no two splits then share it.
 
     Raises:
         ConfigError: Too few examples can be held out.
@@ -232,17 +233,9 @@ def split(origin: Origin, sizes: Facts) -> dict[str, Examples]:
     train, found = origin.train, dict(origin.splits)
     for name, count in (("test", sizes.test), ("validation", sizes.validation)):
         if name not in found:
-            stays, held_out = stratified(train.labels, count, name, single(train.digests()))
-            found[name], train = _some(train, held_out), _some(train, stays)
+            stays, held_out = stratified(train.labels, count, name, single(train.digests()) if apart else None)
+            found[name], train = train.take(held_out), train.take(stays)
     return {"train": train, "validation": found["validation"], "test": found["test"]}
-
-
-def _some(examples: Examples, index: np.ndarray) -> Examples:
-    if isinstance(examples, Arrays):
-        return Arrays(examples.inputs[torch.from_numpy(index)], examples.labels[index])
-    if isinstance(examples, Subset):
-        return Subset(examples.whole, examples.index[index])
-    return Subset(examples, index)
 
 
 def _part(examples: Examples, static: Pipeline, shape: tuple[int, ...], is_image: bool, in_memory: bool) -> Split:

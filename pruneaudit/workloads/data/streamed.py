@@ -30,6 +30,14 @@ CHUNK = 512
 _MOST_WORKERS = 8
 
 
+#: Which examples a batch has: numbers, or a tensor of them, which takes a fifth of the memory.
+Batch = Sequence[int] | torch.Tensor
+
+
+def _numbers(batch: Batch) -> Sequence[int]:
+    return batch.tolist() if isinstance(batch, torch.Tensor) else batch
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads batches: what a worker process does.
@@ -49,12 +57,12 @@ class Reader:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: Sequence[int]) -> torch.Tensor | ConfigError:
+    def __getitem__(self, index: Batch) -> torch.Tensor | ConfigError:
         """A batch ``[B, ...]``, or what is wrong with one of its examples: workers hand on no clean error."""
         seed, *names = self.stream
         found: list[torch.Tensor] = []
         with own_generators():
-            for number in index:
+            for number in _numbers(index):
                 seed_generators(derive(int(seed), *names, number))
                 try:
                     example = self.pipeline(self.examples[number])
@@ -70,7 +78,7 @@ class Reader:
         return torch.stack(found)
 
 
-def stream(reader: Reader, batches: Sequence[Sequence[int]], workers: int) -> Iterator[torch.Tensor]:
+def stream(reader: Reader, batches: Sequence[Batch], workers: int) -> Iterator[torch.Tensor]:
     """Read batches in order, ahead of whoever takes them where there are workers.
 
     Args:
@@ -110,11 +118,11 @@ def stream(reader: Reader, batches: Sequence[Sequence[int]], workers: int) -> It
 class _Given:
     """Batches as they are, for a DataLoader."""
 
-    def __init__(self, batches: Sequence[Sequence[int]]) -> None:
+    def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
 
     def __iter__(self) -> Iterator[Sequence[int]]:
-        return iter(self._batches)
+        return map(_numbers, self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -181,7 +189,7 @@ class Streamed:
         height, width, channels = self.stored_shape if self.is_image else (0, 0, 0)
         return (channels, height, width) if self.is_image else self.stored_shape
 
-    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+    def read(self, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
         """Batches of examples without augmentation, ``[B, H, W, C]`` uint8 (or ``[B, ...]``), on the device."""
         if self.store is not None:
             found: Iterator[torch.Tensor] = self._from_store(self.store, batches)
@@ -190,14 +198,14 @@ class Streamed:
         for batch in found:
             yield batch.to(self.device)
 
-    def _from_store(self, store: Store, batches: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+    def _from_store(self, store: Store, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
         for index in batches:
             with reading():
-                found = store.read(index)
+                found = store.read(_numbers(index))
             yield found
 
     def augmented(
-        self, pipeline: Pipeline, batches: Sequence[Sequence[int]], seed: int, *names: str | int
+        self, pipeline: Pipeline, batches: Sequence[Batch], seed: int, *names: str | int
     ) -> Iterator[torch.Tensor]:
         """Batches of augmented examples; what an example becomes is a function of seed, names and its index alone."""
         for batch in stream(self.reader(pipeline, seed, *names), batches, self.workers):

@@ -105,14 +105,13 @@ class Bench:
         import numpy as np
 
         from pruneaudit.workloads.data import Streamed
-        from pruneaudit.workloads.data.examples import Subset
 
         def first(part: Split, augmented: bool) -> Split:
             if not (augmented and isinstance(part, Streamed)):
                 return part.first(_EXAMPLES)
             # Augmentation takes single examples from where they are.
             labels = part.labels[:_EXAMPLES]
-            return replace(part, examples=Subset(part.examples, np.arange(len(labels))), labels=labels, workers=0)
+            return replace(part, examples=part.examples.take(np.arange(len(labels))), labels=labels, workers=0)
 
         data = self.data
         return replace(

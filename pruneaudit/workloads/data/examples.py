@@ -172,13 +172,6 @@ def _mode(example: Any) -> str:
     return example.mode if isinstance(example, Image.Image) else ""
 
 
-def _mode(example: Any) -> str:
-    """Mode of a PIL image; empty for everything else."""
-    from PIL import Image
-
-    return example.mode if isinstance(example, Image.Image) else ""
-
-
 def as_rows(digests: Sequence[bytes]) -> np.ndarray:
     """Digests of 32 bytes each as ``[N, 32]`` uint8."""
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)

@@ -296,7 +296,10 @@ def own_files(path: Path, module: str = "") -> list[Path]:
 def _is_own(file: Path, home: Path | None) -> bool:
     if home is not None and (home in file.parents or file == home.with_suffix(".py")):
         return True
-    return _PACKAGE not in file.parents and not any(folder in file.parents for folder in _INSTALLED)
+    if _PACKAGE in file.parents or any(folder in file.parents for folder in _INSTALLED):
+        return False
+    # Of another environment on the path: the system's under a virtual one, a user's own, Debian's.
+    return not {"site-packages", "dist-packages"} & set(file.parts)
 
 
 def _imported(file: Path, module: str) -> Iterator[str]:

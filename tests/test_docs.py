@@ -187,9 +187,9 @@ def test_the_page_of_workloads_does_what_it_says(installed, tmp_path):
         told.append(outcome.text)
     scaffold, its_test, workloads, plan, audit, report, check = told
     assert "wrote start/gratings.toml" in scaffold and "1 passed" in its_test and "1 passed" in check
-    assert "networks.py:Plain" in workloads and "2 cells stand on 5 distinct runs" in plan
-    assert "scans, budget smoke: test accuracy" in audit and "steady" in audit
-    assert "verdicts: 1 comparison" in report
+    assert "networks.py:Plain" in workloads and "18 cells stand on 27 distinct runs" in plan
+    assert "scans [smoke]: test accuracy" in audit and "steady" in audit
+    assert "1 comparison" in report
     results = json.loads((tmp_path / "reports" / "latest" / "results.json").read_text(encoding="utf-8"))
     assert {(cell["workload"], cell["method"], cell["status"]) for cell in results["cells"]} == {
         ("scans", "l1", "ok"),

@@ -2,6 +2,7 @@
 
 import random
 import re
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
@@ -159,8 +160,6 @@ def test_model_args_are_plain_values(value):
 
 
 def test_a_library_that_is_not_there_is_named_with_what_to_install(monkeypatch):
-    from importlib.metadata import PackageNotFoundError
-
     def absent(name):
         raise PackageNotFoundError(name)
 
@@ -292,10 +291,21 @@ def test_the_version_follows_the_file_and_what_it_imports(folder):
     assert version_of(wanted) == edited
 
 
-def test_the_version_names_libraries_that_supply_the_network(tmp_path):
-    import torchvision
+def test_packages_of_another_environment_are_nobodys_own(folder, monkeypatch):
+    """Such as the system's under a virtual environment: reading all that torch imports would take minutes."""
+    helper, elsewhere = folder / "blocks_of_a_test.py", folder / "lib" / "site-packages"
+    elsewhere.mkdir(parents=True)
+    before = version_of(network(folder, "nets.py:Small"))
+    helper.rename(elsewhere / helper.name)
+    monkeypatch.syspath_prepend(elsewhere)
+    alone = version_of(network(folder, "nets.py:Small"))
+    assert alone != before
+    (elsewhere / helper.name).write_text("x = 1\n")
+    assert version_of(network(folder, "nets.py:Small")) == alone
 
-    release = torchvision.__version__.partition("+")[0]
+
+def test_the_version_names_libraries_that_supply_the_network(tmp_path):
+    release = version("torchvision").partition("+")[0]
     assert version_of(Network(model="torchvision:resnet18")) == f"torchvision {release}"
     assert version_of(Network(model="torchvision.models.resnet:resnet18")) == f"torchvision {release}"
     (tmp_path / "mine.py").write_text("from torchvision.models import resnet18\n")

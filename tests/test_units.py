@@ -60,7 +60,7 @@ EXPECTED = {
         ("features.5.conv.0.0", 32, (), 1, 1),
         ("features.6.0", 40, (), 1, 1),
     ],
-    "resnet18": [
+    "basic-blocks": [
         ("conv1", 64, ("layer1.0.conv2",), 1, 1),
         ("layer1.0.conv1", 64, (), 1, 1),
         ("layer2.0.conv1", 128, (), 1, 1),
@@ -133,7 +133,7 @@ def test_behind_a_flattened_map_a_channel_has_a_place_for_each_pixel():
     [
         ("layer-norm", "stem", "LayerNorm 'norms.0' computes over its channels"),
         ("layer-norm", "fc", "it is the classifier"),
-        ("resnet18", "fc", "it is the classifier"),
+        ("basic-blocks", "fc", "it is the classifier"),
         ("signals", "conv2", "not every one of its channels reaches Conv3d 'conv3' alike"),
     ],
 )
@@ -170,12 +170,12 @@ def test_patterns_that_name_what_is_wrong_are_an_error(monkeypatch):
 
 @pytest.mark.parametrize("names", [["layer1.0.conv2"], ["conv1", "layer1.0.conv2"]])
 def test_any_layer_that_writes_its_channels_selects_a_unit(names):
-    (unit,) = shapes.units(workload("resnet18", prunable=tuple(names))).units
+    (unit,) = shapes.units(workload("basic-blocks", prunable=tuple(names))).units
     assert unit.name == "conv1" and unit.producers == ("conv1", "layer1.0.conv2")
 
 
 def test_a_unit_is_skipped_by_any_of_its_layers():
-    found = shapes.units(workload("resnet18", skip=("layer2.1.conv2", "fc"))).units
+    found = shapes.units(workload("basic-blocks", skip=("layer2.1.conv2", "fc"))).units
     assert "layer2.0.conv2" not in {unit.name for unit in found} and len(found) == 4
 
 
@@ -236,7 +236,7 @@ def test_a_check_changes_nothing():
 
 
 def test_trained_like_leaves_nothing_neutral():
-    for name in ("resnet18", "group-norm", "instance-norm"):
+    for name in ("basic-blocks", "group-norm", "instance-norm"):
         for key, tensor in trained(name).state_dict().items():
             if not key.endswith("num_batches_tracked"):
                 assert not bool(((tensor == 0) | (tensor == 1)).any()), key
@@ -302,7 +302,7 @@ def test_the_reference_does_not_know_normalisations():
 
 def test_a_layer_of_a_unit_cannot_be_pruned_by_its_own_name():
     with pytest.raises(MethodError, match=r"'layer1.0.conv2' cannot be pruned alone: it shares .* with 'conv1'"):
-        shrink(trained("resnet18"), {"layer1.0.conv2": [0]}, EXAMPLE.double())
+        shrink(trained("basic-blocks"), {"layer1.0.conv2": [0]}, EXAMPLE.double())
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,10 @@ class Signals(nn.Module):
         return self.fc(torch.sigmoid(self.bn3(self.conv3(volume))).mean((2, 3, 4)))
 
 
-#: Builds a network for images [1, 32, 32].
+#: Builds a network for images [1, 32, 32]; no name is one of the registry.
 NETWORKS = {
-    "resnet18": resnet18,
-    "resnet50": resnet50,
+    "basic-blocks": resnet18,
+    "bottlenecks": resnet50,
     "resnext": resnext,
     "mobilenet": mobilenet,
     "densenet": dense,

@@ -16,6 +16,7 @@ from pruneaudit.measure.cost import macs, parameters
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.streams import generator
+from pruneaudit.training.precision import place
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.resnet import BasicBlock, CifarResNet
@@ -191,3 +192,10 @@ def test_public_checkpoint_names_load(name):
     assert not result.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in result.missing_keys)
     assert sum(weights[key].numel() for key, _ in model.named_parameters()) == parameters(model)
+
+
+def test_three_dimensional_convolutions_are_placed_beside_others():
+    """torch has a channels-last layout for two-dimensional ones only, and refuses the others."""
+    model = place(nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv2d(2, 4, 3)), "cpu", "fp64")
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float64}

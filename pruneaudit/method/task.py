@@ -23,6 +23,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Progress, Trainer
 from pruneaudit.training.metering import Meter
+from pruneaudit.training.precision import channels_last
 from pruneaudit.training.watch import Watch
 from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
@@ -319,7 +320,7 @@ class PruningTask:
         Draws fill a tensor in the order of its memory: what is drawn anew from here on has the values of a network that
         was never laid out for reading.
         """
-        self.model.to(memory_format=torch.channels_last)
+        channels_last(self.model)
 
     def inputs_left(self, kept: Mapping[str, Sequence[int]]) -> dict[nn.Module, torch.Tensor]:
         """Input channels that stay of each layer that loses some when only ``kept`` filters stay, by module."""
@@ -431,7 +432,7 @@ class PruningTask:
         )
         with self._watch.training() if self._watch is not None else nullcontext():
             try:
-                self.model.to(memory_format=torch.channels_last)
+                channels_last(self.model)
                 history = trainer.fit(hooks)
             finally:
                 _hand_out(self.model)

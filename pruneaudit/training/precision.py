@@ -13,5 +13,12 @@ def weight_type(precision: str) -> torch.dtype:
 
 def place(model: nn.Module, device: str, precision: str) -> nn.Module:
     """Move a network to its device and type, channels last in memory."""
-    moved = model.to(device=device, dtype=weight_type(precision))
-    return moved.to(memory_format=torch.channels_last)
+    return channels_last(model.to(device=device, dtype=weight_type(precision)))
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay the weights of two-dimensional convolutions channels last in memory; torch has no such layout for others."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model

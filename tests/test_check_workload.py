@@ -67,8 +67,8 @@ FAULTS = {
         f"{FORWARD}return super().forward(images).repeat(1, 2)[:, :5]\n",
     ),
     "counts on positions": (
-        "masked-equals-shrunk",
-        "removing filters of '0' is not what silencing them is",
+        "units",
+        "layer '0' cannot lose filters: its channels reach more than the layers that would lose inputs",
         f"{FORWARD}maps = self[0](images)\n        maps = maps - maps.mean(1, keepdim=True)\n"
         "        for layer in list(self)[1:]:\n            maps = layer(maps)\n        return maps\n",
     ),

@@ -211,7 +211,7 @@ def test_the_page_has_its_own_words_and_the_values(results):
 
 
 def test_frames_have_the_values(folder, results, monkeypatch):
-    monkeypatch.setattr("pruneaudit.report.frames.Catalog", lambda extra_methods: catalog_by(PERPLEXITY))
+    monkeypatch.setattr("pruneaudit.report.frames.Catalog", lambda **extra: catalog_by(PERPLEXITY))
     frames = load(folder / "ledger")
     best = frames.cells.groupby("method")["value"].mean().idxmin()
     assert best == "l1" and set(frames.cells["metric"]) == {"perplexity"}

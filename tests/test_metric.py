@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from builders import CATALOG, catalog_by, run_spec
-from pruneaudit.workloads.datasets import Dataset, Part
 from small import few_digits
 from torch import nn
 
@@ -32,6 +31,7 @@ from pruneaudit.training.many import train_many
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.runs import Training
 from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.data import Dataset, Part
 from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, Metric, shown
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise

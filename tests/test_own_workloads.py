@@ -10,7 +10,7 @@ from pruneaudit import cli
 from pruneaudit.audit.currency import why_outdated
 from pruneaudit.campaign.planner import Planner
 from pruneaudit.catalog import discovery
-from pruneaudit.catalog.cells import Cell, Selection
+from pruneaudit.catalog.cells import Cell, Resolved, Selection
 from pruneaudit.catalog.discovery import Catalog, content_root
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
@@ -66,6 +66,11 @@ lr = "0:0.05"
 schedules = ["0:0.01", "0:0.1"]
 """
 CELL = Cell("tiny", "s3.2", "l1", 0.5, 0)
+
+
+def planned(catalog):
+    """The runs of the cell."""
+    return Planner(catalog, Settings(), Resolved.of(CELL, catalog)).plan()
 
 
 @pytest.fixture
@@ -224,7 +229,7 @@ def test_prunable_is_a_pattern_or_several_or_auto(folder, written, read):
 
 
 def plan(folder):
-    return Planner(found(folder / "tiny.toml"), Settings(), CELL).plan()
+    return planned(found(folder / "tiny.toml"))
 
 
 def test_runs_are_those_of_the_network_as_it_is(folder):
@@ -335,7 +340,7 @@ def test_a_network_that_changes_while_the_suite_runs_is_told(folder, tmp_path):
     from pruneaudit.training.runtime import Runtime
 
     catalog = found(folder / "tiny.toml")
-    spec = Planner(catalog, Settings(), CELL).plan().base
+    spec = planned(catalog).base
     (folder / "nets.py").write_text(NETWORK + "# edited\n")
     stages = Stages(Ledger(tmp_path / "ledger"), catalog, Runtime())
     with pytest.raises(ConfigError, match=r"workload 'tiny': nets\.py:Tiny changed while the suite ran; start again"):

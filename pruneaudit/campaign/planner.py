@@ -19,7 +19,15 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
-from pruneaudit.ledger.records import NUMERICS_VERSION, CellRecord, CellScores, RunRecord, RunSpec, total
+from pruneaudit.ledger.records import (
+    MEASURED_LATER,
+    NUMERICS_VERSION,
+    CellRecord,
+    CellScores,
+    RunRecord,
+    RunSpec,
+    total,
+)
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.contract import Method, ScratchArm
 from pruneaudit.pruning import shapes
@@ -168,7 +176,10 @@ class Campaign:
             record = self._measure(resolved)
         except AuditError as error:
             record = self._record(resolved, status="failed", error=one_line(error))
-        if self.ledger.cell(key) != record:
+        stored = self.ledger.cell(key)
+        # What an earlier version wrote stays as it is where it only lacks what is measured since then.
+        lacking = {name for name in MEASURED_LATER & record.model_fields_set if not getattr(stored, name, None)}
+        if stored is None or stored.model_copy(update={name: getattr(record, name) for name in lacking}) != record:
             self.ledger.save_cell(record, key)
         return record
 

@@ -397,8 +397,8 @@ class RunRecord(RunSpec):
 
 #: Fields of a run record that may differ between two runs of the same identity.
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback"})
-#: Fields that runs of older layouts have nothing in: these agree with any.
-MEASURED_LATER = frozenset({"beside"})
+#: Fields that records of older layouts have nothing in: these agree with any.
+MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pruned_value"})
 
 
 class FailureRecord(Frozen):

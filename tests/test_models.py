@@ -1,5 +1,6 @@
 """Architectures and their sizes: the numbers of the literature."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -199,3 +200,11 @@ def test_three_dimensional_convolutions_are_placed_beside_others():
     model = place(nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv2d(2, 4, 3)), "cpu", "fp64")
     assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float64}
+
+
+def test_weights_of_one_channel_are_laid_out_as_torch_lays_them():
+    """Their strides choose the kernel: pruned networks would else train to other bits."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 3), nn.Conv2d(1, 1, 3), nn.Conv2d(3, 5, 1))
+    expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    placed = place(model, "cpu", "fp32")
+    assert [one.weight.stride() for one in placed] == [one.weight.stride() for one in expected]

@@ -20,5 +20,6 @@ def channels_last(model: nn.Module) -> nn.Module:
     """Lay the weights of two-dimensional convolutions channels last in memory; torch has no such layout for others."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous`: one channel lies both ways, and strides choose the kernel, whose rounding is its own.
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return model

@@ -13,7 +13,7 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -167,6 +167,17 @@ def listening() -> Iterator[None]:
     finally:
         with _counting:
             _listeners -= 1
+
+
+def heard_by() -> dict[Path, set[Path]]:
+    """Files that each file's code was heard to read, both absolute."""
+    return {reader: set(found) for reader, found in _read_by.items()}
+
+
+def hear_of(read: Mapping[str, Iterable[str]]) -> None:
+    """Learn what was heard in another process, see :func:`heard_by`."""
+    for reader, found in read.items():
+        _read_by.setdefault(Path(reader), set()).update(map(Path, found))
 
 
 #: Files that each file's code read, both absolute.

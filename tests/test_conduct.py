@@ -72,7 +72,7 @@ def resnet():
 
 def watch_resnet():
     model = resnet()
-    return model, Watch(model, ("layer1.0.conv1", "layer1.0.bn1"), digits(RESNET))
+    return model, Watch(model, ("layer1.0.conv1", "layer1.0.bn1"), Pictures(digits(RESNET)))
 
 
 def add_one(tensor):
@@ -505,7 +505,7 @@ def places(tmp_path):
     (tmp_path / "ledger" / "runs" / "record.json").write_text("{}")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "ledger-too").write_text("not the ledger")
-    return tmp_path, Watch(lenet(), (), digits(), {"ledger": [tmp_path / "ledger"], "data": [tmp_path / "data"]})
+    return tmp_path, Watch(lenet(), (), Pictures(digits()), {"ledger": [tmp_path / "ledger"], "data": [tmp_path / "data"]})
 
 
 def reached(places, act):
@@ -609,7 +609,7 @@ def test_nothing_is_noted_when_nobody_watches(places):
 
 def test_each_watch_notes_for_itself(places):
     root, outer = places
-    inner = Watch(lenet(), (), digits(), {"reports": [root / "elsewhere"]})
+    inner = Watch(lenet(), (), Pictures(digits()), {"reports": [root / "elsewhere"]})
     with outer:
         with inner:
             os.listdir(root / "elsewhere")

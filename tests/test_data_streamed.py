@@ -208,10 +208,10 @@ def test_held_out_pictures_are_found_in_streamed_data(leaves, monkeypatch):
 
 def test_a_watch_does_not_take_the_harness_for_the_method(leaves, monkeypatch):
     dataset = with_workers(of(leaves, train=RANDOM, test=("CenterCrop(6)",)), 1)
-    with Watch(Net(), [], dataset, {"data": [leaves]}) as watch:
+    with Watch(Net(), [], Pictures(dataset), {"data": [leaves]}) as watch:
         epoch_of(dataset)
     assert not watch.reached
-    with Watch(Net(), [], dataset, {"data": [leaves]}) as watch:
+    with Watch(Net(), [], Pictures(dataset), {"data": [leaves]}) as watch:
         iterator = dataset.batches(0, "retrain", 0, 7)
         next(iterator)
         (leaves / "test" / "dog" / "000.png").read_bytes()

@@ -26,13 +26,15 @@ from pruneaudit.campaign.cost import cost, widths, workload_of
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.measure.trainability import SAMPLES, jacobian
-from pruneaudit.method.conduct import REPEATED_STEPS, Job, observe
+from pruneaudit.method import isolation
+from pruneaudit.method.conduct import REPEATED_STEPS, Job
 from pruneaudit.method.conformance import SEEDS
 from pruneaudit.pruning import shapes
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
+from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.data import Dataset, facts, imitation
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig, Workload
@@ -405,7 +407,7 @@ class Calibration:
             initial=lambda _epoch: dense.state_dict(),
         )
         started = clock(self._device)
-        observe(source, job, lambda: "")
+        isolation.observe(source, job, lambda: "", runtime=Runtime(self._device))
         return clock(self._device) - started
 
 

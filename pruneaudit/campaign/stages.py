@@ -24,7 +24,8 @@ from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
 from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
-from pruneaudit.method.conduct import Job, observe
+from pruneaudit.method import isolation
+from pruneaudit.method.conduct import Job
 from pruneaudit.method.contract import Method
 from pruneaudit.method.task import RetrainingTask
 from pruneaudit.pruning import shapes
@@ -241,17 +242,56 @@ class Stages:
     ) -> _Stage:
         model, masks = self._inherit(workload, parent)
         # Its source is part of the run's identity where the method acts in retraining, and only there.
-        method = self._method(spec).create() if spec.method_digest else None
+        source = self._method(spec) if spec.method_digest else None
+        method = source.create() if source is not None else None
         state: dict[str, Any] = {}
         hooks = None
-        if method is not None:
-            model = self._place(model, spec)
-            hooks = _acts(method, model, spec, workload, dataset, state)
-        outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
+        if source is not None and source.outside is not None:
+            outcome = self._retrain_outside(source, model, spec, workload, dataset, parent, masks, progress)
+        else:
+            if method is not None:
+                model = self._place(model, spec)
+                hooks = _acts(method, model, spec, workload, dataset, state)
+            outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
         outcome.kept, outcome.granularity = parent.kept, parent.granularity
         outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
         outcome.in_retraining = method.in_retraining if method is not None else ""
         return outcome
+
+    def _retrain_outside(
+        self,
+        source: MethodSource,
+        model: nn.Module,
+        spec: RunSpec,
+        workload: Workload,
+        dataset: Dataset,
+        parent: RunRecord,
+        masks: dict[str, torch.Tensor],
+        progress: Progress | None,
+    ) -> Outcome:
+        """Retrain with what a method adds, in the method's own process."""
+        job = Job.of(
+            spec,
+            lambda: self._place(copy.deepcopy(model), spec),
+            workload,
+            dataset,
+            measure=self._measure(spec),
+            held=masks,
+        )
+        widths = {name: len(indices) for name, indices in parent.kept.items()}
+        retrained = isolation.retrain(
+            source, job, widths, self._off_limits(spec), self._checkpoint(spec), progress, self.runtime
+        )
+        trained, consumption, history, resumed, seconds = retrained
+        return Outcome(
+            trained,
+            consumption,
+            history,
+            masks=masks,
+            reason="" if spec.backend == "torch" else f"not {spec.backend}: its method acts in training",
+            resumed=resumed,
+            training_seconds=seconds,
+        )
 
     def _method(self, spec: RunSpec) -> MethodSource:
         """The method of a run, as it was when the run was planned.
@@ -292,7 +332,7 @@ class Stages:
         source = self._method(spec)
         # Read once: every repetition starts from the same weights, whatever becomes of their file.
         dense, held = self._inherit(workload, parent)
-        pruned = observe(
+        pruned = isolation.observe(
             source,
             Job.of(
                 spec,
@@ -307,12 +347,16 @@ class Stages:
             self._off_limits(spec),
             self._checkpoint(spec),
             progress,
+            self.runtime,
         )
         answer = pruned.answer
         masks = zeros_left(dense, held, answer.kept, dataset.example()) if answer.kept else dict(held)
         masks |= {name: mask & held.get(name, mask) for name, mask in answer.masks.items()}
         if held and answer.masks:
             _some_go(spec, pruned.conduct, masks)
+        conduct = pruned.conduct
+        if source.outside is None and self.catalog.isolate == "never" and not self.catalog.is_shipped(source):
+            conduct = conduct.model_copy(update={"isolation": "none"})
         widths = {name: len(kept) for name, kept in answer.kept.items()}
         # Only weights leave the stage: whatever else the method hung on the network stays behind.
         model = self._place(shapes.network(workload, widths), spec)
@@ -336,7 +380,7 @@ class Stages:
             widths,
             masks,
             pruned.conduct.target.granularity,
-            conduct=pruned.conduct,
+            conduct=conduct,
             declared_steps=spec.recipe.steps or 0,
             resumed=pruned.resumed,
         )

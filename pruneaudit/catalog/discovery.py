@@ -6,23 +6,28 @@ Discovery reads file names only; a method is imported when a run needs it, so co
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pruneaudit.catalog.claims import PublishedTable, load_table
 from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
 from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
 from pruneaudit.catalog.workloads import WORKLOADS_GROUP, Brought, brought, installed
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
+from pruneaudit.schema import read_toml
 from pruneaudit.sources import Source, listening, load_file
 from pruneaudit.workloads.schema import Workload, load_workload
 
 ENTRY_POINT_GROUP = "pruneaudit.methods"
+#: Which methods run in a process of their own.
+Isolation = Literal["always", "foreign", "never"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CONTRACT = "pruneaudit.method.contract.Method"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -52,12 +57,14 @@ class MethodSource:
         path: Python file that defines it, or None.
         target: ``package.module:Class`` where there is no file.
         found_by: For a scratch arm: the method whose architecture it trains; None: that of uniform pruning.
+        outside: Gives what the method says of itself, from a process of its own; None: it is imported here.
     """
 
     name: str
     path: Path | None = None
     target: str | None = None
     found_by: str | None = None
+    outside: Callable[[MethodSource], Any] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def cls(self) -> Any:
@@ -66,6 +73,8 @@ class MethodSource:
         Raises:
             MethodError: It cannot be imported, or defines no single Method.
         """
+        if self.outside is not None:
+            return self.outside(self)
         where = self.path or self.target
         try:
             with listening():
@@ -101,7 +110,7 @@ class MethodSource:
 
         A method that comes from an installed package is the same again: its module belongs to others, too.
         """
-        if self.path is None:
+        if self.path is None or self.outside is not None:
             return self
         again = MethodSource(self.name, path=self.path)
         vars(again)["cls"] = _method_class(load_file(self.path, anew=True), self.path)
@@ -150,11 +159,16 @@ class Catalog:
         root: Folder with ``methods/`` and ``protocols/``.
         extra_methods: Specs from ``--audit-method``: ``file.py`` or ``package.module:Class``.
         extra_workloads: Specs from ``--audit-workload``: ``file.toml``, a folder or ``package.module:attribute``.
+        isolate: Which methods run in a process of their own: ``always`` all, ``foreign`` those that are not shipped,
+            ``never`` none; None: none, and nothing is said of it.
+        outside: Gives what an isolated method says of itself, see :class:`MethodSource`.
     """
 
     root: Path = field(default_factory=content_root)
     extra_methods: tuple[str, ...] = ()
     extra_workloads: tuple[str, ...] = ()
+    isolate: Isolation | None = None
+    outside: Callable[[MethodSource], Any] | None = None
 
     @cached_property
     def protocols(self) -> dict[str, Protocol]:
@@ -211,8 +225,23 @@ class Catalog:
                     f"two methods are called '{source.name}': {found[source.name].path or found[source.name].target} "
                     f"and {source.path or source.target}; rename one"
                 )
-            found[source.name] = source
+            found[source.name] = replace(source, outside=self.outside) if self.isolates(source) else source
         return dict(sorted(found.items()))
+
+    def isolates(self, source: MethodSource) -> bool:
+        """Whether a method runs in a process of its own."""
+        return self.isolate == "always" or (self.isolate == "foreign" and not self.is_shipped(source))
+
+    def is_shipped(self, source: MethodSource) -> bool:
+        """Whether a method is one of this project's, as it was released: an edited one is anybody's."""
+        if source.path is None or source.path.parent != self.root / "methods":
+            return False
+        return self._shipped.get(source.path.name) == hashlib.sha256(source.path.read_bytes()).hexdigest()
+
+    @cached_property
+    def _shipped(self) -> dict[str, str]:
+        """SHA-256 of the files of this project's methods, by name."""
+        return dict(read_toml(content_root() / "methods" / "shipped.toml"))
 
     @cached_property
     def studies(self) -> dict[str, Path]:

@@ -190,6 +190,20 @@ class Target(Frozen):
     share: int | None = None
 
 
+class Untrained(Frozen):
+    """What a method made of an untrained network: one that declares no training must leave it at chance.
+
+    Attributes:
+        accuracy: Percent of test images, of the network before or after its removal, whichever is better; None: failed.
+        at_most: What guessing, and as much plain training as is declared, explain.
+        error: What it raised.
+    """
+
+    accuracy: float | None = None
+    at_most: float
+    error: str = ""
+
+
 class Conduct(Frozen):
     """What a method did while it had the network, beyond the training that the meter counts (prune runs).
 
@@ -206,6 +220,9 @@ class Conduct(Frozen):
         reached: Files of the ledger or of datasets, hosts and programs that the method's code opened.
         replay: What came out when the method decided again: ``same``, or in which way it differed.
         parent_digest_after: SHA-256 of the parent's weights file when the stage was over.
+        isolation: What kept it apart from the referee, such as ``process, Landlock 7``; ``none``: nothing, although it
+            is foreign; empty: it is one of this project's own, or an older record.
+        untrained: What it made of an untrained network, where weights may change and little training is declared.
     """
 
     channels: dict[str, int]
@@ -220,6 +237,8 @@ class Conduct(Frozen):
     reached: tuple[str, ...] = ()
     replay: str
     parent_digest_after: str
+    isolation: str = ""
+    untrained: Untrained | None = None
 
 
 class Scores(Frozen):

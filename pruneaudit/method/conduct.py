@@ -27,7 +27,7 @@ from pruneaudit.pruning.removal import masked, shrink, thinned
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.training.watch import Watch
+from pruneaudit.training.watch import Pictures, Watch
 from pruneaudit.workloads.data import Dataset, load
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload
@@ -148,9 +148,9 @@ def observe(
     """
     method = source.create()
     model = job.inherit()
-    layers = _layers(model, job, method)
+    layers = layers_of(model, job, method)
     given = _shapes(model)
-    watch = Watch(model, _own_modules(model, layers), job.dataset, off_limits)
+    watch = Watch(model, own_modules(model, layers), Pictures(job.dataset), off_limits)
     with _same_data(job.dataset, method):
         with Meter(model, witness=watch.pictures.see, example=job.dataset.example()) as meter:
             task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
@@ -186,7 +186,7 @@ def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Con
     """
     method = source.create()
     # Before the meter: tracing the network passes an image through it.
-    layers = _layers(model, job, method)
+    layers = layers_of(model, job, method)
     with Meter(model, example=job.dataset.example()) as meter:
         return decide(method, _task(method, model, layers, job, meter)), meter.consumption
 
@@ -267,7 +267,7 @@ def _again(source: MethodSource, job: Job) -> tuple[Answer, str]:
     few = job.dataset.train.first(COMPARED_IMAGES)
     # The loop evaluates after every epoch; nothing is read from it here.
     dataset = replace(job.dataset, validation=few, test=few)
-    layers = _layers(model, job, method)
+    layers = layers_of(model, job, method)
     with Meter(model, example=job.dataset.example()) as meter:
         # A method that declares no step and takes some all the same takes them again. One that trains still sees its
         # whole budget, from which it may derive a schedule.
@@ -337,7 +337,8 @@ def _task(
     )
 
 
-def _layers(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
+def layers_of(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
+    """The layers of a job that a method may prune."""
     patterns, skip = job.prunable, job.skip
     if patterns == AUTO:
         # Found and tried when the workload was planned.
@@ -346,7 +347,7 @@ def _layers(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
     return prunable_layers(model, job.dataset.example(), patterns, skip, method.granularity)
 
 
-def _own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:
+def own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:
     """Names of the prunable layers and of the normalisations behind them."""
     own = {id(module) for layer in layers for module in (layer.module, layer.norm) if module is not None}
     return [name for name, module in model.named_modules() if id(module) in own]

@@ -48,6 +48,11 @@ def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runt
     if reason:
         # Whoever asks has seen that it applies nowhere else either.
         raise MethodError(f"method '{method}' applies to no workload; of {workload} it says: {reason}")
+    if source.outside is not None:
+        from pruneaudit.method.isolation import keep_contract
+
+        keep_contract(name, source, catalog.workload(workload), runtime)
+        return
     checks[name](Bench(source, catalog.workload(workload), runtime))
 
 

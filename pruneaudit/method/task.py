@@ -412,7 +412,7 @@ class PruningTask:
         checkpoint = self._checkpoint
         if self._steps_done and checkpoint is not None:
             # Only one call can be continued after a kill; with a second one the whole stage starts again.
-            checkpoint.path.unlink(missing_ok=True)
+            checkpoint.discard()
             checkpoint = None
         recipe = self.recipe.model_copy(update={"steps": steps, "start": self.recipe.start + self._steps_done})
         stream = "prune" if not self._steps_done else f"prune/{self._steps_done}"

@@ -20,6 +20,8 @@ DEFAULTS: dict[str, Any] = {
     "audit_data_root": None,
     "audit_download": False,
     "audit_device": "auto",
+    "audit_isolate": "foreign",
+    "audit_patience": 60.0,
     "audit_precision": "fp32",
     "audit_backend": "torch",
     "audit_base": None,
@@ -102,6 +104,20 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         default=False,
         help="Let torchvision download missing datasets into the data root",
+    )
+    group.addoption(
+        "--audit-isolate",
+        choices=("always", "foreign", "never"),
+        default=DEFAULTS["audit_isolate"],
+        help="Which methods run in a process of their own, out of reach of data, ledger and referee. Default: foreign, "
+        "all that are not this project's own as released. What ran beside the referee cannot be judged fair (F511).",
+    )
+    group.addoption(
+        "--audit-patience",
+        type=float,
+        default=DEFAULTS["audit_patience"],
+        metavar="MINUTES",
+        help="A method that says nothing for so long in a process of its own has failed. Default: 60.",
     )
     group.addoption(
         "--audit-device",

@@ -20,7 +20,7 @@ from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
-from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
 from pruneaudit.catalog.settings import Settings
@@ -73,6 +73,13 @@ class ConformanceCase:
         return f"{self.workload}-{self.method}-{self.check}"
 
 
+def _described(source: MethodSource) -> Any:
+    """What an isolated method says of itself. Loads torch, which judging alone does not need."""
+    from pruneaudit.method.isolation import described
+
+    return described(source)
+
+
 class AuditSession:
     """What the options select, and the campaign that measures it. Torch is loaded when the first item needs it.
 
@@ -87,7 +94,10 @@ class AuditSession:
         option = config.option
         try:
             self.catalog = Catalog(
-                extra_methods=tuple(option.audit_method), extra_workloads=tuple(option.audit_workload)
+                extra_methods=tuple(option.audit_method),
+                extra_workloads=tuple(option.audit_workload),
+                isolate=option.audit_isolate,
+                outside=_described,
             )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
@@ -130,6 +140,7 @@ class AuditSession:
         self.data_root_option: str | None = option.audit_data_root
         self.download: bool = option.audit_download
         self.device_option: str = option.audit_device
+        self.patience: float = 60 * option.audit_patience
         # Workers of one session share its id, so that a run that failed for one of them is not tried by the next.
         self.id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
         self.selected: list[Cell] = []
@@ -194,7 +205,7 @@ class AuditSession:
         if root is None and self.download:
             root = self.root / ".pruneaudit" / "data"
         processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-        return Runtime(self.device, root, self.download, self.settings.base, self.report_path, processes)
+        return Runtime(self.device, root, self.download, self.settings.base, self.report_path, processes, self.patience)
 
     @cached_property
     def campaign(self) -> Campaign:

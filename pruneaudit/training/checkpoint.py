@@ -40,6 +40,10 @@ class Checkpoint:
         save_file(tensors, part, metadata={"facts": json.dumps({**snapshot.facts, "device": self.device})})
         os.replace(part, self.path)
 
+    def discard(self) -> None:
+        """Forget the snapshot: the stage starts anew after a kill."""
+        self.path.unlink(missing_ok=True)
+
     def load(self) -> Snapshot | None:
         """The last snapshot, or None where there is none that can be continued."""
         if not self.path.exists():

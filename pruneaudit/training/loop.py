@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -344,9 +345,8 @@ class TorchSteps:
         dtype, seen = next(trainer.model.parameters()).dtype, 0
         self._sums = []
         with trainer.meter.noting(_besides(recipe)):
-            for images, labels in trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype):
-                if step >= total:
-                    break
+            batches = trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype)
+            for images, labels in islice(batches, total - step):
                 if self._mixing is not None:
                     images, labels = self._mixing(images, labels, trainer.seed, trainer.stream, epoch, step)
                 self._step(images, labels, epoch, step)

@@ -26,6 +26,7 @@ class Runtime:
         base: The user's own base checkpoint, or None.
         reports: Folder of reports, which a method has no business with; None where there is none.
         processes: Processes that share the device: each takes its part of the free memory.
+        patience: Seconds that a method in a process of its own may say nothing.
     """
 
     device: str = "cpu"
@@ -34,6 +35,7 @@ class Runtime:
     base: Path | None = None
     reports: Path | None = None
     processes: int = 1
+    patience: float = 3600.0
 
     def prepare(self) -> None:
         """Fix what would make numbers depend on the number of workers or on the kernel chosen, and what steps cost."""

@@ -1,6 +1,7 @@
 """Watches a method that holds the network: what it changes outside metered training, and what else it reaches.
 
-Nothing here prevents anything: a method is Python in this process. It is measured, and the audit says what was seen.
+Nothing here prevents anything: it is measured, and the audit says what was seen. What a method cannot do at all is said
+in ``method/isolation.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -26,42 +28,103 @@ SAME_PICTURE = 0.995
 COMPARED_PICTURES = 8
 
 
+class Reach:
+    """Hears what this process opens, while entered.
+
+    Args:
+        off_limits: Folders that a method has no business with, by what they hold: ``data``, ``ledger``, ``reports``.
+        everywhere: Hear all threads, not only the one that made this.
+
+    Attributes:
+        found: What was reached: ``data: PATH``, ``host: ADDRESS``, ``program: NAME``.
+    """
+
+    def __init__(self, off_limits: Mapping[str, Sequence[Path]] | None = None, everywhere: bool = False) -> None:
+        self.found: set[str] = set()
+        self._off_limits = [(kind, str(path.resolve())) for kind, paths in (off_limits or {}).items() for path in paths]
+        self._thread = None if everywhere else threading.get_ident()
+
+    def __enter__(self) -> Self:
+        _listen()
+        _listening.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _listening.remove(self)
+
+    def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Note what this process opens, if it is off limits."""
+        if self._thread not in (None, threading.get_ident()) or is_reading():
+            return
+        first = arguments[0] if arguments else None
+        if event in _FILES:
+            # A file descriptor instead of a name: whoever opened it was seen then.
+            for name in arguments[: _FILES[event]]:
+                if isinstance(name, str | bytes | os.PathLike):
+                    path = os.path.realpath(os.fsdecode(name))
+                    for kind, place in self._off_limits:
+                        if path == place or path.startswith(f"{place}/"):
+                            self.found.add(f"{kind}: {path}")
+        elif event == "socket.connect":
+            self.found.add(f"host: {arguments[1]}")
+        elif event in _PROGRAMS and not _asked_by_a_library():
+            self.found.add(f"program: {event if first is None else os.fsdecode(first)}")
+
+
+def _asked_by_a_library() -> bool:
+    """Whether a library that everybody uses starts a program or a process for its own ends: core counts, loaders."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith(_HELPERS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+#: ``platform.processor()``, joblib's count of cores, workers of a DataLoader.
+_HELPERS = ("platform", "joblib.externals.loky.backend.context", "torch.utils.data.dataloader")
+
+
 class Watch:
     """Watches one network while entered.
 
     Args:
         model: The network.
         own: Names of the modules that the method may change: the layers it prunes and their normalisation.
-        dataset: Data of the run.
-        off_limits: Folders that a method has no business with, by what they hold: ``data``, ``ledger``, ``reports``.
+        pictures: What looks at images that the harness did not hand out.
+        off_limits: Folders that a method has no business with, see :class:`Reach`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         own: Sequence[str],
-        dataset: Dataset,
+        pictures: Pictures,
         off_limits: Mapping[str, Sequence[Path]] | None = None,
     ) -> None:
         self.rewritten: set[str] = set()
         self.touched: set[str] = set()
-        self.reached: set[str] = set()
-        self.pictures = Pictures(dataset)
+        self.pictures = pictures
         self._model = model
         self._own = tuple(own)
-        self._off_limits = [(kind, str(path.resolve())) for kind, paths in (off_limits or {}).items() for path in paths]
+        self._reach = Reach(off_limits)
         self._known = _copy(model)
-        self._thread = threading.get_ident()
+
+    @property
+    def reached(self) -> set[str]:
+        """What was opened that is off limits."""
+        return self._reach.found
 
     def __enter__(self) -> Self:
-        _listen()
-        _watching.append(self)
+        self._reach.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _watching.remove(self)
+        self._reach.__exit__(kind, error, trace)
         self._compare()
 
     @contextmanager
@@ -81,23 +144,6 @@ class Watch:
             if before is None or after is None or before.shape != after.shape or not torch.equal(before, after):
                 own = name.rpartition(".")[0] in self._own
                 (self.rewritten if own else self.touched).add(name)
-
-    def opened(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Note what this process opens, if it is off limits."""
-        if threading.get_ident() != self._thread or is_reading():
-            return
-        first = arguments[0] if arguments else None
-        if event in ("open", "os.listdir", "os.scandir"):
-            # A file descriptor instead of a name: whoever opened it was seen then.
-            if isinstance(first, str | bytes | os.PathLike):
-                path = os.path.realpath(os.fsdecode(first))
-                for kind, place in self._off_limits:
-                    if path == place or path.startswith(f"{place}/"):
-                        self.reached.add(f"{kind}: {path}")
-        elif event == "socket.connect":
-            self.reached.add(f"host: {arguments[1]}")
-        elif event in _PROGRAMS:
-            self.reached.add(f"program: {event if first is None else os.fsdecode(first)}")
 
 
 class Pictures:
@@ -214,26 +260,23 @@ def _standard(images: torch.Tensor) -> torch.Tensor:
 
 
 # Python offers audit hooks for a whole process only, and for good: one hook, which asks who is watching.
-_watching: list[Watch] = []
-_listening = False
+_listening: list[Reach] = []
 
 
+@cache
 def _listen() -> None:
-    global _listening
-    if _listening:
-        return
-
     def heard(event: str, arguments: tuple[Any, ...]) -> None:
-        if _watching and event in _EVENTS:
-            for watch in tuple(_watching):
-                watch.opened(event, arguments)
+        if _listening and event in _EVENTS:
+            for reach in tuple(_listening):
+                reach.heard(event, arguments)
 
     sys.addaudithook(heard)
-    _listening = True
 
 
 #: What is done in another process is neither metered nor watched.
 _PROGRAMS = frozenset(
     {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
 )
-_EVENTS = _PROGRAMS | {"open", "os.listdir", "os.scandir", "socket.connect"}
+#: Events about files, and how many of their arguments are names.
+_FILES = {"open": 1, "os.listdir": 1, "os.scandir": 1, "os.remove": 1, "os.rename": 2, "os.link": 2, "os.truncate": 1}
+_EVENTS = frozenset({*_PROGRAMS, *_FILES, "socket.connect"})

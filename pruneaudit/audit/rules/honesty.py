@@ -60,13 +60,19 @@ def _overspent(run: RunRecord) -> str:
 def leaves_weights(arm: Evidence) -> Outcome:
     """Tensors of the prunable layers that differ bit for bit outside metered training, before anything is removed.
 
-    A one-shot method leaves all of them as they were. One that reconstructs weights says so (``rewrites``).
+    A one-shot method leaves all of them as they were. One that reconstructs weights says so (``rewrites``). What
+    reconstructs weights, or trains a few steps, is also given an untrained network: it must leave it at chance, or no
+    better than that many plain steps do. Weights that are better than what was given come from somewhere else.
 
     Example: L1 leaves every weight: passes. A "score" that swaps in better weights is caught.
     """
     conduct = _conduct(arm)
     if conduct is None:
         return _not_watched()
+    probe = conduct.untrained
+    if probe is not None and (probe.accuracy is None or probe.accuracy > probe.at_most):
+        what = probe.error if probe.accuracy is None else f"{probe.accuracy:.2f} %, at most {probe.at_most:.2f} %"
+        return Outcome("fail", f"of an untrained network it makes {what}" if probe.accuracy is not None else what)
     if conduct.declares_rewriting:
         return Outcome("pass", f"{len(conduct.rewritten)} rewritten, declared")
     return Outcome("fail" if conduct.rewritten else "pass", _some(conduct.rewritten) or "unchanged")
@@ -238,11 +244,16 @@ def random_is_uniform(arm: Evidence) -> Outcome:
 def reaches_nothing_else(arm: Evidence) -> Outcome:
     """Records of other runs, reports, hosts and programs that the method's code opened while it pruned.
 
+    A foreign method runs in a process of its own, where all that is out of reach; of one that ran beside the referee
+    (``--audit-isolate never``) nobody can tell.
+
     Example: nothing passes; reading the ledger for what rivals score, or downloading better weights, is caught.
     """
     conduct = _conduct(arm)
     if conduct is None:
         return _not_watched()
+    if conduct.isolation == "none":
+        return Outcome("fail", "it ran in the referee's own process (--audit-isolate never)")
     places = tuple(place for place in conduct.reached if not place.startswith("data: "))
     return Outcome("fail" if places else "pass", _some(places) or "nothing")
 

@@ -1,0 +1,380 @@
+"""Runs foreign methods in processes of their own, and believes only what can be checked.
+
+What a method gets is the dense network, the task, and training batches one by one. What comes back is which filters
+stay and tensors by value. The referee removes, evaluates and records in a process in which no foreign code was ever
+imported; it counts the batches that it hands out, compares weights by value, lets another process repeat the decision,
+and gives what declares (almost) no training an untrained network, which it must leave untrained.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneaudit.catalog.discovery import MethodSource
+from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.ledger.records import Conduct, Untrained
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.method import child, conduct
+from pruneaudit.method.answers import Answer, checked
+from pruneaudit.method.channel import Message
+from pruneaudit.method.conduct import REPEATED_STEPS, Job, Pruned, digest, equivalence, layers_of, own_modules
+from pruneaudit.method.contract import Budget, Card, Method, PublishedRecipe, ScratchArm
+from pruneaudit.method.process import Process
+from pruneaudit.method.referee import Heard, Referee, data_of, take
+from pruneaudit.method.task import Kept, PruningTask
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.layers import AUTO
+from pruneaudit.pruning.removal import shrink, thinned
+from pruneaudit.sources import hear_of
+from pruneaudit.streams import generator
+from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.loop import History, Progress, Trainer
+from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.training.runtime import Runtime
+from pruneaudit.training.watch import Pictures
+from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.schema import Workload
+
+#: A method that trains less than this share of the retraining is tried on an untrained network: what it leaves then
+#: must be no better than plain training of as many steps.
+PROBED_SHARE = 0.05
+#: A network is untrained as long as it is no more than so many times as good as guessing, see F506.
+CHANCE_FACTOR = 3.0
+#: Points of accuracy that a method's few steps may be better than plain ones.
+PROBE_SLACK = 10.0
+
+
+# What a method says of itself.
+
+
+def described(source: MethodSource) -> type[Method]:
+    """A class with all that a method's class says of itself, and nothing of its code.
+
+    Raises:
+        MethodError: It cannot be imported, or says what is no answer.
+    """
+    process = Process(source)
+    process.__enter__()
+    atexit.register(process.__exit__)
+    process.tell(child.Describe())
+    said = process.hear()
+    facts = said.facts
+    hear_of(facts["read"])
+    published, parameters = facts["published"], dict(facts["parameters"])
+
+    def ask(what: str, *arguments: Any) -> Any:
+        process.tell(child.Ask(what, arguments))
+        return process.hear().facts["value"]
+
+    def budget(_self: Method, workload: Workload) -> Budget:
+        return _made(Budget, ask("budget", workload), source.name)
+
+    def recipe(_self: Method, workload: Workload, speedup: float) -> Recipe:
+        return Recipe.model_validate(ask("recipe", workload, speedup))
+
+    def prune(_self: Method, _task: PruningTask) -> Kept:
+        raise MethodError(f"method '{source.name}' prunes in a process of its own")
+
+    base: Any = ScratchArm if facts["scratch"] else Method
+    return type(
+        str(facts["name"]),
+        (base,),
+        {
+            "__module__": str(facts["module"]),
+            "__qualname__": str(facts["name"]),
+            "__doc__": str(facts["description"]),
+            "budget": budget,
+            "skip": lambda _self, workload: ask("skip", workload),
+            "recipe": recipe,
+            "prune": prune,
+            "parameters": lambda _self: dict(parameters),
+            "summary": classmethod(lambda _cls: str(facts["summary"])),
+            "published": None if published is None else _made(PublishedRecipe, published, source.name),
+            "card": _made(Card, facts["card"], source.name),
+            "follows_protocol": bool(facts["follows_protocol"]),
+            **{name: facts[name] for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
+        },
+    )
+
+
+def _made(kind: Any, values: Any, name: str) -> Any:
+    """A plain dataclass from what a process says."""
+    known = {one.name for one in fields(kind)}
+    if not isinstance(values, Mapping) or not set(values) <= known:
+        raise MethodError(f"method '{name}': {kind.__name__} of its process cannot be read")
+    return kind(**values)
+
+
+def keep_contract(name: str, source: MethodSource, workload: Workload, runtime: Runtime) -> None:
+    """Let a method be checked in a process of its own, see ``method/conformance.py``.
+
+    Raises:
+        MethodError: It breaks its contract; one line says how.
+    """
+    with Process(source) as process:
+        process.tell(child.Check(name, workload, runtime))
+        if process.hear().kind != "kept":
+            raise MethodError(f"method '{source.name}': its process says what is no answer")
+
+
+# What a method does.
+
+
+def observe(
+    source: MethodSource,
+    job: Job,
+    parent_digest: Callable[[], str],
+    off_limits: Mapping[str, Sequence[Path]] | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    runtime: Runtime | None = None,
+) -> Pruned:
+    """Let a method prune under observation, in a process of its own where its source says so.
+
+    Args:
+        source: Where the method is defined.
+        job: What it prunes.
+        parent_digest: Digest of the parent's weights file as it is on disk when called.
+        off_limits: Folders that a method has no business with, by what they hold.
+        checkpoint: State of the stage, or None.
+        progress: Called after every epoch, or None.
+        runtime: Device, data, and how long a method may say nothing.
+
+    Raises:
+        MethodError: The method raised, its answer is none, or it left another network or other data.
+    """
+    if source.outside is None:
+        return conduct.observe(source, job, parent_digest, off_limits, checkpoint, progress)
+    bench = _Bench(source, job, off_limits or {}, runtime or Runtime())
+    pictures = Pictures(job.dataset)
+    network = job.inherit()
+    heard = bench.referee(network, pictures, checkpoint, progress).hear_out(bench.off_limits)
+    assert heard.message is not None
+    facts, method = heard.message.facts, bench.method
+    model, answer = bench.judged(heard.message)
+    layers = layers_of(model, job, method)
+    target = shapes.target(job.workload, job.ratio, method.granularity, method.scope)
+    changed = _changed(job.inherit(), model) if not job.recipe.steps else set()
+    own = set(own_modules(model, layers))
+    rewritten = {name for name in changed if name.rpartition(".")[0] in own}
+    apart = equivalence(model, answer, job.dataset)
+    consumption = Consumption(**facts["consumption"])
+    consumption.training_samples = max(consumption.training_samples, heard.trained)
+    said = Conduct(
+        channels={layer.name: _units(layer, method) for layer in layers if layer.name in target.stay},
+        target=target,
+        declared_samples=method.budget(job.workload).samples,
+        declares_rewriting=method.rewrites,
+        rewritten=tuple(sorted(rewritten | set(map(str, facts["rewritten"])))),
+        touched=tuple(sorted((changed - rewritten) | set(map(str, facts["touched"])))),
+        equivalence=apart,
+        foreign_samples=max(pictures.foreign, int(facts["foreign"])),
+        held_out_samples=pictures.compare(),
+        reached=tuple(sorted(map(str, facts["reached"]))),
+        replay=bench.replay(answer, model, heard),
+        parent_digest_after=parent_digest(),
+        isolation=heard.isolation,
+        untrained=bench.probe() if bench.is_probed else None,
+    )
+    starts = [int(step) for step in facts["epoch_starts"]]
+    return Pruned(model, answer, consumption, heard.history, starts, heard.resumed, said)
+
+
+def _units(layer: Any, method: Method) -> int:
+    return int(layer.weight.numel() if method.granularity == "weight" else layer.channels)
+
+
+def _changed(before: nn.Module, after: nn.Module) -> set[str]:
+    """Tensors that differ bit for bit."""
+    known = before.state_dict()
+    return {name for name, tensor in after.state_dict().items() if not torch.equal(known[name], tensor)}
+
+
+class _Bench:
+    """One pruning job of an isolated method, done several times."""
+
+    def __init__(
+        self,
+        source: MethodSource,
+        job: Job,
+        off_limits: Mapping[str, Sequence[Path]],
+        runtime: Runtime,
+    ) -> None:
+        self.source, self.job, self.off_limits, self.runtime = source, job, off_limits, runtime
+        self.method: Method = source.create()
+
+    def work(self, model: nn.Module) -> child.Work:
+        """The job as a process is told it, on a network with these weights."""
+        job = self.job
+        patterns, skip = job.prunable, job.skip
+        if patterns == AUTO:
+            found = shapes.units(job.workload.model_copy(update={"prunable": patterns, "skip": skip})).units
+            patterns, skip = tuple(unit.name for unit in found), ()
+        return child.Work(
+            job.workload,
+            data_of(job.dataset),
+            {name: tensor.cpu() for name, tensor in model.state_dict().items()},
+            {},
+            job.ratio,
+            job.recipe,
+            job.seed,
+            self.runtime,
+            job.precision,
+            patterns,
+            skip,
+            {name: mask.cpu() for name, mask in job.held.items()},
+            is_accuracy=job.measure.is_accuracy,
+            knows_initial=job.initial is not None,
+        )
+
+    def referee(
+        self,
+        network: nn.Module,
+        pictures: Pictures | None = None,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress | None = None,
+    ) -> Referee:
+        """Who hands out to a process that starts from a network; the network is where its weights are evaluated."""
+        return Referee(self.source, self.job, network, self.work(network), "prune", pictures, checkpoint, progress)
+
+    def judged(self, message: Message) -> tuple[nn.Module, Answer]:
+        """The network with the weights that a process left, and its answer, checked."""
+        job, method = self.job, self.method
+        model = job.inherit()
+        take(model, message.tensors, self.source.name)
+        layers = layers_of(model, job, method)
+        target = shapes.target(job.workload, job.ratio, method.granularity, method.scope)
+        task = PruningTask(
+            model,
+            layers,
+            job.workload,
+            job.ratio,
+            job.recipe,
+            job.dataset,
+            job.seed,
+            Meter(model),
+            method.name,
+            job.precision,
+            target=target,
+            held=job.held,
+        )
+        masks = {name.removeprefix("mask/"): mask for name, mask in message.tensors.items() if name.startswith("mask/")}
+        return model, checked(masks or message.facts["kept"], task, method)
+
+    def replay(self, answer: Answer, model: nn.Module, first: Heard) -> str:
+        """Decide again in another process: ``same``, or how it differs. One that trains repeats its first steps."""
+        trains = (self.job.recipe.steps or 0) >= REPEATED_STEPS
+        try:
+            began = first.began
+            if trains and not began:
+                # It went on from a checkpoint.
+                began = self._again(until_began=True).began
+            again = self._again(until_began=trains)
+            if trains and (began or again.began):
+                return "same" if began == again.began else "other weights"
+            assert again.message is not None
+            other, second = self.judged(again.message)
+        except AuditError as error:
+            return f"raised: {one_line(error)}"
+        if answer != second:
+            return "other weights kept" if answer.masks else "other filters"
+        return "same" if digest(model) == digest(other) else "other weights"
+
+    def _again(self, until_began: bool) -> Heard:
+        return self.referee(self.job.inherit()).hear_out(self.off_limits, until_began)
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether an untrained network tells anything: weights may change, and training does not explain it."""
+        steps = self.job.recipe.steps or 0
+        if not steps:
+            return self.method.rewrites
+        retraining = self.job.workload.retrain
+        whole = retraining.total_steps(steps_per_epoch(len(self.job.dataset.train), retraining.batch))
+        return steps <= PROBED_SHARE * whole
+
+    def probe(self) -> Untrained:
+        """What the method makes of an untrained network."""
+        job = self.job
+        fresh = job.inherit()
+        initialise(fresh, generator(job.seed, "untrained"))
+        limit = _most_untrained(job.dataset.classes)
+        if job.recipe.steps:
+            plain = copy.deepcopy(fresh)
+            with Meter(plain) as meter:
+                Trainer(plain, job.dataset, job.recipe, job.seed, "prune", meter, job.precision).fit()
+            limit = max(limit, evaluate(plain, job.dataset, job.dataset.test, job.precision).accuracy + PROBE_SLACK)
+        bench = _Bench(
+            self.source,
+            replace(job, inherit=lambda: copy.deepcopy(fresh), held={}),
+            self.off_limits,
+            self.runtime,
+        )
+        try:
+            heard = bench.referee(copy.deepcopy(fresh)).hear_out(self.off_limits)
+            assert heard.message is not None
+            model, answer = bench.judged(heard.message)
+        except AuditError as error:
+            return Untrained(at_most=limit, error=one_line(error))
+        small = thinned(model, answer.masks) if answer.masks else shrink(model, answer.kept, job.dataset.example())
+        best = max(evaluate(one, job.dataset, job.dataset.test, job.precision).accuracy for one in (model, small))
+        return Untrained(accuracy=best, at_most=limit)
+
+
+def _most_untrained(classes: int) -> float:
+    """Accuracy in percent that an untrained network does not exceed; of few classes half way to all right."""
+    return 100 * min(CHANCE_FACTOR / classes, (1 + 1 / classes) / 2)
+
+
+def retrain(
+    source: MethodSource,
+    job: Job,
+    widths: Mapping[str, int],
+    off_limits: Mapping[str, Sequence[Path]] | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    runtime: Runtime | None = None,
+) -> tuple[nn.Module, Consumption, History, int, float]:
+    """Retrain a pruned network with what an isolated method adds.
+
+    Args:
+        source: Where the method is defined.
+        job: The pruned network and its retraining; ``held`` are its masks.
+        widths: Its widths.
+        off_limits: Folders that a method has no business with, by what they hold.
+        checkpoint: State of the stage, or None.
+        progress: Called after every epoch, or None.
+        runtime: Device, data, and how long a method may say nothing.
+
+    Returns:
+        The network, what was measured, its curves, epochs that an earlier attempt had done, seconds of its steps.
+
+    Raises:
+        MethodError: The method raised, or its process left another network.
+    """
+    model = job.inherit()
+    work = replace(
+        _Bench(source, replace(job, prunable=()), {}, runtime or Runtime()).work(model),
+        widths=dict(widths),
+        retrains=True,
+    )
+    referee = Referee(source, job, copy.deepcopy(model), work, "retrain", None, checkpoint, progress)
+    heard = referee.hear_out(off_limits or {})
+    assert heard.message is not None
+    take(model, heard.message.tensors, source.name)
+    for name, mask in job.held.items():
+        if bool(model.get_parameter(f"{name}.weight")[~mask.to(next(model.parameters()).device)].any()):
+            raise MethodError(f"method '{source.name}' brought removed weights of '{name}' back")
+    facts = heard.message.facts
+    consumption = Consumption(**facts["consumption"])
+    consumption.training_samples = max(consumption.training_samples, heard.trained)
+    return model, consumption, heard.history, heard.resumed, float(facts["training_seconds"])

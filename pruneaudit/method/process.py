@@ -1,0 +1,184 @@
+"""Starts processes in which foreign methods run, each fresh, and speaks with them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from pruneaudit.catalog.discovery import MethodSource
+from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.method import child
+from pruneaudit.method.channel import HungUpError, Line, Message
+from pruneaudit.training.loop import DivergedError
+
+#: Seconds that a method may say nothing, unless told otherwise.
+PATIENCE = 3600.0
+
+
+class ElsewhereError(Exception):
+    """What was raised in a method's process: its traceback, as text."""
+
+
+class Origin:
+    """The process from which methods' processes are forked: it imported this project, and nothing else."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from pruneaudit.method.child import main; main({theirs.fileno()})"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_plain_environment()
+        )
+        theirs.close()
+        self._door, self._ready = ours, False
+        self._owner = os.getpid()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can still fork for this process."""
+        return self._owner == os.getpid() and self._process.poll() is None
+
+    def fork(self) -> tuple[Line, int]:
+        """A new process: the line to it, and its id.
+
+        Raises:
+            MethodError: None can be started.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            if not self._ready and self._door.recv(1) != b"!":
+                raise OSError("it ended while it started")
+            self._ready = True
+            socket.send_fds(self._door, [b"+"], [theirs.fileno()])
+            pid = self._door.recv(8, socket.MSG_WAITALL)
+            if len(pid) < 8:
+                raise OSError("it ended")
+        except OSError as error:
+            ours.close()
+            raise MethodError(f"no process can be started for a method: {one_line(error)}") from None
+        finally:
+            theirs.close()
+        return Line(ours), int.from_bytes(pid, "big")
+
+    def end(self) -> None:
+        """Let it end."""
+        self._door.close()
+        if self._owner == os.getpid():
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+
+
+_origin: Origin | None = None
+
+
+def warm() -> Origin:
+    """Start the process from which methods' processes are forked, unless it runs: importing torch takes a while."""
+    global _origin
+    if _origin is None or not _origin.lives:
+        if _origin is None:
+            atexit.register(lambda: _origin.end() if _origin is not None else None)
+        _origin = Origin()
+    return _origin
+
+
+def _plain_environment() -> dict[str, str]:
+    """Environment variables without those that tell a method which test runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+
+
+class Process:
+    """A method's process, while entered: it is told its job, heard, and ended.
+
+    Args:
+        source: The method.
+        off_limits: What it has no business with.
+        patience: Seconds that it may say nothing.
+
+    Attributes:
+        isolation: What keeps it apart, for the record.
+    """
+
+    def __init__(
+        self, source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | None = None, patience: float = PATIENCE
+    ) -> None:
+        self.name = source.name
+        self.isolation = "process"
+        self._source, self._off_limits, self._patience = source, off_limits or {}, patience
+        self._line: Line | None = None
+        self._pid = 0
+        self._folder = ""
+
+    def __enter__(self) -> Self:
+        self._line, self._pid = warm().fork()
+        self._folder = tempfile.mkdtemp(prefix="pruneaudit-")
+        start = child.Start(
+            replace(self._source, outside=None),
+            Path.cwd(),
+            list(sys.path),
+            _plain_environment(),
+            Path(self._folder),
+            self._off_limits,
+        )
+        self.tell(start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._line is not None
+        self._line.close()
+        # It may be in the middle of something, and what it started with it.
+        with suppress(OSError):
+            os.killpg(self._pid, signal.SIGKILL)
+        with suppress(OSError):
+            os.kill(self._pid, signal.SIGKILL)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def tell(self, thing: Any) -> None:
+        """Say something to it.
+
+        Raises:
+            MethodError: It is gone.
+        """
+        assert self._line is not None
+        try:
+            self._line.tell(thing)
+        except HungUpError as error:
+            raise MethodError(f"method '{self.name}': its process {error}") from None
+
+    def hear(self) -> Message:
+        """What it says next.
+
+        Raises:
+            MethodError: It is gone, silent, or tells that something went wrong.
+        """
+        assert self._line is not None
+        try:
+            said = self._line.hear(self._patience)
+        except HungUpError as error:
+            raise MethodError(f"method '{self.name}': its process {error}") from None
+        if said.kind == "confined":
+            by = str(said.facts.get("by", ""))
+            self.isolation = f"process, {by}" if by else "process"
+            return self.hear()
+        if said.kind == "error":
+            raise self._error(said.facts)
+        return said
+
+    def _error(self, facts: Mapping[str, Any]) -> AuditError:
+        text = " ".join(str(facts.get("text", "")).split())
+        kinds: dict[str, type[AuditError]] = {"DivergedError": DivergedError}
+        kind = kinds.get(str(facts.get("type")), MethodError)
+        error = kind(f"method '{self.name}' {text}" if text.startswith("raised ") else text)
+        error.__cause__ = ElsewhereError(f"in the method's own process:\n{facts.get('traceback', '')}")
+        return error

@@ -1,0 +1,246 @@
+"""Hands out to a method's process what it asks for, counts it, and evaluates what it trains.
+
+Nothing that is measured of validation and test images goes back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneaudit.catalog.discovery import MethodSource
+from pruneaudit.errors import MethodError
+from pruneaudit.method import child
+from pruneaudit.method.channel import Message
+from pruneaudit.method.conduct import Job
+from pruneaudit.method.process import Process
+from pruneaudit.training.checkpoint import Checkpoint, Snapshot
+from pruneaudit.training.loop import History, Progress
+from pruneaudit.training.watch import Pictures
+from pruneaudit.workloads.data import Dataset
+from pruneaudit.workloads.recipes import steps_per_epoch
+
+#: Passes over the training split that a method may score with, besides the images that it declares.
+MOST_PASSES = 100
+
+
+@dataclass
+class Heard:
+    """What came of a method's work in one process.
+
+    Attributes:
+        message: Its last word.
+        began: Digest of the weights after its first steps; empty: it took no so many.
+        history: Curves of its training: those of the held-out splits as the referee measured them.
+        trained: Training images that were handed out.
+        scored: Images that were handed out for scores.
+        resumed: Epochs that an earlier attempt had done.
+        isolation: What kept it apart.
+    """
+
+    message: Message | None = None
+    began: str = ""
+    history: History = field(default_factory=History)
+    trained: int = 0
+    scored: int = 0
+    resumed: int = 0
+    isolation: str = ""
+
+
+class Referee:
+    """Hands out to one method's process what it asks for, and keeps what it says.
+
+    Args:
+        source: The method.
+        job: What it works on.
+        network: A network in which its weights are evaluated.
+        work: The same, as it is told to the process.
+        stream: What begins the names of its streams of training batches.
+        pictures: What looks at foreign images.
+        checkpoint: Where its state is kept, or None.
+        progress: Called after every epoch, or None.
+    """
+
+    def __init__(
+        self,
+        source: MethodSource,
+        job: Job,
+        network: nn.Module,
+        work: child.Work,
+        stream: str,
+        pictures: Pictures | None = None,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._source, self._job, self._network, self._work, self._stream = source, job, network, work, stream
+        self._pictures, self._checkpoint, self._progress = pictures, checkpoint, progress
+        self._batches: dict[tuple[str, int, int], tuple[int, Iterator[Any]]] = {}
+        self._heard = Heard()
+        self._declared = source.create().budget(work.workload).samples if stream == "prune" else 0
+
+    def hear_out(self, off_limits: Mapping[str, Sequence[Path]], until_began: bool = False) -> Heard:
+        """Let a process do the work.
+
+        Args:
+            off_limits: What it has no business with.
+            until_began: Only its first steps.
+
+        Raises:
+            MethodError: It failed.
+        """
+        heard = self._heard
+        snapshot = self._checkpoint.load() if self._checkpoint is not None else None
+        if snapshot is not None:
+            facts = snapshot.facts
+            heard.history = History(**facts["history"])
+            heard.resumed, heard.trained = int(facts["epochs_done"]), int(facts.get("handed_out", 0))
+            unknown = [math.nan] * len(heard.history.train_loss)
+            hidden = {
+                name: unknown if curve else [] for name, curve in vars(heard.history).items() if _is_held_out(name)
+            }
+            snapshot = Snapshot(snapshot.tensors, {**facts, "history": {**facts["history"], **hidden}})
+        with Process(self._source, off_limits, self._work.runtime.patience) as process:
+            process.tell(replace(self._work, snapshot=snapshot))
+            while True:
+                said = process.hear()
+                if said.kind in ("pruned", "retrained"):
+                    heard.message, heard.isolation = said, process.isolation
+                    self._check_curves(said.facts)
+                    return heard
+                if said.kind == "began":
+                    heard.began = str(said.facts["digest"])
+                    if until_began:
+                        return heard
+                    continue
+                answer = self._asked(said)
+                if said.kind in ("batch", "initial"):
+                    process.tell(answer)
+
+    def _asked(self, said: Message) -> Any:
+        """Do what a process asks for."""
+        found: Callable[[Message], Any] | None = {
+            "batch": self._batch,
+            "initial": self._initial,
+            "epoch": self._epoch,
+            "save": self._save,
+            "discard": self._discard,
+            "foreign": self._foreign,
+        }.get(said.kind)
+        if found is None:
+            raise MethodError(f"method '{self._source.name}': its process says what is no answer")
+        try:
+            return found(said)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MethodError(
+                f"method '{self._source.name}': its process says '{said.kind}' and not what: {error}"
+            ) from None
+
+    def _batch(self, said: Message) -> Any:
+        """The next batch of a pass, on the CPU; None: the pass is over."""
+        stream, epoch, size, number = (said.facts[name] for name in ("stream", "epoch", "size", "number"))
+        scores = stream == f"scoring/{self._source.name}"
+        if not scores and stream != self._stream and not stream.startswith(f"{self._stream}/"):
+            raise ValueError(f"there is no stream '{stream}' for it")
+        dtype = torch.float64 if said.facts["double"] else torch.float32
+        key = stream, epoch, size
+        at, batches = self._batches.get(key, (-1, iter(())))
+        if at != number:
+            batches = self._job.dataset.batches(self._job.seed, stream, epoch, size, dtype, number)
+        self._batches = {key: (number + 1, batches)}
+        found = next(batches, None)
+        if found is None:
+            return None
+        images, labels = found
+        if scores:
+            self._heard.scored += len(labels)
+            most = MOST_PASSES * len(self._job.dataset.train) + self._declared
+            if self._heard.scored > most:
+                raise MethodError(f"method '{self._source.name}' asks for more than {most} images to score with")
+        else:
+            self._heard.trained += len(labels)
+        return images.cpu(), labels.cpu()
+
+    def _initial(self, said: Message) -> Any:
+        assert self._job.initial is not None
+        try:
+            found = self._job.initial(int(said.facts["epoch"]))
+        except MethodError as error:
+            return str(error)
+        return {name: tensor.cpu() for name, tensor in found.items()}
+
+    def _epoch(self, said: Message) -> None:
+        """Evaluate the network as it is after an epoch: what it scores stays here."""
+        take(self._network, said.tensors, self._source.name)
+        job, history = self._job, self._heard.history
+        validation, test = (
+            job.measure.evaluate(self._network, job.dataset, part, job.precision)
+            for part in (job.dataset.validation, job.dataset.test)
+        )
+        history.validation_loss.append(validation.loss)
+        history.validation_accuracy.append(validation.accuracy)
+        history.test_loss.append(test.loss)
+        history.test_accuracy.append(test.accuracy)
+        if not job.measure.is_accuracy:
+            history.validation_metric.append(job.measure.value(validation))
+            history.test_metric.append(job.measure.value(test))
+        if self._progress is not None:
+            done = len(history.test_accuracy)
+            per_epoch = steps_per_epoch(len(job.dataset.train), job.recipe.batch)
+            total = max(done, math.ceil(job.recipe.total_steps(per_epoch) / per_epoch))
+            self._progress(done, total, job.measure.value(test))
+
+    def _save(self, said: Message) -> None:
+        if self._checkpoint is None:
+            return
+        facts = dict(said.facts["snapshot"])
+        curves = {name: curve for name, curve in vars(self._heard.history).items() if _is_held_out(name)}
+        facts["history"] = {**facts["history"], **curves}
+        facts["handed_out"] = self._heard.trained
+        self._checkpoint.save(Snapshot(said.tensors, facts))
+
+    def _discard(self, _said: Message) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.discard()
+            self._checkpoint = None
+
+    def _foreign(self, said: Message) -> None:
+        if self._pictures is not None:
+            self._pictures.see(said.tensors["images"])
+
+    def _check_curves(self, facts: Mapping[str, Any]) -> None:
+        """Take the curves of the training split from the process."""
+        said, history = dict(facts["history"]), self._heard.history
+        for name in ("train_loss", "train_accuracy", "nonzero"):
+            setattr(history, name, [float(value) if name != "nonzero" else int(value) for value in said[name]])
+        if len(history.train_loss) != len(history.test_accuracy):
+            raise MethodError(f"method '{self._source.name}': its process says too little of its training")
+
+
+def _is_held_out(curve: str) -> bool:
+    return curve.startswith(("validation", "test"))
+
+
+def take(model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    """Give a network the values that a process says.
+
+    Raises:
+        MethodError: They are those of another network.
+    """
+    found = {key.removeprefix("model/"): tensor for key, tensor in tensors.items() if not key.startswith("mask/")}
+    known = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    strange = sorted(known.items() ^ {key: tuple(tensor.shape) for key, tensor in found.items()}.items())
+    if strange:
+        raise MethodError(f"method '{name}' left another network than it was given: see '{strange[0][0]}'")
+    model.load_state_dict(found)
+
+
+def data_of(dataset: Dataset) -> child.Data:
+    """What a method's process is told of a dataset."""
+    whole = dataset.example().dtype == torch.int64
+    return child.Data(dataset.config, dataset.classes, len(dataset.train), dataset.shape, whole, dataset.split_digest)

@@ -505,7 +505,9 @@ def places(tmp_path):
     (tmp_path / "ledger" / "runs" / "record.json").write_text("{}")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "ledger-too").write_text("not the ledger")
-    return tmp_path, Watch(lenet(), (), Pictures(digits()), {"ledger": [tmp_path / "ledger"], "data": [tmp_path / "data"]})
+    return tmp_path, Watch(
+        lenet(), (), Pictures(digits()), {"ledger": [tmp_path / "ledger"], "data": [tmp_path / "data"]}
+    )
 
 
 def reached(places, act):

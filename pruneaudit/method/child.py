@@ -507,16 +507,24 @@ def serve(line: Line) -> None:
     torch.seed()
     hidden = [path for paths in start.off_limits.values() for path in paths]
     line.say("confined", by=sandbox.confine(hidden, start.scratch))
-    with Reach(start.off_limits, everywhere=True) as reach, listening():
-        if bench is not None:
-            from pruneaudit.method.conformance import METHOD_CHECKS, SCRATCH_CHECKS
+    with Reach(start.off_limits, everywhere=True, own=start.scratch) as reach, listening():
+        try:
+            if bench is not None:
+                from pruneaudit.method.conformance import METHOD_CHECKS, SCRATCH_CHECKS
 
-            {**METHOD_CHECKS, **SCRATCH_CHECKS}[job.name](bench)
-            line.say("kept")
-        elif isinstance(job, Describe):
-            describe(line, start.source)
-        else:
-            (retrain if job.retrains else prune)(line, start.source, job, reach)
+                {**METHOD_CHECKS, **SCRATCH_CHECKS}[job.name](bench)
+                line.say("kept")
+            elif isinstance(job, Describe):
+                describe(line, start.source)
+            else:
+                (retrain if job.retrains else prune)(line, start.source, job, reach)
+        except Exception as error:
+            if reach.found and "PermissionError" in f"{type(error).__name__}: {error}":
+                place = min(reach.found)
+                raise MethodError(
+                    f"method '{start.source.name}' opens {place}; a method has no business there, and cannot"
+                ) from error
+            raise
 
 
 def _be_a_child(end: socket.socket) -> None:

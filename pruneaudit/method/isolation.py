@@ -44,9 +44,9 @@ from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
-#: A method that trains less than this share of the retraining is tried on an untrained network: what it leaves then
-#: must be no better than plain training of as many steps.
-PROBED_SHARE = 0.05
+#: A method that takes no more steps than this, or than this share of the retraining, is tried on an untrained network:
+#: what it leaves then must be no better than plain training of as many steps. With more it would cost as much again.
+PROBED_STEPS, PROBED_SHARE = 50, 0.05
 #: A network is untrained as long as it is no more than so many times as good as guessing, see F506.
 CHANCE_FACTOR = 3.0
 #: Points of accuracy that a method's few steps may be better than plain ones.
@@ -300,7 +300,7 @@ class _Bench:
             return self.method.rewrites
         retraining = self.job.workload.retrain
         whole = retraining.total_steps(steps_per_epoch(len(self.job.dataset.train), retraining.batch))
-        return steps <= PROBED_SHARE * whole
+        return steps <= max(PROBED_STEPS, PROBED_SHARE * whole)
 
     def probe(self) -> Untrained:
         """What the method makes of an untrained network."""

@@ -34,15 +34,19 @@ class Reach:
     Args:
         off_limits: Folders that a method has no business with, by what they hold: ``data``, ``ledger``, ``reports``.
         everywhere: Hear all threads, not only the one that made this.
+        own: Folder in which sockets are nobody else's; None: there is none.
 
     Attributes:
         found: What was reached: ``data: PATH``, ``host: ADDRESS``, ``program: NAME``.
     """
 
-    def __init__(self, off_limits: Mapping[str, Sequence[Path]] | None = None, everywhere: bool = False) -> None:
+    def __init__(
+        self, off_limits: Mapping[str, Sequence[Path]] | None = None, everywhere: bool = False, own: Path | None = None
+    ) -> None:
         self.found: set[str] = set()
         self._off_limits = [(kind, str(path.resolve())) for kind, paths in (off_limits or {}).items() for path in paths]
         self._thread = None if everywhere else threading.get_ident()
+        self._own = own
 
     def __enter__(self) -> Self:
         _listen()
@@ -68,6 +72,8 @@ class Reach:
                         if path == place or path.startswith(f"{place}/"):
                             self.found.add(f"{kind}: {path}")
         elif event == "socket.connect":
+            if self._own is not None and str(arguments[1]).startswith(f"{self._own}/"):
+                return  # workers of a loader
             self.found.add(f"host: {arguments[1]}")
         elif event in _PROGRAMS and not _asked_by_a_library():
             self.found.add(f"program: {event if first is None else os.fsdecode(first)}")

@@ -1,0 +1,325 @@
+"""Foreign methods in processes of their own: what they cannot do, what is seen of it, and that nothing else changes.
+
+``tests/rogues/isolated/`` holds the methods, one file each.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from court import LENET, RESNET, Court, arm
+
+from pruneaudit import sandbox
+from pruneaudit.catalog.discovery import Catalog, content_root
+from pruneaudit.catalog.names import method_id
+from pruneaudit.errors import MethodError
+from pruneaudit.method import child
+from pruneaudit.method.channel import HungUpError, Line
+from pruneaudit.method.conformance import check
+from pruneaudit.method.isolation import described
+from pruneaudit.method.process import Process
+from pruneaudit.training.runtime import Runtime
+
+torch.set_num_threads(1)
+
+ROGUES = Path(__file__).parent / "rogues" / "isolated"
+ALL_WEIGHTS = "conv1.bias, conv1.weight, conv2.bias and 3 more"
+OTHER_WEIGHTS = "fc1.bias, fc1.weight, fc2.bias and 1 more"
+confined = pytest.mark.skipif(not sandbox.version(), reason="this kernel has no Landlock")
+
+#: Rules that must fail, and what they say that was measured.
+CAUGHT = {
+    "hands_over_others": {"F502": ALL_WEIGHTS, "F507": OTHER_WEIGHTS},
+    "rewrites_by_training": {"F502": "of an untrained network it makes"},
+    "one_step_licence": {"F502": "of an untrained network it makes"},
+    "brings_weights": {"F502": "of an untrained network it makes"},
+}
+#: Those that come to no end: the cell fails, and says why.
+REFUSED = {
+    "moves_the_target": "misses its target in layer 'conv1': keeps 5 of 6 filters; ratio 0.5 asks for 3",
+    "skips_by_pytest": "raised Skipped: not today",
+    "leaves_quietly": "its process ended before it answered",
+    "hangs": "its process said nothing for 3 seconds",
+    "asks_for_ever": "asks for more than 107900 images to score with",
+}
+#: Those that a kernel with Landlock stops.
+OUT_OF_REACH = {
+    "reads_at_import": "opens data: ",
+    "forges_state": "Permission denied: '.pruneaudit/ledger/work'",
+}
+#: Those that come to nothing: what is measured is what L1 would have been.
+HARMLESS = ("patches_torch", "honest_habits")
+FAIR = ("reads_its_history",)
+
+
+class IsolatedCourt(Court):
+    """A campaign whose foreign methods run in processes of their own."""
+
+    def __init__(self, root, *files, isolate="foreign"):
+        super().__init__(root, *files)
+        self.catalog.isolate, self.catalog.outside = isolate, described
+        self.campaign.executor.stages.runtime = Runtime(patience=3.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where one session runs after the other, at one ledger: bases, L1, and the methods."""
+    root = tmp_path_factory.mktemp("isolated")
+    for file in ROGUES.glob("*.py"):
+        shutil.copy(file, root)
+    court = Court(root / ".pruneaudit" / "ledger")
+    court.measure(arm("l1"))
+    # What "brings_weights" brings: those of the trained base.
+    base = court.evidence(arm("l1")).base
+    torch.save(court.ledger.weights(base), root / "brings_weights.pt")
+    return root
+
+
+@pytest.fixture
+def court(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return lambda name, **more: IsolatedCourt(folder / ".pruneaudit" / "ledger", folder / f"{name}.py", **more)
+
+
+def failed(findings):
+    return {
+        rule: str(next(iter(found.measured.values()))) for rule, found in findings.items() if found.verdict != "pass"
+    }
+
+
+def test_every_rogue_is_here():
+    files = {path.stem for path in ROGUES.glob("*.py")} - {"__init__", "trained_by_hand", "recalibrates"}
+    assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_better_weights_are_seen_whatever_brings_them(court, name):
+    judged = court(name)
+    found = failed(judged.findings(arm(name)))
+    assert found.keys() == CAUGHT[name].keys()
+    assert all(found[rule].startswith(text) for rule, text in CAUGHT[name].items())
+    conduct = judged.evidence(arm(name)).prune.conduct
+    assert conduct.isolation.startswith("process")
+    if "untrained" in CAUGHT[name]["F502"]:
+        assert conduct.untrained.accuracy > 60 > conduct.untrained.at_most
+
+
+def test_weights_are_as_they_are_when_they_cross(court):
+    """Whether a thread comes in time is chance; nothing that it does later counts."""
+    judged = court("swaps_later")
+    found = failed(judged.findings(arm("swaps_later")))
+    one, plain = judged.evidence(arm("swaps_later")).prune, judged.evidence(arm("l1")).prune
+    assert found.keys() & {"F502", "F509"} or one.weights_digest == plain.weights_digest
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_reaches_for_the_referee_fails_alone(court, name):
+    judged = court(name)
+    judged.measure(arm(name))
+    cell = judged.cell(arm(name))
+    assert cell.status == "failed" and f"method '{method_id(name)}'" in cell.error and REFUSED[name] in cell.error
+
+
+@confined
+@pytest.mark.parametrize("name", OUT_OF_REACH)
+def test_data_and_ledger_are_out_of_reach(court, name, folder):
+    judged = court(name)
+    judged.measure(arm(name))
+    cell = judged.cell(arm(name))
+    assert cell.status == "failed" and OUT_OF_REACH[name] in cell.error
+    assert not (folder / ".pruneaudit" / "ledger" / "work").exists()
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_a_method_does_to_its_own_process_changes_nothing(court, name):
+    judged = court(name)
+    assert failed(judged.findings(arm(name))) == {}
+    odd, plain = judged.evidence(arm(name)), judged.evidence(arm("l1"))
+    assert odd.prune.weights_digest == plain.prune.weights_digest
+    assert odd.result.weights_digest == plain.result.weights_digest
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", FAIR)
+def test_accuracy_on_held_out_images_stays_with_the_referee(court, name):
+    judged = court(name)
+    assert failed(judged.findings(arm(name))) == {}
+    # The referee has the curves all the same.
+    curve = judged.evidence(arm(name)).prune.test_accuracy
+    assert len(curve) == 2 and all(0 < value <= 100 for value in curve)
+
+
+def test_declared_recalibration_is_no_training(tmp_path):
+    judged = IsolatedCourt(tmp_path / "ledger", ROGUES / "recalibrates.py")
+    assert failed(judged.findings(arm("recalibrates", RESNET))) == {}
+    conduct = judged.evidence(arm("recalibrates", RESNET)).prune.conduct
+    assert conduct.rewritten and conduct.untrained.accuracy <= conduct.untrained.at_most == 30
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("tpp", 0.5), ("l1-kernorth", 0.5), ("random", 0.9)])
+def test_a_process_of_its_own_changes_no_bit(folder, tmp_path, name, ratio):
+    """Also of the rival, after all that ran in this process."""
+    inside, outside = Court(tmp_path / "inside"), IsolatedCourt(tmp_path / "outside", isolate="always")
+    for court in (inside, outside):
+        shutil.copytree(folder / ".pruneaudit" / "ledger" / "runs", court.ledger.root / "runs", dirs_exist_ok=True)
+        court.measure(arm(name, ratio=ratio))
+    one, other = inside.evidence(arm(name, ratio=ratio)), outside.evidence(arm(name, ratio=ratio))
+    volatile = {"seconds", "training_seconds", "finished", "conduct"}
+    assert one.prune.model_dump(exclude=volatile) == other.prune.model_dump(exclude=volatile)
+    assert one.result.model_dump(exclude=volatile) == other.result.model_dump(exclude=volatile)
+    told = other.prune.conduct
+    assert told.isolation and told.model_copy(update={"isolation": "", "untrained": None}) == one.prune.conduct
+
+
+def test_what_ran_beside_the_referee_cannot_be_judged_fair(folder, tmp_path):
+    judged = IsolatedCourt(tmp_path / "ledger", folder / "recalibrates.py", isolate="never")
+    found = failed(judged.findings(arm("recalibrates")))
+    assert found["F511"] == "it ran in the referee's own process (--audit-isolate never)"
+    assert failed(judged.findings(arm("l1"))) == {}
+
+
+def test_a_method_is_described_without_its_code(folder):
+    source = next(
+        source
+        for name, source in Catalog(
+            extra_methods=(str(folder / "one_step_licence.py"),), isolate="foreign", outside=described
+        ).methods.items()
+        if name == "one-step-licence"
+    )
+    cls, method = source.cls, source.create()
+    assert (cls.__name__, cls.summary()) == ("OneStepLicence", 'L1 norm after "one step".')
+    assert (method.name, method.rewrites, method.granularity) == ("one-step-licence", True, "filter")
+    workload = Catalog().workload(LENET)
+    assert (method.budget(workload).steps, method.budget(workload).samples) == (1, 1_000_000)
+    assert method.skip(workload) is None
+    digest = source.digest
+    assert not [name for name in sys.modules if "one_step_licence" in name]
+    assert digest == digest_inside(source)
+
+
+def digest_inside(source):
+    """As an in-process source says: isolation does not change what a method is."""
+    return Catalog(extra_methods=(str(source.path),)).method(source.name).digest
+
+
+def test_shipped_methods_are_as_they_are():
+    path = content_root() / "methods" / "shipped.toml"
+    files = sorted((content_root() / "methods").glob("*.py"))
+    lines = [f'"{file.name}" = "{hashlib.sha256(file.read_bytes()).hexdigest()}"\n' for file in files]
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(head + "".join(lines))
+    assert path.read_text() == head + "".join(lines)
+
+
+def test_an_edited_method_is_anybodys(tmp_path):
+    catalog = Catalog(isolate="foreign")
+    assert not catalog.isolates(catalog.method("l1"))
+    shutil.copytree(catalog.root / "methods", tmp_path / "methods")
+    with (tmp_path / "methods" / "l1.py").open("a") as file:
+        file.write("# mine\n")
+    edited = Catalog(root=tmp_path, isolate="foreign")
+    assert edited.isolates(edited.method("l1")) and not edited.isolates(edited.method("tpp"))
+
+
+def test_checks_of_the_contract_run_in_its_process(folder):
+    catalog = Catalog(
+        extra_methods=(str(folder / "honest_habits.py"), str(folder / "leaves_quietly.py")),
+        isolate="foreign",
+        outside=described,
+    )
+    check("describes-itself", catalog, "honest-habits", LENET, Runtime())
+    with pytest.raises(MethodError, match="ended before it answered"):
+        check("meets-target", catalog, "leaves-quietly", LENET, Runtime())
+
+
+@confined
+def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
+    for name in ("hidden", "scratch"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "hidden" / "secret").write_text("secret")
+    (tmp_path / "known").write_text("known")
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        sandbox.confine([tmp_path / "hidden"], tmp_path / "scratch")
+        tries = {
+            "reads what is known": lambda: (tmp_path / "known").read_text(),
+            "writes into scratch": lambda: (tmp_path / "scratch" / "new").write_text("new"),
+            "reads what is hidden": lambda: (tmp_path / "hidden" / "secret").read_text(),
+            "writes elsewhere": lambda: (tmp_path / "new").write_text("new"),
+            "removes": lambda: (tmp_path / "known").unlink(),
+            "calls": lambda: socket.create_connection(listener.getsockname(), 5),
+            "signals": lambda: os.kill(os.getppid(), 0),
+        }
+        done = []
+        for name, action in tries.items():
+            try:
+                action()
+                done.append(name)
+            except OSError:
+                pass
+        theirs.sendall(";".join(done).encode())
+        os._exit(0)
+    theirs.close()
+    os.wait()
+    done = set(ours.recv(4096).decode().split(";"))
+    ours.close()
+    listener.close()
+    may = {"reads what is known", "writes into scratch"}
+    may |= set() if sandbox.version() >= 4 else {"calls"}
+    may |= set() if sandbox.version() >= 6 else {"signals"}
+    assert done == may
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"\xff" * 16, "said too much at once"),
+        ((7).to_bytes(8, "big") + bytes(8) + b"no json", "no message"),
+        ((2).to_bytes(8, "big") + bytes(8) + b"{}", "no message"),
+        (b"", "ended before it answered"),
+    ],
+    ids=["sizes", "no JSON", "no kind", "nothing"],
+)
+def test_what_is_no_message_is_refused(sent, said):
+    ours, theirs = socket.socketpair()
+    theirs.sendall(sent)
+    theirs.close()
+    with pytest.raises(HungUpError, match=said):
+        Line(ours).hear(5)
+
+
+def test_tensors_cross_by_value_and_in_any_layout():
+    ours, theirs = (Line(end) for end in socket.socketpair())
+    tensors = {
+        "channels last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "one value": torch.tensor(3),
+        "mask": torch.rand(4) > 0.5,
+        "double": torch.rand(3, dtype=torch.float64, requires_grad=True),
+    }
+    theirs.say("some", tensors, number=1)
+    heard = ours.hear(5)
+    assert (heard.kind, heard.facts) == ("some", {"number": 1})
+    assert all(torch.equal(heard.tensors[name], tensor) for name, tensor in tensors.items())
+    ours.tell(tensors["channels last"])
+    assert theirs.listen().stride() == tensors["channels last"].stride()
+
+
+def test_nothing_is_left_running(folder):
+    source = Catalog(extra_methods=(str(folder / "hangs.py"),)).method("hangs")
+    with Process(source, patience=5) as process:
+        process.tell(child.Describe())
+        assert process.hear().kind == "described"
+        scratch = process._folder
+    assert not Path(scratch).exists()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(500):
+            os.kill(process._pid, 0)
+            time.sleep(0.01)

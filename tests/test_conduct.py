@@ -866,7 +866,7 @@ def test_a_method_that_raises_is_watched_no_longer(tmp_path):
         behaviour(written(tmp_path, "1 / 0"), model_job, off_limits={"ledger": [tmp_path]})
     from pruneaudit.training import watch
 
-    assert watch._watching == []
+    assert watch._listening == []
 
 
 class Killed(BaseException):

@@ -21,8 +21,7 @@ from pruneaudit.catalog.names import method_id
 from pruneaudit.errors import MethodError
 from pruneaudit.method import child
 from pruneaudit.method.channel import HungUpError, Line
-from pruneaudit.method.conformance import check
-from pruneaudit.method.isolation import described
+from pruneaudit.method.isolation import check, described
 from pruneaudit.method.process import Process
 from pruneaudit.training.runtime import Runtime
 

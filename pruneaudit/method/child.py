@@ -545,17 +545,14 @@ def _be_a_child(end: socket.socket) -> None:
         os._exit(status)
 
 
-def main(number: int) -> None:
-    """Fork a process for each connection that comes in, until the referee is gone.
-
-    Args:
-        number: Descriptor of the socket on which connections arrive.
-    """
+def main() -> None:
+    """Fork a process for each connection that comes in at the standard input, until the referee is gone."""
     # Interrupts of the terminal are the referee's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Children are not waited for: what they end with is heard on their line.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(fileno=number) as door:
+    with socket.socket(fileno=os.dup(0)) as door, open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
         door.sendall(b"!")
         while True:
             said, ends, _, _ = socket.recv_fds(door, 1, 1)

@@ -44,16 +44,19 @@ def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runt
     if name not in checks:
         raise unknown("conformance check", name, checks)
     source = catalog.method(method)
-    reason = source.create().skip(catalog.workload(workload))
-    if reason:
-        # Whoever asks has seen that it applies nowhere else either.
-        raise MethodError(f"method '{method}' applies to no workload; of {workload} it says: {reason}")
-    if source.outside is not None:
-        from pruneaudit.method.isolation import keep_contract
-
-        keep_contract(name, source, catalog.workload(workload), runtime)
-        return
+    see_that_it_applies(source, catalog.workload(workload))
     checks[name](Bench(source, catalog.workload(workload), runtime))
+
+
+def see_that_it_applies(source: MethodSource, workload: Workload) -> None:
+    """Refuse a method that applies nowhere.
+
+    Raises:
+        MethodError: It says so of this workload; whoever asks has seen that it applies nowhere else either.
+    """
+    reason = source.create().skip(workload)
+    if reason:
+        raise MethodError(f"method '{source.name}' applies to no workload; of {workload.name} it says: {reason}")
 
 
 def check_method(method: type[Method] | Method, workload: str = "lenet5-digits") -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneaudit.catalog.discovery import MethodSource
+from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.ledger.records import Conduct, Untrained
 from pruneaudit.measure.accuracy import evaluate
-from pruneaudit.method import child, conduct
+from pruneaudit.method import child, conduct, conformance
 from pruneaudit.method.answers import Answer, checked
 from pruneaudit.method.channel import Message
 from pruneaudit.method.conduct import REPEATED_STEPS, Job, Pruned, digest, equivalence, layers_of, own_modules
@@ -114,14 +114,19 @@ def _made(kind: Any, values: Any, name: str) -> Any:
     return kind(**values)
 
 
-def keep_contract(name: str, source: MethodSource, workload: Workload, runtime: Runtime) -> None:
-    """Let a method be checked in a process of its own, see ``method/conformance.py``.
+def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runtime) -> None:
+    """Run one check of the contract, in a process of its own where the method is isolated.
 
     Raises:
-        MethodError: It breaks its contract; one line says how.
+        MethodError: The method breaks its contract; one line says how.
     """
+    source = catalog.method(method)
+    if source.outside is None:
+        conformance.check(name, catalog, method, workload, runtime)
+        return
+    conformance.see_that_it_applies(source, catalog.workload(workload))
     with Process(source) as process:
-        process.tell(child.Check(name, workload, runtime))
+        process.tell(child.Check(name, catalog.workload(workload), runtime))
         if process.hear().kind != "kept":
             raise MethodError(f"method '{source.name}': its process says what is no answer")
 

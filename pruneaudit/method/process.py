@@ -35,12 +35,8 @@ class Origin:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from pruneaudit.method.child import main; main({theirs.fileno()})"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_plain_environment()
-        )
+        code = f"import sys; sys.path[:] = {sys.path!r}; from pruneaudit.method.child import main; main()"
+        self._process = subprocess.Popen([sys.executable, "-c", code], stdin=theirs.fileno(), env=_plain_environment())
         theirs.close()
         self._door, self._ready = ours, False
         self._owner = os.getpid()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TrainedMethod,
         WeightScore,
     )
+    from pruneaudit.method.torch_pruning import TorchPruner
     from pruneaudit.pruning import shapes
     from pruneaudit.report.frames import load
     from pruneaudit.workloads.data import Data
@@ -43,6 +44,7 @@ __all__ = [
     "PublishedRecipe",
     "RetrainingTask",
     "ScratchArm",
+    "TorchPruner",
     "TrainedMethod",
     "WeightScore",
     "__version__",
@@ -55,6 +57,7 @@ __all__ = [
 # Where a public name is defined, if not in the contract: looked up when it is first asked for.
 _ELSEWHERE = {
     "Data": "pruneaudit.workloads.data",
+    "TorchPruner": "pruneaudit.method.torch_pruning",
     "check_method": "pruneaudit.method.conformance",
     "check_workload": "pruneaudit.campaign.conformance",
     "load": "pruneaudit.report.frames",

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
+import matplotlib.figure
 import pytest
 from builders import evidence, scored, store
 from rogues.records import UNCONVERGED, retrained
@@ -207,7 +208,8 @@ def test_a_stored_ledger_can_be_drawn(tmp_path):
     for method, accuracy in (("l1", 91.0), ("tpp", 92.0)):
         store(ledger, scored(evidence(method, "s3.1", trials=3), accuracy))
     names = sorted(figures(gather_ledger(Catalog(), ledger)))
-    assert names == sorted(f"{what}-lenet5-digits.{form}" for what in EVERY for form in ("svg", "pdf"))
+    every = [*EVERY, "differences-r0.5"]
+    assert names == sorted(f"{what}-lenet5-digits.{form}" for what in every for form in ("svg", "pdf"))
 
 
 def test_figures_begun_before_all_is_judged_are_those_of_the_whole_report(tmp_path):
@@ -217,7 +219,35 @@ def test_figures_begun_before_all_is_judged_are_those_of_the_whole_report(tmp_pa
     whole = gather_ledger(Catalog(), ledger, begin=begun.append)
     assert "rising" in ids(ElementTree.fromstring(svg_of(whole, "curves")))
     (workload,) = whole.groups()
-    assert figures(begun[0].drawn(*workload)) == figures(whole)
+    # Verdicts are known at the end only: their figure comes last.
+    early, late = figures(begun[0].drawn(*workload)), figures(whole)
+    assert early.items() < late.items()
+    assert {name.split("-")[0] for name in late.keys() - early.keys()} == {"differences"}
+
+
+def test_differences_show_every_setup_with_interval_margin_and_verdict():
+    found = results(setups=("s2", "s3.2"))
+
+    def verdict(setup, word, mean):
+        gap = {"mean": mean, "low": mean - 1, "high": mean + 1, "margin": 0.5}
+        about = {"workload": "lenet5-digits", "labels": [], "protocol": setup, "ratio": 0.9, "arms": ["l1", "tpp"]}
+        return about | {"verdict": word, "summary": word, "difference": gap}
+
+    found.verdicts = [verdict("s2", "worse", -36.0), verdict("s3.2", "equivalent", -0.2)]
+    content = svg_of(found, "differences-r0.9")
+    svg = ElementTree.fromstring(content)
+    assert [ids(svg).count(name) for name in ("margin", "zero", "interval", "worse", "equivalent")] == [2, 2, 2, 1, 1]
+    assert {"S2", "S3.2", "l1 − tpp", "worse", "equivalent"} <= set(texts(content))
+    assert "difference (percentage points)" in texts(content)
+
+
+def test_a_band_is_not_cut():
+    found = results(setups=("s3.2",), methods=("l1",))
+    lowest = min(min(curve.values) for curve in found.curves.values())
+    (sheet,) = [sheet for sheet in sheets(found) if sheet.name.startswith("curves")]
+    axes = matplotlib.figure.Figure().add_axes((0, 0, 1, 1))
+    sheet.series[0].panels[0].draw(axes)
+    assert axes.get_ylim()[0] < lowest
 
 
 def test_labels_have_figures_of_their_own():

@@ -185,7 +185,13 @@ def test_accuracy_stands_against_speedup_or_parameters(opened):
     tab = opened()
     look(tab, "accuracy")
     where = "document.querySelector('#accuracy .plot').data[0].x[0]"
-    assert tab.evaluate(where) == 2.5
+    # At one ratio methods stand side by side around it.
+    assert tab.evaluate("document.querySelector('#accuracy .plot').data.map(trace => trace.x[0])") == pytest.approx(
+        [2.25, 2.25, 2.5, 2.5, 2.75, 2.75]
+    )
+    low, high = tab.evaluate("document.querySelector('#accuracy .plot').layout.xaxis.range")
+    assert low < 2.25 and high > 2.75
+    assert tab.locator("#accuracy .xtick").count() == 1
     tab.get_by_role("button", name="parameters left").click()
     look(tab, "accuracy")
     assert 0 < tab.evaluate(where) < 100
@@ -364,9 +370,54 @@ def test_it_is_readable_at_both_widths(opened, width, scheme):
 
 
 def test_it_prints(opened):
+    """Every section is on paper, whole, though nobody scrolled to it: heading, tables and plots as wide as the page."""
     tab = opened(color_scheme="dark")
     content = tab.pdf(format="A4")
     assert content.startswith(b"%PDF") and len(content) > 50_000
+    # The same that the browser does before it prints.
+    tab.emulate_media(media="print")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    width = tab.evaluate("document.querySelector('main').getBoundingClientRect().right")
+    for section in SECTIONS:
+        assert tab.locator(f"#{section} h2").is_visible(), section
+        assert tab.locator(f"#{section} :is(table, .main-svg, .empty)").count() > 0, section
+    assert tab.locator("details:not([open])").count() == 0
+    for what in (".main-svg", "table", "figure"):
+        ends = tab.evaluate(
+            "what => [...document.querySelectorAll(`main ${what}`)].map(one => one.getBoundingClientRect().right)", what
+        )
+        assert ends and max(ends) <= width + 1, what
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.locator("details:not([open])").count() > 0
+
+
+def test_differences_come_first_as_a_picture(opened, results):
+    tab = opened()
+    # Best seen without scrolling, and before any script has drawn.
+    box = tab.locator("table.gaps").first.bounding_box()
+    assert box["y"] + box["height"] < 900
+    heads = tab.locator("table.gaps thead th").all_inner_texts()
+    assert heads == ["first − second", "S2", "S3.1", "S3.2", "SX-A"]
+    row = next(row for row in results.verdicts if row["arms"] == ["l1", "tpp"] and row["protocol"] == "s3.2")
+    cell = tab.locator("table.gaps tbody tr", has_text="l1 − tpp").locator("td").nth(2)
+    assert cell.inner_text().strip() == f"{row['difference']['mean']:+.2f}"
+    assert row["summary"] in cell.locator("svg").get_attribute("aria-label")
+    # Left of zero, as far as the mean is on the axis.
+    x = float(re.search(r"translate\(([\d.]+)", cell.locator("svg g").get_attribute("transform"))[1])
+    assert x < 75
+
+
+def test_means_and_deviations_stand_in_a_table(opened):
+    tab = opened()
+    look(tab, "accuracy")
+    assert "91.00 ± 1.00" in tab.locator("#means tbody").inner_text()
+
+
+def test_rules_are_named_where_they_stand(opened):
+    tab = opened()
+    look(tab, "audit")
+    head = tab.locator("#audit thead th", has_text="F201").inner_text()
+    assert head.split() == ["F201", "Same", "base", "weights"]
 
 
 def test_names_of_strangers_are_text(opened, results):

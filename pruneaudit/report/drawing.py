@@ -65,6 +65,20 @@ class Drawing:
                 self._drawn.append(Future())
                 self._drawn[-1].set_exception(error)
 
+    def conclude(self, results: Results) -> None:
+        """Draw what only the whole report knows: differences with their verdicts. After ``begin``."""
+        if self._pool is None:
+            return
+        for workload, labels in results.groups():
+            judged = Results(cells=[], findings=[], verdicts=results.of("verdicts", workload, labels))
+            judged.metrics = results.metrics
+            if judged.verdicts:
+                try:
+                    self._drawn.append(self._pool.submit(_draw_differences, judged, workload, labels, self._columns))
+                except RuntimeError as error:  # A process has ended, and the pool takes nothing more.
+                    self._drawn.append(Future())
+                    self._drawn[-1].set_exception(error)
+
     def images(self) -> Iterator[dict[str, bytes]]:
         """SVG and PDF of each workload by file name, when they are there.
 
@@ -112,3 +126,10 @@ def _draw(results: Results, looks: Mapping[str, Style], columns: int) -> dict[st
     from pruneaudit.report.figures import figures
 
     return figures(results, columns, looks)
+
+
+def _draw_differences(results: Results, workload: str, labels: tuple[str, ...], columns: int) -> dict[str, bytes]:
+    from pruneaudit.report.figures import differences
+    from pruneaudit.report.sheet import written
+
+    return written(differences(results, workload, labels), columns)

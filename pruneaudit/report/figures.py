@@ -16,6 +16,7 @@ from pruneaudit.catalog.names import is_scratch
 from pruneaudit.errors import ConfigError
 from pruneaudit.report.arms import CROWD, Arms, Rows, limits
 from pruneaudit.report.curves import Curve
+from pruneaudit.report.differences import Gap, Picture, pictures
 from pruneaudit.report.results import RISING, Results
 from pruneaudit.report.sheet import (
     INK,
@@ -34,7 +35,8 @@ from pruneaudit.report.sheet import (
     segments,
     written,
 )
-from pruneaudit.report.style import Style, styles
+from pruneaudit.report.style import VERDICTS, Style, styles
+from pruneaudit.report.tables import file_name, title
 from pruneaudit.report.values import value
 
 #: Learning rates of a run whose drops are marked in its curve; a cosine has one for each step.
@@ -74,8 +76,52 @@ def sheets(results: Results, looks: Mapping[str, Style] | None = None) -> Iterat
     looks = looks or styles(row["method"] for row in results.cells)
     for workload, labels in results.groups():
         arms = Arms(results, workload, labels, looks)
+        yield from differences(results, workload, labels)
         if arms.cells:
             yield from _sheets(arms)
+
+
+# Differences
+
+
+def differences(results: Results, workload: str, labels: tuple[str, ...]) -> Iterator[Sheet]:
+    """Differences with intervals and margins: a row for each comparison, a panel for each setup, as on the page."""
+    for picture in pictures(results, workload, labels):
+        names = [f"{left} − {right}" for left, right in (arms for arms, _ in picture.rows)]
+        panels = [Panel(setup.upper(), partial(_gaps, picture, setup, names)) for setup in picture.setups]
+        metric, name = picture.metric, title(workload, labels)
+        found = {gap.verdict for _, gaps in picture.rows for gap in gaps.values() if gap.mean is not None}
+        if not found:
+            continue
+        caption = (
+            f"{name}, ratio {picture.ratio:g}: first arm minus second, test {metric.title} in {metric.points}, mean "
+            "and 95 % interval over paired seeds. Band: the margin below which a difference does not matter."
+        )
+        caption += f" {picture.left_out} more comparisons are not shown." if picture.left_out else ""
+        legend = [Mark(word, look[0], look[1]) for word, look in VERDICTS.items() if word in found]
+        unit = f"difference ({metric.points})"
+        stem = file_name(f"differences-r{picture.ratio:g}", workload, labels)
+        yield Sheet(stem, [Series(panels, unit, names=names)], legend, caption, _row_heights(names))
+
+
+def _gaps(picture: Picture, setup: str, names: Sequence[str], axes: Axes) -> None:
+    """The differences of one setup, from top to bottom."""
+    known = [(place, gaps[setup]) for place, (_, gaps) in enumerate(picture.rows) if setup in gaps]
+    found: list[tuple[int, Gap, float]] = [(place, gap, gap.mean) for place, gap in known if gap.mean is not None]
+    margin = max((gap.margin for _, gap, _ in found), default=0.0)
+    axes.axvspan(-margin, margin, color=PALE, alpha=0.25, linewidth=0, zorder=0, gid="margin")
+    axes.axvline(0, color=INK, linewidth=0.5, zorder=1, gid="zero")
+    spans = [(gap.low, gap.high, place, gap) for place, gap, _ in found if gap.low is not None and gap.high is not None]
+    lines = [[(low, place), (high, place)] for low, high, place, _ in spans]
+    segments(axes, lines, [VERDICTS[gap.verdict][0] for *_, gap in spans], 0.9, "interval")
+    for word, (colour, marker) in VERDICTS.items():
+        if places := [(mean, place) for place, gap, mean in found if gap.verdict == word]:
+            face = "white" if word == "indeterminate" else colour
+            x, y = [x for x, _ in places], [y for _, y in places]
+            look = {"markersize": 3.6, "markeredgewidth": 0.8, "markeredgecolor": colour, "markerfacecolor": face}
+            axes.plot(x, y, marker, zorder=4, gid=word.replace(" ", "-"), **look)  # type: ignore[arg-type]
+    _name_rows(axes, names)
+    linear_axis(axes, "x", -picture.reach, picture.reach, 4)
 
 
 def _sheets(arms: Arms) -> Iterator[Sheet]:
@@ -327,9 +373,8 @@ def _curve_series(
     # A seed may be an epoch shorter, where as many MACs are trained: no mean of other seeds there.
     values = {place: list(zip(*(curve.values for curve in curves), strict=False)) for place, curves in shown.items()}
     lengths = [len(epochs) for epochs in values.values()]
-    # The steep start would flatten all that follows.
-    late = (value for epochs in values.values() for seeds in epochs[len(epochs) // 4 :] for value in seeds)
-    ends = limits(late, arms.metric)
+    # The whole band: what is cut off would look like a curve that starts at the edge.
+    ends = limits((value for epochs in values.values() for seeds in epochs for value in seeds), arms.metric)
 
     def draw(ratio: float, axes: Axes) -> None:
         here = {method: epochs for method in methods if (epochs := values.get((ratio, method)))}

@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pruneaudit.report.differences import Picture, pictures
 from pruneaudit.report.payload import payload
 from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
@@ -54,7 +55,7 @@ def page(results: Results) -> str:
         style=Markup(_asset("page.css")),
         script=Markup(script),
         digests=[_digest(script), _digest(plotly)],
-        plotly=_packed(plotly),
+        plotly=_packed_plotly(),
         data=_packed(json.dumps(payload(results), separators=(",", ":"), allow_nan=False)),
     )
 
@@ -71,6 +72,12 @@ def _plotly() -> str:
 
 
 @cache
+def _packed_plotly() -> str:
+    # Megabytes, the same in every page.
+    return _packed(_plotly())
+
+
+@cache
 def _digest(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -80,11 +87,12 @@ def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _verdicts(results: Results) -> list[tuple[str, list[tuple[str, list[Sentence]]]]]:
-    """Headings of workloads, each with headings of operating points and their sentences."""
+def _verdicts(results: Results) -> list[tuple[str, list[Picture], list[tuple[str, list[Sentence]]]]]:
+    """Headings of workloads, each with its pictures, and headings of operating points with their sentences."""
     return [
         (
             title(workload, tuple(labels)),
+            pictures(results, workload, tuple(labels)),
             [(f"{name}, ratio {ratio:g}", sentences(rows, results.metric(workload))) for (name, ratio), rows in points],
         )
         for (workload, labels), members in _grouped(results.verdicts, ("workload", "labels"))

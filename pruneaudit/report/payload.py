@@ -11,7 +11,7 @@ from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Results
 from pruneaudit.report.style import styles
-from pruneaudit.report.tables import profile_table, strictest_matrix, title
+from pruneaudit.report.tables import accuracy_table, profile_table, strictest_matrix, title
 from pruneaudit.report.values import validation_value, value
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.metrics import title as metric_title
@@ -57,6 +57,7 @@ def payload(results: Results) -> dict[str, Any]:
                 "title": title(workload, labels),
                 **_metric(results.metric(workload)),
                 "base": base.mean if base is not None else None,
+                "means": _table(*accuracy_table(results, workload, labels)),
                 "strictest": _table(*strictest_matrix(results, workload, labels)),
                 "published": _table(*published_table(results.of("published", workload, labels))),
                 "notes": published_notes(results.of("published", workload, labels)),
@@ -64,7 +65,7 @@ def payload(results: Results) -> dict[str, Any]:
             for (workload, labels), base in bases.items()
         ],
         "methods": {
-            name: {"colour": look.colour, "dark": look.on_dark, "marker": look.marker, "dashed": look.dashed}
+            name: {"colour": look.colour, "dark": look.on_dark, "marker": look.marker, "dash": look.dash}
             for name, look in styles(row["method"] for row in results.cells).items()
         },
         "cells": _columns(

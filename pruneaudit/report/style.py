@@ -11,8 +11,10 @@ from pruneaudit.catalog.names import UNPRUNED, is_scratch
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 #: The same hues, lighter where they would be dim on a dark ground.
 _ON_DARK = ("#4DA3E0", "#FF8A4C", "#2FC79A", "#E39AC4", "#F2B84B", "#8CCBF2")
-#: What is no pruning method is grey and dashed.
-_GREY, _GREY_ON_DARK = "#6B7280", "#A3ADBA"
+#: What is no pruning method is dull and dashed: grey, brown, violet, olive, on a light and on a dark ground.
+_CONTROLS = (("#6B7280", "#A3ADBA"), ("#8B5E3C", "#C79B78"), ("#6A51A3", "#B3A2E0"), ("#6E6E12", "#C4C46A"))
+#: Dashes of plotly that tell them apart where colours do not.
+_DASHES = ("dash", "dot", "dashdot", "longdash")
 #: Shape of a dot: (name of plotly, of matplotlib).
 _MARKERS = (
     ("circle", "o"),
@@ -37,6 +39,7 @@ class Style:
         marker: Name of its dot for plotly.
         figure_marker: The same for matplotlib.
         dashed: Whether its lines are: scratch arms and the dense model.
+        dash: How its lines are dashed on the page, in plotly's words.
     """
 
     colour: str
@@ -44,6 +47,17 @@ class Style:
     marker: str
     figure_marker: str
     dashed: bool
+    dash: str = "solid"
+
+
+#: How verdicts are drawn: colour, and matplotlib's marker, so that they are told apart in grey, too.
+VERDICTS = {
+    "better": ("#009E73", "^"),
+    "worse": ("#D55E00", "v"),
+    "equivalent": ("#0072B2", "s"),
+    "indeterminate": ("#6B7280", "o"),
+    "not comparable": ("#9CA3AF", "x"),
+}
 
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
@@ -60,13 +74,9 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
         # The first ones differ in both; later rounds shift the pairing of colour and marker.
         marker, figure_marker = _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)]
         hue = number % len(_COLOURS)
-        found[name] = Style(
-            _GREY if control else _COLOURS[hue],
-            _GREY_ON_DARK if control else _ON_DARK[hue],
-            marker,
-            figure_marker,
-            control,
-        )
+        colour, on_dark = _CONTROLS[number % len(_CONTROLS)] if control else (_COLOURS[hue], _ON_DARK[hue])
+        dash = _DASHES[number % len(_DASHES)] if control else "solid"
+        found[name] = Style(colour, on_dark, marker, figure_marker, control, dash)
     return found
 
 

@@ -76,6 +76,7 @@ def write(results: Results, folder: Path, figures: str | Drawing = "none") -> li
         with Drawing(figures) as drawing:
             return write(results, folder, drawing)
     figures.begin(results)
+    figures.conclude(results)
     mark = badge(results)
     files: list[Path] = _place(
         {

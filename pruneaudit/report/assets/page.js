@@ -39,8 +39,8 @@ function listen() {
   byId("ratio").addEventListener("change", (event) => { chosen.ratio = event.target.value === ALL ? ALL : Number(event.target.value); outdate(); });
   byId("theme").addEventListener("click", () => { theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]; paint(); outdate(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { paint(); outdate(); });
-  addEventListener("beforeprint", () => { paint("light"); outdate(); Object.keys(SECTIONS).forEach(draw); });
-  addEventListener("afterprint", () => { paint(); outdate(); });
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
   pressed("[data-audit]", (button) => { chosen.arity = Number(button.dataset.audit); outdate("audit"); });
   pressed("[data-x]", (button) => { chosen.x = button.dataset.x; outdate("accuracy"); });
   byId("broken-only").addEventListener("change", () => outdate("audit"));
@@ -52,6 +52,18 @@ function listen() {
     }
   }, { rootMargin: "300px" });
   Object.keys(SECTIONS).forEach((id) => seen.observe(byId(id)));
+}
+
+/** Everything for paper, before it is laid out there: light, unfolded, drawn, and as wide as a page. Afterwards as it was. */
+function print(on) {
+  document.documentElement.classList.toggle("printing", on);
+  for (const details of document.querySelectorAll(on ? "details:not([open])" : "details[data-folded]")) {
+    details.toggleAttribute("data-folded", on);
+    details.open = on;
+  }
+  paint(on ? "light" : undefined);
+  outdate();
+  if (on) Object.keys(SECTIONS).forEach(draw);
 }
 
 /** Buttons of which one is pressed. */
@@ -126,7 +138,7 @@ const stale = new Set();
 const SECTIONS = {
   verdicts: drawComparisons,
   audit: drawAudit,
-  accuracy: drawAccuracy,
+  accuracy: () => { drawAccuracy(); drawMeans(); },
   rates: drawRates,
   curves: drawCurves,
   budget: drawBudget,
@@ -197,7 +209,8 @@ function drawAudit() {
     .filter((rule) => !only || rows.some((row) => row.rules.has(rule) && row.rules.get(rule).mark !== "pass"));
   const columns = rules.map((rule) => ({
     name: rule,
-    title: data.rules[rule].claim,
+    title: `${rule}: ${data.rules[rule].claim}`,
+    head: [el("b", {}, rule), ` ${data.rules[rule].claim}`],
     // The worst comes up first.
     value: (row) => (row.rules.has(rule) ? WORST_FIRST.indexOf(row.rules.get(rule).mark) : null),
     show: (row) => {
@@ -266,6 +279,10 @@ function drawAccuracy() {
     const about = data.protocols[protocol];
     if (cells.length) accuracyPlot(place, `${protocol}: ${about ? about.title : ""}`, cells, data.methods, data.groups[chosen.group].base, chosen.x, metricOf(data.groups[chosen.group]));
   }
+}
+
+function drawMeans() {
+  plainSheet(byId("means"), data.groups[chosen.group]?.means ?? NO_TABLE, { empty: "Nothing was measured here.", label: "means and standard deviations" });
 }
 
 function drawRates() {

@@ -12,6 +12,8 @@ const STAGES = [
 /** Methods that a plot names in a legend of its own, and letters of a name that a label shows. */
 const LEGEND_NAMES = 9;
 const LABEL_LENGTH = 30;
+/** Ticks of a logarithmic axis. */
+const MOST_TICKS = 7;
 
 function variable(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -42,6 +44,22 @@ function valueOf(metric, value, unit = metric.unit) {
 function axis(heading, more = {}) {
   const line = variable("--line");
   return { title: { text: heading }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...more };
+}
+
+/** A logarithmic axis with plain numbers as ticks: the finest of some rounds that has few enough. */
+function logAxis(heading, values) {
+  const found = known(values).filter((value) => value > 0);
+  if (!found.length) return axis(heading, { type: "log" });
+  const low = Math.min(...found) / 1.3;
+  const high = Math.max(...found) * 1.3;
+  const powers = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) powers.push(power);
+  const choices = [[1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]
+    .map((digits) => powers.flatMap((power) => digits.map((digit) => digit * 10 ** power)).filter((tick) => low <= tick && tick <= high));
+  let ticks = choices.find((choice) => choice.length <= MOST_TICKS) ?? choices.at(-1);
+  // Thousands of powers of ten: every so many.
+  if (ticks.length > MOST_TICKS) ticks = ticks.filter((_, place) => place % Math.ceil(ticks.length / MOST_TICKS) === 0);
+  return axis(heading, { type: "log", range: [Math.log10(low), Math.log10(high)], tickvals: ticks, ticktext: ticks.map(short) });
 }
 
 /** A name as a label: short, and text, since plotly reads some HTML in labels. */
@@ -83,15 +101,22 @@ function clearPlots(place, reason) {
 }
 
 function line(look, more = {}) {
-  return { color: colourOf(look), width: 2, dash: look.dashed ? "dash" : "solid", ...more };
+  return { color: colourOf(look), width: 2, dash: look.dash, ...more };
 }
 
 /** The metric against speedup or parameters left, for one protocol. */
 function accuracyPlot(place, caption, cells, methods, base, x, metric) {
   const traces = [];
-  const points = [];
-  for (const [method, members] of grouped(cells, (cell) => cell.method)) {
+  const found = known(cells.map((cell) => cell[x]));
+  const [least, most] = [Math.min(...found), Math.max(...found)];
+  // At one operating point all methods have one place: they stand side by side around it.
+  const alone = found.length > 0 && most - least < 0.05 * most;
+  const arranged = [...grouped(cells, (cell) => cell.method)];
+  const shifts = new Map(arranged.map(([method], number) => [method, alone ? 1 + 0.3 * ((number + 0.5) / arranged.length - 0.5) : 1]));
+  const unit = x === "speedup" ? "x speedup" : " % of parameters";
+  for (const [method, members] of arranged) {
     const look = methods[method];
+    const shift = shifts.get(method);
     const arms = [...grouped(members, (cell) => cell.ratio).values()]
       .map((seeds) => ({ ratio: seeds[0].ratio, x: statistic(seeds.map((cell) => cell[x])), y: statistic(seeds.map((cell) => cell.accuracy)) }))
       .filter((arm) => arm.x && arm.y)
@@ -102,7 +127,7 @@ function accuracyPlot(place, caption, cells, methods, base, x, metric) {
       name: plain(method),
       legendgroup: method,
       showlegend: false,
-      x: members.map((cell) => cell[x]),
+      x: members.map((cell) => (cell[x] === null ? null : cell[x] * shift)),
       y: members.map((cell) => cell.accuracy),
       text: members.map((cell) => `${plain(method)}, seed ${cell.seed}<br>${valueOf(metric, cell.accuracy)}`),
       hovertemplate: "%{text}<extra></extra>",
@@ -113,19 +138,21 @@ function accuracyPlot(place, caption, cells, methods, base, x, metric) {
       mode: "lines+markers",
       name: plain(method),
       legendgroup: method,
-      x: arms.map((arm) => arm.x.mean),
+      x: arms.map((arm) => arm.x.mean * shift),
       y: arms.map((arm) => arm.y.mean),
       error_y: { type: "data", array: arms.map((arm) => arm.y.std ?? 0), color: colourOf(look), thickness: 1.2, width: 4 },
-      text: arms.map((arm) => `<b>${plain(method)}</b>, ratio ${arm.ratio}<br>${valueOf(metric, arm.y.mean, "")}${arm.y.std === null ? "" : ` ± ${valueOf(metric, arm.y.std, "")}`}${metric.unit}, n = ${arm.y.n}`),
-      hovertemplate: `%{text}<br>%{x:.4g}${x === "speedup" ? "x speedup" : " % of parameters"}<extra></extra>`,
+      text: arms.map((arm) => `<b>${plain(method)}</b>, ratio ${arm.ratio}<br>${valueOf(metric, arm.y.mean, "")}${arm.y.std === null ? "" : ` ± ${valueOf(metric, arm.y.std, "")}`}${metric.unit}, n = ${arm.y.n}<br>${short(arm.x.mean)}${unit}`),
+      hovertemplate: "%{text}<extra></extra>",
       line: line(look),
       marker: { symbol: look.marker, size: 9, color: colourOf(look) },
     });
-    points.push(...arms);
   }
   const shapes = base === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: base, y1: base, line: { color: variable("--soft"), dash: "dash", width: 1 } }];
   plot(place, caption, traces, {
-    xaxis: axis(x === "speedup" ? "speedup, MACs(base) / MACs(pruned)" : "parameters left, %", x === "speedup" ? {} : { autorange: "reversed" }),
+    xaxis: axis(x === "speedup" ? "speedup, MACs(base) / MACs(pruned)" : "parameters left, %", {
+      ...(alone ? { range: x === "speedup" ? [0.75 * least, 1.25 * most] : [1.25 * most, 0.75 * least], tickvals: [(least + most) / 2], ticktext: [short((least + most) / 2)] } : {}),
+      ...(alone || x === "speedup" ? {} : { autorange: "reversed" }),
+    }),
     yaxis: axis(`test ${metric.axis}`),
     shapes,
   });
@@ -161,7 +188,7 @@ function ratesPlot(place, caption, cells, runs, methods, metric) {
     });
   }
   plot(place, caption, traces, {
-    xaxis: axis("first learning rate of retraining", { type: "log", dtick: 1, tickformat: "~e" }),
+    xaxis: logAxis("first learning rate of retraining", traces.flatMap((trace) => trace.x)),
     yaxis: axis(`test ${metric.axis}`),
   });
 }
@@ -259,7 +286,7 @@ function jacobianPlot(place, caption, cells, methods) {
       hovertemplate: `<b>${plain(method)}</b><br>%{x}: %{y:.3g}<extra></extra>`,
     });
   }
-  plot(place, caption, traces, { xaxis: axis("", { type: "category" }), yaxis: axis("mean JSV", { type: "log", dtick: 1 }) });
+  plot(place, caption, traces, { xaxis: axis("", { type: "category" }), yaxis: logAxis("mean JSV", traces.flatMap((trace) => trace.y)) });
 }
 
 /** The metric's mean over the first stage against its last value, each seed a dot. */

@@ -4,7 +4,7 @@ const ROWS_SHOWN = 100;
 
 /**
  * Fill a place with a table.
- * columns: [{ name, title, value(row) -> string or number, show(row) -> string or node, number: bool }]
+ * columns: [{ name, head (nodes instead of the name), title, value(row) -> string or number, show(row) -> string or node, number: bool }]
  * Sorting is stable and by value: numbers by size, text by locale. Filtering is by every word, anywhere in a row.
  */
 function sheet(place, columns, rows, { empty = "Nothing.", label = "", kind = null } = {}) {
@@ -27,7 +27,7 @@ function sheet(place, columns, rows, { empty = "Nothing.", label = "", kind = nu
   const filter = el("input", { type: "search", placeholder: "filter", "aria-label": `Filter ${label}` });
   const heads = columns.map((column, number) =>
     el("th", { scope: "col", class: column.number ? "number" : null },
-      el("button", { type: "button", title: column.title, onclick: () => sort(number) }, column.name)));
+      el("button", { type: "button", title: column.title, onclick: () => sort(number) }, ...(column.head ?? [column.name]))));
   const body = el("tbody");
   const more = el("button", { type: "button", class: "more", onclick: () => { most += 5 * ROWS_SHOWN; draw(); } }, "show more");
   place.append(
@@ -70,7 +70,8 @@ function sheet(place, columns, rows, { empty = "Nothing.", label = "", kind = nu
         el("td", { class: column.number ? "number" : null }, column.show ? column.show(row) : text(row, column))))));
     const shown = Math.min(most, found.length);
     const of = found.length === rows.length ? `${rows.length}` : `${found.length} of ${rows.length}`;
-    count.textContent = shown < found.length ? `first ${shown} of ${of} rows` : `${of} rows`;
+    const word = rows.length === 1 ? "row" : "rows";
+    count.textContent = shown < found.length ? `first ${shown} of ${of} ${word}` : `${of} ${word}`;
     more.hidden = shown === found.length;
   }
 

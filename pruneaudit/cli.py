@@ -160,6 +160,9 @@ def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
                 **failure.spec.model_dump(mode="json"),
             }
         )
+    for path, problem in store.damaged.items():
+        name = path.parent.name if path.name == "record.json" else path.stem
+        rows.append({"status": "damaged", "slug": name, "metric": ACCURACY.name, "error": problem})
     others = ["metric", "value"] if any(row["metric"] != ACCURACY.name for row in rows) else []
     _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", *others, "seconds", "error"], as_json)
 
@@ -227,6 +230,8 @@ def report(
             typer.echo(line)
         if unknown:
             typer.echo(_how_to_know(unknown))
+        for problem in store.damaged.values():
+            typer.echo(problem)
         try:
             for path in write(results, to, drawing):
                 typer.echo(f"wrote {path}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -70,7 +71,7 @@ class MethodSource:
         try:
             with listening():
                 if self.path is not None:
-                    cls: Any = _method_class(load_file(self.path), self.path)
+                    cls: Any = _method_class(_module(self.path), self.path)
                 else:
                     module_name, _, attribute = str(self.target).partition(":")
                     cls = getattr(importlib.import_module(module_name), attribute)
@@ -83,6 +84,20 @@ class MethodSource:
                 f"{where} is no Method; derive it from pruneaudit.FilterScore or pruneaudit.TrainedMethod"
             )
         return cls
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of this project's own."""
+        return self.path is not None and self.path.is_relative_to(content_root())
+
+    def begins(self) -> str:
+        """File and line at which it decides, such as ``mine.py:12``; empty where it cannot be imported."""
+        try:
+            functions = [vars(self.cls).get(name) for name in ("score", "prune", "scores", "__init__")]
+        except MethodError:
+            return ""
+        codes = [code for function in functions if (code := getattr(function, "__code__", None)) is not None]
+        return f"{codes[0].co_filename}:{codes[0].co_firstlineno}" if codes else str(self.path or self.target)
 
     def create(self) -> Any:
         """A fresh instance, so that nothing one run leaves behind can reach the next."""
@@ -104,7 +119,7 @@ class MethodSource:
         if self.path is None:
             return self
         again = MethodSource(self.name, path=self.path)
-        vars(again)["cls"] = _method_class(load_file(self.path, anew=True), self.path)
+        vars(again)["cls"] = _method_class(_module(self.path, anew=True), self.path)
         return again
 
     @cached_property
@@ -125,6 +140,15 @@ class MethodSource:
 def _is_method(value: object) -> bool:
     """Whether something is a class that keeps the contract, known by name: the contract stands on the catalogue."""
     return isinstance(value, type) and any(f"{base.__module__}.{base.__name__}" == _CONTRACT for base in value.__mro__)
+
+
+def _module(path: Path, anew: bool = False) -> Any:
+    """Import a method's file; a user's one finds the files beside it, however pytest was started."""
+    folder = str(path.parent)
+    if folder not in sys.path and not path.is_relative_to(content_root()):
+        # Last, so that they hide nothing.
+        sys.path.append(folder)
+    return load_file(path, anew)
 
 
 def _method_class(module: Any, path: Path) -> Any:

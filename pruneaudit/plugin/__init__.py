@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: F401  (a hook)
 from pruneaudit.plugin.device import claim, visible_gpus
-from pruneaudit.plugin.options import DEFAULTS, add_options
+from pruneaudit.plugin.options import DEFAULTS, add_options, with_values
+from pruneaudit.plugin.project import joined, misled
 
 if TYPE_CHECKING:
     from pruneaudit.plugin.session import AuditSession
@@ -25,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | int | None:
+    """Start again where pytest took the value of an option of ours for the folder of the tests."""
+    given = list(config.invocation_params.args)
+    arguments = joined(given, with_values())
+    if arguments == given or not misled(config):
+        return None
+    return pytest.main(arguments, plugins=config.invocation_params.plugins)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Check options and TOML files before anything runs; on the controller, prepare report and completeness guard."""
     if not _runs_suite(config):
@@ -34,7 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         from pruneaudit.plugin.controller import Controller
 
-        config.pluginmanager.register(Controller(config, session), "pruneaudit-controller")
+        causes = Causes()
+        config.pluginmanager.register(causes, "pruneaudit-causes")
+        config.pluginmanager.register(Controller(config, session, causes), "pruneaudit-controller")
         # Without this xdist hands out cells in chunks, and a worker may sit on heavy ones while others are idle.
         if getattr(config.option, "maxschedchunk", 1) is None:
             config.option.maxschedchunk = 1
@@ -66,9 +80,12 @@ def audit_session(config: pytest.Config) -> AuditSession:
     return config.stash[_SESSION]
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """One line: protocol versions, methods, seeds, device, ledger."""
-    return config.stash[_SESSION].header() if _SESSION in config.stash else None
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """One line: protocol versions, methods, seeds, device, ledger; and one where a new ledger may be a mistake."""
+    if _SESSION not in config.stash:
+        return []
+    session = config.stash[_SESSION]
+    return [line for line in (session.header(), session.beginning()) if line is not None]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,6 +10,7 @@ import pytest
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, one_line
+from pruneaudit.plugin.causes import Causes
 from pruneaudit.plugin.session import AuditSession, Check, Gate
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ class Controller:
     reported, or the session is incomplete.
     """
 
-    def __init__(self, config: pytest.Config, audit: AuditSession) -> None:
+    def __init__(self, config: pytest.Config, audit: AuditSession, causes: Causes) -> None:
         self.config = config
+        self.causes = causes
         self.audit = audit
         self.expected: set[str] = set()
         self.outcomes: dict[str, str] = {}
@@ -157,6 +159,8 @@ class Controller:
             own = f"{target.subject.workload} {target.subject.protocol} ratio"
         else:
             own = f"{target.id}: " if isinstance(target, Cell) else target.rule
+        if nodeid in self.causes.dependants:
+            return False
         # What was looked at and not judged says so in a line that begins with its own name.
         return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, own).startswith(own)
 
@@ -172,6 +176,9 @@ class Controller:
         if self.results is not None:
             for line in summary(self.results, self.audit.fails_row):
                 terminalreporter.write_line(line)
+        not_run = self.causes.line()
+        if not_run is not None:
+            terminalreporter.write_line(not_run, red=True)
         if self.nothing_measured:
             terminalreporter.write_line(f"INCOMPLETE: nothing was measured; {self.nothing_measured}", red=True)
         if self.lacking:

@@ -31,6 +31,12 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def with_values() -> frozenset[str]:
+    """Options that take a value, as they are written."""
+    names = (name for name, default in DEFAULTS.items() if default is not False)
+    return frozenset(f"--{name.replace('_', '-')}" for name in names)
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Register the options."""
     group = parser.getgroup("pruneaudit", "pruneaudit: fairness audit of pruning methods")
@@ -77,13 +83,13 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-ledger",
         default=DEFAULTS["audit_ledger"],
         metavar="DIR",
-        help="Store of run records. Default: .pruneaudit/ledger below the root directory.",
+        help="Store of run records. Default: .pruneaudit/ledger below the project.",
     )
     group.addoption(
         "--audit-report",
         default=DEFAULTS["audit_report"],
         metavar="DIR",
-        help="Where the report goes. Default: reports/latest below the root directory.",
+        help="Where the report goes. Default: reports/latest below the project.",
     )
     group.addoption(
         "--audit-figures",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -27,7 +28,10 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
+from pruneaudit.plugin.options import DEFAULTS
+from pruneaudit.plugin.project import above, project
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
@@ -105,7 +109,7 @@ class AuditSession:
                     raise ConfigError(f"{path}: requires: {error}") from None
             for rule in self.study.waive:
                 get_rule(rule)
-            self.root = config.rootpath
+            self.root = project(config)
             self.only_judges = option.audit_from is not None
             self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
             self.report_path = self.root / option.audit_report
@@ -123,8 +127,11 @@ class AuditSession:
                     f"nothing can fail on {', '.join(self.fail_on)}: {' '.join(self.selection.protocols)} compare "
                     f"no two of {' '.join(self.selection.methods)} (sx-a and sx-b compare with scratch)"
                 )
-            # Last: a wrong option leaves no folder behind.
-            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges)
+            # A wrong option leaves no folder behind, nor does a session that only collects.
+            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges, when_needed=True)
+            self.is_new = not self.only_judges and not (self.ledger_path / "ledger.json").exists()
+            if self.is_new:
+                _check_folder(self.ledger_path, "--audit-ledger")
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
         self.data_root_option: str | None = option.audit_data_root
@@ -352,6 +359,37 @@ class AuditSession:
         """The record of a cell as the ledger holds it; None where it holds none that still counts."""
         return stored_cell(cell, self.catalog, self.settings, self.ledger)
 
+    def fail(self, item: pytest.Item, error: AuditError, method: str) -> NoReturn:
+        """Fail the running test of a method, of a cause that other tests may share."""
+        text, trace = str(error), "".join(traceback.format_exception(error))
+        item.stash[causes.CAUSE] = causes.key(text)
+        pytest.fail(self._told(text, trace, method), pytrace=False)
+
+    def fail_with_cells(self, item: pytest.Item, text: str, cells: Iterable[Cell]) -> NoReturn:
+        """Fail the running test; where it stands on cells that failed, of the cause of the first of them."""
+        for cell in cells:
+            record = self._measured.get(cell)
+            if record is not None and record.status != "ok" and record.error:
+                item.stash[causes.CAUSE] = causes.key(record.error)
+                text = self._told(record.error, self._trace(cell), cell.method)
+                break
+        pytest.fail(text, pytrace=False)
+
+    def _told(self, text: str, trace: str, method: str) -> str:
+        if self.only_judges:
+            return text
+        source = self.catalog.method(method)
+        return causes.told(text, trace, self.ledger_path / "failures", "" if source.built_in else source.begins())
+
+    def _trace(self, cell: Cell) -> str:
+        """The traceback of what a cell failed of in this session; empty where there is none."""
+        try:
+            runs = self.campaign.plan(cell).runs
+        except AuditError as error:
+            return "".join(traceback.format_exception(error))
+        failures = (self.ledger.failure(run, self.id) for run in runs)
+        return next((failure.traceback for failure in failures if failure is not None), "")
+
     def require(self, workload: str, *methods: str) -> None:
         """Skip the running test where the workload cannot run here, or a method says that it does not apply."""
         obstacle = self.obstacle(workload)
@@ -398,6 +436,17 @@ class AuditSession:
         parts += [f"study {self.study.name}"] if self.study.name else []
         parts += [f"WAIVED {rule}: {reason}" for rule, reason in sorted(self.study.waive.items())]
         return "pruneaudit: " + " · ".join(parts)
+
+    def beginning(self) -> str | None:
+        """One line where a new ledger begins although a folder above has one; None elsewhere."""
+        ours = Path(DEFAULTS["audit_ledger"])
+        other = above(self.root, ours / "ledger.json")
+        if not self.is_new or other is None or self.ledger_path != self.root / ours:
+            return None
+        return (
+            f"pruneaudit: a new ledger begins in {self.ledger_path}; to go on with the one above, "
+            f"give --audit-ledger {other.parent}"
+        )
 
 
 def _check_folder(path: Path, option: str) -> None:

@@ -28,6 +28,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 from pydantic_core import from_json
 
+from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.migration import NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
@@ -70,7 +71,7 @@ class Ledger:
             elif not marker.exists():
                 raise ConfigError(
                     f"{root} is no ledger; give the folder of one (--ledger, --audit-ledger), "
-                    "or run 'pytest suite' first"
+                    f"or run '{suite_command()}' first"
                 )
             version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
             check(version)

@@ -5,7 +5,7 @@ Installed, it loads into every pytest session; it stays silent unless the sessio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,17 +127,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if absent.get(collection_path.name) else None
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Conformance first, then cells, fairness, and the gate; remember the selected cells.
 
-    ``trylast``: ``-k`` and ``-m`` have taken out what they take out.
+    Last, when ``-k`` and ``-m`` have taken out what they take out.
     """
+    every = list(items)
+    yield
     if _SESSION not in config.stash:
         return
     from pruneaudit.catalog.cells import Cell, Comparison
+    from pruneaudit.plugin.gate import with_conformance
     from pruneaudit.plugin.session import Check, ConformanceCase, Gate, is_placeholder, item_target
 
+    items[:] = with_conformance(config, config.stash[_SESSION], every, items)
     targets = [(item_target(item), item) for item in items if not is_placeholder(item)]
     order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}
     items[:] = [item for _, item in sorted(targets, key=lambda pair: order[type(pair[0])])]

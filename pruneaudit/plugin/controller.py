@@ -40,16 +40,38 @@ class Controller:
         self.nothing_measured = ""
         self.lacking = ""
         self.report_error = ""
+        self.bases_checked = False
         self.annotations = io.StringIO()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         """Remember what the workers collected."""
         self.expected.update(ids)
+        self._check_bases()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember what this process collected (empty under xdist)."""
         self.expected.update(item.nodeid for item in session.items)
+        self._check_bases()
+
+    def _check_bases(self) -> None:
+        """Refuse a base model that does not fit before anything trains; say once what was done to one that does."""
+        audit = self.audit
+        if self.config.option.collectonly or self.bases_checked or not self.expected:
+            return
+        self.bases_checked = True
+        if not any(audit.settings.base_digest(job) for job in audit.selection.chosen()):
+            return
+        targets = self._selected()
+        names = [target.workload if isinstance(target, Cell) else target.subject.workload for target in targets]
+        try:
+            lines = audit.check_bases(dict.fromkeys(names))
+        except AuditError as error:
+            raise pytest.UsageError(str(error)) from None
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        for line in lines if reporter is not None else ():
+            reporter.ensure_newline()
+            reporter.write_line(f"pruneaudit: {line}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Any:
@@ -168,6 +190,9 @@ class Controller:
         """Tables, audit matrix, what is missing, and where the files are."""
         from pruneaudit.report.terminal import summary
 
+        hint = None if self.expected else self.audit.absent_ratios(self.config.option.keyword)
+        if hint is not None:
+            terminalreporter.write_line(f"pruneaudit: {hint}", red=True)
         if self.results is None and not self.missing and not self.report_error:
             return
         terminalreporter.write_sep("=", "pruneaudit")

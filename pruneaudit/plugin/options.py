@@ -12,6 +12,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_workload": [],
     "audit_methods": None,
     "audit_protocols": None,
+    "audit_ratios": None,
     "audit_seeds": None,
     "audit_budget": "full",
     "audit_ledger": ".pruneaudit/ledger",
@@ -45,7 +46,8 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="Also audit this method: file.py or package.module:Class. Repeatable.",
+        help="Also audit this method: file.py, file.py:Class or package.module:Class, with hyper-parameters as in "
+        "'mine.py:Mine(strength=0.3)'. Repeatable.",
     )
     group.addoption(
         "--audit-workload",
@@ -65,6 +67,12 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_protocols"],
         metavar="all|A,B",
         help="Comparison setups to run, such as s3.2,sx-b. Default: all.",
+    )
+    group.addoption(
+        "--audit-ratios",
+        default=DEFAULTS["audit_ratios"],
+        metavar="A,B",
+        help="Also prune at these ratios, such as 0.6,0.8. Default: the ratios of each workload.",
     )
     group.addoption(
         "--audit-seeds",

@@ -30,6 +30,7 @@ from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
+from pruneaudit.plugin.keywords import absent_ratios
 from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.plugin.project import above, project
 
@@ -172,7 +173,8 @@ class AuditSession:
         if workloads:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
-        return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against)
+        ratios = _ratios(option.audit_ratios)
+        return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against, ratios)
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
@@ -224,6 +226,11 @@ class AuditSession:
 
         chosen = self.selection
         return [*chosen.methods, *chosen.protocols, *rules(), *METHOD_CHECKS, *SCRATCH_CHECKS, "vs-baseline", "verdict"]
+
+    def absent_ratios(self, expression: str) -> str | None:
+        """One line on ratios that ``-k`` names and no workload has; None where there are none."""
+        chosen = self.selection
+        return absent_ratios(expression, {job.name: chosen.ratios_of(job) for job in chosen.chosen()})
 
     def cells(self, workloads: Sequence[str]) -> list[Cell]:
         """All cells of the selection on some workloads."""
@@ -289,6 +296,27 @@ class AuditSession:
         except ConfigError:
             return None  # it is there, and wrong: its own tests will say so
         return None
+
+    def check_bases(self, workloads: Iterable[str]) -> list[str]:
+        """See that the user's own base models fit the workloads that will use them.
+
+        Returns:
+            One line for each base that was changed to fit.
+
+        Raises:
+            ConfigError: One does not fit; the message names the first difference.
+        """
+        lines = []
+        for name in workloads:
+            workload = self.catalog.workload(name)
+            if self.only_judges or self.settings.base_digest(workload) is None or self.obstacle(name) is not None:
+                continue
+            from pruneaudit.campaign.planner import base_notes
+            from pruneaudit.workloads.checkpoints import base_path
+
+            notes = base_notes(self.settings, workload)
+            lines += [f"base {base_path(self.settings.base, workload)} for {name}: {'; '.join(notes)}"] if notes else []
+        return lines
 
     def measure(self, cell: Cell) -> CellRecord | None:
         """The record of a cell, measured now where the ledger lacks it; None where nothing is to be trained."""
@@ -454,6 +482,20 @@ def _check_folder(path: Path, option: str) -> None:
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"{option} {path}: {existing} is no folder that can be written; choose another")
+
+
+def _ratios(text: str | None) -> tuple[float, ...]:
+    """Ratios in a comma-separated list."""
+    found = []
+    for word in _names(text):
+        try:
+            ratio = float(word)
+        except ValueError:
+            ratio = -1.0
+        if not 0 < ratio < 1:
+            raise ConfigError(f"--audit-ratios: '{word}' is no ratio; give shares between 0 and 1, such as 0.6,0.8")
+        found.append(ratio)
+    return tuple(found)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

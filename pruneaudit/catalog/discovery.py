@@ -216,7 +216,8 @@ def _arguments(spec: str, call: str) -> tuple[tuple[str, Any], ...]:
     """Hyper-parameters in brackets: names and literals; nothing of it is run."""
     try:
         node = ast.parse(f"method{call}", mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(one.arg is None for one in node.keywords):
+        plain = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args
+        if not isinstance(node, ast.Call) or not plain or any(one.arg is None for one in node.keywords):
             raise ValueError
         return tuple((str(one.arg), ast.literal_eval(one.value)) for one in node.keywords)
     except (SyntaxError, ValueError):

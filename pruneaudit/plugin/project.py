@@ -52,6 +52,6 @@ def project(config: pytest.Config) -> Path:
     return root if told else here
 
 
-def above(folder: Path, path: Path) -> Path | None:
+def above(folder: Path, path: str | Path) -> Path | None:
     """The nearest of the folders above that holds something under this relative path; None: there is none."""
     return next((parent / path for parent in folder.parents if (parent / path).exists()), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 LedgerPath = Annotated[Path, typer.Option("--ledger", help="Store of run records.")]
 MethodSpecs = Annotated[
     list[str] | None,
-    typer.Option("--audit-method", metavar="SPEC", help="Also this method: file.py or package.module:Class."),
+    typer.Option(
+        "--audit-method", metavar="SPEC", help="Also this method: file.py, file.py:Class or package.module:Class."
+    ),
 ]
 WorkloadSpecs = Annotated[
     list[str] | None,
@@ -46,9 +49,14 @@ def main() -> None:
     """Entry point: bad input ends with one line on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
+        sys.stdout.flush()
     except AuditError as error:
         sys.stderr.write(f"pruneaudit: {error}\n")
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        # Whoever read it has enough, as `head` has: nothing is left to say, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -60,16 +68,21 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Describe this method.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[METHOD]", help="Describe this method: a name, or a file.")
+    ] = None,
     audit_method: MethodSpecs = None,
     as_json: Json = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all methods.")] = False,
 ) -> None:
     """List the pruning methods with their place in the field's taxonomy, or describe one."""
-    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.catalog.discovery import Catalog, method_source
     from pruneaudit.method import cards
 
-    catalog = Catalog(extra_methods=tuple(audit_method or ()))
+    specs = tuple(audit_method or ())
+    if name and _is_spec(name):
+        specs, name = (*specs, name), method_source(name).name
+    catalog = Catalog(extra_methods=specs)
     if as_markdown:
         typer.echo(cards.page(catalog), nl=False)
         return
@@ -160,6 +173,9 @@ def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
                 **failure.spec.model_dump(mode="json"),
             }
         )
+    for path, problem in store.damaged.items():
+        name = path.parent.name if path.name == "record.json" else path.stem
+        rows.append({"status": "damaged", "slug": name, "metric": ACCURACY.name, "error": problem})
     others = ["metric", "value"] if any(row["metric"] != ACCURACY.name for row in rows) else []
     _show(rows, ["status", "slug", "run_id", "epochs", "accuracy", *others, "seconds", "error"], as_json)
 
@@ -198,7 +214,7 @@ def report(
         typer.echo(json.dumps(of_results(), indent=1))
         return
     from pruneaudit.audit.catalogue import get_rule
-    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.catalog.discovery import Catalog, suite_command
     from pruneaudit.report.drawing import Drawing
     from pruneaudit.report.results import gather_ledger, no_collection
     from pruneaudit.report.terminal import summary
@@ -219,7 +235,7 @@ def report(
     with no_collection(), Drawing(figures) as drawing:
         results = gather_ledger(catalog, store, chosen, drawing.begin)
         if not results.cells:
-            raise ConfigError(f"ledger {ledger} holds no cell yet; run 'pytest suite' first")
+            raise ConfigError(f"ledger {ledger} holds no cell yet; run '{suite_command()}' first")
         unknown = _unknown_workloads(catalog, results.cells)
         if unknown and len(unknown) == len({cell["workload"] for cell in results.cells}):
             raise ConfigError(f"ledger {ledger}: {_how_to_know(unknown)}")
@@ -227,6 +243,8 @@ def report(
             typer.echo(line)
         if unknown:
             typer.echo(_how_to_know(unknown))
+        for problem in store.damaged.values():
+            typer.echo(problem)
         try:
             for path in write(results, to, drawing):
                 typer.echo(f"wrote {path}")
@@ -411,12 +429,12 @@ def crossvalidate(
     """
     import pytest
 
-    from pruneaudit.catalog.discovery import Catalog, suite_arguments
-    from pruneaudit.catalog.names import CROSS_PREFIX, method_id
+    from pruneaudit.catalog.discovery import Catalog, method_source, suite_arguments
+    from pruneaudit.catalog.names import CROSS_PREFIX
 
-    specs = [name for name in (first, second) if name.endswith(".py") or ":" in name]
+    specs = list(filter(_is_spec, (first, second)))
     known = Catalog(extra_methods=tuple(specs))
-    names = [known.method(_method_name(name, method_id)).name for name in (first, second)]
+    names = [known.method(method_source(name).name if _is_spec(name) else name).name for name in (first, second)]
     if names[0] == names[1]:
         raise ConfigError(f"crossvalidate needs two methods, not '{names[0]}' twice")
     protocols = [f"{CROSS_PREFIX}{name}" for name in names]
@@ -436,11 +454,9 @@ def _option_and_value(word: str, option: str) -> list[str]:
     return [option, word.removeprefix(f"{option}=")] if word.startswith(f"{option}=") else [word]
 
 
-def _method_name(spec: str, method_id: Any) -> str:
-    """Id of a method given by name, file or ``package.module:Class``."""
-    if spec.endswith(".py"):
-        return str(method_id(Path(spec).stem))
-    return str(method_id(spec.partition(":")[2])) if ":" in spec else spec
+def _is_spec(text: str) -> bool:
+    """Whether a method is given by file or module, not by name."""
+    return ".py" in text or ":" in text or "(" in text
 
 
 def _existing_ledger(path: Path) -> Any:

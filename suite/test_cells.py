@@ -3,11 +3,11 @@
 import pytest
 
 
-def test_cell(audit, audit_cell):
+def test_cell(audit, audit_cell, request):
     """One cell: workload × protocol × method × ratio × seed."""
     audit.require(audit_cell.workload, audit_cell.method)
     record = audit.measure(audit_cell)
     if record is None:
         pytest.skip(f"{audit_cell.id}: not in the ledger that is judged")
     if record.status != "ok":
-        pytest.fail(record.error, pytrace=False)
+        audit.fail_with_cells(request.node, record.error, [audit_cell])

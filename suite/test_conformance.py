@@ -1,11 +1,9 @@
 """Does a method keep its contract? Seconds each, on freshly initialised networks."""
 
-import pytest
-
 from pruneaudit.errors import AuditError
 
 
-def test_conformance(audit, audit_conformance):
+def test_conformance(audit, audit_conformance, request):
     """One method × one check on one workload."""
     case = audit_conformance
     audit.require(case.workload, case.method)
@@ -15,4 +13,4 @@ def test_conformance(audit, audit_conformance):
     try:
         check(case.check, audit.catalog, case.method, case.workload, audit.runtime)
     except AuditError as error:
-        pytest.fail(str(error), pytrace=False)
+        audit.fail(request.node, error, case.method)

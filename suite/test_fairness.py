@@ -3,15 +3,17 @@
 import pytest
 
 
-def test_fairness(audit, audit_check, record_property):
+def test_fairness(audit, audit_check, request):
     """One arm or comparison × one rule, over all paired seeds."""
     subject = audit_check.subject
     audit.require(subject.workload, *subject.methods)
     finding = audit.judge(audit_check)
-    record_property("finding", finding.line)
+    request.node.user_properties.append(("finding", finding.line))
     if finding.verdict == "not measured" or (finding.verdict == "incomplete" and audit.only_judges):
         pytest.skip(finding.line)
     if finding.waived:
         pytest.xfail(finding.line)
     if finding.verdict != "pass":
-        pytest.fail(finding.line, pytrace=False)
+        # What is broken is told; what could not be judged depends on the cells that failed.
+        incomplete = finding.verdict == "incomplete" or audit_check.rule == "F607"
+        audit.fail_with_cells(request.node, finding.line, subject.cells() if incomplete else [])

@@ -3,13 +3,13 @@
 import pytest
 
 
-def test_gate(audit, audit_gate, record_property):
+def test_gate(audit, audit_gate, request):
     """The verdict of one comparison."""
     subject = audit_gate.subject
     audit.require(subject.workload, *subject.methods)
     verdict = audit.verdict(audit_gate)
-    record_property("verdict", verdict.line)
+    request.node.user_properties.append(("verdict", verdict.line))
     if audit.only_judges and any(audit.stored(cell) is None for cell in subject.cells()):
         pytest.skip(verdict.line)
     if audit.fails(verdict.verdict):
-        pytest.fail(verdict.line, pytrace=False)
+        audit.fail_with_cells(request.node, verdict.line, subject.cells())

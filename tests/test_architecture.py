@@ -24,6 +24,7 @@ FLOORS = [
     {"report"},
     {"plugin"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FACE = {"__init__", "config"}
@@ -32,6 +33,7 @@ NO_TORCH = [
     "pruneaudit.plugin",
     "pruneaudit.plugin.session",
     "pruneaudit.plugin.controller",
+    "pruneaudit.plugin.gate",
     "pruneaudit.plugin.live",
     "pruneaudit.plugin.collection",
     "pruneaudit.ledger.store",

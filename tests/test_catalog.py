@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from pruneaudit.catalog import discovery as catalog_module
-from pruneaudit.catalog.cells import pairs
+from pruneaudit.catalog.cells import Selection, pairs
 from pruneaudit.catalog.discovery import Catalog, MethodSource, content_root
 from pruneaudit.catalog.names import CORE_METHODS, method_id
 from pruneaudit.errors import ConfigError, MethodError
@@ -351,3 +351,69 @@ def test_of_many_methods_each_is_compared_with_the_controls():
     assert len(found) == 1 + 2 * 11 and all({"l1", "random"} & set(pair) for pair in found)
     # Nothing is left unjudged where nobody brought a control.
     assert len(pairs(protocol, tuple(f"mine-{number}" for number in range(13)))) == 78
+
+
+# Variants
+
+
+TWO = """
+from pruneaudit import FilterScore
+from beside import spread
+
+
+class First(FilterScore):
+    "One of two."
+
+    def __init__(self, strength=1.0, mode="slow"):
+        self.strength, self.mode = strength, mode
+
+    def score(self, layer, task):
+        return spread(layer.weight) * self.strength
+
+
+class Second(First):
+    "The other."
+"""
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A file with two methods that imports the file beside it."""
+    write(tmp_path / "beside.py", "def spread(weight):\n    return weight.flatten(1).std(dim=1)\n")
+    yield write(tmp_path / "two.py", TWO)
+    sys.modules.pop("beside", None)
+
+
+def test_a_class_of_a_file_and_its_hyper_parameters_are_named(two):
+    specs = (f"{two}:First", f"{two}:First(strength=0.3)", f"{two}:First(strength=-0.3, mode='fast')", f"{two}:Second")
+    catalog = Catalog(extra_methods=specs)
+    names = ("first", "first-strength-0.3", "first-strength-minus-0.3-mode-fast", "second")
+    assert catalog.extra_names == names
+    created = {name: catalog.method(name).create() for name in names}
+    assert [(method.strength, method.mode) for method in created.values()] == [
+        (1.0, "slow"), (0.3, "slow"), (-0.3, "fast"), (1.0, "slow"),
+    ]  # fmt: skip
+    assert [type(method).__name__ for method in created.values()] == ["First", "First", "First", "Second"]
+    again = catalog.method("first-strength-0.3").anew()
+    assert again.create().strength == 0.3 and again.cls is not catalog.method("first-strength-0.3").cls
+    with pytest.raises(MethodError, match=r"expected exactly one Method subclass, found First, Second; name one"):
+        catalog_module.method_source(str(two)).create()
+    with pytest.raises(MethodError, match="Did you mean 'First'"):
+        catalog_module.method_source(f"{two}:Fist").create()
+    with pytest.raises(MethodError, match=r"cannot be created: TypeError: .*strenght"):
+        catalog_module.method_source(f"{two}:First(strenght=1)").create()
+
+
+@pytest.mark.parametrize("call", ["(0.3)", "(strength=open('x'))", "(**{})", "(strength=)", "(a=1)(b=2)"])
+def test_hyper_parameters_are_literals_and_never_run(two, call):
+    with pytest.raises(ConfigError, match="hyper-parameters are names and literal values"):
+        catalog_module.method_source(f"{two}:First{call}")
+
+
+def test_ratios_are_added_to_those_of_a_workload():
+    catalog = Catalog()
+    chosen = Selection(catalog, ("l1", "random"), ("s3.2",), seeds=1, workloads=("lenet5-digits",), ratios=(0.6, 0.9))
+    assert chosen.ratios_of(catalog.workload("lenet5-digits")) == (0.5, 0.9, 0.6)
+    assert {cell.ratio for cell in chosen.cells()} == {0.5, 0.6, 0.9}
+    assert {one.ratio for one in chosen.comparisons()} == {arm.ratio for arm in chosen.arms()} == {0.5, 0.6, 0.9}
+    assert len(chosen.cells()) == len(set(chosen.cells())) == 6

@@ -1,6 +1,7 @@
 """The ``pruneaudit`` command: what it prints, and what it says about bad input."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -109,6 +110,41 @@ def test_methods_refuses_a_file_that_cannot_be_imported(run, tmp_path):
     refused(run("methods", "--audit-method", tmp_path / "mine.py"), "mine.py", "no_such_module_anywhere")
 
 
+def test_methods_describes_a_file(run, tmp_path):
+    spec = write_method(tmp_path, "my_pruner", SCORE)
+    code, out, _ = run("methods", spec)
+    assert code == 0 and out.startswith("name: my-pruner"), out
+
+
+def test_runs_and_report_show_the_others_beside_a_damaged_record(run, ledger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    victim = next((ledger.root / "runs").glob("*-tpp-*")) / "record.json"
+    victim.write_text("{")
+    code, out, _ = run("runs", "--ledger", ledger.root, "--json")
+    rows = json.loads(out)
+    (bad,) = [row for row in rows if row["status"] == "damaged"]
+    assert code == 0 and str(victim) in bad["error"] and bad["slug"] == victim.parent.name
+    assert any("-l1-" in row["slug"] and row["status"] == "ok" for row in rows)
+    code, out, err = run("report", "--ledger", ledger.root, "--figures", "none")
+    assert code == 0 and str(victim) in out, err
+    found = {row["method"]: row for row in json.loads((tmp_path / "reports/latest/results.json").read_text())["cells"]}
+    assert found["l1"]["status"] == "ok" and found["tpp"]["status"] == "failed"
+    assert str(victim) in found["tpp"]["error"]
+
+
+def test_the_module_is_the_command_and_ends_quietly_where_nobody_reads(checkout):
+    outcome = checkout.python("-m", "pruneaudit", "--version", fresh=True)
+    assert (outcome.code, outcome.text.strip()) == (0, __version__)
+    reader, writer = os.pipe()
+    os.close(reader)
+    environ = os.environ | {"PYTHONPATH": str(checkout.root)}
+    for arguments in (["protocols"], ["protocols", "--json"]):
+        command = [sys.executable, "-m", "pruneaudit", *arguments]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environ, check=False)
+        assert done.stderr == "" and done.returncode != 0
+    os.close(writer)
+
+
 def test_rules_explains_one(run):
     code, out, _ = run("rules", "F802")
     assert code == 0
@@ -176,18 +212,6 @@ def test_runs_lists_finished_and_failed(run, ledger):
 def test_no_ledger_is_one_line_and_none_is_made(run, tmp_path, name):
     refused(run(name, "--ledger", tmp_path / "nowhere"), "nowhere is no ledger", "--ledger")
     assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.parametrize("name", ["runs", "report"])
-def test_a_damaged_ledger_is_one_line(run, tmp_path, name):
-    ledger = Ledger(tmp_path / "ledger")
-    record = store(ledger, evidence()).result
-    path = ledger.root / "runs" / ledger.get(record).folder / "record.json"
-    path.write_text("{")
-    refused(
-        run(name, "--ledger", ledger.root, *(["--to", tmp_path / "r"] if name == "report" else [])), str(path), "delete"
-    )
-    assert not (tmp_path / "r").exists()
 
 
 # Reports

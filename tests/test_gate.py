@@ -27,6 +27,8 @@ WHERE = "lenet5-digits and r0.5"
 SEEDS = 6
 ARMS = ("mine", "l1", "random")
 COMMON = ("--audit-method", "mine.py", "--audit-protocols", "s3.2", "--audit-budget", "smoke")
+#: As in projects that let no warning pass.
+STRICT = ("-W", "error", "-o", "junit_family=xunit2")
 GATE = ("suite", *COMMON, "--audit-seeds", str(SEEDS), "--audit-against")
 
 
@@ -55,7 +57,16 @@ def measured(checkout, shelf):
         if not (shelf / "ledger").exists():
             making = shelf / "making"
             outcome = checkout.pytest(
-                *GATE, "l1,random", "-k", WHERE, "-n0", "--audit-ledger", str(making), "--junitxml", "junit.xml"
+                *GATE,
+                "l1,random",
+                "-k",
+                WHERE,
+                "-n0",
+                "--audit-ledger",
+                str(making),
+                "--junitxml",
+                "junit.xml",
+                *STRICT,
             )
             assert outcome.code == 0, outcome.text
             (shelf / "text").write_text(outcome.text)
@@ -127,6 +138,8 @@ def test_only_the_candidate_is_judged_against_its_rivals(measured, shelf):
     gates = [name for name in names if name.startswith("test_gate")]
     assert gates == [f"test_gate[lenet5-digits-mine-vs-{rival}-s3.2-r0.5-verdict]" for rival in ("l1", "random")]
     assert names[-2:] == gates, "the gate comes last"
+    checked = {name.split("-")[2] for name in names if name.startswith("test_conformance")}
+    assert checked == {"mine"}, "no id of conformance has a ratio: a stranger's method is checked all the same"
     assert {row["method"] for row in rows["cells"]} == set(ARMS), "rivals are measured as well"
     assert [row["arms"] for row in rows["verdicts"]] == [["mine", "l1"], ["mine", "random"]]
     judged = {tuple(row["arms"]) for row in rows["findings"]}
@@ -288,8 +301,10 @@ def test_same_bytes_with_workers_without_and_from_a_ledger(checkout, measured):
     checkout.write("spy.py", SPY)
     arguments = (*GATE, "l1", "-k", WHERE, "--audit-seeds", "1")
     trained = checkout.root / "trained"
-    outcome = checkout.pytest(*arguments, "-n2", "--audit-ledger", str(trained), "--audit-report", "trains")
-    assert outcome.code == 0, outcome.text
+    folders = ("--audit-ledger", str(trained), "--audit-report", "trains")
+    outcome = checkout.pytest(*arguments, "-n2", *folders, "--junitxml", "junit.xml", *STRICT)
+    assert outcome.code == 0 and "warning" not in outcome.text, outcome.text
+    assert properties(checkout.root / "junit.xml", "finding") and properties(checkout.root / "junit.xml", "verdict")
     before = {ledger: content(ledger) for ledger in (trained, measured)}
     for path in (trained, *trained.rglob("*")):
         path.chmod(path.stat().st_mode & ~0o222)

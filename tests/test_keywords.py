@@ -5,7 +5,7 @@ from _pytest.mark.expression import Expression
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneaudit.plugin.keywords import MOST_KEYWORDS, selectable
+from pruneaudit.plugin.keywords import MOST_KEYWORDS, absent_ratios, selectable
 
 WORKLOADS = ["lenet5-digits", "resnet20-digits", "resnet56-digits", "resnet56-cifar10"]
 METHODS = ["l1", "l1-global", "tpp", "scratch-b"]
@@ -101,3 +101,12 @@ def parts():
 )
 def test_nothing_that_pytest_would_select_is_left_out(expression):
     assert set(matching(expression)) <= set(chosen(expression))
+
+
+def test_absent_ratios_are_named_with_those_that_there_are():
+    ratios = {"lenet5-digits": (0.5, 0.9), "resnet20-digits": (0.6,)}
+    line = absent_ratios("lenet5-digits and (r0.6 or r0.5 or r0.8)", ratios)
+    assert line.startswith("no ratio 0.6,0.8: lenet5-digits has 0.5, 0.9; --audit-ratios 0.6,0.8 adds")
+    assert absent_ratios("r0.6 and mine", ratios) is None
+    assert "resnet20-digits has 0.6" in absent_ratios("r0.7", ratios)
+    assert absent_ratios("lenet5-digits and s3.2", ratios) is None

@@ -163,11 +163,19 @@ def test_a_broken_method_costs_its_own_cells(checkout):
     status = {row["method"]: row["status"] for row in results(checkout)["cells"]}
     assert status == {"l1": "ok", "tpp": "ok"} | dict.fromkeys(BROKEN, "failed")
     assert "Traceback" not in outcome.text
+    # One failure for each cause; what depends on it is counted, and not told again.
+    failed = [line for line in outcome.lines if line.startswith("FAILED ")]
+    assert len(failed) == len(BROKEN) and all("test_cells.py" in line for line in failed), outcome.text
+    (not_run,) = [line for line in outcome.lines if line.startswith("not run: ")]
+    assert f"depend on the {len(BROKEN)} failures above" in not_run
     for kind, (_, message) in BROKEN.items():
         line = next(
             line for line in outcome.lines if f"run lenet5-digits-prune-{kind}-r0.5-seed0-smoke failed: " in line
         )
         assert message.replace("bad", kind) in line
+        assert f"; at {checkout.root / kind}.py:" in line
+        kept = line.rpartition("; traceback in ")[2]
+        assert "Traceback (most recent call last)" in (checkout.root / kept).read_text()
         assert not list((checkout.ledger / "runs").glob(f"*-{kind}-*"))
         assert len(list((checkout.ledger / "failures").glob(f"*-prune-{kind}-*.json"))) == 1
     needed = [row for row in results(checkout)["findings"] if row["required"]]
@@ -226,7 +234,9 @@ USAGE = {
     "base": (("--audit-base", "nowhere.safetensors"), "base nowhere.safetensors: No such file or directory"),
     "device": (("--audit-device", "cuda"), "--audit-device cuda: no CUDA device is visible here"),
     "report": (("--audit-report", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),
-    "ledger": (("--audit-ledger", "pyproject.toml"), "choose another folder with --audit-ledger"),
+    "ledger": (("--audit-ledger", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),
+    "ratio": (("--audit-ratios", "0.6,1.2"), "--audit-ratios: '1.2' is no ratio; give shares between 0 and 1"),
+    "literal": (("--audit-method", "suite/test_cells.py(x=open(1))"), "hyper-parameters are names and literal values"),
 }
 
 
@@ -288,7 +298,10 @@ def test_absent_data_and_absent_gpu_skip_with_a_reason_and_do_not_count_as_succe
 
 
 def test_nothing_selected(checkout):
-    assert checkout.pytest("suite", "-k", "no-such-thing").code == 5
+    """A ratio that there is not is named, with what there is."""
+    outcome = checkout.pytest("suite", "-k", "lenet5-digits and r0.6")
+    assert outcome.code == 5
+    assert "pruneaudit: no ratio 0.6: lenet5-digits has 0.5, 0.9; --audit-ratios 0.6 adds" in outcome.text
 
 
 def test_a_lost_report_never_ends_in_success(checkout):
@@ -365,7 +378,7 @@ def test_external_base_is_checked_evaluated_and_not_counted(checkout):
     )
     checkout.write("text.safetensors", "hello")
     for name, code, message in (
-        ("small.safetensors", 1, "tensor 'conv1.weight' has shape [3, 1, 5, 5], lenet5 needs [6, 1, 5, 5]"),
+        ("small.safetensors", 4, "tensor 'conv1.weight' has shape [3, 1, 5, 5], lenet5 needs [6, 1, 5, 5]"),
         ("text.safetensors", 4, "not a safetensors file or damaged"),
     ):
         outcome = checkout.pytest("suite/test_cells.py", *arguments[1:], name)
@@ -387,6 +400,8 @@ def test_external_base_is_checked_evaluated_and_not_counted(checkout):
         "suite/test_cells.py", *QUICK[1:], "--audit-methods", "l1", "--audit-protocols", "s3.2", "--audit-base", "h.pth"
     )
     assert outcome.code == 0 and "base h.pth" in outcome.text, outcome.text
+    (said,) = [line for line in outcome.lines if line.startswith("pruneaudit: base h.pth for lenet5-digits: ")]
+    assert "float16 cast to float32" in said, "told at start, not only in the report"
     told = "external: pretraining cost not measured; read from 'state_dict'; prefix 'module.' taken off; float16 cast"
     assert told in (checkout.report / "report.md").read_text()
 

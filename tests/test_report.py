@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import statistics
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.report import writer
 from pruneaudit.report.drawing import Drawing
 from pruneaudit.report.results import Asked, Results, gather, gather_ledger
 from pruneaudit.report.schema import CellRow
@@ -750,6 +752,36 @@ def test_what_an_earlier_report_left_over_goes_and_what_is_not_ours_stays(ledger
     papers = {path.name for path in (tmp_path / "tables").glob("*.tex")}
     assert papers == {"mine.tex", "accuracy-lenet5-digits-s3.2.tex"}
     assert all(path.read_text(encoding="utf-8") == "mine" for path in (*mine, outside))
+
+
+def test_two_sessions_write_whole_files_into_one_folder(ledger, tmp_path):
+    """The second begins while the first is at it: neither takes the other's half-written file."""
+
+    def interrupted():
+        yield "first, "
+        writer._place({path: "second"})
+        yield "to its end"
+
+    folder = tmp_path / "report"
+    path = folder / "results.json"
+    writer._place({path: interrupted()})
+    assert path.read_text() == "first, to its end"
+    assert list(folder.iterdir()) == [path]
+    # A whole report waits for a whole report.
+    results, order = gather_ledger(CATALOG, filled(ledger)), []
+
+    class Slow(Drawing):
+        def images(self):
+            other.start()
+            other.join(0.5)
+            order.append("first")
+            yield from super().images()
+
+    other = threading.Thread(target=lambda: order.append("second") if write(results, folder) else None)
+    with Slow("none") as drawing:
+        write(results, folder, drawing)
+    other.join()
+    assert order == ["first", "second"]
 
 
 def test_a_report_that_cannot_be_finished_leaves_the_old_one(ledger, tmp_path):

@@ -51,21 +51,32 @@ def check_base(settings: Settings, workload: Workload) -> str | None:
     path, digest = base_path(settings.base, workload), settings.base_digest(workload)
     if path is None or digest is None:
         return None
-    problem = _problem(path, digest, workload)
+    problem, _ = _looked_at(path, digest, workload)
     if problem:
         raise ConfigError(problem)
     return digest
 
 
+def base_notes(settings: Settings, workload: Workload) -> tuple[str, ...]:
+    """What was done to a user's own base model to make it fit: a type cast, a prefix taken off.
+
+    Raises:
+        ConfigError: It does not fit; one line names the first difference.
+    """
+    digest = check_base(settings, workload)
+    path = base_path(settings.base, workload)
+    return () if path is None or digest is None else _looked_at(path, digest, workload)[1]
+
+
 @lru_cache(maxsize=64)
-def _problem(path: Path, digest: str, workload: Workload) -> str:
-    """What is wrong with a base model of some digest, or nothing. Every cell of a workload asks."""
+def _looked_at(path: Path, digest: str, workload: Workload) -> tuple[str, tuple[str, ...]]:
+    """What is wrong with a base model of some digest, or nothing, and notes. Every cell of a workload asks."""
     try:
         network = shapes.dense_network(workload)
-        fitted(read(path), path, workload.reading, network, workload.model)
+        weights = fitted(read(path), path, workload.reading, network, workload.model)
     except ConfigError as error:
-        return str(error)
-    return ""
+        return str(error), ()
+    return "", weights.notes
 
 
 class Executor(Protocol):

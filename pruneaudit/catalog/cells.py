@@ -126,6 +126,7 @@ class Selection:
         seeds: Number of seeds, or None for each workload's own list.
         workloads: Chosen workloads; None: all.
         against: Rivals: only comparisons of other methods with these are judged. Empty: all pairs.
+        ratios: Ratios beside those of each workload.
     """
 
     catalog: Catalog
@@ -134,6 +135,7 @@ class Selection:
     seeds: int | None = None
     workloads: tuple[str, ...] | None = None
     against: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = ()
 
     def on(self, workloads: Sequence[str]) -> Selection:
         """The same on some of its workloads, or on none."""
@@ -148,6 +150,10 @@ class Selection:
         """Seeds of a workload: its own list, or the first N natural numbers."""
         return workload.seeds if self.seeds is None else tuple(range(self.seeds))
 
+    def ratios_of(self, workload: Workload) -> tuple[float, ...]:
+        """Ratios of a workload: its own, and those that were added."""
+        return tuple(dict.fromkeys([*workload.ratios, *self.ratios]))
+
     def cells(self) -> list[Cell]:
         """All cells, in an order that keeps workers busy.
 
@@ -158,7 +164,7 @@ class Selection:
             Cell(workload.name, protocol, method, ratio, seed)
             for workload in self.chosen()
             for scratch_first in (True, False)
-            for ratio in sorted(workload.ratios, reverse=True)
+            for ratio in sorted(self.ratios_of(workload), reverse=True)
             for protocol in reversed(self.protocols)
             for method in self.methods
             if is_scratch(method) == scratch_first
@@ -171,7 +177,7 @@ class Selection:
             Comparison(workload.name, protocol.name, left, right, ratio, self.seeds_of(workload))
             for workload in self.chosen()
             for protocol in map(self.catalog.protocol, self.protocols)
-            for ratio in workload.ratios
+            for ratio in self.ratios_of(workload)
             for left, right in pairs(protocol, self.methods, self.against)
         ]
 
@@ -181,7 +187,7 @@ class Selection:
             Arm(workload.name, protocol, method, ratio, self.seeds_of(workload))
             for workload in self.chosen()
             for protocol in self.protocols
-            for ratio in workload.ratios
+            for ratio in self.ratios_of(workload)
             for method in self.methods
         ]
 

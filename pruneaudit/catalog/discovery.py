@@ -5,10 +5,13 @@ Discovery reads file names only; a method is imported when a run needs it, so co
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -48,6 +51,15 @@ def suite_arguments() -> list[str]:
     return ["--pyargs", "pruneaudit.suite"] if root == _PACKAGE else [str(root / "suite")]
 
 
+def suite_command() -> str:
+    """What runs the suite from here, for people."""
+    *options, where = suite_arguments()
+    path = Path(where)
+    if not options and path.is_relative_to(Path.cwd()):
+        where = str(path.relative_to(Path.cwd()))
+    return shlex.join(["pytest", *options, where])
+
+
 @dataclass(frozen=True)
 class MethodSource:
     """Where a method's class can be found, without importing it.
@@ -56,6 +68,8 @@ class MethodSource:
         name: Id of the method, such as ``"greg-1"``.
         path: Python file that defines it, or None.
         target: ``package.module:Class`` where there is no file.
+        attribute: Class in the file, where it was named; empty: the only Method that the file defines.
+        arguments: Hyper-parameters that were given, by name.
         found_by: For a scratch arm: the method whose architecture it trains; None: that of uniform pruning.
         outside: Gives what the method says of itself, from a process of its own; None: it is imported here.
     """
@@ -64,6 +78,8 @@ class MethodSource:
     path: Path | None = None
     target: str | None = None
     found_by: str | None = None
+    attribute: str = ""
+    arguments: tuple[tuple[str, Any], ...] = ()
     outside: Callable[[MethodSource], Any] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -79,7 +95,7 @@ class MethodSource:
         try:
             with listening():
                 if self.path is not None:
-                    cls: Any = _method_class(load_file(self.path), self.path)
+                    cls: Any = _method_class(_module(self.path), self.path, self.attribute)
                 else:
                     module_name, _, attribute = str(self.target).partition(":")
                     cls = getattr(importlib.import_module(module_name), attribute)
@@ -93,11 +109,27 @@ class MethodSource:
             )
         return cls
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of this project's own."""
+        return self.path is not None and self.path.is_relative_to(content_root())
+
+    def begins(self) -> str:
+        """File and line at which it decides, such as ``mine.py:12``; empty where it cannot be imported."""
+        try:
+            if self.outside is not None:
+                return str(self.cls.begins)
+            functions = [vars(self.cls).get(name) for name in ("score", "prune", "scores", "__init__")]
+        except MethodError:
+            return ""
+        codes = [code for function in functions if (code := getattr(function, "__code__", None)) is not None]
+        return f"{codes[0].co_filename}:{codes[0].co_firstlineno}" if codes else str(self.path or self.target)
+
     def create(self) -> Any:
         """A fresh instance, so that nothing one run leaves behind can reach the next."""
         try:
             with listening():
-                method = self.cls()
+                method = self.cls(**dict(self.arguments))
         except MethodError:
             raise
         except Exception as error:
@@ -112,8 +144,8 @@ class MethodSource:
         """
         if self.path is None or self.outside is not None:
             return self
-        again = MethodSource(self.name, path=self.path)
-        vars(again)["cls"] = _method_class(load_file(self.path, anew=True), self.path)
+        again = replace(self)
+        vars(again)["cls"] = _method_class(_module(self.path, anew=True), self.path, self.attribute)
         return again
 
     @cached_property
@@ -136,13 +168,79 @@ def _is_method(value: object) -> bool:
     return isinstance(value, type) and any(f"{base.__module__}.{base.__name__}" == _CONTRACT for base in value.__mro__)
 
 
-def _method_class(module: Any, path: Path) -> Any:
-    """The one Method that a module defines."""
+def _module(path: Path, anew: bool = False) -> Any:
+    """Import a method's file; a user's one finds the files beside it, however pytest was started."""
+    folder = str(path.parent)
+    if folder not in sys.path and not path.is_relative_to(content_root()):
+        # Last, so that they hide nothing.
+        sys.path.append(folder)
+    return load_file(path, anew)
+
+
+def _method_class(module: Any, path: Path, name: str = "") -> Any:
+    """The one Method that a module defines, or the one of some name."""
     found = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
+    names = [value.__name__ for value in found]
+    if name:
+        if name not in names:
+            raise MethodError(f"{path}: {unknown('method class', name, names)}")
+        return found[names.index(name)]
     if len(found) != 1:
-        names = ", ".join(value.__name__ for value in found) or "none"
-        raise MethodError(f"{path}: expected exactly one Method subclass, found {names}")
+        several = f"; name one, as in {path.name}:{names[0]}" if found else ""
+        raise MethodError(f"{path}: expected exactly one Method subclass, found {', '.join(names) or 'none'}{several}")
     return found[0]
+
+
+#: ``file.py``, ``file.py:Class`` or ``package.module:Class``, and hyper-parameters in brackets.
+_SPEC = re.compile(r"(?P<where>.+?\.py|[^:()]+)(?::(?P<attribute>\w+))?(?P<call>\(.*\))?", re.DOTALL)
+
+
+def method_source(spec: str) -> MethodSource:
+    """The method that a spec of ``--audit-method`` names, without importing it.
+
+    Args:
+        spec: ``file.py``, ``file.py:Class`` or ``package.module:Class``, each with hyper-parameters in brackets where
+            they differ from their defaults: ``mine.py(strength=0.3)``.
+
+    Raises:
+        ConfigError: It is no such spec, or there is no such file.
+    """
+    parts = _SPEC.fullmatch(spec)
+    where, attribute, call = parts.group("where", "attribute", "call") if parts else ("", None, None)
+    arguments = _arguments(spec, call) if call else ()
+    suffix = "".join(f"-{_slug(key)}-{_slug(value)}" for key, value in arguments)
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"--audit-method {spec}: no such file")
+        name = method_id(attribute or path.stem) + suffix
+        return MethodSource(name, path=path.resolve(), attribute=attribute or "", arguments=arguments)
+    if not (where and attribute):
+        raise ConfigError(
+            f"--audit-method {spec}: expected 'file.py' or 'package.module:Class', with hyper-parameters as in "
+            "'file.py:Class(strength=0.3)'"
+        )
+    return MethodSource(method_id(attribute) + suffix, target=f"{where}:{attribute}", arguments=arguments)
+
+
+def _arguments(spec: str, call: str) -> tuple[tuple[str, Any], ...]:
+    """Hyper-parameters in brackets: names and literals; nothing of it is run."""
+    try:
+        node = ast.parse(f"method{call}", mode="eval").body
+        plain = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args
+        if not isinstance(node, ast.Call) or not plain or any(one.arg is None for one in node.keywords):
+            raise ValueError
+        return tuple((str(one.arg), ast.literal_eval(one.value)) for one in node.keywords)
+    except (SyntaxError, ValueError):
+        raise ConfigError(
+            f"--audit-method {spec}: hyper-parameters are names and literal values, as in (strength=0.3, mode='fast')"
+        ) from None
+
+
+def _slug(value: object) -> str:
+    """A hyper-parameter as part of a name: what ``-k`` cannot select becomes a hyphen."""
+    text = str(value).lower().replace("-", "minus-") if isinstance(value, int | float) else str(value).lower()
+    return re.sub(r"[^a-z0-9.]+", "-", text).strip("-.") or "none"
 
 
 def _check_name(kind: str, name: str) -> None:
@@ -157,7 +255,7 @@ class Catalog:
 
     Attributes:
         root: Folder with ``methods/`` and ``protocols/``.
-        extra_methods: Specs from ``--audit-method``: ``file.py`` or ``package.module:Class``.
+        extra_methods: Specs from ``--audit-method`` (:func:`method_source`).
         extra_workloads: Specs from ``--audit-workload``: ``file.toml``, a folder or ``package.module:attribute``.
         isolate: Which methods run in a process of their own: ``always`` all, ``foreign`` those that are not shipped,
             ``never`` none; None: none, and nothing is said of it.
@@ -216,7 +314,7 @@ class Catalog:
         sources = [MethodSource(method_id(path.stem), path=path) for path in self._files("methods", ".py")]
         for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
             sources.append(MethodSource(entry.name, target=entry.value))
-        sources += [self._from_spec(spec) for spec in self.extra_methods]
+        sources += [method_source(spec) for spec in self.extra_methods]
         found: dict[str, MethodSource] = {}
         for source in sources:
             _check_name("method", source.name)
@@ -281,7 +379,7 @@ class Catalog:
     @property
     def extra_names(self) -> tuple[str, ...]:
         """Names of the methods that ``--audit-method`` brought."""
-        return tuple(self._from_spec(spec).name for spec in self.extra_methods)
+        return tuple(method_source(spec).name for spec in self.extra_methods)
 
     def method(self, name: str) -> MethodSource:
         """The method called ``name``, or an error that names the nearest one.
@@ -341,17 +439,6 @@ class Catalog:
         if choice == "all":
             return tuple(self.protocols)
         return tuple(dict.fromkeys(self.protocol(name.strip()).name for name in choice.split(",") if name.strip()))
-
-    def _from_spec(self, spec: str) -> MethodSource:
-        if spec.endswith(".py"):
-            path = Path(spec)
-            if not path.is_file():
-                raise ConfigError(f"--audit-method {spec}: no such file")
-            return MethodSource(method_id(path.stem), path=path.resolve())
-        module, colon, attribute = spec.partition(":")
-        if not (colon and module and attribute):
-            raise ConfigError(f"--audit-method {spec}: expected 'file.py' or 'package.module:Class'")
-        return MethodSource(method_id(attribute), target=spec)
 
     def _files(self, folder: str, suffix: str) -> list[Path]:
         directory = self.root / folder

@@ -10,7 +10,7 @@ from typing import get_args
 
 from filelock import Timeout
 
-from pruneaudit.errors import ConfigError
+from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
 from pruneaudit.ledger.store import Ledger
 
@@ -58,6 +58,9 @@ class _Union:
                 _agree(f"cell {key}", there, origin, cell, ledger)
             elif _rank(cell) > _rank(there):
                 self.cells[key] = (cell, ledger)
+        for problem in ledger.damaged.values():
+            # What cannot be read cannot be compared: nothing is lost by mending it first.
+            raise DamagedError(problem)
 
 
 def merge(target: Path, sources: Sequence[Path]) -> Merged:

@@ -20,7 +20,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +28,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 from pydantic_core import from_json
 
+from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.migration import NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
@@ -46,33 +47,37 @@ class Ledger:
     Args:
         root: The folder; made where it is missing.
         writable: False: only look. Nothing is made or written, and writing is a programming error.
+        when_needed: Make a missing folder only when something is written.
 
     Raises:
         ConfigError: A newer version wrote in the folder, it cannot be written, or (to look at) is no ledger.
     """
 
-    def __init__(self, root: Path, writable: bool = True) -> None:
+    def __init__(self, root: Path, writable: bool = True, when_needed: bool = False) -> None:
         self.root = root
         self.writable = writable
+        self._made = False
+        self._older = False
         self._records: dict[str, RunRecord] = {}
         self._paths: dict[str, Path] = {}
+        #: What is wrong with records that were left out of a list of all.
+        self.damaged: dict[Path, str] = {}
         marker = root / "ledger.json"
         try:
-            if writable:
-                for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
-                    (root / name).mkdir(parents=True, exist_ok=True)
-                if not marker.exists():
-                    write_json(marker, {"schema_version": SCHEMA_VERSION})
+            if writable and not when_needed:
+                self._make()
+            elif writable and not marker.exists():
+                return
             elif not marker.exists():
                 raise ConfigError(
                     f"{root} is no ledger; give the folder of one (--ledger, --audit-ledger), "
-                    "or run 'pytest suite' first"
+                    f"or run '{suite_command()}' first"
                 )
             version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
             check(version)
-            if writable and version < SCHEMA_VERSION:
-                # Its records stay as they are. An older pruneaudit would take new ones for damaged: now it refuses.
-                write_json(marker, {"schema_version": SCHEMA_VERSION})
+            self._older = version < SCHEMA_VERSION
+            if writable and not when_needed:
+                self._make()
         except NewerError as error:
             raise ConfigError(f"ledger {root}: {error}") from None
         except OSError as error:
@@ -119,9 +124,17 @@ class Ledger:
         return {path.parent.name.rpartition("-")[2] for path in (self.root / "runs").glob("*/record.json")}
 
     def runs(self) -> Iterator[RunRecord]:
-        """All finished runs, by folder name."""
-        for path in sorted((self.root / "runs").glob("*/record.json")):
-            yield _read(RunRecord, path)
+        """All finished runs, by folder name; those that cannot be read are left out, and named in ``damaged``."""
+        return self._readable(RunRecord, sorted((self.root / "runs").glob("*/record.json")))
+
+    def damage(self, record: CellRecord) -> str | None:
+        """What is wrong with a run that a cell stands on, in one line; None: all of them can be read."""
+        try:
+            for run_id in record.runs:
+                self.get(run_id)
+        except DamagedError as error:
+            return str(error)
+        return None
 
     def weights(self, record: RunRecord) -> dict[str, torch.Tensor]:
         """Weights that a run wrote.
@@ -192,8 +205,8 @@ class Ledger:
         return None
 
     def failures(self) -> list[FailureRecord]:
-        """All failed attempts."""
-        return [_read(FailureRecord, path) for path in sorted((self.root / "failures").glob("*.json"))]
+        """All failed attempts; those that cannot be read are left out, and named in ``damaged``."""
+        return list(self._readable(FailureRecord, sorted((self.root / "failures").glob("*.json"))))
 
     def lock(self, spec: RunSpec) -> FileLock:
         """Lock of a run: held by the process that trains it, freed by the system if that process dies."""
@@ -226,10 +239,22 @@ class Ledger:
         return list(self.cells_by_key().values())
 
     def cells_by_key(self) -> dict[str, CellRecord]:
-        """Records of all cells, each under the key that it was saved with."""
+        """Records of all cells, each under the key that it was saved with; damaged ones are named in ``damaged``."""
         # Names are sorted, not paths: these take ten times as long.
         names = sorted(name for name in os.listdir(self.root / "cells") if name.endswith(".json"))
-        return {name.removesuffix(".json"): _read(CellRecord, self.root / "cells" / name) for name in names}
+        found = {}
+        for name in names:
+            for cell in self._readable(CellRecord, [self.root / "cells" / name]):
+                found[name.removesuffix(".json")] = cell
+        return found
+
+    def _readable(self, kind: type[Model], paths: Iterable[Path]) -> Iterator[Model]:
+        """The records that can be read."""
+        for path in paths:
+            try:
+                yield _read(kind, path)
+            except DamagedError as error:
+                self.damaged[path] = str(error)
 
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""
@@ -278,9 +303,21 @@ class Ledger:
                 times[path] = path.stat().st_mtime_ns
         return sorted(times, key=lambda path: times[path], reverse=True)
 
+    def _make(self) -> None:
+        """Make what is missing of the folder."""
+        for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        marker = self.root / "ledger.json"
+        if self._older or not marker.exists():
+            # Its records stay as they are. An older pruneaudit would take new ones for damaged: now it refuses.
+            write_json(marker, {"schema_version": SCHEMA_VERSION})
+        self._made = True
+
     def _writing(self) -> None:
         if not self.writable:
             raise RuntimeError(f"ledger {self.root} was opened to look only; nothing may be written to it")
+        if not self._made:
+            self._make()
 
 
 def write_json(path: Path, content: Any) -> None:

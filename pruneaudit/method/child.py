@@ -318,6 +318,7 @@ def describe(line: Line, source: MethodSource) -> None:
         name=cls.__qualname__,
         description=getdoc(cls) or "",
         summary=method.summary(),
+        begins=source.begins(),
         scratch=scratch,
         follows_protocol=bool(getattr(method, "follows_protocol", False)),
         published=None if method.published is None else asdict(method.published),

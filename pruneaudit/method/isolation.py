@@ -92,6 +92,8 @@ def described(source: MethodSource) -> type[Method]:
             "__module__": str(facts["module"]),
             "__qualname__": str(facts["name"]),
             "__doc__": str(facts["description"]),
+            # Hyper-parameters went to the process.
+            "__init__": lambda _self, **_arguments: None,
             "budget": budget,
             "skip": lambda _self, workload: ask("skip", workload),
             "recipe": recipe,
@@ -101,6 +103,7 @@ def described(source: MethodSource) -> type[Method]:
             "published": None if published is None else _made(PublishedRecipe, published, source.name),
             "card": _made(Card, facts["card"], source.name),
             "follows_protocol": bool(facts["follows_protocol"]),
+            "begins": str(facts["begins"]),
             **{name: facts[name] for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
         },
     )

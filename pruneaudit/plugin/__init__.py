@@ -5,14 +5,16 @@ Installed, it loads into every pytest session; it stays silent unless the sessio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: F401  (a hook)
 from pruneaudit.plugin.device import claim, visible_gpus
-from pruneaudit.plugin.options import DEFAULTS, add_options
+from pruneaudit.plugin.options import DEFAULTS, add_options, with_values
+from pruneaudit.plugin.project import joined, misled
 
 if TYPE_CHECKING:
     from pruneaudit.plugin.session import AuditSession
@@ -25,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | int | None:
+    """Start again where pytest took the value of an option of ours for the folder of the tests."""
+    given = list(config.invocation_params.args)
+    arguments = joined(given, with_values())
+    if arguments == given or not misled(config):
+        return None
+    return pytest.main(arguments, plugins=config.invocation_params.plugins)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Check options and TOML files before anything runs; on the controller, prepare report and completeness guard."""
     if not _runs_suite(config):
@@ -34,7 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         from pruneaudit.plugin.controller import Controller
 
-        config.pluginmanager.register(Controller(config, session), "pruneaudit-controller")
+        causes = Causes()
+        config.pluginmanager.register(causes, "pruneaudit-causes")
+        config.pluginmanager.register(Controller(config, session, causes), "pruneaudit-controller")
         # Without this xdist hands out cells in chunks, and a worker may sit on heavy ones while others are idle.
         if getattr(config.option, "maxschedchunk", 1) is None:
             config.option.maxschedchunk = 1
@@ -66,9 +80,12 @@ def audit_session(config: pytest.Config) -> AuditSession:
     return config.stash[_SESSION]
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """One line: protocol versions, methods, seeds, device, ledger."""
-    return config.stash[_SESSION].header() if _SESSION in config.stash else None
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """One line: protocol versions, methods, seeds, device, ledger; and one where a new ledger may be a mistake."""
+    if _SESSION not in config.stash:
+        return []
+    session = config.stash[_SESSION]
+    return [line for line in (session.header(), session.beginning()) if line is not None]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -110,17 +127,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if absent.get(collection_path.name) else None
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Conformance first, then cells, fairness, and the gate; remember the selected cells.
 
-    ``trylast``: ``-k`` and ``-m`` have taken out what they take out.
+    Last, when ``-k`` and ``-m`` have taken out what they take out.
     """
+    every = list(items)
+    yield
     if _SESSION not in config.stash:
         return
     from pruneaudit.catalog.cells import Cell, Comparison
+    from pruneaudit.plugin.gate import with_conformance
     from pruneaudit.plugin.session import Check, ConformanceCase, Gate, is_placeholder, item_target
 
+    items[:] = with_conformance(config, config.stash[_SESSION], every, items)
     targets = [(item_target(item), item) for item in items if not is_placeholder(item)]
     order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}
     items[:] = [item for _, item in sorted(targets, key=lambda pair: order[type(pair[0])])]

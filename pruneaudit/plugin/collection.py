@@ -47,7 +47,8 @@ def collect(expression: str, options: list[str]) -> Work:
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main([*arguments, "-k", expression, *options], plugins=[collector])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise ConfigError(f"nothing is selected by -k '{expression}'")
+        hint = collector.session.absent_ratios(expression) if collector.session is not None else None
+        raise ConfigError(f"nothing is selected by -k '{expression}'{f': {hint}' if hint else ''}")
     session = collector.session
     if status != pytest.ExitCode.OK or session is None:
         lines = [line for line in output.getvalue().splitlines() if line.strip()]

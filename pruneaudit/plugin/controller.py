@@ -10,6 +10,7 @@ import pytest
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, one_line
+from pruneaudit.plugin.causes import Causes
 from pruneaudit.plugin.session import AuditSession, Check, Gate
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ class Controller:
     reported, or the session is incomplete.
     """
 
-    def __init__(self, config: pytest.Config, audit: AuditSession) -> None:
+    def __init__(self, config: pytest.Config, audit: AuditSession, causes: Causes) -> None:
         self.config = config
+        self.causes = causes
         self.audit = audit
         self.expected: set[str] = set()
         self.outcomes: dict[str, str] = {}
@@ -38,16 +40,38 @@ class Controller:
         self.nothing_measured = ""
         self.lacking = ""
         self.report_error = ""
+        self.bases_checked = False
         self.annotations = io.StringIO()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         """Remember what the workers collected."""
         self.expected.update(ids)
+        self._check_bases()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember what this process collected (empty under xdist)."""
         self.expected.update(item.nodeid for item in session.items)
+        self._check_bases()
+
+    def _check_bases(self) -> None:
+        """Refuse a base model that does not fit before anything trains; say once what was done to one that does."""
+        audit = self.audit
+        if self.config.option.collectonly or self.bases_checked or not self.expected:
+            return
+        self.bases_checked = True
+        if not any(audit.settings.base_digest(job) for job in audit.selection.chosen()):
+            return
+        targets = self._selected()
+        names = [target.workload if isinstance(target, Cell) else target.subject.workload for target in targets]
+        try:
+            lines = audit.check_bases(dict.fromkeys(names))
+        except AuditError as error:
+            raise pytest.UsageError(str(error)) from None
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        for line in lines if reporter is not None else ():
+            reporter.ensure_newline()
+            reporter.write_line(f"pruneaudit: {line}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Any:
@@ -157,6 +181,8 @@ class Controller:
             own = f"{target.subject.workload} {target.subject.protocol} ratio"
         else:
             own = f"{target.id}: " if isinstance(target, Cell) else target.rule
+        if nodeid in self.causes.dependants:
+            return False
         # What was looked at and not judged says so in a line that begins with its own name.
         return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, own).startswith(own)
 
@@ -164,6 +190,9 @@ class Controller:
         """Tables, audit matrix, what is missing, and where the files are."""
         from pruneaudit.report.terminal import summary
 
+        hint = None if self.expected else self.audit.absent_ratios(self.config.option.keyword)
+        if hint is not None:
+            terminalreporter.write_line(f"pruneaudit: {hint}", red=True)
         if self.results is None and not self.missing and not self.report_error:
             return
         terminalreporter.write_sep("=", "pruneaudit")
@@ -172,6 +201,9 @@ class Controller:
         if self.results is not None:
             for line in summary(self.results, self.audit.fails_row):
                 terminalreporter.write_line(line)
+        not_run = self.causes.line()
+        if not_run is not None:
+            terminalreporter.write_line(not_run, red=True)
         if self.nothing_measured:
             terminalreporter.write_line(f"INCOMPLETE: nothing was measured; {self.nothing_measured}", red=True)
         if self.lacking:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import pytest
 
@@ -72,3 +72,22 @@ def _possible(keyword: str, words: Iterable[str]) -> bool:
     parts = [part for part in re.split(r"[-\[\]:/]", keyword) if part]
     known = list(words)
     return all(re.fullmatch(r"[rsed0-9.]*", part) or any(part in word for word in known) for part in parts)
+
+
+def absent_ratios(expression: str, ratios: Mapping[str, Collection[float]]) -> str | None:
+    """One line on ratios in an expression that no workload has; None where there are none.
+
+    Args:
+        expression: What follows ``-k``.
+        ratios: Those of each workload, by its name.
+    """
+    asked = {float(number) for number in re.findall(r"\br(0\.\d+)", expression)}
+    # Those that the expression is about, or all.
+    named = {name: known for name, known in ratios.items() if name in expression} or dict(ratios)
+    absent = sorted(asked.difference(*named.values()))
+    if not absent:
+        return None
+    shown = [f"{name} has {', '.join(f'{ratio:g}' for ratio in sorted(known))}" for name, known in named.items()]
+    what = ",".join(f"{ratio:g}" for ratio in absent)
+    more = f" and {len(shown) - 3} more workloads have theirs" if len(shown) > 3 else ""
+    return f"no ratio {what}: {'; '.join(shown[:3])}{more}; --audit-ratios {what} adds what is missing"

@@ -12,6 +12,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_workload": [],
     "audit_methods": None,
     "audit_protocols": None,
+    "audit_ratios": None,
     "audit_seeds": None,
     "audit_budget": "full",
     "audit_ledger": ".pruneaudit/ledger",
@@ -33,6 +34,12 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def with_values() -> frozenset[str]:
+    """Options that take a value, as they are written."""
+    names = (name for name, default in DEFAULTS.items() if default is not False)
+    return frozenset(f"--{name.replace('_', '-')}" for name in names)
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Register the options."""
     group = parser.getgroup("pruneaudit", "pruneaudit: fairness audit of pruning methods")
@@ -41,7 +48,8 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="Also audit this method: file.py or package.module:Class. Repeatable.",
+        help="Also audit this method: file.py, file.py:Class or package.module:Class, with hyper-parameters as in "
+        "'mine.py:Mine(strength=0.3)'. Repeatable.",
     )
     group.addoption(
         "--audit-workload",
@@ -63,6 +71,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="Comparison setups to run, such as s3.2,sx-b. Default: all.",
     )
     group.addoption(
+        "--audit-ratios",
+        default=DEFAULTS["audit_ratios"],
+        metavar="A,B",
+        help="Also prune at these ratios, such as 0.6,0.8. Default: the ratios of each workload.",
+    )
+    group.addoption(
         "--audit-seeds",
         type=int,
         default=None,
@@ -79,13 +93,13 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-ledger",
         default=DEFAULTS["audit_ledger"],
         metavar="DIR",
-        help="Store of run records. Default: .pruneaudit/ledger below the root directory.",
+        help="Store of run records. Default: .pruneaudit/ledger below the project.",
     )
     group.addoption(
         "--audit-report",
         default=DEFAULTS["audit_report"],
         metavar="DIR",
-        help="Where the report goes. Default: reports/latest below the root directory.",
+        help="Where the report goes. Default: reports/latest below the project.",
     )
     group.addoption(
         "--audit-figures",

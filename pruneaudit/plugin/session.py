@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -27,7 +28,11 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
+from pruneaudit.plugin.keywords import absent_ratios
+from pruneaudit.plugin.options import DEFAULTS
+from pruneaudit.plugin.project import above, project
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
@@ -115,7 +120,7 @@ class AuditSession:
                     raise ConfigError(f"{path}: requires: {error}") from None
             for rule in self.study.waive:
                 get_rule(rule)
-            self.root = config.rootpath
+            self.root = project(config)
             self.only_judges = option.audit_from is not None
             self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
             self.report_path = self.root / option.audit_report
@@ -133,8 +138,11 @@ class AuditSession:
                     f"nothing can fail on {', '.join(self.fail_on)}: {' '.join(self.selection.protocols)} compare "
                     f"no two of {' '.join(self.selection.methods)} (sx-a and sx-b compare with scratch)"
                 )
-            # Last: a wrong option leaves no folder behind.
-            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges)
+            # A wrong option leaves no folder behind, nor does a session that only collects.
+            self.ledger = Ledger(self.ledger_path, writable=not self.only_judges, when_needed=True)
+            self.is_new = not self.only_judges and not (self.ledger_path / "ledger.json").exists()
+            if self.is_new:
+                _check_folder(self.ledger_path, "--audit-ledger")
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
         self.data_root_option: str | None = option.audit_data_root
@@ -176,7 +184,8 @@ class AuditSession:
         if workloads:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
-        return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against)
+        ratios = _ratios(option.audit_ratios)
+        return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against, ratios)
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
@@ -228,6 +237,11 @@ class AuditSession:
 
         chosen = self.selection
         return [*chosen.methods, *chosen.protocols, *rules(), *METHOD_CHECKS, *SCRATCH_CHECKS, "vs-baseline", "verdict"]
+
+    def absent_ratios(self, expression: str) -> str | None:
+        """One line on ratios that ``-k`` names and no workload has; None where there are none."""
+        chosen = self.selection
+        return absent_ratios(expression, {job.name: chosen.ratios_of(job) for job in chosen.chosen()})
 
     def cells(self, workloads: Sequence[str]) -> list[Cell]:
         """All cells of the selection on some workloads."""
@@ -293,6 +307,27 @@ class AuditSession:
         except ConfigError:
             return None  # it is there, and wrong: its own tests will say so
         return None
+
+    def check_bases(self, workloads: Iterable[str]) -> list[str]:
+        """See that the user's own base models fit the workloads that will use them.
+
+        Returns:
+            One line for each base that was changed to fit.
+
+        Raises:
+            ConfigError: One does not fit; the message names the first difference.
+        """
+        lines = []
+        for name in workloads:
+            workload = self.catalog.workload(name)
+            if self.only_judges or self.settings.base_digest(workload) is None or self.obstacle(name) is not None:
+                continue
+            from pruneaudit.campaign.planner import base_notes
+            from pruneaudit.workloads.checkpoints import base_path
+
+            notes = base_notes(self.settings, workload)
+            lines += [f"base {base_path(self.settings.base, workload)} for {name}: {'; '.join(notes)}"] if notes else []
+        return lines
 
     def measure(self, cell: Cell) -> CellRecord | None:
         """The record of a cell, measured now where the ledger lacks it; None where nothing is to be trained."""
@@ -363,6 +398,37 @@ class AuditSession:
         """The record of a cell as the ledger holds it; None where it holds none that still counts."""
         return stored_cell(cell, self.catalog, self.settings, self.ledger)
 
+    def fail(self, item: pytest.Item, error: AuditError, method: str) -> NoReturn:
+        """Fail the running test of a method, of a cause that other tests may share."""
+        text, trace = str(error), "".join(traceback.format_exception(error))
+        item.stash[causes.CAUSE] = causes.key(text)
+        pytest.fail(self._told(text, trace, method), pytrace=False)
+
+    def fail_with_cells(self, item: pytest.Item, text: str, cells: Iterable[Cell]) -> NoReturn:
+        """Fail the running test; where it stands on cells that failed, of the cause of the first of them."""
+        for cell in cells:
+            record = self._measured.get(cell)
+            if record is not None and record.status != "ok" and record.error:
+                item.stash[causes.CAUSE] = causes.key(record.error)
+                text = self._told(record.error, self._trace(cell), cell.method)
+                break
+        pytest.fail(text, pytrace=False)
+
+    def _told(self, text: str, trace: str, method: str) -> str:
+        if self.only_judges:
+            return text
+        source = self.catalog.method(method)
+        return causes.told(text, trace, self.ledger_path / "failures", "" if source.built_in else source.begins())
+
+    def _trace(self, cell: Cell) -> str:
+        """The traceback of what a cell failed of in this session; empty where there is none."""
+        try:
+            runs = self.campaign.plan(cell).runs
+        except AuditError as error:
+            return "".join(traceback.format_exception(error))
+        failures = (self.ledger.failure(run, self.id) for run in runs)
+        return next((failure.traceback for failure in failures if failure is not None), "")
+
     def require(self, workload: str, *methods: str) -> None:
         """Skip the running test where the workload cannot run here, or a method says that it does not apply."""
         obstacle = self.obstacle(workload)
@@ -410,12 +476,37 @@ class AuditSession:
         parts += [f"WAIVED {rule}: {reason}" for rule, reason in sorted(self.study.waive.items())]
         return "pruneaudit: " + " · ".join(parts)
 
+    def beginning(self) -> str | None:
+        """One line where a new ledger begins although a folder above has one; None elsewhere."""
+        ours = Path(DEFAULTS["audit_ledger"])
+        other = above(self.root, ours / "ledger.json")
+        if not self.is_new or other is None or self.ledger_path != self.root / ours:
+            return None
+        return (
+            f"pruneaudit: a new ledger begins in {self.ledger_path}; to go on with the one above, "
+            f"give --audit-ledger {other.parent}"
+        )
+
 
 def _check_folder(path: Path, option: str) -> None:
     """Refuse a folder that cannot be written when the session ends, before it starts."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"{option} {path}: {existing} is no folder that can be written; choose another")
+
+
+def _ratios(text: str | None) -> tuple[float, ...]:
+    """Ratios in a comma-separated list."""
+    found = []
+    for word in _names(text):
+        try:
+            ratio = float(word)
+        except ValueError:
+            ratio = -1.0
+        if not 0 < ratio < 1:
+            raise ConfigError(f"--audit-ratios: '{word}' is no ratio; give shares between 0 and 1, such as 0.6,0.8")
+        found.append(ratio)
+    return tuple(found)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

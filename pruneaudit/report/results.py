@@ -334,7 +334,10 @@ def gather_ledger(
         study: What is waived.
         begin: As :func:`gather`'s.
     """
-    everything = ledger.cells()
+    stored = ledger.cells()
+    # A file that cannot be read costs its own cells, not the report.
+    damaged = {id(record): problem for record in stored if (problem := ledger.damage(record)) is not None}
+    everything = [record for record in stored if id(record) not in damaged]
     digests = method_digests(catalog, ledger, everything)
     outdated = {id(record): why_outdated(record, catalog, ledger, digests) for record in everything}
     tables: dict[tuple[str, tuple[str, ...]], dict[Cell, CellRecord]] = defaultdict(dict)
@@ -361,6 +364,11 @@ def gather_ledger(
     rows = [
         _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
         for record in everything
+    ]
+    rows += [
+        _cell_row(record) | {"status": "failed", "error": damaged[id(record)]}
+        for record in stored
+        if id(record) in damaged
     ]
     return _results(catalog, ledger, rows, groups, Asked(study=study), begin)
 

@@ -90,15 +90,25 @@ def _problems(results: Results) -> list[str]:
     counts = Counter(row["status"] for row in results.cells)
     statuses = ", ".join(f"{counts[key]} {key}" for key in sorted(counts))
     lines = ["", f"cells: {len(results.cells)} selected, {statuses}; {results.attempted}"]
+    told: list[str] = []
     for status in ("failed", "missing", "skipped", "outdated"):
         reasons = Counter(row["error"] for row in unmeasured_cells(results) if row["status"] == status)
         lines += [f"  {status} ({count}): {reason}" for reason, count in sorted(reasons.items())]
+        told += [reason for reason in reasons if status == "failed" and reason]
     required = [row for row in results.findings if row["required"]]
     if required:
         verdicts = Counter("waived" if row["waived"] else row["verdict"] for row in required)
         parts = ", ".join(f"{verdicts[key]} {key}" for key in sorted(verdicts))
         lines.append(f"findings: {len(required)} required checks, {parts}")
     wrong = failed_findings(results)
+    # One cause is told once: rules that stand on a failed cell have nothing to add to its reason.
+    own = [row for row in wrong if not any(reason in why_text(row) for reason in told)]
+    lines += (
+        [f"  {len(wrong) - len(own)} lines of findings stand on the failed cells: see report.md"]
+        if own != wrong
+        else []
+    )
+    wrong = own
     for row in wrong[:MOST_FINDINGS]:
         seed = "" if row["seed"] is None else f" seed {row['seed']}"
         where = f"{title(row['workload'], tuple(row['labels']))} {row['protocol']} ratio {row['ratio']:g}{seed}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -77,6 +79,11 @@ def write(results: Results, folder: Path, figures: str | Drawing = "none") -> li
             return write(results, folder, drawing)
     figures.begin(results)
     figures.conclude(results)
+    with _alone(folder):
+        return _write(results, folder, figures)
+
+
+def _write(results: Results, folder: Path, figures: Drawing) -> list[Path]:
     mark = badge(results)
     files: list[Path] = _place(
         {
@@ -100,11 +107,30 @@ def write(results: Results, folder: Path, figures: str | Drawing = "none") -> li
     return files
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for another session that writes its report here: files of two would stand beside each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = None
+    # Where the system cannot lock a folder, each file is still one of the two, and whole.
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def _place(files: Mapping[Path, str | bytes | Iterator[str]]) -> list[Path]:
     """Write files: all of them, or none where one cannot be written whole."""
     for parent in {path.parent for path in files}:
         parent.mkdir(parents=True, exist_ok=True)
-    parts = {path: path.with_name(f".{path.name}.part") for path in files}
+    mark = secrets.token_hex(8)
+    parts = {path: path.with_name(f".{path.name}.{mark}.part") for path in files}
     try:
         for path, text in files.items():
             if isinstance(text, bytes):

@@ -1,0 +1,116 @@
+"""Which folder is the project: no option's value may move it, and collecting leaves nothing behind."""
+
+import argparse
+import contextlib
+import io
+import shutil
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from conftest import ROOT, Checkout
+from pruneaudit.plugin.options import DEFAULTS, with_values
+from pruneaudit.plugin.project import above, joined
+
+SPY = """
+def pytest_report_header(config):
+    return [f"root {config.rootpath}", f"file {config.inipath}"]
+"""
+COLLECT = ("-p", "spy", "--pyargs", "pruneaudit.suite", "--collect-only", "-q", "-v", "-k", "lenet5-digits and s3.2")
+
+
+@pytest.fixture
+def foreign(tmp_path, warm):
+    """Somebody else's repository beside an installed pruneaudit; all that is made lies below ``tmp_path``."""
+    installed = tmp_path / "site" / "pruneaudit"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pruneaudit", installed, ignore=ignore)
+    for name in ("suite", "methods", "protocols"):
+        shutil.copytree(ROOT / name, installed / name, ignore=ignore)
+    project = Checkout(tmp_path / "project", warm)
+    project.write("pytest.ini", "[pytest]\n")
+    project.write("spy.py", SPY)
+    # As in many a data folder: it is a repository of its own.
+    for name in ("data", "checkpoints"):
+        Checkout(tmp_path, warm).write(f"{name}/pytest.ini", "[pytest]\n")
+    return project
+
+
+def run(project, *arguments):
+    paths = f"{project.root}:{project.root.parent / 'site'}"
+    return project.pytest(*arguments, PYTHONPATH=paths)
+
+
+def below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_no_value_of_an_option_moves_the_project_and_collecting_writes_nothing(foreign):
+    everything = foreign.root.parent
+    (everything / "checkpoints" / "base.txt").write_text("no checkpoint")
+    before = below(everything)
+    data = str(everything / "data")
+    outcome = run(foreign, *COLLECT, "--audit-data-root", data, "--audit-report", str(everything / "data" / "report"))
+    assert outcome.code == 0, outcome.text
+    assert f"root {foreign.root}" in outcome.lines and f"file {foreign.root / 'pytest.ini'}" in outcome.lines
+    assert f"ledger {foreign.root / '.pruneaudit' / 'ledger'}" in outcome.text
+    assert below(everything) == before
+    # What is wrong is said once, and by us.
+    outcome = run(foreign, *COLLECT, "--audit-base", str(everything / "checkpoints" / "base.txt"))
+    assert outcome.code == 4 and outcome.text.count("ERROR") == 1 and "no PyTorch checkpoint" in outcome.text
+    assert below(everything) == before
+
+
+def test_a_new_ledger_below_another_one_says_so(foreign):
+    """In a sub-folder of a project without configuration."""
+    (foreign.root / "pytest.ini").unlink()
+    foreign.write(".pruneaudit/ledger/ledger.json", '{"schema_version": 1}')
+    sub = Checkout(foreign.root / "sub", foreign.warm)
+    sub.write("spy.py", SPY)
+    paths = f"{sub.root}:{foreign.root.parent / 'site'}"
+    outcome = sub.pytest(*COLLECT, PYTHONPATH=paths)
+    assert outcome.code == 0, outcome.text
+    (line,) = [line for line in outcome.lines if "a new ledger begins" in line]
+    assert str(sub.root / ".pruneaudit" / "ledger") in line
+    assert f"--audit-ledger {foreign.root / '.pruneaudit' / 'ledger'}" in line
+    assert not (sub.root / ".pruneaudit").exists()
+
+
+def test_every_option_with_a_value_is_known():
+    assert {"--audit-data-root", "--audit-ratios", "--audit-method"} <= with_values()
+    flags = {name for name, default in DEFAULTS.items() if default is False}
+    assert flags == {"audit_download"} and "--audit-download" not in with_values()
+
+
+def meaning(words):
+    """What argparse makes of a command line; None where it refuses it."""
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    for option in ("--a", "--b"):
+        parser.add_argument(option, action="append")
+    parser.add_argument("--flag", action="store_true")
+    parser.add_argument("-k")
+    parser.add_argument("paths", nargs="*")
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(argparse.ArgumentError, SystemExit):
+        return parser.parse_intermixed_args(words)
+    return None
+
+
+@given(st.lists(st.sampled_from(["--a", "--b", "--flag", "x", "y", "-k", "--a=1", "--"])))
+@example(["--a", "x", "y", "--", "--b", "x"])
+def test_joined_arguments_mean_the_same(words):
+    before = meaning(words)
+    found = joined(words, {"--a", "--b"})
+    assert before is None or meaning(found) == before
+    # No value stands alone any more where pytest would take it for a path.
+    options = found[: found.index("--")] if "--" in found else found
+    assert not {"--a", "--b"} & set(options[:-1])
+
+
+def test_the_nearest_folder_above_wins(tmp_path):
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "a"):
+        (folder / "mark").touch()
+    assert above(deep, "mark") == tmp_path / "a" / "mark"
+    assert above(deep, "no-such-mark") is None

@@ -319,13 +319,27 @@ class Watcher:
         path = self.ledger.root / "partial" / training.id / "state.safetensors"
         version = _version(path)
         if version[0] and (path not in self._curves or self._curves[path][0] != version):
-            try:
-                with safe_open(path, framework="np") as file:
-                    history = json.loads(file.metadata()["facts"])["history"]
-            except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+            if (history := _facts(path).get("history")) is None:
                 return Curve()
             self._curves[path] = (version, _read(Curve, history) or Curve())
         return self._curves[path][1] if version[0] else Curve()
+
+
+def kept_epochs(ledger: Ledger) -> dict[str, int]:
+    """Epochs that the checkpoints of runs under way hold, by run id; without those that cannot be read."""
+    paths = (ledger.root / "partial").glob("*/state.safetensors")
+    found = {path.parent.name: _facts(path).get("epochs_done") for path in sorted(paths)}
+    return {run: epochs for run, epochs in found.items() if isinstance(epochs, int)}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What the checkpoint of a run tells beside its tensors; nothing where it is not there, or damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            facts = json.loads(file.metadata()["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def seconds_left(

@@ -31,7 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     claim()
     session = audit_session(config)
-    if not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        from pruneaudit.plugin.worker import Worker
+
+        config.pluginmanager.register(Worker(config), "pruneaudit-worker")
+    else:
         from pruneaudit.plugin.controller import Controller
 
         config.pluginmanager.register(Controller(config, session), "pruneaudit-controller")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from pruneaudit.ledger.store import Ledger
+from pruneaudit.ledger.store import Ledger, process_space
 from pruneaudit.workloads.metrics import ACCURACY, shown
 
 Status = Literal["waiting", "busy", "done", "failed"]
@@ -111,6 +111,7 @@ class Training(_Said):
         spent: For each kind of run, MACs of those that the process has finished, and the seconds that they took.
         pid: Number of the process.
         host: Its machine.
+        space: What tells its number from that of another container; empty where that is not known.
         curve: The run's curves so far; none in its first epoch.
     """
 
@@ -127,6 +128,7 @@ class Training(_Said):
     spent: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
     pid: int = 0
     host: str = ""
+    space: str = ""
     curve: Curve = Curve()
 
     @property
@@ -151,7 +153,8 @@ class Training(_Said):
 
     def is_alive(self, now: float) -> bool:
         """Whether the process is still at work: it may have been killed, or its machine switched off."""
-        if self.host == platform.node() and self.pid > 0 and os.name == "posix":
+        is_here = self.host == platform.node() and self.space in ("", process_space())
+        if is_here and self.pid > 0 and os.name == "posix":
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
@@ -329,7 +332,8 @@ def kept_epochs(ledger: Ledger) -> dict[str, int]:
     """Epochs that the checkpoints of runs under way hold, by run id; without those that cannot be read."""
     paths = (ledger.root / "partial").glob("*/state.safetensors")
     found = {path.parent.name: _facts(path).get("epochs_done") for path in sorted(paths)}
-    return {run: epochs for run, epochs in found.items() if isinstance(epochs, int)}
+    finished = ledger.finished()
+    return {run: epochs for run, epochs in found.items() if isinstance(epochs, int) and run not in finished}
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -31,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     claim()
     session = audit_session(config)
+    from pruneaudit.plugin.storage import StorageStop
+
+    config.pluginmanager.register(StorageStop(), "pruneaudit-storage")
     if hasattr(config, "workerinput"):
         from pruneaudit.plugin.worker import Worker
 

@@ -17,6 +17,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.plugin.interrupts import PATIENCE, Interrupts, Leash
 from pruneaudit.plugin.session import AuditSession, Check, Gate
+from pruneaudit.plugin.storage import STOP
 from pruneaudit.plugin.worker import LEASH
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Controller:
         self.nothing_measured = ""
         self.lacking = ""
         self.report_error = ""
+        # Why the session stopped before its end, in one line; empty: it did not.
+        self.stopped = ""
         self.annotations = io.StringIO()
         self._leash = Leash()
         # Pytest diverts the usual descriptor while a test runs.
@@ -81,6 +84,7 @@ class Controller:
         # A worker can be lost between the reports of one item; the one of a crash has a phase of its own.
         if report.when not in ("setup", "call"):
             self.complete.add(report.nodeid)
+        self.stopped = self.stopped or str(dict(report.user_properties).get(STOP, ""))
         before = self.outcomes.get(report.nodeid, "passed")
         # A waived finding is an expected failure, which pytest reports as a skip.
         outcome = "waived" if hasattr(report, "wasxfail") else report.outcome
@@ -113,7 +117,7 @@ class Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Judge what the ledger holds, write the report, and correct an exit status that claims too much."""
-        if self.interrupts.signal is None:
+        if self.interrupts.signal is None and not self.stopped:
             try:
                 self._finish(session, exitstatus)
             except KeyboardInterrupt:
@@ -123,6 +127,7 @@ class Controller:
         self.interrupts.raises = False
         if self.interrupts.signal is not None:
             session.exitstatus = self.interrupts.status
+            self.stopped = f"stopped by {'Ctrl-C' if self.interrupts.signal == signal.SIGINT else 'SIGTERM'}"
 
     def _finish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus in (
@@ -222,7 +227,7 @@ class Controller:
         """Tables, audit matrix, what is missing, and where the files are."""
         from pruneaudit.report.terminal import summary
 
-        if self.interrupts.signal is not None:
+        if self.stopped:
             self._say_what_is_kept(terminalreporter)
             return
         if self.results is None and not self.missing and not self.report_error:
@@ -249,16 +254,14 @@ class Controller:
             terminalreporter.write_line(f"results: {self.audit.report_path / 'results.json'}")
 
     def _say_what_is_kept(self, terminalreporter: Any) -> None:
-        """After an interrupt: what is done, the command that goes on, and a report of what is done."""
+        """After a stop: what is done, the command that goes on, and a report of what is done."""
         from pruneaudit.ledger.progress import kept_epochs
 
         audit = self.audit
         say = terminalreporter.write_line
         terminalreporter.write_sep("=", "pruneaudit")
-        cause = "Ctrl-C" if self.interrupts.signal == signal.SIGINT else "SIGTERM"
-        say(
-            f"stopped by {cause}: {len(self.complete & self.expected)} of {len(self.expected)} items are done", red=True
-        )
+        done = len(self.complete & self.expected)
+        say(f"{self.stopped}: {done} of {len(self.expected)} items are done", red=True)
         if not audit.only_judges:
             epochs = kept_epochs(audit.ledger)
             begun = f"; {len(epochs)} begun, {sum(epochs.values())} epochs of them kept" if epochs else ""

@@ -14,13 +14,17 @@ from pruneaudit.ledger.progress import kept_epochs
 from pruneaudit.ledger.store import Ledger
 
 #: Seconds in which everything must be over, on a machine that does other things as well.
-SOON = 10.0
+SOON = 20.0
 #: Trains for longer than any test waits.
 SESSION = ("suite/test_cells.py", "--audit-figures=none", "-k", "lenet5-digits and s3.2", "--audit-methods=l1")
 #: Writes down each process of the session, and whether a test of it is running.
 NOTED = """
 import os
 from pathlib import Path
+from pruneaudit.plugin import interrupts
+
+# A machine that does other things as well needs longer to say its last words.
+interrupts.PATIENCE = 15.0
 
 def pytest_configure(config):
     name = "worker" if hasattr(config, "workerinput") else "controller"

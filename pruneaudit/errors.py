@@ -26,6 +26,10 @@ class DamagedError(AuditError):
     """A file does not hold what its digest promises."""
 
 
+class StorageError(AuditError):
+    """The disk is full, or may not be written: nothing is wrong with what was to be kept, and nobody can go on."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -10,7 +10,7 @@ import sys
 import pytest
 from builders import WEIGHTS, changed, evidence, failure, run_record, run_spec, store
 
-from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.errors import ConfigError, DamagedError, StorageError
 from pruneaudit.ledger import store as ledger_module
 from pruneaudit.ledger.records import SCHEMA_VERSION
 from pruneaudit.ledger.store import Ledger
@@ -64,7 +64,7 @@ def test_an_interrupted_commit_leaves_no_run(ledger, root, monkeypatch, step):
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger_module, "write_json", stop) if step == "write_json" else patch.setattr(os, "replace", stop)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(StorageError, match=r"no space left on device; make room .* the same command again"):
             ledger.commit(record, WEIGHTS)
     assert list((root / "runs").iterdir()) == []
     assert Ledger(root).find(record.spec) is None

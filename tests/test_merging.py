@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruneaudit import cli
-from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.errors import ConfigError, DamagedError, StorageError
 from pruneaudit.ledger import store as ledger_module
 from pruneaudit.ledger.merging import Merged, merge
 from pruneaudit.ledger.records import SCHEMA_VERSION, VOLATILE
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_line(two, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger_module, "write_json", full)
-        with pytest.raises(ConfigError, match="left: No space left on device; make room"):
+        with pytest.raises(StorageError, match="left: No space left on device; make room"):
             merge(left.root, [right.root])
     merge(left.root, [right.root])
     assert Ledger(left.root).finished() >= right.finished()

@@ -12,7 +12,7 @@ from filelock import Timeout
 
 from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
-from pruneaudit.ledger.store import Ledger
+from pruneaudit.ledger.store import Ledger, storage_error
 
 #: Parents before children, so that no run of a merge that was killed stands on one that is missing.
 _STAGES = get_args(Stage)
@@ -74,8 +74,8 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         sources: Ledgers that are only read.
 
     Raises:
-        ConfigError: A source is no ledger or is the target, ledgers contradict each other, or the target cannot be
-            written.
+        ConfigError: A source is no ledger or is the target, or ledgers contradict each other.
+        StorageError: The target cannot be written.
         DamagedError: A file does not hold what its record promises.
     """
     for source in sources:
@@ -104,7 +104,7 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         for key, cell in cells.items():
             merged.save_cell(cell, key)
     except OSError as error:
-        raise ConfigError(f"ledger {target}: {error.strerror or error}; make room or access, and merge again") from None
+        raise storage_error(error, target) from None
     return Merged(len(runs), len(failures), len(cells))
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from pruneaudit.ledger.store import Ledger
+from pruneaudit.ledger.store import Ledger, process_space
 from pruneaudit.workloads.metrics import ACCURACY, shown
 
 Status = Literal["waiting", "busy", "done", "failed"]
@@ -111,6 +111,7 @@ class Training(_Said):
         spent: For each kind of run, MACs of those that the process has finished, and the seconds that they took.
         pid: Number of the process.
         host: Its machine.
+        space: What tells its number from that of another container; empty where that is not known.
         curve: The run's curves so far; none in its first epoch.
     """
 
@@ -127,6 +128,7 @@ class Training(_Said):
     spent: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
     pid: int = 0
     host: str = ""
+    space: str = ""
     curve: Curve = Curve()
 
     @property
@@ -151,7 +153,8 @@ class Training(_Said):
 
     def is_alive(self, now: float) -> bool:
         """Whether the process is still at work: it may have been killed, or its machine switched off."""
-        if self.host == platform.node() and self.pid > 0 and os.name == "posix":
+        is_here = self.host == platform.node() and self.space in ("", process_space())
+        if is_here and self.pid > 0 and os.name == "posix":
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
@@ -319,13 +322,28 @@ class Watcher:
         path = self.ledger.root / "partial" / training.id / "state.safetensors"
         version = _version(path)
         if version[0] and (path not in self._curves or self._curves[path][0] != version):
-            try:
-                with safe_open(path, framework="np") as file:
-                    history = json.loads(file.metadata()["facts"])["history"]
-            except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+            if (history := _facts(path).get("history")) is None:
                 return Curve()
             self._curves[path] = (version, _read(Curve, history) or Curve())
         return self._curves[path][1] if version[0] else Curve()
+
+
+def kept_epochs(ledger: Ledger) -> dict[str, int]:
+    """Epochs that the checkpoints of runs under way hold, by run id; without those that cannot be read."""
+    paths = (ledger.root / "partial").glob("*/state.safetensors")
+    found = {path.parent.name: _facts(path).get("epochs_done") for path in sorted(paths)}
+    finished = ledger.finished()
+    return {run: epochs for run, epochs in found.items() if isinstance(epochs, int) and run not in finished}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What the checkpoint of a run tells beside its tensors; nothing where it is not there, or damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            facts = json.loads(file.metadata()["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def seconds_left(

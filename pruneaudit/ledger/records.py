@@ -421,7 +421,16 @@ MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pruned_
 
 
 class FailureRecord(Frozen):
-    """A run that did not come to an end: kept, never overwritten."""
+    """A run that did not come to an end: kept, never overwritten.
+
+    Attributes:
+        spec: The run.
+        error: One line.
+        traceback: Where it was raised.
+        session: Id of the session.
+        finished: UTC time.
+        train_loss: Of a training that diverged, its loss in each epoch before.
+    """
 
     schema_version: int = SCHEMA_VERSION
     spec: RunSpec
@@ -429,6 +438,7 @@ class FailureRecord(Frozen):
     traceback: str
     session: str
     finished: str
+    train_loss: list[float] = Field(default_factory=list)
 
 
 class CellScores(Frozen):

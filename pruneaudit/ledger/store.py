@@ -7,8 +7,11 @@ Layout::
     cells/CELL.json                                  what each cell makes of its runs
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
-    progress/PID.json                                runs that each process has under way
+    progress/PID-NUMBER.json                         runs that each process has under way
     progress/SESSION.plan                            what each session has to train
+
+Records hold the digest of everything else in them (:func:`sealed`). Several machines may share the folder: locks are
+the file system's, and no name is told by the number of a process alone, which another container has as well.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,8 +33,8 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from pruneaudit.catalog.discovery import suite_command
-from pruneaudit.errors import ConfigError, DamagedError
-from pruneaudit.ledger.migration import NewerError, check, migrated
+from pruneaudit.errors import ConfigError, DamagedError, StorageError
+from pruneaudit.ledger.migration import OLDEST, NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=BaseModel)
 #: Plans of so many sessions are kept: more will not run side by side.
 _PLANS_KEPT = 8
+#: Seconds after which what a process told is nobody's any more, where it was killed and could not take it back.
+_FORGOTTEN = 86400.0
 
 
 class Ledger:
@@ -62,6 +68,7 @@ class Ledger:
         self._paths: dict[str, Path] = {}
         #: What is wrong with records that were left out of a list of all.
         self.damaged: dict[Path, str] = {}
+        self._number = secrets.token_hex(4)
         marker = root / "ledger.json"
         try:
             if writable and not when_needed:
@@ -171,30 +178,40 @@ class Ledger:
         return hashlib.sha256(content).hexdigest()
 
     def commit(self, record: RunRecord, weights: bytes) -> RunRecord:
-        """Add a finished run; whole or not at all."""
+        """Add a finished run; whole or not at all. Who commits it holds its lock.
+
+        Raises:
+            StorageError: There is no room for it, or the ledger may not be written.
+        """
         self._writing()
         target = self.root / "runs" / record.folder
-        aside = self.root / "partial" / f"{record.run_id}-{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        (aside / "weights.safetensors").write_bytes(weights)
-        write_json(aside / "record.json", record.model_dump(mode="json"))
-        if target.exists():
-            # A folder without a readable record, left by hand: finished runs are never replaced.
-            shutil.rmtree(target)
-        os.replace(aside, target)
+        aside = self.root / "partial" / f"{record.run_id}-whole"
+        with self._storing():
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            (aside / "weights.safetensors").write_bytes(weights)
+            write_json(aside / "record.json", sealed(record.model_dump(mode="json")))
+            if target.exists():
+                # A folder without a readable record, left by hand: finished runs are never replaced.
+                shutil.rmtree(target)
+            os.replace(aside, target)
         shutil.rmtree(self.workspace(record, create=False), ignore_errors=True)
         self._records[record.run_id] = record
         return record
 
     def fail(self, failure: FailureRecord) -> None:
-        """Add a failed attempt beside earlier ones."""
+        """Add a failed attempt beside earlier ones.
+
+        Raises:
+            StorageError: There is no room for it, or the ledger may not be written.
+        """
         self._writing()
         number = 1
         # The first free one, not one above their count: somebody may have deleted an earlier one.
         while (path := self.root / "failures" / f"{failure.spec.folder}-{number}.json").exists():
             number += 1
-        write_json(path, failure.model_dump(mode="json"))
+        with self._storing():
+            write_json(path, sealed(failure.model_dump(mode="json")))
 
     def failure(self, spec: RunSpec, session: str) -> FailureRecord | None:
         """A failure of this run in this session, or None: the next session tries again."""
@@ -218,13 +235,19 @@ class Ledger:
         folder = self.root / "partial" / spec.run_id
         if create:
             self._writing()
-            folder.mkdir(exist_ok=True)
+            with self._storing():
+                folder.mkdir(exist_ok=True)
         return folder
 
     def save_cell(self, record: CellRecord, key: str) -> None:
-        """Write what a cell makes of its runs (a view: a later attempt replaces it)."""
+        """Write what a cell makes of its runs (a view: a later attempt replaces it).
+
+        Raises:
+            StorageError: There is no room for it, or the ledger may not be written.
+        """
         self._writing()
-        write_json(self.root / "cells" / f"{key}.json", record.model_dump(mode="json"))
+        with self._storing():
+            write_json(self.root / "cells" / f"{key}.json", sealed(record.model_dump(mode="json")))
 
     def cell(self, key: str) -> CellRecord | None:
         """The record of a cell, or None where there is none that can be read: it is only a view, written anew."""
@@ -258,10 +281,10 @@ class Ledger:
 
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""
-        path = self.root / "progress" / f"{os.getpid()}.json"
+        path = self.root / "progress" / f"{os.getpid()}-{self._number}.json"
         if runs:
             self._writing()
-            who = {"time": time.time(), "pid": os.getpid(), "host": platform.node()}
+            who = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "space": process_space()}
             write_json(path, [{**facts, **who} for facts in runs])
         elif self.writable:
             path.unlink(missing_ok=True)
@@ -293,6 +316,7 @@ class Ledger:
                 write_json(path, {**facts, "time": time.time()})
                 for old in self.plans()[_PLANS_KEPT:]:
                     old.unlink(missing_ok=True)
+                self._forget()
         return name
 
     def plans(self) -> list[Path]:
@@ -313,11 +337,65 @@ class Ledger:
             write_json(marker, {"schema_version": SCHEMA_VERSION})
         self._made = True
 
+    def _forget(self) -> None:
+        """Remove what killed processes have told of themselves."""
+        for path in (self.root / "progress").glob("*.json"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _FORGOTTEN:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Say in one line what to do where the system refuses to write."""
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+
     def _writing(self) -> None:
         if not self.writable:
             raise RuntimeError(f"ledger {self.root} was opened to look only; nothing may be written to it")
         if not self._made:
-            self._make()
+            with self._storing():
+                self._make()
+
+
+def process_space() -> str:
+    """What tells numbers of processes apart that are counted anew: of containers on one machine, with one name."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def storage_error(error: OSError, root: Path) -> StorageError:
+    """What the system says when it refuses to write, and what to do about it."""
+    return StorageError(
+        f"ledger {root}: {error.strerror or error}; make room or access, and give the same command again: "
+        "what is finished is kept"
+    )
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as its file has it: with the digest of everything else in it."""
+    return {**content, "digest": _digest(content)}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _opened(content: dict[str, Any]) -> dict[str, Any]:
+    """A record without its digest.
+
+    Raises:
+        ValueError: It does not hold what the digest promises.
+    """
+    digest = content.pop("digest", None)
+    # Older records have none. No error of a disk takes it away: a key with another name is one that nobody knows.
+    if digest is not None and digest != _digest(content):
+        raise ValueError("it changed after it was written")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -327,18 +405,27 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: The content holds NaN or infinity.
         TypeError: The content holds something that is no JSON builtin.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def _read(kind: type[Model], path: Path) -> Model:
     try:
-        return kind.model_validate(migrated(from_json(path.read_bytes())))
+        content = from_json(path.read_bytes())
+        version = content.get("schema_version", OLDEST)
+        # A newer version may seal its records in another way.
+        return kind.model_validate(migrated(_opened(content) if version in range(SCHEMA_VERSION + 1) else content))
     except NewerError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (OSError, ValueError, AttributeError) as error:
-        reason = "not readable" if isinstance(error, OSError) else "not a record of this version"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = "not readable" if isinstance(error, OSError) else "damaged, or not a record of this version"
         raise DamagedError(
             f"{path}: {reason}; delete {path.parent if path.name == 'record.json' else path} and run again"
         ) from None

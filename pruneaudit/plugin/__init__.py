@@ -43,7 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     claim()
     session = audit_session(config)
-    if not hasattr(config, "workerinput"):
+    from pruneaudit.plugin.storage import StorageStop
+
+    config.pluginmanager.register(StorageStop(), "pruneaudit-storage")
+    if hasattr(config, "workerinput"):
+        from pruneaudit.plugin.worker import Worker
+
+        config.pluginmanager.register(Worker(config), "pruneaudit-worker")
+    else:
         from pruneaudit.plugin.controller import Controller
 
         causes = Causes()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import shlex
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,10 +16,13 @@ from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.plugin.causes import Causes
+from pruneaudit.plugin.interrupts import PATIENCE, Interrupts, Leash
 from pruneaudit.plugin.session import AuditSession, Check, Gate
+from pruneaudit.plugin.storage import STOP
+from pruneaudit.plugin.worker import LEASH
 
 if TYPE_CHECKING:
-    from pruneaudit.report.results import Results
+    from pruneaudit.report.results import Asked, Results
 
 #: Exit status of a session that did not measure everything it selected.
 INCOMPLETE = 3
@@ -41,7 +49,19 @@ class Controller:
         self.lacking = ""
         self.report_error = ""
         self.bases_checked = False
+        # Why the session stopped before its end, in one line; empty: it did not.
+        self.stopped = ""
         self.annotations = io.StringIO()
+        self._leash = Leash()
+        # Pytest diverts the usual descriptor while a test runs.
+        self._terminal = os.dup(2)
+        self.interrupts = Interrupts(PATIENCE, self._leash.let_go, self._leave)
+        self.interrupts.install()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker what holds it."""
+        node.workerinput[LEASH] = self._leash.path
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
@@ -88,6 +108,7 @@ class Controller:
         # A worker can be lost between the reports of one item; the one of a crash has a phase of its own.
         if report.when not in ("setup", "call"):
             self.complete.add(report.nodeid)
+        self.stopped = self.stopped or str(dict(report.user_properties).get(STOP, ""))
         before = self.outcomes.get(report.nodeid, "passed")
         # A waived finding is an expected failure, which pytest reports as a skip.
         outcome = "waived" if hasattr(report, "wasxfail") else report.outcome
@@ -96,9 +117,43 @@ class Controller:
         if report.skipped and isinstance(report.longrepr, tuple):
             self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
+    def pytest_keyboard_interrupt(self) -> None:
+        """From here on pytest catches none any more."""
+        self.interrupts.raises = False
+
+    def _leave(self) -> None:
+        """Say that the session ends as it stands, where pytest no longer can."""
+        # Bars hide the cursor.
+        shown = "\x1b[?25h" if os.isatty(self._terminal) else ""
+        text = f"{shown}\npruneaudit: stopped at once; what was finished is kept. To go on: {self._command()}\n"
+        with contextlib.suppress(OSError):
+            os.write(self._terminal, text.encode())
+
+    def _command(self) -> str:
+        return shlex.join(["pytest", *map(str, self.config.invocation_params.args)])
+
+    def pytest_unconfigure(self) -> None:
+        """Signals are no longer ours."""
+        self.interrupts.restore()
+        self._leash.let_go()
+        os.close(self._terminal)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Judge what the ledger holds, write the report, and correct an exit status that claims too much."""
+        if self.interrupts.signal is None and not self.stopped:
+            try:
+                self._finish(session, exitstatus)
+            except KeyboardInterrupt:
+                if self.interrupts.signal is None:
+                    raise
+                self.report_error = "interrupted"
+        self.interrupts.raises = False
+        if self.interrupts.signal is not None:
+            session.exitstatus = self.interrupts.status
+            self.stopped = f"stopped by {'Ctrl-C' if self.interrupts.signal == signal.SIGINT else 'SIGTERM'}"
+
+    def _finish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus in (
             pytest.ExitCode.USAGE_ERROR,
             pytest.ExitCode.INTERNAL_ERROR,
@@ -133,8 +188,25 @@ class Controller:
     def _report(self, selected: dict[Cell | Check | Gate, str]) -> None:
         from pruneaudit.report.drawing import Drawing
         from pruneaudit.report.github import tell_github
-        from pruneaudit.report.results import Asked, gather
+        from pruneaudit.report.results import gather
         from pruneaudit.report.writer import write
+
+        audit = self.audit
+        cells, asked = self._asked(selected)
+        with Drawing(audit.figures) as drawing:
+            self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked, drawing.begin)
+            if audit.only_judges:
+                lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
+                self.lacking = f"{len(lacking)} of {len(cells)} cells are not in {audit.ledger_path}" if lacking else ""
+            if not self.lacking and all(self.outcomes.get(nodeid) == "skipped" for nodeid in selected.values()):
+                reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
+                self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
+            write(self.results, audit.report_path, drawing)
+        tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
+
+    def _asked(self, selected: dict[Cell | Check | Gate, str]) -> tuple[dict[Cell, None], Asked]:
+        """What a report is of: cells, and what is judged."""
+        from pruneaudit.report.results import Asked
 
         audit = self.audit
         excused = {target: self.reasons[nodeid] for target, nodeid in selected.items() if self._excused(target, nodeid)}
@@ -154,16 +226,7 @@ class Controller:
             skipped={target: reason for target, reason in excused.items() if isinstance(target, Cell)},
             study=audit.study,
         )
-        with Drawing(audit.figures) as drawing:
-            self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked, drawing.begin)
-            if audit.only_judges:
-                lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
-                self.lacking = f"{len(lacking)} of {len(cells)} cells are not in {audit.ledger_path}" if lacking else ""
-            if not self.lacking and all(self.outcomes.get(nodeid) == "skipped" for nodeid in selected.values()):
-                reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
-                self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
-            write(self.results, audit.report_path, drawing)
-        tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
+        return cells, asked
 
     def _regressions(self, gates: list[Gate]) -> list[Verdict]:
         """Verdicts against the baseline, from what the ledgers hold."""
@@ -193,6 +256,9 @@ class Controller:
         hint = None if self.expected else self.audit.absent_ratios(self.config.option.keyword)
         if hint is not None:
             terminalreporter.write_line(f"pruneaudit: {hint}", red=True)
+        if self.stopped:
+            self._say_what_is_kept(terminalreporter)
+            return
         if self.results is None and not self.missing and not self.report_error:
             return
         terminalreporter.write_sep("=", "pruneaudit")
@@ -218,3 +284,49 @@ class Controller:
         if self.results is not None and not self.report_error:
             terminalreporter.write_line(f"report: {self.audit.report_path / 'report.html'}")
             terminalreporter.write_line(f"results: {self.audit.report_path / 'results.json'}")
+
+    def _say_what_is_kept(self, terminalreporter: Any) -> None:
+        """After a stop: what is done, the command that goes on, and a report of what is done."""
+        from pruneaudit.ledger.progress import kept_epochs
+
+        audit = self.audit
+        say = terminalreporter.write_line
+        terminalreporter.write_sep("=", "pruneaudit")
+        done = len(self.complete & self.expected)
+        say(f"{self.stopped}: {done} of {len(self.expected)} items are done", red=True)
+        if not audit.only_judges:
+            epochs = kept_epochs(audit.ledger)
+            begun = f"; {len(epochs)} begun, {sum(epochs.values())} epochs of them kept" if epochs else ""
+            say(f"kept in {audit.ledger_path}: {len(audit.ledger.finished())} finished runs{begun}")
+        say(f"to go on: {self._command()}")
+        page = audit.report_path / "report.html"
+        if page.exists():
+            say(f"report of an earlier session, as it was: {page}")
+        # Last: where judging takes longer than there is time, everything else has been said.
+        terminalreporter.flush()
+        try:
+            partial = self._partial_report()
+        except (AuditError, OSError) as error:
+            say(f"no report of what is done: {one_line(error)}")
+        else:
+            if partial is not None:
+                say(f"report of what is done: {partial}")
+
+    def _partial_report(self) -> Path | None:
+        """Write a report of what is done beside the usual one; None where nothing is."""
+        from pruneaudit.report.results import gather
+        from pruneaudit.report.writer import write
+
+        audit = self.audit
+        done = {
+            target: nodeid
+            for target, nodeid in self._selected().items()
+            if nodeid in self.complete
+            and all(audit.stored(cell) for cell in ([target] if isinstance(target, Cell) else target.subject.cells()))
+        }
+        if not done:
+            return None
+        cells, asked = self._asked(done)
+        folder = audit.report_path.with_name(f"{audit.report_path.name}-partial")
+        write(gather(audit.catalog, audit.settings, audit.ledger, cells, asked), folder)
+        return folder / "report.html"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from pruneaudit.ledger.store import storage_error
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,47 @@ class Checkpoint:
         self.device = device
 
     def save(self, snapshot: Snapshot) -> None:
-        """Replace the snapshot."""
+        """Replace the snapshot.
+
+        Raises:
+            StorageError: There is no room for it, or the ledger may not be written.
+        """
         part = self.path.with_suffix(".part")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.tensors.items()}
-        save_file(tensors, part, metadata={"facts": json.dumps({**snapshot.facts, "device": self.device})})
-        os.replace(part, self.path)
+        facts = json.dumps({**snapshot.facts, "device": self.device})
+        content = save(tensors, metadata={"facts": facts, "digest": _digest(tensors, facts)})
+        try:
+            part.write_bytes(content)
+            os.replace(part, self.path)
+        except OSError as error:
+            raise storage_error(error, self.path.parent.parent.parent) from None
 
     def discard(self) -> None:
         """Forget the snapshot: the stage starts anew after a kill."""
         self.path.unlink(missing_ok=True)
 
     def load(self) -> Snapshot | None:
-        """The last snapshot, or None where there is none that can be continued."""
+        """The last snapshot, or None where there is none that can be continued; a damaged one cannot."""
         if not self.path.exists():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
+                metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            if _digest(tensors, metadata["facts"]) != metadata["digest"]:
+                return None
+            facts = json.loads(metadata["facts"])
         except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return None
         if facts.get("device") != self.device:
             return None
         return Snapshot(tensors, facts)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
+    """SHA-256 over names, types, shapes and values of tensors, and facts."""
+    found = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -30,7 +30,16 @@ Progress = Callable[[int, int, float], None]
 
 
 class DivergedError(AuditError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number.
+
+    Args:
+        message: One line.
+        losses: Training loss of each epoch before.
+    """
+
+    def __init__(self, message: str, losses: Sequence[float] = ()) -> None:
+        super().__init__(message)
+        self.losses = list(losses)
 
 
 @dataclass
@@ -212,7 +221,8 @@ class Trainer:
         history.train_accuracy.append(100.0 * hits / seen)
         if not math.isfinite(history.train_loss[-1]):
             raise DivergedError(
-                f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged"
+                f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged",
+                history.train_loss[:-1],
             )
         is_last = epoch + 1 == epochs
         with self.meter.paused(), self._as_delivered(is_last):

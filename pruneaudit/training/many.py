@@ -19,6 +19,7 @@ import torch
 from pruneaudit.catalog.settings import TOGETHER
 from pruneaudit.training.fused import obstacle
 from pruneaudit.training.grouped import CannotStackError, signature, stack
+from pruneaudit.training.memory import OutOfMemoryError, is_out_of_memory
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.runs import Backend, Run, Trained, Training
 from pruneaudit.training.stacked import Stack
@@ -145,7 +146,7 @@ def _alone(training: Training, steps: str = "torch") -> Trained:
                 trained.history, trained.resumed_from = trainer.history, trainer.resumed_from
                 trained.training_seconds = trainer.training_seconds
         except Exception as error:
-            trained.error = error
+            trained.error = OutOfMemoryError(error) if is_out_of_memory(error) else error
         else:
             trained.backend = "compiled" if trainer.backend == "compiled" else "torch"
             trained.reason = f"not {steps}: {trainer.fallback}" if trainer.fallback else ""
@@ -229,7 +230,7 @@ def _lane(
             # Or it would keep the tensors of the failed step.
             traceback.clear_frames(error.__traceback__)
             failure = error
-        if isinstance(failure, torch.cuda.OutOfMemoryError) and len(active) > 1:
+        if is_out_of_memory(failure) and len(active) > 1:
             if stack is not None:
                 stack.go_back()
             width = len(active) // 2
@@ -237,6 +238,7 @@ def _lane(
             active, stack = active[:width], None
             torch.cuda.empty_cache()
         elif failure is not None:
+            failure = OutOfMemoryError(failure) if is_out_of_memory(failure) else failure
             # Nobody can tell which of them it is about.
             for run in active:
                 run.trained.error = failure

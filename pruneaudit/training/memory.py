@@ -1,9 +1,13 @@
-"""Memory of the process between the steps of a training."""
+"""Memory of a training: between its steps, and where it does not suffice."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
+
+from pruneaudit.errors import AuditError
 
 # Options of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -21,3 +25,20 @@ def keep() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 2**30)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class OutOfMemoryError(AuditError):
+    """One network does not fit by itself."""
+
+    def __init__(self, error: BaseException) -> None:
+        said = (str(error).splitlines() or [""])[0].strip()
+        super().__init__(
+            f"memory does not suffice ({said or 'nothing is left'}); run fewer workers (-n), a smaller batch or network"
+        )
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory did not suffice, on any device: torch has no type of its own for the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

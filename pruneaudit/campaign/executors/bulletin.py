@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,10 @@ class Bulletin:
         """
         planned = tuple(self._planned(run, self._cost(run)) for run in runs)
         content = Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()})
-        plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
-        self._told = {"planned": len(planned), "plan": plan}
+        # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
+        with contextlib.suppress(OSError):
+            plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
+            self._told = {"planned": len(planned), "plan": plan}
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
         """These runs are under way, side by side."""
@@ -99,24 +102,24 @@ class Bulletin:
 
     def _tell(self) -> None:
         self._heard = time.time()
-        self._ledger.report_progress(
-            [
-                {
-                    "run": run.spec.slug,
-                    "id": run.spec.run_id,
-                    "epoch": run.epoch,
-                    "epochs": run.epochs,
-                    # Another metric than accuracy says its name.
-                    "accuracy": run.value,
-                    **({} if run.spec.metric == ACCURACY.name else {"metric": run.spec.metric}),
-                    "begun": run.begun or 0,
-                    "started": run.started,
-                    "spent": self._spent,
-                    **self._told,
-                }
-                for run in self._under_way.values()
-            ]
-        )
+        with contextlib.suppress(OSError):
+            self._ledger.report_progress([self._said(run) for run in self._under_way.values()])
+
+    def _said(self, run: _UnderWay) -> dict[str, Any]:
+        """What other processes are told of a run under way."""
+        return {
+            "run": run.spec.slug,
+            "id": run.spec.run_id,
+            "epoch": run.epoch,
+            "epochs": run.epochs,
+            # Another metric than accuracy says its name.
+            "accuracy": run.value,
+            **({} if run.spec.metric == ACCURACY.name else {"metric": run.spec.metric}),
+            "begun": run.begun or 0,
+            "started": run.started,
+            "spent": self._spent,
+            **self._told,
+        }
 
     def _planned(self, spec: RunSpec, needed: Cost | None) -> Planned:
         """What other processes are told of a run."""

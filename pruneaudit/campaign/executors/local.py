@@ -15,9 +15,10 @@ from pruneaudit.campaign.cost import widths, workload_of
 from pruneaudit.campaign.executors.bulletin import Bulletin
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.settings import TOGETHER
-from pruneaudit.errors import AuditError, one_line
+from pruneaudit.errors import AuditError, StorageError, one_line
 from pruneaudit.ledger.records import FailureRecord, RunRecord, RunSpec
-from pruneaudit.ledger.store import Ledger
+from pruneaudit.ledger.store import Ledger, storage_error
+from pruneaudit.training.loop import DivergedError
 
 #: Seconds between looks at a run that another process trains, when there is nothing else to do.
 POLL = 0.1
@@ -71,6 +72,7 @@ class LocalExecutor:
         Raises:
             RunFailedError: It failed, now or earlier in this session.
             DamagedError: Its record cannot be read.
+            StorageError: The ledger cannot be written.
         """
         while True:
             record = self._finished(spec)
@@ -140,6 +142,8 @@ class LocalExecutor:
                 except Timeout:
                     if not locks:
                         return False
+                except OSError as error:
+                    raise storage_error(error, self.ledger.root) from None
                 else:
                     locks[spec.run_id] = lock
             # They may have been finished between the look and the lock.
@@ -152,6 +156,9 @@ class LocalExecutor:
         left = {spec.run_id: spec for spec in specs}
 
         def over(spec: RunSpec, outcome: RunRecord | Exception) -> None:
+            if isinstance(outcome, StorageError):
+                # No fault of the run, and nothing that the ledger could keep: it goes on when there is room again.
+                raise outcome
             if isinstance(outcome, Exception):
                 self._fail(spec, outcome)
             del left[spec.run_id]
@@ -162,6 +169,8 @@ class LocalExecutor:
         self.bulletin.begin(specs)
         try:
             self.stages.execute_many(specs, self.bulletin.progress, over)
+        except StorageError:
+            raise
         except Exception as error:
             for spec in list(left.values()):
                 over(spec, error)
@@ -176,6 +185,7 @@ class LocalExecutor:
                 traceback="".join(traceback.format_exception(error)),
                 session=self.session,
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                train_loss=error.losses if isinstance(error, DivergedError) else [],
             )
         )
 

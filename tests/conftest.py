@@ -32,6 +32,14 @@ def pytest_configure_node(node):
     node.workerinput["warm"] = node.config.stash[WARM]
 
 
+@pytest.fixture(autouse=True)
+def own_paths():
+    """Folders of methods that a test imports are on the path until it is over: no later test finds files there."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
 @dataclass
 class Outcome:
     """A finished command: exit code, stdout and stderr as one text, and its lines."""

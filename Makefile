@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/oracle.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/decide.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

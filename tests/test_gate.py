@@ -92,12 +92,12 @@ def change(ledger, method, seed, **values):
     path.write_text(json.dumps(cell | {"accuracy": run["accuracy"]}))
 
 
-def give(ledger, method, correct):
-    """Let an arm get so many test images right, a few more with each seed, and everything agree that it did."""
-    for seed in range(SEEDS):
+def give(ledger, method, correct, more=range(SEEDS)):
+    """Let an arm get so many test images right, and so many more at each seed, and everything agree that it did."""
+    for seed, further in zip(range(SEEDS), more, strict=True):
         (record,) = (ledger / "runs").glob(f"lenet5-digits-retrain-{method}-r0.5-seed{seed}-smoke-*/record.json")
         run = json.loads(record.read_text())
-        right = np.arange(run["test_images"]) < correct + seed
+        right = np.arange(run["test_images"]) < correct + further
         accuracy = 100.0 * int(right.sum()) / len(right)
         change(
             ledger,
@@ -499,3 +499,62 @@ def test_crossvalidate_needs_two_methods(checkout):
     ):
         outcome = pruneaudit(checkout, "crossvalidate", *arguments)
         assert outcome.code == 2 and len(outcome.lines) == 1 and said in outcome.text, outcome.text
+
+
+class TestDecide:
+    """Seeds that are trained one after the other, only for what is open."""
+
+    GATE = ("suite", *COMMON, "--audit-against", "l1,random", "-k", f"{WHERE} and mine-vs")
+
+    @pytest.fixture
+    def killed(self, copied):
+        """As a session leaves it that was killed after six seeds: mine is as good as l1, and not steadily as random."""
+        give(copied, "mine", 300)
+        give(copied, "l1", 300)
+        give(copied, "random", 250, [0, 100] * 3)
+        plan = {"seeds": 7, "comparisons": 2, "margin": 0.5, "alpha": 0.05, "first": 6, "spending": "pocock"}
+        pairs = [["mine", "l1", 0.5], ["mine", "random", 0.5]]
+        table = {"workload": "lenet5-digits", "protocol": "s3.2", "labels": ["smoke"], "pairs": pairs, "plan": plan}
+        version = json.loads((copied / "ledger.json").read_text())["schema_version"]
+        (copied / "planned").mkdir()
+        written = copied / "planned" / "lenet5-digits-s3.2-smoke.json"
+        written.write_text(json.dumps({**table, "seen": 0, "schema_version": version}))
+        return copied
+
+    def test_a_killed_session_goes_on_with_what_is_open(self, checkout, killed):
+        other = Path(shutil.copytree(killed, checkout.root / "other"))
+        decided = []
+        for ledger, workers in ((killed, "-n2"), (other, "-n0")):
+            outcome = checkout.pytest(*self.GATE, "--audit-ledger", str(ledger), "--audit-decide", "7", workers)
+            assert outcome.code == 0, outcome.text
+            seeds = {name: len(list((ledger / "cells").glob(f"*-{name}-*.json"))) for name in ARMS}
+            assert seeds == {"mine": 7, "l1": 6, "random": 7}
+            decided.append(results(checkout)["verdicts"])
+        assert [(row["verdict"], row["looks"]) for row in decided[0]] == [("equivalent", 6), ("indeterminate", 7)]
+        assert decided[0] == decided[1]
+        assert decided[0][0]["plan"]["seeds"] == 7
+        # Judged from what is there, alike; and nobody may go on beyond the plan, with another or with none.
+        again = checkout.pytest(*self.GATE, "--audit-from", str(killed))
+        assert again.code == 0, again.text
+        assert results(checkout)["verdicts"] == decided[0]
+        for options, why in ((("--audit-decide", "9"), "holds another plan"), (("--audit-seeds", "9"), "seed by seed")):
+            refused = checkout.pytest(*self.GATE, "--audit-ledger", str(killed), *options)
+            assert refused.code == 1 and why in refused.text
+        assert len(list((killed / "cells").glob("*-mine-*.json"))) == 7
+
+    def test_seeds_without_a_plan_are_not_extended(self, checkout, copied):
+        outcome = checkout.pytest(*self.GATE, "--audit-ledger", str(copied), "--audit-decide", "8")
+        assert outcome.code == 1
+        assert "holds 6 seeds trained without a plan" in outcome.text
+
+    @pytest.mark.parametrize(
+        ("options", "why"),
+        [
+            (("5",), "--audit-decide: expected a number of at least 6"),
+            (("8", "--audit-seeds", "3"), "leave out --audit-seeds"),
+        ],
+    )
+    def test_plans_that_cannot_be_kept_are_refused(self, checkout, options, why):
+        checkout.write("mine.py", MINE)
+        outcome = checkout.pytest(*self.GATE, "--audit-decide", *options)
+        assert outcome.code == 4 and why in outcome.text

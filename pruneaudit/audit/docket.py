@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pruneaudit.audit.catalogue import required, rules
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding, judge
+from pruneaudit.audit.rounds import Standing
 from pruneaudit.audit.rule import Rule
 from pruneaudit.audit.verdicts import Judged, Verdict, decide
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
@@ -31,6 +32,7 @@ class Docket:
         cell_of: Gives the record of a cell, or None where it was not measured.
         labels: Settings that are not the default.
         waive: Reason by rule.
+        standings: Where comparisons stand that were planned before their first seed trained, by protocol.
         table: Everything that was measured, once a session is over; None before: rules that need it are then left out.
     """
 
@@ -40,6 +42,7 @@ class Docket:
     labels: tuple[str, ...] = ()
     waive: Mapping[str, str] = field(default_factory=dict)
     table: Table | None = None
+    standings: Mapping[str, Standing] = field(default_factory=dict)
     _cases: dict[Arm | Comparison, Case] = field(default_factory=dict)
     _findings: dict[Arm | Comparison, list[Finding]] = field(default_factory=dict)
     _required: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -100,7 +103,11 @@ class Docket:
     def _judged(self, comparison: Comparison) -> Judged:
         # Stricter rules on one arm alone say nothing about the difference of two.
         findings = [*self.findings(comparison), *(found for arm in comparison.arms for found in self._needed(arm))]
-        return self._weighed(self._case(comparison), findings)
+        judged = self._weighed(self._case(comparison), findings)
+        standing = self.standings.get(comparison.protocol)
+        if standing is None:
+            return judged
+        return replace(judged, plan=standing.family.plan, stop=standing.of(comparison))
 
     def _weighed(self, case: Case, findings: Iterable[Finding]) -> Judged:
         metric = self.catalog.workload(case.subject.workload).metric

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
-from pruneaudit.audit.statistics import Difference, McNemar, describe, differences, holm, mcnemar, word
+from pruneaudit.audit.sequential import Plan, Stop
+from pruneaudit.audit.statistics import ALPHA, Difference, McNemar, describe, differences, holm, mcnemar, word
 from pruneaudit.catalog.cells import Comparison
 from pruneaudit.schema import Frozen
 from pruneaudit.workloads.metrics import ACCURACY, Metric
@@ -34,6 +35,9 @@ class Verdict(Frozen):
         images: McNemar's test on the test images, by seed: a second line, it does not decide; none where the metric has
             no outcome for each image.
         summary: One line for people.
+        plan: What was fixed before the first seed trained; None: a fixed number of seeds was judged at the end.
+        looks: With a plan, seeds that the comparison was looked at after. p values are then those of the seeds that are
+            there, adjusted ones 0.05 for what the plan decided and 1 for what it did not.
         metric: Name of what decided. Differences are first arm minus second, whatever is better.
     """
 
@@ -53,6 +57,8 @@ class Verdict(Frozen):
     p_equivalent_adjusted: float | None = None
     images: dict[int, McNemar] = {}
     summary: str = ""
+    plan: Plan | None = None
+    looks: int | None = None
     metric: str = ACCURACY.name
 
     @property
@@ -73,6 +79,8 @@ class Judged:
         margin: Differences below this do not matter, in the metric's unit.
         labels: Settings that are not the default.
         metric: What decides.
+        plan: What was fixed before the first seed trained, or None.
+        stop: Where the comparison stands by its plan, or None.
     """
 
     case: Case
@@ -80,6 +88,8 @@ class Judged:
     margin: float
     labels: tuple[str, ...] = ()
     metric: Metric = ACCURACY
+    plan: Plan | None = None
+    stop: Stop | None = None
 
 
 def decide(table: Sequence[Judged]) -> list[Verdict]:
@@ -122,9 +132,19 @@ def _verdict(
     subject = entry.case.subject
     assert isinstance(subject, Comparison)
     judgement: Judgement = "not comparable" if gap is None or p is None else word(gap, p, p_equivalent, entry.metric)
+    plan, stop = entry.plan, entry.stop
+    if plan is not None and stop is not None:
+        family = plan.comparisons
+        if judgement != "not comparable":
+            judgement = stop.word or "indeterminate"
+            p = ALPHA if judgement in ("better", "worse") else 1.0
+            p_equivalent = ALPHA if judgement == "equivalent" else 1.0
     failing = [finding for finding in entry.findings if finding.verdict != "pass"]
     parts = [f"not comparable because of {', '.join(forbidden)}"] if forbidden else []
     parts += [describe(gap, max(family, 1), entry.metric)] if gap is not None else ["no seed is complete"]
+    if plan is not None and stop is not None:
+        state = "open" if stop.word is None else "stopped"
+        parts.append(f"{state} after {stop.looks} of at most {plan.seeds} planned seeds")
     waived = {finding.rule: finding.waived for finding in failing if finding.waived}
     parts += [f"{rule} waived: {reason}" for rule, reason in waived.items()]
     return Verdict(
@@ -144,6 +164,8 @@ def _verdict(
         p_equivalent_adjusted=p_equivalent,
         images=images,
         summary="; ".join(parts),
+        plan=plan,
+        looks=None if stop is None else stop.looks,
         metric=entry.metric.name,
     )
 

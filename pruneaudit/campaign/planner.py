@@ -8,7 +8,7 @@ know them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -81,6 +81,10 @@ def _looked_at(path: Path, digest: str, workload: Workload) -> tuple[str, tuple[
 
 class Executor(Protocol):
     """Turns an identity into a finished record."""
+
+    def help_with(self, runs: Sequence[RunSpec]) -> None:
+        """Runs that are needed besides those that it knows of, parents first."""
+        ...
 
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record: from the ledger, by waiting for another process, or by executing it."""
@@ -165,6 +169,10 @@ class Campaign:
             for run in plan.runs:
                 found.setdefault(run.run_id, run)
         return list(found.values())
+
+    def share_more(self, cells: Iterable[Cell]) -> None:
+        """Name cells that are measured beyond those that the executor knew of, for those who would wait for them."""
+        self.executor.help_with(self.runs(cells))
 
     def runs_by_cell(self, cells: Iterable[Cell]) -> dict[str, list[str]]:
         """Ids of the runs of each cell, by the key of its record; cells that cannot be planned are left out."""

@@ -40,6 +40,7 @@ class _Union:
     runs: dict[str, tuple[RunRecord, Ledger]] = field(default_factory=dict)
     failures: dict[str, tuple[FailureRecord, Ledger]] = field(default_factory=dict)
     cells: dict[str, tuple[CellRecord, Ledger]] = field(default_factory=dict)
+    plans: dict[str, tuple[dict[str, object], Ledger]] = field(default_factory=dict)
 
     def add(self, ledger: Ledger) -> None:
         """Take in what a ledger holds; what is there already stays.
@@ -52,6 +53,13 @@ class _Union:
             _agree(f"run {run.folder}", known, origin, run, ledger)
         for failure in ledger.failures():
             self.failures.setdefault(failure.model_dump_json(), (failure, ledger))
+        for name, plan in ledger.plan_files().items():
+            known_plan, plan_origin = self.plans.setdefault(name, (plan, ledger))
+            if known_plan != plan:
+                raise ConfigError(
+                    f"plan {name}: ledgers {plan_origin.root} and {ledger.root} planned these comparisons differently; "
+                    "judge them apart"
+                )
         for key, cell in ledger.cells_by_key().items():
             there, origin = self.cells.setdefault(key, (cell, ledger))
             if there.status == cell.status == "ok":
@@ -94,6 +102,9 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         origin.weights_file(run)
     merged = Ledger(target)
     try:
+        # First, so that a merge that was killed left no seeds without the plan that they were trained by.
+        for name, (plan, _) in union.plans.items():
+            merged.write_plan(name, plan)
         for run, origin in sorted(runs, key=lambda pair: _STAGES.index(pair[0].stage)):
             with _held(merged, run.spec):
                 if merged.find(run.spec) is None:

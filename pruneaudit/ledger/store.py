@@ -5,6 +5,7 @@ Layout::
     runs/SLUG-ID/record.json, weights.safetensors    finished runs
     failures/SLUG-ID-N.json                          failed attempts, kept
     cells/CELL.json                                  what each cell makes of its runs
+    planned/WORKLOAD-PROTOCOL.json                   plans of verdicts, written before their first seed trained
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
     progress/PID-NUMBER.json                         runs that each process has under way
@@ -279,6 +280,59 @@ class Ledger:
             except DamagedError as error:
                 self.damaged[path] = str(error)
 
+    def plan_once(self, name: str, plan: Model, refuse: str = "") -> Model:
+        """Write a plan of verdicts unless there is one of this name, which stays; give what is there.
+
+        Args:
+            name: Its name.
+            plan: The plan.
+            refuse: Why it is too late to write one, or nothing.
+
+        Raises:
+            ConfigError: There is none, and it is too late.
+            DamagedError: The one that is there cannot be read.
+        """
+        self._writing()
+        path = self.root / "planned" / f"{name}.json"
+        with FileLock(self.root / "locks" / f"{name}.plan.lock"):
+            if not path.exists():
+                if refuse:
+                    raise ConfigError(refuse)
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, {**plan.model_dump(mode="json"), "schema_version": SCHEMA_VERSION})
+        return _read_plan(type(plan), path)
+
+    def plan_files(self) -> dict[str, dict[str, object]]:
+        """Content of all plans of verdicts, by name, without what was there when they were written.
+
+        Raises:
+            DamagedError: One cannot be read.
+        """
+        found = {}
+        for path in sorted((self.root / "planned").glob("*.json")):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                found[path.stem] = {key: content[key] for key in content if key != "seen"}
+            except (OSError, ValueError, TypeError):
+                raise DamagedError(f"{path}: not a plan; take it from a copy, or choose another ledger") from None
+        return found
+
+    def write_plan(self, name: str, plan: dict[str, object]) -> None:
+        """Add a plan of another ledger; one that is here stays."""
+        self._writing()
+        path = self.root / "planned" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            write_json(path, plan)
+
+    def planned(self, kind: type[Model]) -> list[Model]:
+        """All plans of verdicts, by name.
+
+        Raises:
+            DamagedError: One cannot be read.
+        """
+        return [_read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
+
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""
         path = self.root / "progress" / f"{os.getpid()}-{self._number}.json"
@@ -414,6 +468,19 @@ def write_json(path: Path, content: Any) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def _read_plan(kind: type[Model], path: Path) -> Model:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check(content.pop("schema_version"))
+        return kind.model_validate(content)
+    except NewerError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        raise DamagedError(
+            f"{path}: not a plan of this version; take it from a copy, or choose another ledger"
+        ) from None
 
 
 def _read(kind: type[Model], path: Path) -> Model:

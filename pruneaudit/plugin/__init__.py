@@ -152,14 +152,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     targets = [(item_target(item), item) for item in items if not is_placeholder(item)]
     order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}
     items[:] = [item for _, item in sorted(targets, key=lambda pair: order[type(pair[0])])]
+    session = config.stash[_SESSION]
     selected: dict[Any, None] = {}
     for target, _ in targets:
         if isinstance(target, Cell):
             selected[target] = None
     for target, _ in targets:
         if isinstance(target, Check | Gate):
-            selected.update(dict.fromkeys(target.subject.cells()))
-    session = config.stash[_SESSION]
+            selected.update(dict.fromkeys(session.opening(target.subject.cells())))
     session.selected = list(selected)
     # The report judges every selected comparison; p values must be adjusted over the same ones.
     judged = [

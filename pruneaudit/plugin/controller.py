@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,11 @@ class Controller:
 
         audit = self.audit
         excused = {target: self.reasons[nodeid] for target, nodeid in selected.items() if self._excused(target, nodeid)}
-        judged = [target for target in selected if not isinstance(target, Cell) and target not in excused]
+        judged = [
+            replace(target, subject=audit.taken_so_far(target.subject))
+            for target in selected
+            if not isinstance(target, Cell) and target not in excused
+        ]
         cells = dict.fromkeys(target for target in selected if isinstance(target, Cell))
         cells.update(dict.fromkeys(cell for target in judged for cell in target.subject.cells()))
         wanted: dict[Arm | Comparison, set[str]] = {}

@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_protocols": None,
     "audit_ratios": None,
     "audit_seeds": None,
+    "audit_decide": None,
     "audit_budget": "full",
     "audit_ledger": ".pruneaudit/ledger",
     "audit_report": "reports/latest",
@@ -82,6 +83,14 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         metavar="N",
         help="Run seeds 0 to N-1. Default: the seeds of each workload.",
+    )
+    group.addoption(
+        "--audit-decide",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Decide comparisons seed by seed: six seeds of all arms, then, up to seed N-1, only of those whose "
+        "comparisons are open. The plan is written to the ledger before the first of them trains.",
     )
     group.addoption(
         "--audit-budget",

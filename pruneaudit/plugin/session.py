@@ -19,13 +19,16 @@ from pruneaudit.audit.currency import stored_cell
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.rounds import Family, Standing, Subject, read, register
+from pruneaudit.audit.sequential import Plan
+from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
 from pruneaudit.catalog.settings import Settings
-from pruneaudit.errors import AuditError, ConfigError, DataMissingError, unknown
+from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import causes
@@ -156,6 +159,10 @@ class AuditSession:
         self.judged: list[Arm | Comparison] = []
         self._measured: dict[Cell, CellRecord] = {}
         self._dockets: dict[str, Docket] = {}
+        self._registered: set[str] = set()
+        # Where the comparisons of each plan stand: in this session, and by what the ledger holds.
+        self._standings: dict[str, Standing] = {}
+        self._stored: dict[str, Standing] = {}
         self._verdicts: dict[tuple[str, str, type], dict[Arm | Comparison, Verdict]] = {}
         self._obstacles: dict[str, str | None] = {}
         self._refusals: dict[tuple[str, str], str | None] = {}
@@ -185,7 +192,20 @@ class AuditSession:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
         ratios = _ratios(option.audit_ratios)
+        self.decide: int | None = option.audit_decide
+        if self.decide is not None:
+            self._check_decide(option)
+            seeds = self.decide
         return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against, ratios)
+
+    def _check_decide(self, option: Any) -> None:
+        """Refuse plans of verdicts that cannot be kept."""
+        fewest = seeds_needed()
+        if option.audit_decide < fewest:
+            raise ConfigError(f"--audit-decide: expected a number of at least {fewest}: fewer seeds decide nothing")
+        for name in ("seeds", "baseline"):
+            if getattr(option, f"audit_{name}") is not None:
+                raise ConfigError(f"--audit-decide says which seeds are trained: leave out --audit-{name}")
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
@@ -245,7 +265,11 @@ class AuditSession:
 
     def cells(self, workloads: Sequence[str]) -> list[Cell]:
         """All cells of the selection on some workloads."""
-        return self.selection.on(workloads).cells()
+        return self.opening(self.selection.on(workloads).cells())
+
+    def opening(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of some cells that are measured in any case: where seeds are decided on, the first ones."""
+        return [cell for cell in cells if self.decide is None or cell.seed < seeds_needed()]
 
     def checks(self, workloads: Sequence[str]) -> list[Check]:
         """All arms and comparisons on some workloads × the rules that their protocol requires."""
@@ -333,9 +357,91 @@ class AuditSession:
         """The record of a cell, measured now where the ledger lacks it; None where nothing is to be trained."""
         if self.only_judges:
             return self.stored(cell)
+        self._register(cell.workload)
         if cell not in self._measured:
             self._measured[cell] = self.campaign.obtain(cell)
         return self._measured[cell]
+
+    def _register(self, workload: str) -> None:
+        """Write what is planned of a workload to the ledger, before anything of it trains.
+
+        A plan that contradicts what is there fails the running test, and so does a session that would train more of
+        what is planned there without a plan of its own.
+        """
+        if workload in self._registered:
+            return
+        tables: dict[str, list[Comparison]] = {}
+        for subject in self.judged:
+            declined = any(self._declined(name, workload) for name in subject.methods)
+            if isinstance(subject, Comparison) and subject.workload == workload and not declined:
+                tables.setdefault(subject.protocol, []).append(subject)
+        metric = self.catalog.workload(workload).metric
+        there = read(self.ledger)
+        for protocol, comparisons in tables.items():
+            if self.decide is None:
+                family = there.get((workload, protocol, self.labels[workload]))
+                if family is not None:
+                    pytest.fail(
+                        f"{workload} {protocol}: ledger {self.ledger.root} decides these comparisons seed by seed: "
+                        f"give --audit-decide {family.plan.seeds}, or choose another --audit-ledger",
+                        pytrace=False,
+                    )
+                continue
+            family = Family(
+                workload=workload,
+                protocol=protocol,
+                labels=self.labels[workload],
+                pairs=tuple(sorted((*one.methods, one.ratio) for one in comparisons)),
+                plan=Plan(
+                    seeds=self.decide,
+                    comparisons=len(comparisons),
+                    margin=metric.margin_under(self.catalog.protocol(protocol).margin),
+                ),
+            )
+            try:
+                register(self.ledger, family, self.stored, metric)
+            except AuditError as error:
+                pytest.fail(one_line(error), pytrace=False)
+        self._registered.add(workload)
+
+    def standing(self, subject: Arm | Comparison) -> Standing | None:
+        """Where the comparisons of a subject's table stand, measured until they are decided; None without a plan."""
+        workload = subject.workload
+        if self.only_judges:
+            return self._standing_so_far(subject)
+        self._register(workload)
+        family = read(self.ledger).get((workload, subject.protocol, self.labels[workload]))
+        if family is None:
+            return None
+        metric = self.catalog.workload(workload).metric
+        while family.name not in self._standings:
+            standing = family.standing(self._measured.get, metric)
+            cells = standing.wanted()
+            if cells:
+                # Other workers are at the same round: this one trains what is free instead of waiting for them.
+                self.campaign.share_more(cells)
+                for cell in cells:
+                    self.measure(cell)
+            else:
+                self._standings[family.name] = standing
+        return self._standings[family.name]
+
+    def taken(self, subject: Subject) -> Subject:
+        """A subject over the seeds that it took, measured until its comparisons are decided."""
+        return _over_seeds_taken(subject, self.standing(subject))
+
+    def taken_so_far(self, subject: Subject) -> Subject:
+        """The same from what the ledger holds."""
+        return _over_seeds_taken(subject, self._standing_so_far(subject))
+
+    def _standing_so_far(self, subject: Arm | Comparison) -> Standing | None:
+        family = read(self.ledger).get((subject.workload, subject.protocol, self.labels[subject.workload]))
+        if family is None:
+            return None
+        if family.name not in self._stored:
+            metric = self.catalog.workload(subject.workload).metric
+            self._stored[family.name] = family.standing(self.stored, metric)
+        return self._stored[family.name]
 
     def _docket(self, workload: str) -> Docket:
         """Judges a workload, measuring what is missing."""
@@ -349,7 +455,7 @@ class AuditSession:
 
     def judge(self, check: Check) -> Finding:
         """The finding of a fairness item, measuring what is missing."""
-        return self._docket(check.subject.workload).finding(check.subject, check.rule)
+        return self._docket(check.subject.workload).finding(self.taken(check.subject), check.rule)
 
     def verdict(self, gate: Gate) -> Verdict:
         """The verdict of a gate item, measuring what its table lacks."""
@@ -363,9 +469,12 @@ class AuditSession:
                 and not any(self._declined(name, other.workload) for name in other.methods)
             ]
             docket = self._docket(subject.workload)
-            comparisons = [other for other in table if isinstance(other, Comparison)]
+            standing = self.standing(subject) if isinstance(subject, Comparison) else None
+            if standing is not None:
+                docket.standings = {**docket.standings, subject.protocol: standing}
+            comparisons = {self.taken(other): other for other in table if isinstance(other, Comparison)}
             found: dict[Arm | Comparison, Verdict] = {}
-            found.update(docket.verdicts(comparisons).items())
+            found.update((comparisons[taken], verdict) for taken, verdict in docket.verdicts(comparisons).items())
             found.update(self.regressions(docket, table).items())
             self._verdicts[key] = found
         return self._verdicts[key][subject]
@@ -460,7 +569,8 @@ class AuditSession:
     def header(self) -> str:
         """One line that says what this session compares, and how."""
         protocols = " ".join(f"{name}@{self.catalog.protocol(name).version}" for name in self.selection.protocols)
-        seeds = f"seeds 0-{self.selection.seeds - 1}" if self.selection.seeds else "seeds of each workload"
+        until = " until decided" if self.decide else ""
+        seeds = f"seeds 0-{self.selection.seeds - 1}{until}" if self.selection.seeds else "seeds of each workload"
         parts = [
             f"protocols {protocols}",
             f"methods {' '.join(self.selection.methods)}",
@@ -486,6 +596,13 @@ class AuditSession:
             f"pruneaudit: a new ledger begins in {self.ledger_path}; to go on with the one above, "
             f"give --audit-ledger {other.parent}"
         )
+
+
+def _over_seeds_taken(subject: Subject, standing: Standing | None) -> Subject:
+    """A subject over the seeds that it took; one that has no plan as it is."""
+    if standing is None or (isinstance(subject, Comparison) and standing.of(subject) is None):
+        return subject
+    return standing.over_seeds_taken(subject)
 
 
 def _check_folder(path: Path, option: str) -> None:

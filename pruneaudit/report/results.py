@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pruneaudit.audit import rounds
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.currency import method_digests, stored_cell, why_outdated
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Table
 from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.rounds import Standing
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, pairs
 from pruneaudit.catalog.discovery import Catalog
@@ -306,13 +308,17 @@ def gather(
             labels = settings.labels(catalog.workload(cell.workload))
             rows.append(_empty_row(cell, settings, labels, asked.skipped.get(cell)))
     groups = []
+    wanted: dict[Arm | Comparison, Set[str]] = {}
     waive = asked.study.waive if asked.study is not None else {}
     for workload in sorted({cell.workload for cell in known} | {subject.workload for subject in asked.subjects}):
         labels = settings.labels(catalog.workload(workload))
         members = {cell: record for cell, record in known.items() if cell.workload == workload}
         docket = Docket(catalog, ledger, members.get, labels, waive, Table(members, catalog.strictness))
         subjects = [subject for subject in asked.subjects if subject.workload == workload]
-        groups.append((docket, subjects))
+        counted = _as_planned(docket, workload, subjects)
+        wanted |= {counted[subject]: rules for subject, rules in asked.required.items() if subject in counted}
+        groups.append((docket, list(counted.values())))
+    asked = replace(asked, required=wanted)
     return _results(catalog, ledger, rows, groups, asked, begin)
 
 
@@ -360,7 +366,8 @@ def gather_ledger(
             ]
         table = Table(members, catalog.strictness)
         waive = study.waive if study is not None else {}
-        groups.append((Docket(catalog, ledger, members.get, labels, waive, table), subjects))
+        docket = Docket(catalog, ledger, members.get, labels, waive, table)
+        groups.append((docket, list(_as_planned(docket, workload, subjects).values())))
     rows = [
         _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
         for record in everything
@@ -371,6 +378,31 @@ def gather_ledger(
         if id(record) in damaged
     ]
     return _results(catalog, ledger, rows, groups, Asked(study=study), begin)
+
+
+def _as_planned(
+    docket: Docket, workload: str, subjects: Iterable[Arm | Comparison]
+) -> dict[Arm | Comparison, Arm | Comparison]:
+    """Subjects over the seeds that count, and in the docket where they stand, as the ledger's plans say.
+
+    Other comparisons of a table that has a plan are left out: nothing was fixed of them before they were seen.
+    """
+    families = rounds.read(docket.ledger)
+    metric = docket.catalog.workload(workload).metric
+    found: dict[Arm | Comparison, Arm | Comparison] = {}
+    standings: dict[str, Standing] = {}
+    for subject in subjects:
+        family = families.get((workload, subject.protocol, docket.labels))
+        if family is None:
+            found[subject] = subject
+            continue
+        if subject.protocol not in standings:
+            standings[subject.protocol] = family.standing(docket.cell_of, metric)
+        standing = standings[subject.protocol]
+        if isinstance(subject, Arm) or standing.of(subject) is not None:
+            found[subject] = standing.over_seeds_taken(subject)
+    docket.standings = standings
+    return found
 
 
 def _results(
@@ -573,6 +605,8 @@ def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
         # As everywhere: what is not said is accuracy.
         if row["metric"] == ACCURACY.name:
             del row["metric"]
+        if row["plan"] is None:  # A fixed number of seeds.
+            del row["plan"], row["looks"]
     return sorted(rows, key=lambda row: (row["workload"], row["labels"], row["protocol"], row["ratio"], row["arms"]))
 
 

@@ -66,6 +66,15 @@ class LocalExecutor:
         self._together = dict(together)
         self.bulletin.announce(runs, cells or {})
 
+    def help_with(self, runs: Sequence[RunSpec]) -> None:
+        """Name runs that the session needs besides those that were shared, parents first."""
+        known = {run.run_id for run in self._backlog}
+        for run in runs:
+            if run.run_id not in known:
+                self._backlog.append(run)
+                if (shape := self._shape(run)) is not None:
+                    self._together.setdefault(shape, []).append(run)
+
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record; its parents must be finished.
 

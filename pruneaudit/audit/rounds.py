@@ -1,0 +1,158 @@
+"""Families of comparisons whose seeds are trained round by round: their plan in the ledger, and what they need next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from pruneaudit.audit.sequential import Plan, Stop, decide
+from pruneaudit.catalog.cells import Arm, Cell, Comparison
+from pruneaudit.errors import ConfigError
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.schema import Frozen
+from pruneaudit.workloads.metrics import Metric
+
+Subject = TypeVar("Subject", bound=Arm | Comparison)
+
+
+class Family(Frozen):
+    """Comparisons of one workload under one protocol, and the plan that was made for them before a seed trained.
+
+    Attributes:
+        workload: What is compared: name of the workload,
+        protocol: of the protocol,
+        labels: and settings that are not the default.
+        pairs: First method, second method and ratio of each comparison, sorted.
+        plan: What was fixed.
+        seen: Paired seeds that the ledger held already of the comparison with most: fewer than show anything.
+    """
+
+    workload: str
+    protocol: str
+    labels: tuple[str, ...]
+    pairs: tuple[tuple[str, str, float], ...]
+    plan: Plan
+    seen: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of its file in the ledger."""
+        return "-".join((self.workload, self.protocol, *self.labels))
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Its comparisons over all seeds that the plan may take."""
+        seeds = tuple(range(self.plan.seeds))
+        return [
+            Comparison(self.workload, self.protocol, left, right, ratio, seeds) for left, right, ratio in self.pairs
+        ]
+
+    def standing(self, record_of: Callable[[Cell], CellRecord | None], metric: Metric) -> Standing:
+        """Where each comparison stands, whatever was trained beyond.
+
+        Args:
+            record_of: Gives the record of a cell, or None where it is not measured yet.
+            metric: What decides.
+        """
+        comparisons = self.comparisons
+        series = [differences(comparison, record_of, metric) for comparison in comparisons]
+        return Standing(self, dict(zip(comparisons, decide(self.plan, series), strict=True)))
+
+
+def differences(
+    comparison: Comparison, record_of: Callable[[Cell], CellRecord | None], metric: Metric
+) -> list[float | None]:
+    """First arm minus second by seed, more is better, up to the first that is not measured, or that failed (None)."""
+    found: list[float | None] = []
+    for cells in zip(*(arm.cells() for arm in comparison.arms), strict=True):
+        left, right = map(record_of, cells)
+        if left is None or right is None:
+            break
+        if left.value is None or right.value is None:
+            return [*found, None]
+        found.append(metric.merit(left.value - right.value))
+    return found
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the comparisons of a family stand.
+
+    Attributes:
+        family: The family.
+        stops: Of each comparison, over all seeds that the plan may take.
+    """
+
+    family: Family
+    stops: Mapping[Comparison, Stop]
+
+    def of(self, comparison: Comparison) -> Stop | None:
+        """Where a comparison stands, over whatever seeds; None: it was not planned."""
+        seeds = tuple(range(self.family.plan.seeds))
+        return self.stops.get(replace(comparison, seeds=seeds))
+
+    def wanted(self) -> list[Cell]:
+        """Cells of the next seed of the comparisons that are open."""
+        still_open = [(comparison, stop.looks) for comparison, stop in self.stops.items() if stop.word is None]
+        return list(dict.fromkeys(arm.cells()[looks] for comparison, looks in still_open for arm in comparison.arms))
+
+    def over_seeds_taken(self, subject: Subject) -> Subject:
+        """The same arm or comparison over the seeds that it took; of an open one with the seed that it lacks."""
+        first = self.family.plan.first
+        taken = [
+            max(first, stop.looks + (stop.word is None))
+            for comparison, stop in self.stops.items()
+            if subject.ratio == comparison.ratio
+            and (
+                subject.methods == comparison.methods
+                or (isinstance(subject, Arm) and subject.method in comparison.methods)
+            )
+        ]
+        return replace(subject, seeds=tuple(range(max(taken, default=first))))
+
+
+def read(ledger: Ledger) -> dict[tuple[str, str, tuple[str, ...]], Family]:
+    """Plans that a ledger holds, by workload, protocol and labels.
+
+    Raises:
+        DamagedError: One cannot be read.
+    """
+    families = ledger.planned(Family)
+    return {(family.workload, family.protocol, family.labels): family for family in families}
+
+
+def register(ledger: Ledger, family: Family, record_of: Callable[[Cell], CellRecord | None], metric: Metric) -> Family:
+    """Write a plan before its first seed trains, or find the same one there.
+
+    Raises:
+        ConfigError: There is another plan for the same table, or so many seeds that its verdicts could be read:
+            what was looked at cannot be planned, nor a plan changed when its results are known.
+    """
+    seen = max((len(differences(one, record_of, metric)) for one in family.comparisons), default=0)
+    there = ledger.plan_once(
+        family.name, family.model_copy(update={"seen": seen}), refuse=_too_late(family, seen, ledger)
+    )
+    if there.model_copy(update={"seen": 0}) != family:
+        raise ConfigError(
+            f"{family.workload} {family.protocol}: ledger {ledger.root} holds another plan, "
+            f"{_text(there)}, and not {_text(family)}: go on with that one, or choose another --audit-ledger"
+        )
+    return there
+
+
+def _too_late(family: Family, seen: int, ledger: Ledger) -> str:
+    if seen < family.plan.first:
+        return ""
+    return (
+        f"{family.workload} {family.protocol}: ledger {ledger.root} holds {seen} seeds trained without a plan: "
+        "their verdicts can be known, and cannot be extended by --audit-decide; choose another --audit-ledger"
+    )
+
+
+def _text(family: Family) -> str:
+    count = len(family.pairs)
+    return (
+        f"{family.plan.seeds} seeds at most for {count} comparison{'s' * (count != 1)}, margin {family.plan.margin:g}"
+    )

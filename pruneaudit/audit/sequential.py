@@ -1,0 +1,270 @@
+"""Paired comparisons that may be looked at after every seed and stop when they are decided, at a known error rate.
+
+Who looks at a p value after every seed and stops at the first below 0.05 finds a difference where none is far more
+often than in 5 % of comparisons. Here alpha is spent over the looks (Lan and DeMets, Biometrika 70, 1983), and what a
+look may spend is counted in sign vectors that stop there, as in exact permutational group sequential tests (Mehta,
+Patel, Senchaudhuri and Tsiatis, Biometrics 50, 1994). A comparison is ``better`` or ``worse`` by the sequential form of
+the sign-flip test, and ``equivalent`` by two of them, one-sided, on differences shifted by the margin (repeated TOST:
+Jennison and Turnbull, Stat. Med. 12, 1993). Of a family each is tested at the level that Holm's procedure leaves it,
+which holds whenever each of them stops (Ye, Li, Liu and Yao, Stat. Med. 32, 2013; Maurer and Bretz, Stat. Biopharm.
+Res. 5, 2013).
+
+An always-valid e-process needs no last seed, and takes more seeds to decide (``benchmarks/decide.py`` shows both).
+
+What is assumed: under the null hypothesis a difference has either sign with equal chance, whatever its size, seed by
+seed (of equivalence: the difference less the margin). It is so wherever two arms are exchangeable, however skewed each
+of them is. A zero mean alone does not suffice: where differences are distributed like an exponential less its mean, a
+plan of twelve seeds finds a difference in 12 % of comparisons instead of 5 %, the sign-flip test on all twelve in 9 %.
+
+numpy only: importing this module loads neither scipy nor torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, FiniteFloat
+
+from pruneaudit.audit.statistics import ALPHA, seeds_needed
+from pruneaudit.schema import Frozen
+
+#: Of so many seeds every sign vector is tried; with later ones, each of these vectors goes on with random signs.
+EXACT = 14
+# Sums closer than this are ties: above float noise, below one image in a million over 50 seeds.
+_TIE = 1e-8
+# Values of all comparisons and sign vectors that are in memory at once: 16 MB.
+_VALUES = 2**21
+
+Spending = Literal["pocock"]
+#: Share of alpha that looks at up to a share of the seeds may spend, see :func:`Plan.spent`.
+SPENDING: dict[Spending, Callable[[float], float]] = {"pocock": lambda share: math.log1p((math.e - 1) * share)}
+
+
+class Plan(Frozen):
+    """What is fixed of a family of comparisons before its first seed trains.
+
+    Attributes:
+        seeds: Seeds at most; a comparison that is open after them is indeterminate.
+        comparisons: Size of the family: over them at most ``alpha`` is the chance of any false better or worse, and of
+            any false equivalent.
+        margin: Differences smaller than this do not matter, in the metric's unit.
+        alpha: Rate of false findings of the family.
+        first: Seeds before which nothing is looked at: by default the fewest that could show a difference alone.
+        spending: How alpha is spent over the looks, one after each seed: ``pocock`` is Lan and DeMets's
+            ln(1 + (e - 1) t), t the share of the seeds. It decides large differences early and costs small ones little.
+    """
+
+    seeds: int = Field(ge=1)
+    comparisons: int = Field(ge=1)
+    margin: FiniteFloat = Field(gt=0)
+    alpha: float = Field(default=ALPHA, gt=0, lt=1)
+    first: int = Field(default=seeds_needed(), ge=1)
+    spending: Spending = "pocock"
+
+    def spent(self, look: int) -> float:
+        """The share of alpha that looks may have spent up to this one: 1 after the last."""
+        return SPENDING[self.spending](min(look / self.seeds, 1.0))
+
+    @property
+    def levels(self) -> list[float]:
+        """Levels that Holm's procedure may leave a comparison: with one, two and more others undecided beside it."""
+        return [self.alpha / others for others in range(1, self.comparisons + 1)]
+
+    @property
+    def first_look(self) -> int | None:
+        """The first number of seeds after which any comparison can stop: before it none needs to be looked at.
+
+        That of equivalence, which is one-sided. None: so few seeds decide nothing.
+        """
+        return self._first(2.0)
+
+    @property
+    def first_difference(self) -> int | None:
+        """The first number of seeds after which a comparison can be better or worse; None: there is none."""
+        return self._first(1.0)
+
+    def _first(self, sides: float) -> int | None:
+        level = self.alpha / self.comparisons
+        looks = range(self.first, self.seeds + 1)
+        return next((n for n in looks if 2.0 ** (1 - n) <= sides * level * self.spent(n) + 1e-12), None)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a comparison stands.
+
+    Attributes:
+        word: ``better``, ``worse`` (of the first arm, where more is better) or ``equivalent``; ``indeterminate`` after
+            the last seed, or where a seed has no value; None: open.
+        looks: Seeds that it was looked at after.
+        level: Level of the test that decided it, as Holm's procedure left it; None where nothing was decided.
+    """
+
+    word: Literal["better", "worse", "equivalent", "indeterminate"] | None
+    looks: int
+    level: float | None = None
+
+
+def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
+    """Work through a family of comparisons seed by seed; a pure function of the differences in the order of seeds.
+
+    Seeds are taken in rounds: a round looks at every comparison that is open, after which those that are decided take
+    no further seeds. Where an open comparison lacks its next seed, the family stays where it is until it has it.
+    ``equivalent`` comes before ``better`` and ``worse`` where one round shows both.
+
+    Args:
+        plan: What was fixed before.
+        series: Of each comparison of the family the differences, first arm minus second, so that more is better; None
+            for a seed that failed, after which the comparison is closed. What lies behind its stop is not looked at.
+
+    Returns:
+        Where each comparison stands.
+
+    Raises:
+        ValueError: There are more comparisons than planned.
+    """
+    if len(series) > plan.comparisons:
+        raise ValueError(f"{len(series)} comparisons, but {plan.comparisons} were planned")
+    known = [_known(differences)[: plan.seeds] for differences in series]
+    apart = _reached(plan, known, lambda gaps: [stops(plan, gaps)])
+    near = _reached(
+        plan, known, lambda gaps: [stops(plan, plan.margin + side * gaps, one_sided=True) for side in (-1.0, 1.0)]
+    )
+    found = [Stop(None, 0) for _ in series]
+    levels = plan.levels
+    for look in range(1, plan.seeds + 1):
+        still_open = [place for place, stop in enumerate(found) if stop.word is None]
+        if any(len(series[place]) < look for place in still_open):
+            break
+        for place in still_open:
+            found[place] = Stop(None if len(known[place]) >= look else "indeterminate", look)
+        looks = np.array([stop.looks for stop in found])
+        left_apart, left_near = (_left_by_holm(reached, looks, plan.comparisons) for reached in (apart, near))
+        for place in still_open:
+            if found[place].word is not None:
+                continue
+            if left_near[place]:
+                found[place] = Stop("equivalent", look, levels[left_near[place] - 1])
+            elif left_apart[place]:
+                found[place] = Stop(
+                    "better" if sum(known[place][:look]) > 0 else "worse", look, levels[left_apart[place] - 1]
+                )
+            elif look == plan.seeds:
+                found[place] = Stop("indeterminate", look)
+    return found
+
+
+def stops(plan: Plan, differences: np.ndarray, one_sided: bool = False) -> np.ndarray:
+    """The look at which each comparison stops at each level of the plan, ``[C, L]``; 0 where it does not.
+
+    At look n all sign vectors that did not stop are ranked by the sum of their first n differences. The most extreme
+    ones stop: as many as keep the share of all that stopped at ``level * spent(n)`` or below, ties together or not at
+    all. The signs that were observed are those of one vector, and had a coin thrown them, each vector were as likely.
+    After ``EXACT`` seeds the vectors go on with signs drawn with a fixed seed.
+
+    Args:
+        plan: Levels, seeds at most, and spending.
+        differences: Paired differences in the order of their seeds, ``[C, n]``.
+        one_sided: Only sums above 0 stop.
+    """
+    count, looks = differences.shape
+    rows = max(1, _VALUES // 2 ** min(looks, EXACT))
+    parts = [_walk(plan, differences[start : start + rows], one_sided) for start in range(0, count, rows)]
+    return np.concatenate(parts) if parts else np.zeros((0, plan.comparisons), dtype=int)
+
+
+def _walk(plan: Plan, differences: np.ndarray, one_sided: bool) -> np.ndarray:
+    """The same for comparisons that are in memory together."""
+    count, looks = differences.shape
+    levels = plan.levels
+    found = np.zeros((count, len(levels)), dtype=int)
+    sums = np.zeros((count, 1))
+    stopped = np.zeros((len(levels), count, 1), dtype=bool)
+    random = np.random.default_rng(0)
+    for look in range(1, looks + 1):
+        step = differences[:, look - 1 : look]
+        # The first vector has the signs that were observed. A vector and its opposite stop together: one is kept.
+        if look > EXACT:
+            signs = 2.0 * random.integers(0, 2, sums.shape[1]) - 1
+            signs[0] = 1.0
+            sums = sums + signs * step
+        elif look == 1 and not one_sided:
+            sums = sums + step
+        else:
+            sums = np.concatenate((sums + step, sums - step), axis=1)
+            stopped = np.concatenate((stopped, stopped), axis=2)
+        if look < plan.first:
+            continue
+        extreme = sums if one_sided else np.abs(sums)
+        # The small number: 1/32 of 32 vectors is one of them.
+        allowed = [math.floor(level * plan.spent(look) * sums.shape[1] + 1e-9) for level in levels]
+        # Whatever stopped before, the next ones to stop are among so many that are most extreme.
+        most = min(2 * allowed[0] + 1, sums.shape[1])
+        places = np.argpartition(extreme, -most, axis=1)[:, -most:]
+        ranked = np.take_along_axis(extreme, places, axis=1)
+        places = np.take_along_axis(places, np.argsort(ranked, axis=1), axis=1)
+        ranked = np.sort(ranked, axis=1)
+        for level, room in enumerate(allowed):
+            if room == 0:
+                break
+            free = room - np.count_nonzero(stopped[level], axis=1)
+            before = np.take_along_axis(stopped[level], places, axis=1)
+            now = ~before & (ranked > _bound(ranked, before, free) + _TIE)
+            np.put_along_axis(stopped[level], places, before | now, axis=1)
+            found[(now & (places == 0)).any(axis=1), level] = look
+    return found
+
+
+def _bound(ranked: np.ndarray, stopped: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """The greatest value that may not stop any more, ``[C, 1]``, where ``free`` of each row (rising) still may."""
+    left = np.cumsum(~stopped[:, ::-1], axis=1)  # From the greatest one on, how many did not stop.
+    place = ranked.shape[1] - 1 - np.argmax(left > free[:, None], axis=1)
+    return np.take_along_axis(ranked, place[:, None], axis=1)
+
+
+def _reached(
+    plan: Plan, series: Sequence[Sequence[float]], tests: Callable[[np.ndarray], list[np.ndarray]]
+) -> np.ndarray:
+    """The look from which each comparison counts as decided at each level, ``[C, L]``; beyond the last seed: never.
+
+    By all of its tests, and at all greater levels as well: vectors that stop early at a great level can make room for
+    others at a smaller one, and Holm's procedure needs a test that rejects more where it may err more.
+    """
+    found = np.full((len(series), plan.comparisons), plan.seeds + 1)
+    for length in {len(one) for one in series} - {0}:
+        places = [place for place, one in enumerate(series) if len(one) == length]
+        looks = np.stack(tests(np.array([series[place] for place in places], dtype=float)))
+        found[places] = np.maximum.accumulate(np.where(looks == 0, plan.seeds + 1, looks).max(axis=0), axis=1)
+    return found
+
+
+def _left_by_holm(reached: np.ndarray, looks: np.ndarray, comparisons: int) -> list[int]:
+    """Of each comparison how many were undecided when it was: its level is alpha by this; 0: it was not decided."""
+    rejected = [0] * len(reached)
+    while True:
+        undecided = comparisons - sum(map(bool, rejected))
+        new = [
+            place
+            for place in range(len(reached))
+            if not rejected[place] and undecided and reached[place, undecided - 1] <= looks[place]
+        ]
+        if not new:
+            return rejected
+        for place in new:
+            rejected[place] = undecided
+
+
+def _known(differences: Sequence[float | None]) -> list[float]:
+    """Differences up to the first that is missing, to 9 decimals: float noise makes none."""
+    known = []
+    for difference in differences:
+        if difference is None:
+            break
+        if not math.isfinite(difference):
+            raise ValueError("differences must be finite numbers")
+        known.append(round(float(difference), 9))
+    return known

@@ -1,0 +1,110 @@
+"""Plans of verdicts: written before anything trains, kept by everybody, and worked through seed by seed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pruneaudit.audit.rounds import Family, register
+from pruneaudit.audit.sequential import Plan
+from pruneaudit.catalog.cells import Arm, Comparison
+from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.merging import merge
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.workloads.metrics import ACCURACY
+
+WHERE = "lenet5-digits", "s3.2"
+
+
+def family(seeds=12, pairs=(("l1", "random", 0.5), ("l1", "tpp", 0.5)), **more):
+    plan = Plan(seeds=seeds, comparisons=len(pairs), margin=0.5)
+    return Family(workload=WHERE[0], protocol=WHERE[1], labels=(), pairs=pairs, plan=plan, **more)
+
+
+def records(**values):
+    """Gives the record of a cell; None is a seed that failed, and what is not given is not measured."""
+
+    def record_of(cell):
+        known = values.get(cell.method, ())
+        return SimpleNamespace(value=known[cell.seed]) if cell.seed < len(known) else None
+
+    return record_of
+
+
+EVEN = [50.0, 53.0] * 6
+
+
+def test_only_arms_of_open_comparisons_take_the_next_seed():
+    # l1 against tpp is plain after eight seeds; against random it never is.
+    known = records(l1=[51.5] * 8, random=EVEN[:8], tpp=[10.0] * 8)
+    standing = family().standing(known, ACCURACY)
+    assert [stop.word for stop in standing.stops.values()] == [None, "better"]
+    assert [(cell.method, cell.seed) for cell in standing.wanted()] == [("l1", 8), ("random", 8)]
+
+
+def test_rounds_wait_for_every_open_comparison():
+    standing = family().standing(records(l1=EVEN, random=EVEN[:3], tpp=[10.0] * 9), ACCURACY)
+    assert {stop.looks for stop in standing.stops.values()} == {3}
+    # In a round both take their seed: what is there already is not asked for again by whoever measures.
+    assert {(cell.method, cell.seed) for cell in standing.wanted()} == {("l1", 3), ("random", 3), ("tpp", 3)}
+
+
+def test_what_was_trained_beyond_a_stop_is_not_looked_at():
+    long = family().standing(records(l1=[51.5] * 12, random=EVEN, tpp=[10.0] * 7 + [99.0] * 5), ACCURACY)
+    short = family().standing(records(l1=[51.5] * 12, random=EVEN, tpp=[10.0] * 7), ACCURACY)
+    comparison = Comparison(*WHERE, "l1", "tpp", 0.5, (0, 1, 2))
+    assert long.of(comparison) == short.of(comparison)
+    assert long.of(comparison).looks == 7
+
+
+def test_subjects_over_the_seeds_that_they_took():
+    standing = family().standing(records(l1=[51.5] * 12, random=EVEN, tpp=[10.0] * 12), ACCURACY)
+    seeds = {
+        name: standing.over_seeds_taken(Arm(*WHERE, name, 0.5, (0,))).seeds
+        for name in ("l1", "random", "tpp", "scratch")
+    }
+    assert {name: len(known) for name, known in seeds.items()} == {"l1": 12, "random": 12, "tpp": 7, "scratch": 6}
+    # Of an open one with the seed that it lacks: it is incomplete, and says so.
+    half = family().standing(records(l1=[51.5] * 9, random=EVEN[:9], tpp=[10.0] * 9), ACCURACY)
+    assert len(half.over_seeds_taken(Comparison(*WHERE, "l1", "random", 0.5, ())).seeds) == 10
+    assert standing.of(Comparison(*WHERE, "random", "tpp", 0.5, ())) is None
+
+
+class TestRegistered:
+    def test_a_plan_is_written_once_and_found_again(self, tmp_path):
+        ledger = Ledger(tmp_path / "ledger")
+        first = register(ledger, family(), records(l1=[1.0] * 3, random=[1.0] * 3), ACCURACY)
+        assert first.seen == 3
+        # Resumed, when all is there: still the plan of the first day.
+        assert register(ledger, family(), records(l1=EVEN, random=EVEN, tpp=EVEN), ACCURACY) == first
+        assert ledger.planned(Family) == [first]
+
+    @pytest.mark.parametrize("other", [family(20), family(pairs=(("l1", "random", 0.5),))])
+    def test_another_plan_of_the_same_table_is_refused(self, tmp_path, other):
+        ledger = Ledger(tmp_path / "ledger")
+        register(ledger, family(), records(), ACCURACY)
+        with pytest.raises(ConfigError, match="holds another plan, 12 seeds at most for 2 comparisons"):
+            register(ledger, other, records(), ACCURACY)
+
+    def test_what_was_looked_at_cannot_be_planned(self, tmp_path):
+        ledger = Ledger(tmp_path / "ledger")
+        with pytest.raises(ConfigError, match="holds 6 seeds trained without a plan"):
+            register(ledger, family(), records(l1=EVEN[:6], random=EVEN[:6]), ACCURACY)
+        assert ledger.planned(Family) == []
+
+    def test_merged_ledgers_keep_one_plan(self, tmp_path):
+        for name in ("one", "two"):
+            register(Ledger(tmp_path / name), family(), records(), ACCURACY)
+        merge(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
+        assert Ledger(tmp_path / "both").planned(Family) == [family()]
+        register(Ledger(tmp_path / "three"), family(20), records(), ACCURACY)
+        with pytest.raises(ConfigError, match="planned these comparisons differently"):
+            merge(tmp_path / "both", [tmp_path / "three"])
+
+    def test_a_damaged_plan_is_told_and_not_replaced(self, tmp_path):
+        ledger = Ledger(tmp_path / "ledger")
+        register(ledger, family(), records(), ACCURACY)
+        (path,) = (tmp_path / "ledger" / "planned").iterdir()
+        path.write_text("{}")
+        with pytest.raises(DamagedError, match="not a plan"):
+            register(ledger, family(), records(), ACCURACY)
+        assert path.read_text() == "{}"

@@ -231,8 +231,7 @@ def test_without_gate_options_there_is_no_gate(checkout):
 def test_a_workload_that_cannot_run_is_no_failure_of_the_gate(checkout, copied):
     selection = "(lenet5-digits or lenet5-mnist) and r0.5 and verdict"
     outcome = checkout.pytest(*GATE, "l1", "-k", selection, "--audit-seeds", "1", "--audit-ledger", "copied", "-rs")
-    assert outcome.code == 0 and "failed" not in outcome.text, outcome.text
-    assert re.search(r"test_gate.py:\d+: lenet5-mnist: MNIST needs a data folder", outcome.text), outcome.text
+    assert outcome.code == 0 and re.search(r"(\d+) passed, \1 skipped", outcome.text), outcome.text
     assert "lenet5-mnist: MNIST needs a data folder" in outcome.text
     assert "FAILS" not in outcome.text
     assert {row["workload"] for row in results(checkout)["verdicts"]} == {"lenet5-digits"}

@@ -112,7 +112,7 @@ class MethodSource:
     @property
     def built_in(self) -> bool:
         """Whether it is one of this project's own."""
-        return self.path is not None and self.path.is_relative_to(content_root())
+        return self.path is not None and self.path.is_relative_to(content_root() / "methods")
 
     def begins(self) -> str:
         """File and line at which it decides, such as ``mine.py:12``; empty where it cannot be imported."""
@@ -171,7 +171,7 @@ def _is_method(value: object) -> bool:
 def _module(path: Path, anew: bool = False) -> Any:
     """Import a method's file; a user's one finds the files beside it, however pytest was started."""
     folder = str(path.parent)
-    if folder not in sys.path and not path.is_relative_to(content_root()):
+    if folder not in sys.path and not path.is_relative_to(content_root() / "methods"):
         # Last, so that they hide nothing.
         sys.path.append(folder)
     return load_file(path, anew)

@@ -92,7 +92,7 @@ def prune(method, name, model=None, ratio=0.5, steps=0, seed=0, lr="0:1e-3", wor
         precision="fp64",
         initial=initial or (lambda epoch: network(name, seed=100 + epoch).state_dict()),
     )
-    layers = conduct._layers(model, job, method)
+    layers = conduct.layers_of(model, job, method)
     with Meter(model) as meter:
         task = conduct._task(method, model, layers, job, meter)
         answer = decide(method, task)

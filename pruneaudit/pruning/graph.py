@@ -18,6 +18,8 @@ from pruneaudit.errors import ConfigError
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 #: Seconds after which tracing is given up: with some wirings torch-pruning 1.6.1 never ends.
 PATIENCE = 120.0
+#: Seconds after which a thread that did not hear that it is given up is told again.
+_AGAIN = 0.5
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -62,26 +64,33 @@ def _within(seconds: float) -> Iterator[None]:
     Raises:
         ConfigError: It took longer.
     """
-    thread, lock, over = threading.get_ident(), threading.Lock(), False
+    thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Event()
+    raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
     def give_up() -> None:
-        with lock:
-            if not over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_GivenUpError))
+        patience = seconds
+        while not over.wait(patience):
+            with lock:
+                if not over.is_set():
+                    raise_there(thread, ctypes.py_object(_GivenUpError))
+            # What arrives in a destructor or a callback is lost: once more, until it is heard.
+            patience = _AGAIN
 
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
+    def end() -> None:
+        with lock:
+            over.set()
+
+    threading.Thread(target=give_up, daemon=True).start()
     try:
         yield
-        with lock:
-            over = True
+        end()
     except _GivenUpError:
+        end()
         raise ConfigError(
             f"torch-pruning did not find the network's units within {seconds:g} seconds; name fewer layers in prunable"
         ) from None
     finally:
-        timer.cancel()
+        end()
 
 
 def _prune_function(module: nn.Module) -> Any:

@@ -94,7 +94,7 @@ def prune(method, name, model=None, ratio=0.5, steps=0, seed=0, lr="0:1e-3", wor
     )
     layers = conduct.layers_of(model, job, method)
     with Meter(model) as meter:
-        task = conduct._task(method, model, layers, job, meter)
+        task = conduct.task_of(method, model, layers, job, meter)
         answer = decide(method, task)
     return Pruned(task, answer, meter.consumption, model)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_weights
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
-from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
+from pruneaudit.errors import AuditError, ConfigError, MethodError
 from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, pack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
@@ -25,8 +25,8 @@ from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
 from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method import isolation
+from pruneaudit.method.answers import adds
 from pruneaudit.method.conduct import Job
-from pruneaudit.method.contract import Method
 from pruneaudit.method.task import RetrainingTask
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import LAYERS
@@ -251,7 +251,9 @@ class Stages:
         else:
             if method is not None:
                 model = self._place(model, spec)
-                hooks = _acts(method, model, spec, workload, dataset, state)
+                assert spec.ratio is not None
+                steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
+                hooks = adds(method, RetrainingTask(model, workload, spec.ratio, steps, state))
             outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
         outcome.kept, outcome.granularity = parent.kept, parent.granularity
         outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
@@ -636,24 +638,6 @@ def _scores(measure: Measure, test: Score, validation: Score, history: History) 
         validation_curve=history.validation_metric,
         outcomes="" if outcomes is None else pack(outcomes),
     )
-
-
-def _acts(
-    method: Method, model: nn.Module, spec: RunSpec, workload: Workload, dataset: Dataset, state: dict[str, Any]
-) -> Hooks:
-    """What a method adds to retraining.
-
-    Raises:
-        MethodError: It raised.
-    """
-    assert spec.ratio is not None
-    steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
-    try:
-        return method.retraining(RetrainingTask(model, workload, spec.ratio, steps, state))
-    except AuditError:
-        raise
-    except Exception as error:
-        raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
 
 
 def _initialise(model: nn.Module, seed: int, *stream: str) -> None:

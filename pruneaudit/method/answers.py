@@ -11,8 +11,9 @@ import torch
 
 from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.method.contract import Method
-from pruneaudit.method.task import PruningTask, RepetitionOverError
+from pruneaudit.method.task import PruningTask, RepetitionOverError, RetrainingTask
 from pruneaudit.pruning import shapes
+from pruneaudit.training.loop import Hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,20 @@ def decide(method: Method, task: PruningTask) -> Answer:
     except Exception as error:
         raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
     return checked(answer, task, method)
+
+
+def adds(method: Method, task: RetrainingTask) -> Hooks:
+    """What a method adds to retraining.
+
+    Raises:
+        MethodError: It raised; one line says what.
+    """
+    try:
+        return method.retraining(task)
+    except AuditError:
+        raise
+    except Exception as error:
+        raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
 
 
 def checked(kept: Any, task: PruningTask, method: Method) -> Answer:

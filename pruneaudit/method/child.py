@@ -29,12 +29,13 @@ from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.metric import Measure
-from pruneaudit.method.answers import decide
+from pruneaudit.method.answers import adds, decide
 from pruneaudit.method.channel import HungUpError, Line
-from pruneaudit.method.conduct import REPEATED_STEPS, digest, layers_of, own_modules
+from pruneaudit.method.conduct import REPEATED_STEPS, digest, own_modules
 from pruneaudit.method.contract import Budget, Method, ScratchArm
 from pruneaudit.method.task import PruningTask, RetrainingTask
 from pruneaudit.pruning import shapes
+from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.sources import heard_by, listening
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.loop import Hooks, Trainer
@@ -43,7 +44,7 @@ from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures, Reach, Watch
 from pruneaudit.workloads.data import Dataset, Part
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import DataConfig, Workload
 
 #: Foreign images that are shown to the referee one by one; all others are counted.
@@ -219,7 +220,6 @@ class _ByTheReferee(Measure):
     """The metric, which the referee measures: nothing of the held-out splits comes back."""
 
     line: Line | None = None
-    first: Part | None = None
 
     @property
     def closely(self) -> bool:
@@ -356,8 +356,7 @@ def prune(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
     method = source.create()
     dataset = HandedOut.of(work.data, line, torch.device(work.runtime.device))
     model = _network(work)
-    job: Any = _Patterns(work.workload, dataset, work.prunable, work.skip)
-    layers = layers_of(model, job, method)
+    layers = prunable_layers(model, dataset.example(), work.prunable, work.skip, method.granularity)
     watch = Watch(model, own_modules(model, layers), _Shown(line, dataset.shape))
 
     def initial(epoch: int) -> Mapping[str, torch.Tensor]:
@@ -413,15 +412,8 @@ def retrain(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
     dataset = HandedOut.of(work.data, line, torch.device(work.runtime.device))
     model = _network(work)
     state: dict[str, Any] = {}
-    per_epoch = -(-work.data.count // work.recipe.batch)
-    try:
-        hooks = method.retraining(
-            RetrainingTask(model, work.workload, work.ratio, work.recipe.total_steps(per_epoch), state)
-        )
-    except AuditError:
-        raise
-    except Exception as error:
-        raise MethodError(f"method '{method.name}' raised {one_line(error)}") from error
+    steps = work.recipe.total_steps(steps_per_epoch(work.data.count, work.recipe.batch))
+    hooks = adds(method, RetrainingTask(model, work.workload, work.ratio, steps, state))
     with Meter(model, example=dataset.example()) as meter:
         trainer = Trainer(
             model,
@@ -446,16 +438,6 @@ def retrain(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
         training_seconds=trainer.training_seconds,
         reached=sorted(reach.found),
     )
-
-
-@dataclass(frozen=True)
-class _Patterns:
-    """What finding the layers of a job needs of it."""
-
-    workload: Workload
-    dataset: Dataset
-    prunable: tuple[str, ...]
-    skip: tuple[str, ...]
 
 
 def _network(work: Work) -> nn.Module:

@@ -149,18 +149,16 @@ def observe(
     method = source.create()
     model = job.inherit()
     layers = layers_of(model, job, method)
-    given = _shapes(model)
+    given = dict(model.state_dict())
     watch = Watch(model, own_modules(model, layers), Pictures(job.dataset), off_limits)
     with _same_data(job.dataset, method):
         with Meter(model, witness=watch.pictures.see, example=job.dataset.example()) as meter:
-            task = _task(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
+            task = task_of(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
             with watch:
                 answer = decide(method, task)
         if task._dataset is not job.dataset:
             raise MethodError(f"method '{method.name}' replaced the data that it was given")
-        strange = [name for name, _ in sorted(given.items() ^ _shapes(model).items())]
-        if strange:
-            raise MethodError(f"method '{method.name}' left another network than it was given: see '{strange[0]}'")
+        refuse_another_network(method.name, given, model.state_dict())
         conduct = Conduct(
             channels={layer.name: task.units(layer) for layer in layers if layer.name in task.target.stay},
             target=task.target,
@@ -188,7 +186,7 @@ def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Con
     # Before the meter: tracing the network passes an image through it.
     layers = layers_of(model, job, method)
     with Meter(model, example=job.dataset.example()) as meter:
-        return decide(method, _task(method, model, layers, job, meter)), meter.consumption
+        return decide(method, task_of(method, model, layers, job, meter)), meter.consumption
 
 
 @contextmanager
@@ -272,7 +270,7 @@ def _again(source: MethodSource, job: Job) -> tuple[Answer, str]:
         # A method that declares no step and takes some all the same takes them again. One that trains still sees its
         # whole budget, from which it may derive a schedule.
         most = REPEATED_STEPS if job.recipe.steps else None
-        task = _task(method, model, layers, replace(job, dataset=dataset), meter, most=most)
+        task = task_of(method, model, layers, replace(job, dataset=dataset), meter, most=most)
         try:
             return decide(method, task), digest(model)
         except RepetitionOverError:
@@ -291,8 +289,16 @@ def _no_test_name() -> Iterator[None]:
             os.environ["PYTEST_CURRENT_TEST"] = name
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def refuse_another_network(method: str, given: Mapping[str, torch.Tensor], left: Mapping[str, torch.Tensor]) -> None:
+    """See that a method left tensors of the names and shapes that it was given.
+
+    Raises:
+        MethodError: It did not; the message names the first that differs.
+    """
+    before, after = ({(name, tuple(tensor.shape)) for name, tensor in state.items()} for state in (given, left))
+    strange = sorted(before ^ after)
+    if strange:
+        raise MethodError(f"method '{method}' left another network than it was given: see '{strange[0][0]}'")
 
 
 def digest(model: nn.Module) -> str:
@@ -304,7 +310,7 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _task(
+def task_of(
     method: Method,
     model: nn.Module,
     layers: list[PrunableLayer],
@@ -315,6 +321,7 @@ def _task(
     watch: Watch | None = None,
     most: int | None = None,
 ) -> PruningTask:
+    """A job as a method sees it."""
     return PruningTask(
         model,
         layers,
@@ -339,12 +346,16 @@ def _task(
 
 def layers_of(model: nn.Module, job: Job, method: Method) -> list[PrunableLayer]:
     """The layers of a job that a method may prune."""
-    patterns, skip = job.prunable, job.skip
-    if patterns == AUTO:
-        # Found and tried when the workload was planned.
-        found = shapes.units(job.workload.model_copy(update={"prunable": patterns, "skip": skip})).units
-        patterns, skip = tuple(unit.name for unit in found), ()
-    return prunable_layers(model, job.dataset.example(), patterns, skip, method.granularity)
+    return prunable_layers(model, job.dataset.example(), *patterns_of(job), method.granularity)
+
+
+def patterns_of(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Patterns of the layers of a job that may lose filters, and of those taken out again; units found by name."""
+    if job.prunable != AUTO:
+        return job.prunable, job.skip
+    # Found and tried when the workload was planned.
+    found = shapes.units(job.workload.model_copy(update={"prunable": job.prunable, "skip": job.skip})).units
+    return tuple(unit.name for unit in found), ()
 
 
 def own_modules(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SEEDS = 3
 #: Largest difference of the outputs of masked and shrunk network in float64, relative to the outputs' scale.
 EQUIVALENCE_TOLERANCE = 1e-9
+#: A network that has not been trained is at most this many times as good as guessing.
+CHANCE_FACTOR = 3.0
 
 
 def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runtime) -> None:

@@ -15,7 +15,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
@@ -25,13 +24,22 @@ from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.method import child, conduct, conformance
 from pruneaudit.method.answers import Answer, checked
 from pruneaudit.method.channel import Message
-from pruneaudit.method.conduct import REPEATED_STEPS, Job, Pruned, digest, equivalence, layers_of, own_modules
+from pruneaudit.method.conduct import (
+    REPEATED_STEPS,
+    Job,
+    Pruned,
+    digest,
+    equivalence,
+    layers_of,
+    own_modules,
+    patterns_of,
+    task_of,
+)
+from pruneaudit.method.conformance import CHANCE_FACTOR
 from pruneaudit.method.contract import Budget, Card, Method, PublishedRecipe, ScratchArm
 from pruneaudit.method.process import Process
 from pruneaudit.method.referee import Heard, Referee, data_of, take
 from pruneaudit.method.task import Kept, PruningTask
-from pruneaudit.pruning import shapes
-from pruneaudit.pruning.layers import AUTO
 from pruneaudit.pruning.removal import shrink, thinned
 from pruneaudit.sources import hear_of
 from pruneaudit.streams import generator
@@ -39,7 +47,7 @@ from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.training.watch import Pictures
+from pruneaudit.training.watch import Pictures, changes
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
@@ -47,8 +55,6 @@ from pruneaudit.workloads.schema import Workload
 #: A method that takes no more steps than this, or than this share of the retraining, is tried on an untrained network:
 #: what it leaves then must be no better than plain training of as many steps. With more it would cost as much again.
 PROBED_STEPS, PROBED_SHARE = 50, 0.05
-#: A network is untrained as long as it is no more than so many times as good as guessing, see F506.
-CHANCE_FACTOR = 3.0
 #: Points of accuracy that a method's few steps may be better than plain ones.
 PROBE_SLACK = 10.0
 
@@ -128,7 +134,7 @@ def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runt
         conformance.check(name, catalog, method, workload, runtime)
         return
     conformance.see_that_it_applies(source, catalog.workload(workload))
-    with Process(source) as process:
+    with Process(source, patience=runtime.patience) as process:
         process.tell(child.Check(name, catalog.workload(workload), runtime))
         if process.hear().kind != "kept":
             raise MethodError(f"method '{source.name}': its process says what is no answer")
@@ -164,26 +170,24 @@ def observe(
         return conduct.observe(source, job, parent_digest, off_limits, checkpoint, progress)
     bench = _Bench(source, job, off_limits or {}, runtime or Runtime())
     pictures = Pictures(job.dataset)
-    network = job.inherit()
-    heard = bench.referee(network, pictures, checkpoint, progress).hear_out(bench.off_limits)
+    heard = bench.referee(job.inherit(), pictures, checkpoint, progress).hear_out(bench.off_limits)
     assert heard.message is not None
     facts, method = heard.message.facts, bench.method
-    model, answer = bench.judged(heard.message)
-    layers = layers_of(model, job, method)
-    target = shapes.target(job.workload, job.ratio, method.granularity, method.scope)
-    changed = _changed(job.inherit(), model) if not job.recipe.steps else set()
-    own = set(own_modules(model, layers))
-    rewritten = {name for name in changed if name.rpartition(".")[0] in own}
+    task, answer = bench.judged(heard.message)
+    model, target, own = task.model, task.target, own_modules(task.model, task.layers)
+    # Of one that trains its own process says what changed outside of training; nobody else can tell.
+    before = model.state_dict() if job.recipe.steps else job.inherit().state_dict()
+    rewritten, touched = changes(before, model.state_dict(), own)
     apart = equivalence(model, answer, job.dataset)
     consumption = Consumption(**facts["consumption"])
     consumption.training_samples = max(consumption.training_samples, heard.trained)
     said = Conduct(
-        channels={layer.name: _units(layer, method) for layer in layers if layer.name in target.stay},
+        channels={layer.name: task.units(layer) for layer in task.layers if layer.name in target.stay},
         target=target,
-        declared_samples=method.budget(job.workload).samples,
+        declared_samples=bench.declared,
         declares_rewriting=method.rewrites,
         rewritten=tuple(sorted(rewritten | set(map(str, facts["rewritten"])))),
-        touched=tuple(sorted((changed - rewritten) | set(map(str, facts["touched"])))),
+        touched=tuple(sorted(touched | set(map(str, facts["touched"])))),
         equivalence=apart,
         foreign_samples=max(pictures.foreign, int(facts["foreign"])),
         held_out_samples=pictures.compare(),
@@ -195,16 +199,6 @@ def observe(
     )
     starts = [int(step) for step in facts["epoch_starts"]]
     return Pruned(model, answer, consumption, heard.history, starts, heard.resumed, said)
-
-
-def _units(layer: Any, method: Method) -> int:
-    return int(layer.weight.numel() if method.granularity == "weight" else layer.channels)
-
-
-def _changed(before: nn.Module, after: nn.Module) -> set[str]:
-    """Tensors that differ bit for bit."""
-    known = before.state_dict()
-    return {name for name, tensor in after.state_dict().items() if not torch.equal(known[name], tensor)}
 
 
 class _Bench:
@@ -219,14 +213,12 @@ class _Bench:
     ) -> None:
         self.source, self.job, self.off_limits, self.runtime = source, job, off_limits, runtime
         self.method: Method = source.create()
+        self.declared = self.method.budget(job.workload).samples
 
     def work(self, model: nn.Module) -> child.Work:
         """The job as a process is told it, on a network with these weights."""
         job = self.job
-        patterns, skip = job.prunable, job.skip
-        if patterns == AUTO:
-            found = shapes.units(job.workload.model_copy(update={"prunable": patterns, "skip": skip})).units
-            patterns, skip = tuple(unit.name for unit in found), ()
+        patterns, skip = patterns_of(job)
         return child.Work(
             job.workload,
             data_of(job.dataset),
@@ -252,31 +244,17 @@ class _Bench:
         progress: Progress | None = None,
     ) -> Referee:
         """Who hands out to a process that starts from a network; the network is where its weights are evaluated."""
-        return Referee(self.source, self.job, network, self.work(network), "prune", pictures, checkpoint, progress)
+        work = self.work(network)
+        return Referee(self.source, self.job, network, work, "prune", self.declared, pictures, checkpoint, progress)
 
-    def judged(self, message: Message) -> tuple[nn.Module, Answer]:
-        """The network with the weights that a process left, and its answer, checked."""
+    def judged(self, message: Message) -> tuple[PruningTask, Answer]:
+        """The task over a network with the weights that a process left, and its answer, checked."""
         job, method = self.job, self.method
         model = job.inherit()
         take(model, message.tensors, self.source.name)
-        layers = layers_of(model, job, method)
-        target = shapes.target(job.workload, job.ratio, method.granularity, method.scope)
-        task = PruningTask(
-            model,
-            layers,
-            job.workload,
-            job.ratio,
-            job.recipe,
-            job.dataset,
-            job.seed,
-            Meter(model),
-            method.name,
-            job.precision,
-            target=target,
-            held=job.held,
-        )
+        task = task_of(method, model, layers_of(model, job, method), job, Meter(model))
         masks = {name.removeprefix("mask/"): mask for name, mask in message.tensors.items() if name.startswith("mask/")}
-        return model, checked(masks or message.facts["kept"], task, method)
+        return task, checked(masks or message.facts["kept"], task, method)
 
     def replay(self, answer: Answer, model: nn.Module, first: Heard) -> str:
         """Decide again in another process: ``same``, or how it differs. One that trains repeats its first steps."""
@@ -295,7 +273,7 @@ class _Bench:
             return f"raised: {one_line(error)}"
         if answer != second:
             return "other weights kept" if answer.masks else "other filters"
-        return "same" if digest(model) == digest(other) else "other weights"
+        return "same" if digest(model) == digest(other.model) else "other weights"
 
     def _again(self, until_began: bool) -> Heard:
         return self.referee(self.job.inherit()).hear_out(self.off_limits, until_began)
@@ -330,9 +308,10 @@ class _Bench:
         try:
             heard = bench.referee(copy.deepcopy(fresh)).hear_out(self.off_limits)
             assert heard.message is not None
-            model, answer = bench.judged(heard.message)
+            task, answer = bench.judged(heard.message)
         except AuditError as error:
             return Untrained(at_most=limit, error=one_line(error))
+        model = task.model
         small = thinned(model, answer.masks) if answer.masks else shrink(model, answer.kept, job.dataset.example())
         best = max(evaluate(one, job.dataset, job.dataset.test, job.precision).accuracy for one in (model, small))
         return Untrained(accuracy=best, at_most=limit)
@@ -375,7 +354,7 @@ def retrain(
         widths=dict(widths),
         retrains=True,
     )
-    referee = Referee(source, job, copy.deepcopy(model), work, "retrain", None, checkpoint, progress)
+    referee = Referee(source, job, copy.deepcopy(model), work, "retrain", 0, None, checkpoint, progress)
     heard = referee.hear_out(off_limits or {})
     assert heard.message is not None
     take(model, heard.message.tensors, source.name)

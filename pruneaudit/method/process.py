@@ -21,9 +21,7 @@ from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.method import child
 from pruneaudit.method.channel import HungUpError, Line, Message
 from pruneaudit.training.loop import DivergedError
-
-#: Seconds that a method may say nothing, unless told otherwise.
-PATIENCE = 3600.0
+from pruneaudit.training.runtime import Runtime
 
 
 class ElsewhereError(Exception):
@@ -107,7 +105,10 @@ class Process:
     """
 
     def __init__(
-        self, source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | None = None, patience: float = PATIENCE
+        self,
+        source: MethodSource,
+        off_limits: Mapping[str, Sequence[Path]] | None = None,
+        patience: float = Runtime.patience,
     ) -> None:
         self.name = source.name
         self.isolation = "process"

@@ -18,7 +18,7 @@ from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import MethodError
 from pruneaudit.method import child
 from pruneaudit.method.channel import Message
-from pruneaudit.method.conduct import Job
+from pruneaudit.method.conduct import Job, refuse_another_network
 from pruneaudit.method.process import Process
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.loop import History, Progress
@@ -62,6 +62,7 @@ class Referee:
         network: A network in which its weights are evaluated.
         work: The same, as it is told to the process.
         stream: What begins the names of its streams of training batches.
+        declared: Images that it declares to score with.
         pictures: What looks at foreign images.
         checkpoint: Where its state is kept, or None.
         progress: Called after every epoch, or None.
@@ -74,6 +75,7 @@ class Referee:
         network: nn.Module,
         work: child.Work,
         stream: str,
+        declared: int = 0,
         pictures: Pictures | None = None,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
@@ -82,7 +84,7 @@ class Referee:
         self._pictures, self._checkpoint, self._progress = pictures, checkpoint, progress
         self._batches: dict[tuple[str, int, int], tuple[int, Iterator[Any]]] = {}
         self._heard = Heard()
-        self._declared = source.create().budget(work.workload).samples if stream == "prune" else 0
+        self._declared = declared
 
     def hear_out(self, off_limits: Mapping[str, Sequence[Path]], until_began: bool = False) -> Heard:
         """Let a process do the work.
@@ -182,13 +184,7 @@ class Referee:
             job.measure.evaluate(self._network, job.dataset, part, job.precision)
             for part in (job.dataset.validation, job.dataset.test)
         )
-        history.validation_loss.append(validation.loss)
-        history.validation_accuracy.append(validation.accuracy)
-        history.test_loss.append(test.loss)
-        history.test_accuracy.append(test.accuracy)
-        if not job.measure.is_accuracy:
-            history.validation_metric.append(job.measure.value(validation))
-            history.test_metric.append(job.measure.value(test))
+        history.note(job.measure, validation, test)
         if self._progress is not None:
             done = len(history.test_accuracy)
             per_epoch = steps_per_epoch(len(job.dataset.train), job.recipe.batch)
@@ -233,10 +229,7 @@ def take(model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str) -> No
         MethodError: They are those of another network.
     """
     found = {key.removeprefix("model/"): tensor for key, tensor in tensors.items() if not key.startswith("mask/")}
-    known = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    strange = sorted(known.items() ^ {key: tuple(tensor.shape) for key, tensor in found.items()}.items())
-    if strange:
-        raise MethodError(f"method '{name}' left another network than it was given: see '{strange[0][0]}'")
+    refuse_another_network(name, model.state_dict(), found)
     model.load_state_dict(found)
 
 

@@ -77,6 +77,16 @@ class History:
     validation_metric: list[float] = field(default_factory=list)
     test_metric: list[float] = field(default_factory=list)
 
+    def note(self, measure: Measure, validation: Score, test: Score) -> None:
+        """Add what the held-out splits say after an epoch."""
+        self.validation_loss.append(validation.loss)
+        self.validation_accuracy.append(validation.accuracy)
+        self.test_loss.append(test.loss)
+        self.test_accuracy.append(test.accuracy)
+        if not measure.is_accuracy:
+            self.validation_metric.append(measure.value(validation))
+            self.test_metric.append(measure.value(test))
+
 
 class Steps(Protocol):
     """What makes a trainer's steps and evaluations."""
@@ -233,13 +243,7 @@ class Trainer:
                 else score(part)
                 for part in (self.dataset.validation, self.dataset.test)
             )
-        history.validation_loss.append(validation.loss)
-        history.validation_accuracy.append(validation.accuracy)
-        history.test_loss.append(test.loss)
-        history.test_accuracy.append(test.accuracy)
-        if not self.measure.is_accuracy:
-            history.validation_metric.append(self.measure.value(validation))
-            history.test_metric.append(self.measure.value(test))
+        history.note(self.measure, validation, test)
         if self._masked:
             history.nonzero.append(sum(int(weight.count_nonzero()) for weight in self._masked))
         if self.checkpoint is not None and not is_last:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -144,12 +144,22 @@ class Watch:
 
     def _compare(self) -> None:
         """Note every tensor that is not what it was after the last metered training."""
-        now = self._model.state_dict()
-        for name in {*self._known, *now}:
-            before, after = self._known.get(name), now.get(name)
-            if before is None or after is None or before.shape != after.shape or not torch.equal(before, after):
-                own = name.rpartition(".")[0] in self._own
-                (self.rewritten if own else self.touched).add(name)
+        rewritten, touched = changes(self._known, self._model.state_dict(), self._own)
+        self.rewritten |= rewritten
+        self.touched |= touched
+
+
+def changes(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], own: Collection[str]
+) -> tuple[set[str], set[str]]:
+    """Names of the tensors that differ bit for bit: those of some modules, and the others."""
+    found = {
+        name
+        for name in {*before, *after}
+        if name not in before or name not in after or not torch.equal(before[name], after[name])
+    }
+    rewritten = {name for name in found if name.rpartition(".")[0] in own}
+    return rewritten, found - rewritten
 
 
 class Pictures:

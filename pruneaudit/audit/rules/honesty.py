@@ -7,11 +7,9 @@ from statistics import median
 from pruneaudit.audit.evidence import Evidence
 from pruneaudit.audit.rule import Outcome, arm_rule
 from pruneaudit.ledger.records import Conduct, RunRecord
-from pruneaudit.method.conformance import EQUIVALENCE_TOLERANCE
+from pruneaudit.method.conformance import CHANCE_FACTOR, EQUIVALENCE_TOLERANCE
 from pruneaudit.workloads.recipes import steps_per_epoch
 
-#: A network that has not been trained is at most this many times as good as guessing.
-CHANCE_FACTOR = 3.0
 _ALGOPERF = "AlgoPerf, submission rules (what information is used, what action is taken on it)"
 
 
@@ -70,9 +68,11 @@ def leaves_weights(arm: Evidence) -> Outcome:
     if conduct is None:
         return _not_watched()
     probe = conduct.untrained
-    if probe is not None and (probe.accuracy is None or probe.accuracy > probe.at_most):
-        what = probe.error if probe.accuracy is None else f"{probe.accuracy:.2f} %, at most {probe.at_most:.2f} %"
-        return Outcome("fail", f"of an untrained network it makes {what}" if probe.accuracy is not None else what)
+    if probe is not None and probe.accuracy is None:
+        return Outcome("fail", probe.error)
+    if probe is not None and probe.accuracy is not None and probe.accuracy > probe.at_most:
+        value = f"{probe.accuracy:.2f} %, at most {probe.at_most:.2f} %"
+        return Outcome("fail", f"of an untrained network it makes {value}")
     if conduct.declares_rewriting:
         return Outcome("pass", f"{len(conduct.rewritten)} rewritten, declared")
     return Outcome("fail" if conduct.rewritten else "pass", _some(conduct.rewritten) or "unchanged")

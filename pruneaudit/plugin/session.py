@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import traceback
 import uuid
@@ -129,6 +130,8 @@ class AuditSession:
             self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
             self.figures: str = option.audit_figures
+            if not 0 < option.audit_patience < math.inf:
+                raise ConfigError(f"--audit-patience {option.audit_patience:g}: expected a number of minutes above 0")
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             before = option.audit_baseline

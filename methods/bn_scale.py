@@ -13,6 +13,8 @@ class BNScale(FilterScore):
 
     Deviation: no L1 penalty on γ has been trained, so that this is the paper's criterion on an ordinary network; every
     layer loses its share, where the paper has one threshold (``bn-scale-global``).
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     card = Card(

@@ -16,6 +16,8 @@ class BNScaleGlobal(FilterScore):
 
     Deviation: no L1 penalty on γ has been trained, so that this is the paper's criterion on an ordinary network. At
     least one filter of each layer stays.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

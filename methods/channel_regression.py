@@ -32,9 +32,13 @@ class ChannelRegression(Method):
     the wanted number ever differ from zero (dead channels), the first of the others stay, too. Of several least-squares
     solutions the one nearest to the trained weights is taken. In a residual block the branch's own output is kept, not
     the sum with the shortcut (sec. 3.3), because a normalisation stands between.
+
+    It does not apply to networks where layers lose filters together, or are read in groups or beside other channels:
+    what a filter passes on is then more than the weights that read it.
     """
 
     rewrites = True
+    coupled = False
     card = Card(
         criterion="LASSO on the next layer's outputs",
         schedule="one-shot, layer by layer",

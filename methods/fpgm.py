@@ -15,6 +15,8 @@ class FPGM(FilterScore):
 
     Deviation: the filters go once and stay away; the paper zeroes them after each epoch of training and lets them
     regrow.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     card = Card(

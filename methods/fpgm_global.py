@@ -16,6 +16,8 @@ class FPGMGlobal(FilterScore):
 
     Deviation: the paper removes the same share of every layer, and softly, while it trains. The division is
     torch-pruning's default (``normalizer="mean"``).
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

@@ -14,6 +14,8 @@ class GlobalRandom(FilterScore):
 
     The id does not start with "random" because such controls must keep the same share of every layer within one filter
     (conformance check ``uniform-over-width``), which independent draws cannot.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

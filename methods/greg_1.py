@@ -18,6 +18,8 @@ class GReg1(TrainedMethod):
     Deviation: the authors' code may stop growing early once every layer's kept-to-removed magnitude ratio exceeds
     1000. Left out, so that the declared budget is what is spent. On other workloads than the paper's the schedule is
     scaled to the workload's pruning budget.
+
+    Of layers that lose filters together the first one decides; the penalty grows on the filters of all of them.
     """
 
     card = Card(

@@ -19,6 +19,8 @@ class GReg2(TrainedMethod):
     Deviation: the authors' code may stop growing early once every layer's kept-to-removed magnitude ratio exceeds
     1000. Left out, so that the declared budget is what is spent. The paper's 10,000 steps of picking, 99,000 of
     growing and 10,000 of holding are scaled to the workload's pruning budget, on CIFAR 110,000.
+
+    Of layers that lose filters together the first one decides; the penalty grows on the filters of all of them.
     """
 
     card = Card(

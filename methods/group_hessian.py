@@ -19,6 +19,8 @@ class GroupHessian(FilterScore):
 
     Deviation: squared gradients (empirical Fisher) instead of back-propagated second derivatives, whole filters instead
     of single weights, and no factor ½.
+
+    Layers that lose filters together are one group, with one score.
     """
 
     card = Card(

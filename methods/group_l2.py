@@ -14,6 +14,8 @@ class GroupL2(FilterScore):
     weights that read its channel. Torch-pruning takes the mean over these parts, which orders filters alike.
 
     Deviation: without the paper's sparse training.
+
+    Layers that lose filters together are one group, with one score.
     """
 
     card = Card(

@@ -15,6 +15,8 @@ class GroupL2Global(FilterScore):
     larger, and behind a normalisation the scale of a layer's weights says nothing.
 
     Deviation: without the paper's sparse training; the paper divides by the mean of the N largest scores of a layer.
+
+    Layers that lose filters together are one group, with one score.
     """
 
     scope = "global"

@@ -18,6 +18,8 @@ class GroupTaylor(FilterScore):
 
     Deviation: torch-pruning 1.6.1 means to count the normalisation and does not (it asks for that over groups): it is
     added here.
+
+    Layers that lose filters together are one group, with one score.
     """
 
     card = Card(

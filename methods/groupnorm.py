@@ -26,6 +26,8 @@ class GroupNorm(TrainedMethod):
 
     Deviation: the authors' code sets weight decay to zero meanwhile, trains for 100 epochs and removes filters in
     hundreds of small steps. Here weight decay is the workload's, the length its pruning budget, and removal one step.
+
+    Layers that lose filters together are one group, with one strength and one score.
     """
 
     scope = "global"

@@ -18,6 +18,8 @@ class HessianGlobal(FilterScore):
 
     Deviation: squared gradients (empirical Fisher) instead of back-propagated second derivatives, whole filters instead
     of single weights, and no factor ½.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

@@ -19,6 +19,8 @@ class HRank(FilterScore):
 
     Deviation: all layers are pruned at once and retrained as every arm is; the paper prunes and retrains layer by
     layer. Images are augmented ones of the training split, 512 at batch 64 instead of 500.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     card = Card(

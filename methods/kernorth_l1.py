@@ -13,6 +13,8 @@ class KernOrthL1(TrainedMethod):
 
     Deviation: Xie et al. square the norm. It is not squared in TPP's baseline, which the weight of 0.1 belongs to. On
     other workloads than TPP's the 50,000 steps are scaled to the workload's pruning budget.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     published = PublishedRecipe(

@@ -7,7 +7,10 @@ from pruneaudit.pruning.layers import PrunableLayer
 
 
 class L1(FilterScore):
-    """Smallest L1 norm first. Li et al., ICLR 2017, sec. 3.1."""
+    """Smallest L1 norm first. Li et al., ICLR 2017, sec. 3.1.
+
+    Layers that lose filters together compete with the mean of their scores.
+    """
 
     card = Card(
         criterion="L1 norm",

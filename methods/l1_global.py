@@ -10,6 +10,8 @@ class L1Global(FilterScore):
     """Smallest mean absolute weight of all layers first. Li et al., ICLR 2017, with GReg's global threshold.
 
     Mean instead of sum, as in the released code of GReg and TPP: sums of layers with more inputs are larger.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

@@ -14,6 +14,8 @@ class L1KernOrth(FilterScore):
     a layer's weights as a matrix ``[N, D]``; of tall matrices WᵀW.
 
     Deviation: Xie et al. square the norm. It is not squared in TPP's baseline, which the weight of 0.1 belongs to.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     in_retraining = "0.1 x kernel orthogonality in the loss of every step"

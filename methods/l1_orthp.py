@@ -13,6 +13,8 @@ class L1OrthP(FilterScore):
     Every convolution and linear layer of the pruned network, as a matrix of filters times inputs, is replaced by the
     orthonormal factor of its QR decomposition times the gain of ReLU, √2. Biases and normalisations stay. After Wang
     et al., "Dynamical isometry: the missing ingredient for neural network pruning" (2021).
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     rewrites = True

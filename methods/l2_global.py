@@ -14,6 +14,8 @@ class L2Global(FilterScore):
     the norm alone: sums of layers with more inputs are larger.
 
     Deviation: the paper removes the same share of every layer.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

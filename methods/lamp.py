@@ -16,6 +16,8 @@ class LAMP(FilterScore):
 
     Deviation: filters instead of single weights, as in torch-pruning's LAMPImportance (of the layer alone,
     ``group_reduction="first"``).
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

@@ -14,6 +14,8 @@ class LAMPLayer(FilterScore):
     is the allocation over layers alone, which is the paper's point.
 
     Deviation: filters instead of single weights, and the paper's threshold is global (``lamp``).
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     card = Card(

@@ -18,6 +18,8 @@ class NetworkSlimming(TrainedMethod):
     pruning budget. The threshold is over the prunable layers; the paper's is over all normalisations, those on
     residual streams included (their channels are then selected, not removed), and may leave a layer without filters,
     where here one stays.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

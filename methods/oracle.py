@@ -8,6 +8,7 @@ import torch
 
 from pruneaudit import Card, Kept, Method, PruningTask, PublishedRecipe
 from pruneaudit.pruning.subsets import losses_after_removal
+from pruneaudit.pruning.units import Unit
 
 
 class Oracle(Method):
@@ -16,6 +17,8 @@ class Oracle(Method):
     All combinations of filters are tried where there are at most ``limit`` of them, over all layers together; else a
     uniform sample of so many ("approximate oracle"). The loss is the mean cross-entropy, without training, with
     normalisation in eval mode.
+
+    Layers that lose filters together are one choice; groups of convolutions and normalisations stay whole or alike.
 
     Deviation: the loss is that of some training batches, not of the whole split. What a set of filters computes is
     measured on the network that the set leaves: the authors' released code combines its filters with the next layer's
@@ -51,21 +54,31 @@ class Oracle(Method):
 
 def candidates(task: PruningTask, limit: int) -> Iterator[dict[str, list[int]]]:
     """All choices of filters to keep, or ``limit`` different ones, drawn uniformly."""
-    names = [layer.name for layer in task.layers]
-    widths = [layer.channels for layer in task.layers]
-    stay = [layer.channels - task.removed(layer) for layer in task.layers]
-    if math.prod(map(math.comb, widths, stay)) <= limit:
+    names = [unit.name for unit in task.prunable]
+    widths = [unit.channels for unit in task.prunable]
+    stay = [task.target.stay[name] for name in names]
+    alone = all(unit.step == 1 for unit in task.prunable)
+    if alone and math.prod(map(math.comb, widths, stay)) <= limit:
         subsets = [itertools.combinations(range(width), count) for width, count in zip(widths, stay, strict=True)]
         for choice in itertools.product(*subsets):
             yield dict(zip(names, map(list, choice), strict=True))
         return
     draw = task.generator("candidates")
     seen = set()
-    while len(seen) < limit:
-        choice = tuple(
-            tuple(sorted(torch.randperm(width, generator=draw)[:count].tolist()))
-            for width, count in zip(widths, stay, strict=True)
-        )
+    # Of units that go in bundles there may be fewer choices.
+    for _ in range(100 * limit):
+        choice = tuple(tuple(_drawn(unit, count, draw)) for unit, count in zip(task.prunable, stay, strict=True))
         if choice not in seen:
             seen.add(choice)
             yield dict(zip(names, map(list, choice), strict=True))
+        if len(seen) == limit:
+            return
+
+
+def _drawn(unit: Unit, count: int, draw: torch.Generator) -> list[int]:
+    """So many of a unit's channels, at random, those together that must stay together."""
+    if unit.step == 1:
+        return sorted(torch.randperm(unit.channels, generator=draw)[:count].tolist())
+    _, bundles = unit.candidates(torch.rand(unit.channels, generator=draw))
+    order = torch.randperm(len(bundles), generator=draw)[: count // unit.step]
+    return sorted(bundles[order].flatten().tolist())

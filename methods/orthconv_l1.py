@@ -16,6 +16,8 @@ class OrthConvL1(TrainedMethod):
     Deviation: Wang et al. square the norm. It is not squared in TPP's baseline, which the weight of 0.1 belongs to.
     That baseline takes stride 2 and padding 1 for every 3×3 layer and so misses the centre; here both are right. On
     other workloads than TPP's the 50,000 steps are scaled to the workload's pruning budget.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     published = PublishedRecipe(

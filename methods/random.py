@@ -7,7 +7,10 @@ from pruneaudit.pruning.layers import PrunableLayer
 
 
 class Random(FilterScore):
-    """Uniformly random filters, drawn layer by layer. The control of Blalock et al., MLSys 2020, appendix B."""
+    """Uniformly random filters, drawn layer by layer. The control of Blalock et al., MLSys 2020, appendix B.
+
+    Layers that lose filters together compete with the mean of their scores.
+    """
 
     card = Card(
         criterion="none (a uniform draw)",

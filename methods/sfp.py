@@ -17,6 +17,8 @@ class SFP(TrainedMethod):
 
     Deviation: as long as the workload's pruning budget, so that the last epoch may be a part of one; it ends with a
     zeroing, too. The paper does not retrain, and zeroes the same share of every convolution, also on residual streams.
+
+    Of layers that lose filters together the first one decides; the filters of all of them are zeroed.
     """
 
     card = Card(

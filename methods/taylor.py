@@ -17,6 +17,8 @@ class Taylor(FilterScore):
 
     Deviation: the paper removes a few filters of all layers at a time between training steps, and prefers gates behind
     the normalisation to weights.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     card = Card(

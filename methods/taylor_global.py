@@ -18,6 +18,8 @@ class TaylorGlobal(FilterScore):
 
     Deviation: the paper removes a few filters at a time between training steps, and prefers gates behind the
     normalisation to weights.
+
+    Layers that lose filters together compete with the mean of their scores.
     """
 
     scope = "global"

@@ -18,9 +18,13 @@ class ThiNet(Method):
     Deviation: all outputs at a sampled position count, not a random one of them, so that nothing depends on the order
     of filters. Of several solutions the one nearest to 1 is taken. No training between layers (the paper's one or two
     epochs each): all training is the retraining that every arm gets.
+
+    It does not apply to networks where layers lose filters together, or are read in groups or beside other channels:
+    what a filter passes on is then more than the weights that read it.
     """
 
     rewrites = True
+    coupled = False
     card = Card(
         criterion="change of the next layer's outputs, greedily",
         schedule="one-shot, layer by layer",

@@ -26,6 +26,9 @@ class TPP(TrainedMethod):
 
     Deviation: tables of the paper were made with code that had no zero-out yet and might stop growing early. On other
     workloads than the paper's the schedule is scaled to the workload's pruning budget.
+
+    Of layers that lose filters together the first one decides; what is regularised and silenced are the filters of all
+    of them.
     """
 
     card = Card(

@@ -9,12 +9,14 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,19 +112,78 @@ class Source:
     def digest(self) -> str:
         """SHA-256 of the source: of the file alone where it imports and reads nothing of its own, else of all of that.
 
-        What it reads was heard while it was imported and created (:func:`listening`); environment variables count where
-        it names them literally and they are set.
+        Python files count by what they say (:func:`code_digest`), others by their bytes. What it reads was heard while
+        it was imported and created (:func:`listening`); environment variables count where it names them literally and
+        they are set.
         """
         path = self.file
         if path is None:
             return hashlib.sha256(str(self).encode()).hexdigest()
         files = own_files(path, self.module)
         read = sorted({data for file in files for data in _read_by.get(file, ()) if data.is_file()} - set(files))
-        parts = [hashlib.sha256(one.read_bytes()).hexdigest() for one in (*files, *read)]
+        parts = [code_digest(one.read_bytes()) for one in files]
+        parts += [hashlib.sha256(one.read_bytes()).hexdigest() for one in read]
         names = sorted({name for file in files for name in _variables(file)})
         # Those of pytest change with every test: rules on what a method does see to that.
         parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ and name[:7] != "PYTEST_"]
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+#: Names through which code may see its own text.
+_SEES_ITSELF = frozenset({"__doc__", "__file__", "inspect", "getdoc", "getsource", "linecache", "tokenize"})
+
+
+def code_digest(content: bytes) -> str:
+    """SHA-256 of what a Python file says: of its text without comments, docstrings, blank lines and trailing spaces.
+
+    It is the same under any version of Python, which a syntax tree's text is not. Of a file that names what shows it
+    its own text (``__doc__``, ``inspect``), or that cannot be parsed, the bytes count.
+    """
+    with suppress(SyntaxError, ValueError, tokenize.TokenError):
+        content = _said(content.decode()).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _said(text: str) -> str:
+    """The text of a Python file without what says nothing to Python.
+
+    Raises:
+        SyntaxError: It is no Python, or names what shows it its own text.
+    """
+    tree = ast.parse(text)
+    lines = [line.rstrip("\r\n") for line in io.StringIO(text)]
+    gone: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    whole: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME and token.string in _SEES_ITSELF:
+            raise SyntaxError("it may see its own text")
+        if token.type == tokenize.COMMENT:
+            gone.append((token.start, token.end))
+        elif token.end[0] > token.start[0]:
+            # Blank lines and trailing spaces within a string are part of it.
+            whole.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                start, end = (first.lineno, first.col_offset), (first.end_lineno or 0, first.end_col_offset or 0)
+                # Offsets of a tree count bytes.
+                gone.append(((start[0], _letters(lines, *start)), (end[0], _letters(lines, *end))))
+    for (first_line, start_column), (last_line, end_column) in sorted(gone, reverse=True):
+        head, tail = lines[first_line - 1][:start_column], lines[last_line - 1][end_column:]
+        lines[first_line - 1 : last_line] = [head + tail, *[""] * (last_line - first_line)]
+        whole.difference_update(range(first_line, last_line + 1))
+    kept = ((line if number in whole else line.rstrip()) for number, line in enumerate(lines, 1))
+    return "\n".join(line for number, line in enumerate(kept, 1) if line or number in whole)
+
+
+def _letters(lines: Sequence[str], line: int, offset: int) -> int:
+    """Letters of a line before an offset in bytes."""
+    return len(lines[line - 1].encode()[:offset].decode())
 
 
 def load_file(path: Path, anew: bool = False) -> Any:

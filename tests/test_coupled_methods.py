@@ -1,8 +1,11 @@
 """Methods on networks whose layers lose channels together: built-in ones work, or say in one line why they do not."""
 
+import sys
+
 import pytest
 import small
 import torch
+import torch.nn.functional as F
 from small import CATALOG, prune
 from wirings import NETWORKS
 
@@ -13,6 +16,8 @@ from pruneaudit.method.contract import ScratchArm
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.equivalence import trained_like
 from pruneaudit.pruning.layers import AUTO
+from pruneaudit.pruning.removal import shrink
+from pruneaudit.pruning.subsets import losses_after_removal
 from pruneaudit.streams import generator
 from pruneaudit.workloads import models
 
@@ -46,8 +51,10 @@ def of_kind(kind, granularity="filter"):
 
 SCORES = of_kind(FilterScore)
 #: Methods that pass on to the next layer what a filter computed take layers that lose filters alone.
-ALONE = ("channel-regression", "oracle", "thinet")
-TRAINED = [name for name in of_kind(Method) if name not in (*SCORES, *ALONE, *of_kind(ScratchArm), "unpruned")]
+ALONE = ("channel-regression", "thinet")
+TRAINED = [
+    name for name in of_kind(Method) if name not in (*SCORES, *ALONE, *of_kind(ScratchArm), "oracle", "unpruned")
+]
 
 
 def assert_prunes(found, name, method):
@@ -81,12 +88,36 @@ def test_every_method_that_trains_prunes_what_goes_together(method):
 
 
 @pytest.mark.parametrize("method", ALONE)
-def test_methods_for_layers_alone_say_so(method):
-    with pytest.raises(MethodError) as caught:
+def test_methods_for_layers_alone_say_so_before_anything_trains(method):
+    reason = "layer 'stem' goes together with 'shared'"
+    arm = CATALOG.method(method).create()
+    assert arm.skip(small.WORKLOADS["twice"]) == reason
+    assert "in groups or with other channels beside it" in arm.skip(small.WORKLOADS["densenet"])
+    assert arm.skip(DIGITS) is None
+    with pytest.raises(MethodError, match=f"{reason}: this method takes layers that lose filters alone"):
         prune(method, "twice", trained("twice"))
-    assert "layer 'stem' goes together with 'shared': this method takes layers that lose filters alone" in str(
-        caught.value
-    )
+
+
+@pytest.mark.parametrize("name", ["twice", "group-norm"])
+def test_the_oracle_keeps_the_set_whose_network_has_the_lowest_loss(name):
+    """Whole units, and whole groups of a normalisation."""
+    model = trained(name)
+    candidates = sys.modules[CATALOG.method("oracle").cls.__module__].candidates
+    found = prune(CATALOG.method("oracle").cls(limit=6, batches=1), name, model)
+    batches = list(found.task.batches(1))
+    choices = list(candidates(found.task, 6))
+    assert len(choices) == 6
+    for choice in choices:
+        assert {unit.name: len(choice[unit.name]) for unit in found.task.prunable} == found.task.target.stay
+        assert not any(unit.problem(choice[unit.name]) for unit in found.task.prunable)
+    losses = []
+    with torch.no_grad():
+        for choice in choices:
+            smaller = shrink(model, choice, shapes.example(small.WORKLOADS[name]).double())
+            losses.append(float(sum(F.cross_entropy(smaller(images), labels) for images, labels in batches)))
+    assert found.answer.kept == choices[losses.index(min(losses))]
+    told = losses_after_removal(found.task.model, found.task.layers, choices, batches)
+    assert told == pytest.approx(losses, rel=1e-10)
 
 
 def test_lists_of_methods_hold_what_they_say():

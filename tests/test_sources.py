@@ -1,12 +1,13 @@
 """Code that users bring is told from an edited version by all that is its own: imported, read, in the environment."""
 
+import hashlib
 import importlib
 import sys
 
 import pytest
 
 from pruneaudit.catalog.discovery import Catalog
-from pruneaudit.sources import Source
+from pruneaudit.sources import Source, code_digest
 
 METHOD = """
 from pruneaudit import FilterScore
@@ -133,3 +134,62 @@ def test_methods_that_can_read_nothing_are_not_imported_for_their_digest(tmp_pat
     )
     assert digest(quiet) == Source(quiet, "", "").digest
     assert not any(Source(source.path, "", "").may_read for source in Catalog().methods.values() if source.path)
+
+
+# What a file says
+
+
+CODE = '''
+class A:
+
+    def f(self):
+        text = """kept\x20\x20
+
+  # no comment
+"""
+        return text, "# nor this", (
+            1,
+        )
+'''.lstrip()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("class A:\n", 'class A:\n    """A docstring: é."""\n'),
+        ("class A:\n", '"""The file\'s,\n\n    over lines."""\n\n\nclass A:  # and a comment\n'),
+        ("    def f(self):\n", '    def f(self):\n        """Its own."""  # twice\n\n'),
+        ("            1,\n", "            1,  # one\n\n"),
+        ("        return", "        # more\n\n        return"),
+        (")\n", ")   \n\n\n"),
+    ],
+)
+def test_comments_docstrings_and_blank_lines_say_nothing(old, new):
+    edited = CODE.replace(old, new, 1)
+    assert edited != CODE
+    assert code_digest(edited.encode()) == code_digest(CODE.encode())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kept  \n", "kept\n"),
+        ("\n\n  # no comment", "\n  # no comment"),
+        ("# no comment", ""),
+        ("# nor this", ""),
+        ("1,", "1"),
+        ("        return", '        "no docstring"\n        return'),
+    ],
+)
+def test_everything_else_does(old, new):
+    assert code_digest(CODE.replace(old, new, 1).encode()) != code_digest(CODE.encode())
+
+
+@pytest.mark.parametrize("see", ["STRENGTH = float(A.__doc__)", "import inspect", "TEXT = open(__file__).read()"])
+def test_a_file_that_sees_its_own_text_is_its_bytes(see):
+    assert code_digest(f"{CODE}{see}\n".encode()) != code_digest(f"{CODE}{see}  # 2\n".encode())
+
+
+def test_a_file_that_is_no_python_is_its_bytes():
+    assert code_digest(b"def (") == hashlib.sha256(b"def (").hexdigest()
+    assert code_digest(b"\xff\x00") == hashlib.sha256(b"\xff\x00").hexdigest()

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_st
 from pruneaudit.catalog.workloads import WORKLOADS_GROUP, Brought, brought, installed
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
 from pruneaudit.schema import read_toml
-from pruneaudit.sources import Source, listening, load_file
+from pruneaudit.sources import Source, code_digest, listening, load_file
 from pruneaudit.workloads.schema import Workload, load_workload
 
 ENTRY_POINT_GROUP = "pruneaudit.methods"
@@ -150,7 +149,10 @@ class MethodSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the source that defines the method, and of what it reads: an edited method is another method."""
+        """SHA-256 of the source that defines the method, and of what it reads: an edited method is another method.
+
+        One of this project's keeps the digest under which its numbers were first measured, see :func:`shipped`.
+        """
         if self.path is None:
             # A class may be handed on by its package and defined in another file of it.
             target = Source(None, self.cls.__module__, self.cls.__name__)
@@ -160,7 +162,24 @@ class MethodSource:
             # Most cannot, so that judging their runs imports no torch. What cannot be created says so elsewhere.
             with contextlib.suppress(Exception):
                 self.create()
-        return target.digest
+        return _identities().get(target.digest, target.digest)
+
+
+@cache
+def shipped() -> dict[str, dict[str, str]]:
+    """This project's methods as they are released, by file name.
+
+    Returns:
+        ``code``: digest of what the file says (:func:`pruneaudit.sources.code_digest`); ``identity``: the digest in
+        runs. They differ where the file was edited and no number changed.
+    """
+    return dict(read_toml(content_root() / "methods" / "shipped.toml"))
+
+
+@cache
+def _identities() -> dict[str, str]:
+    """Digest in runs, by digest of the code."""
+    return {each["code"]: each["identity"] for each in shipped().values()}
 
 
 def _is_method(value: object) -> bool:
@@ -334,12 +353,8 @@ class Catalog:
         """Whether a method is one of this project's, as it was released: an edited one is anybody's."""
         if source.path is None or source.path.parent != self.root / "methods":
             return False
-        return self._shipped.get(source.path.name) == hashlib.sha256(source.path.read_bytes()).hexdigest()
-
-    @cached_property
-    def _shipped(self) -> dict[str, str]:
-        """SHA-256 of the files of this project's methods, by name."""
-        return dict(read_toml(content_root() / "methods" / "shipped.toml"))
+        known = shipped().get(source.path.name)
+        return known is not None and known["code"] == code_digest(source.path.read_bytes())
 
     @cached_property
     def studies(self) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.ledger.records import Granularity, Scope
 from pruneaudit.method.task import Kept, PruningTask, RetrainingTask
 from pruneaudit.pruning.layers import PrunableLayer
+from pruneaudit.pruning.shapes import not_alone
 from pruneaudit.pruning.units import Unit
 from pruneaudit.training.loop import Hooks
 from pruneaudit.workloads.recipes import Recipe
@@ -98,6 +99,8 @@ class Method(ABC):
         published: The paper's retraining recipe, or None where it has none.
         prunes: False for the unpruned control.
         rewrites: True where the method changes weights without optimiser steps (a least-squares reconstruction, say).
+        coupled: False where it takes only layers that lose filters alone and are read alone: it then does not apply to
+            networks with others.
         granularity: What it removes: filters, single weights (the network keeps its shape, with masks that the harness
             holds at zero), or whole residual blocks.
         scope: ``layerwise`` where every layer loses its share, ``global`` where one threshold decides for all layers;
@@ -112,6 +115,7 @@ class Method(ABC):
     published: ClassVar[PublishedRecipe | None] = None
     prunes: ClassVar[bool] = True
     rewrites: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
     granularity: ClassVar[Granularity] = "filter"
     scope: ClassVar[Scope] = "layerwise"
     in_retraining: ClassVar[str] = ""
@@ -123,7 +127,7 @@ class Method(ABC):
 
     def skip(self, workload: Workload) -> str | None:
         """Reason why this method does not apply to a workload, or None."""
-        return None
+        return None if self.coupled else not_alone(workload)
 
     @abstractmethod
     def prune(self, task: PruningTask) -> Kept:

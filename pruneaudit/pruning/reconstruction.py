@@ -12,7 +12,7 @@ from torch import nn
 from pruneaudit.errors import MethodError
 from pruneaudit.pruning.graph import loses_inputs
 from pruneaudit.pruning.layers import PrunableLayer
-from pruneaudit.pruning.slicing import channels_of
+from pruneaudit.pruning.units import joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,26 +62,9 @@ def _see_alone(layer: PrunableLayer) -> None:
     Raises:
         MethodError: They do not.
     """
-    unit = layer.unit
-    if unit is None:
-        return
-    names = [member.module for member in unit.members if member.side == "outputs" and member.module != layer.name]
-    other = next((name for name in names if name in unit.producers), None)
-    if other is not None:
-        raise MethodError(
-            f"layer '{layer.name}' goes together with '{other}': this method takes layers that lose filters alone"
-        )
-    for member in unit.members:
-        module = layer.readers.get(member.module)
-        if module is not None and (
-            getattr(module, "groups", 1) > 1
-            or not isinstance(module, nn.Conv2d | nn.Linear)
-            or member.places.numel() != channels_of(module, "inputs")
-        ):
-            raise MethodError(
-                f"layer '{layer.name}' is read by '{member.module}', in groups or with other channels beside it: this "
-                "method takes layers that are read alone"
-            )
+    problem = "" if layer.unit is None else joined(layer.unit, layer.readers)
+    if problem:
+        raise MethodError(f"{problem}: this method takes layers that lose filters alone and are read alone")
 
 
 def samples(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from pruneaudit.errors import MethodError
 from pruneaudit.pruning.graph import loses_inputs as loses_inputs
@@ -143,20 +144,25 @@ def masked(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
     return network
 
 
-def silence_inputs(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> None:
+def silence_inputs(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> list[RemovableHandle]:
     """Multiply what layers read of the channels that go by zero, from now on.
 
     Args:
         network: Gets hooks.
         kept: Channels that stay, by name of the unit.
         units: Its units.
+
+    Returns:
+        Its hooks, to be taken away again.
     """
+    hooks = []
     for (name, side), gone in places_left(units, kept).items():
         if side == "inputs":
             module = network.get_submodule(name)
             factors = torch.ones(channels_of(module, side))
             factors[gone] = 0
-            module.register_forward_pre_hook(_times(factors))
+            hooks.append(module.register_forward_pre_hook(_times(factors)))
+    return hooks
 
 
 def _times(factors: torch.Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

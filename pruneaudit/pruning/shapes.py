@@ -19,7 +19,7 @@ from pruneaudit.pruning.layers import AUTO, prunable_names, prunable_units, weig
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import block_of, units_named, without
 from pruneaudit.pruning.slicing import channels_of
-from pruneaudit.pruning.units import Unit, Wiring
+from pruneaudit.pruning.units import Unit, Wiring, joined
 from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.brought import check_logits
@@ -184,6 +184,12 @@ def see_units(workload: Workload) -> None:
         if weight_names(network, last=True)[-1] not in prunable_names(network, workload.prunable, workload.skip):
             return
     units(workload)
+
+
+def not_alone(workload: Workload) -> str | None:
+    """Why a workload is nothing for methods that take layers which lose filters alone and are read alone, or None."""
+    modules = dict(dense_network(workload).named_modules())
+    return next((problem for unit in units(workload).units if (problem := joined(unit, modules))), None)
 
 
 @lru_cache(maxsize=64)

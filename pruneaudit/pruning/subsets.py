@@ -4,21 +4,27 @@ All removals share what comes before the first layers that lose inputs. Removals
 inputs alone share more: a layer's outputs are sums of what each filter contributes to them, and the rest of the network
 sees the images of many removals as one batch. Any other removal is evaluated alone, with the smaller tensors that it
 leaves. Nothing is written to the network.
+
+Where layers lose filters together or in bundles, or the network cannot be traced, every removal is evaluated alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.func import functional_call
+from torch.fx.proxy import TraceError
 
+from pruneaudit.errors import MethodError
 from pruneaudit.pruning.graph import loses_inputs
-from pruneaudit.pruning.layers import PrunableLayer, inputs_left
+from pruneaudit.pruning.layers import PrunableLayer, inputs_left, units_of
 from pruneaudit.pruning.reconstruction import Consumer, consumers
-from pruneaudit.pruning.removal import Kept
+from pruneaudit.pruning.removal import Kept, silence_inputs
+from pruneaudit.pruning.units import Unit
 
 # Images that a layer sees at once, those of all removals or filters together. It bounds the memory, not the result;
 # activations of more fall out of a processor's caches.
@@ -37,15 +43,21 @@ def losses_after_removal(
     do the work, with their hooks: those before the cut see each image once, those behind it once for every removal.
 
     Args:
-        model: The dense network in eval mode, of code that ``torch.fx`` can trace and layers that treat images alone.
+        model: The dense network in eval mode, with layers that treat images alone.
         layers: Its prunable layers, with their groups.
-        removals: Filters that stay, at least one in each layer.
+        removals: Filters that stay, at least one in each layer, by unit.
         batches: Images ``[B, C, H, W]`` and labels ``[B]``.
 
     Returns:
         A loss in nats for each removal.
     """
-    network = _Cut(model, layers)
+    units = units_of(layers)
+    network = None
+    if all(unit.step == 1 for unit in units):
+        with suppress(MethodError, TraceError):
+            network = _Cut(model, layers)
+    if network is None:
+        return [_loss_without(model, units, kept, batches) for kept in removals]
     # Removals that are alike in all layers behind the cut.
     alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for number, kept in enumerate(removals):
@@ -63,6 +75,22 @@ def losses_after_removal(
                     totals[numbers[some]] += losses.unflatten(0, (-1, len(labels[part]))).sum(dim=1)
     found: list[float] = (totals / sum(len(labels) for _, labels in batches)).tolist()
     return found
+
+
+@torch.no_grad()
+def _loss_without(
+    model: nn.Module, units: Sequence[Unit], kept: Kept, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> float:
+    """Mean cross-entropy in nats while whoever reads the filters that go reads zeros."""
+    hooks = silence_inputs(model, kept, units)
+    try:
+        total = sum(
+            F.cross_entropy(model(images), labels, reduction="none").double().sum() for images, labels in batches
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(total) / sum(len(labels) for _, labels in batches)
 
 
 class _Cut:

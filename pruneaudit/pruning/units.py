@@ -104,6 +104,26 @@ class Unit:
         return ""
 
 
+def joined(unit: Unit, readers: Mapping[str, nn.Module]) -> str:
+    """How a unit is more than a layer that is read by others through plain weights, or nothing.
+
+    Args:
+        unit: The unit.
+        readers: Layers that read its channels, by name; others may be among them.
+    """
+    if len(unit.producers) > 1:
+        return f"layer '{unit.name}' goes together with '{unit.producers[1]}'"
+    for member in unit.members:
+        module = readers.get(member.module) if member.side == "inputs" else None
+        if module is not None and (
+            getattr(module, "groups", 1) > 1
+            or not isinstance(module, nn.Conv2d | nn.Linear)
+            or member.places.numel() != channels_of(module, "inputs")
+        ):
+            return f"layer '{unit.name}' is read by '{member.module}', in groups or with other channels beside it"
+    return ""
+
+
 def alone(name: str, channels: int) -> Unit:
     """A layer as a unit, whatever depends on it."""
     return Unit(name, channels, (name,), ())

@@ -110,7 +110,9 @@ def workloads(audit_workload: WorkloadSpecs = None, as_json: Json = False) -> No
 
     catalog = Catalog(extra_workloads=tuple(audit_workload or ()))
     rows = [workload.model_dump(mode="json") for workload in catalog.workloads.values()]
-    _show(rows, ["name", "version", "model", "ratios", "seeds", "gpu", "source"], as_json)
+    # What decides is known by its name; the rest of it is for programs.
+    told = rows if as_json else [row | {"metric": row["metric"]["name"]} for row in rows]
+    _show(told, ["name", "version", "model", "metric", "ratios", "seeds", "gpu", "source"], as_json)
 
 
 @app.command()

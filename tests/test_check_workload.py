@@ -125,9 +125,21 @@ def refusal(folder):
 def test_a_workload_that_can_be_audited(folder):
     threads = torch.get_num_threads()
     check_workload(folder / "tiny.toml")
-    check_workload(str(folder))
+    found = check_workload(str(folder))
+    assert [unit.name for unit in found["tiny"].units] and not found["tiny"].refused
     check_workload(Catalog(extra_workloads=(str(folder),)).workload("tiny"))
     assert torch.get_num_threads() == threads
+
+
+def test_it_tells_what_can_be_removed_and_what_cannot(folder):
+    (folder / "nets.py").write_text(
+        NETWORK.replace("nn.Conv2d(width, 8, 3), nn.ReLU()", "nn.Conv2d(width, 8, 3), nn.LayerNorm([8, 4, 4])")
+    )
+    write(folder, auto=('prunable = ["0"]', 'prunable = "auto"'))
+    found = check_workload(folder / "tiny.toml")["tiny"]
+    assert [unit.name for unit in found.units] == ["0"]
+    assert found.refused.keys() == {"3", "6"}, found.refused
+    assert "classif" in found.refused["6"] and "LayerNorm" in found.refused["3"], found.refused
 
 
 def test_a_workload_of_the_catalogue():

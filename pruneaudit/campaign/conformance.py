@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pruneaudit.pruning.shapes import Units
     from pruneaudit.training.metering import Consumption
     from pruneaudit.workloads.data import Dataset, Split
     from pruneaudit.workloads.recipes import Recipe
@@ -28,13 +29,16 @@ EQUIVALENCE_TOLERANCE = 1e-10
 _EXAMPLES = 64
 
 
-def check_workload(workload: str | Path | Workload, data_root: str | Path | None = None) -> None:
+def check_workload(workload: str | Path | Workload, data_root: str | Path | None = None) -> dict[str, Units]:
     """Run all checks on a workload: one call for the tests of the repository that it lives in.
 
     Args:
         workload: Its file, a folder of them or ``package.module:attribute``, as for ``--audit-workload``; or the name
             of one that the catalogue has.
         data_root: Folder of datasets; None: ``$PRUNEAUDIT_DATA``.
+
+    Returns:
+        By the name of the workload, its ``units``, and as ``refused`` why other layers stay whole, by their names.
 
     Raises:
         ConfigError: It is none, or cannot be audited; the message then starts with the name of the first check that
@@ -43,13 +47,17 @@ def check_workload(workload: str | Path | Workload, data_root: str | Path | None
     """
     import torch
 
+    from pruneaudit.pruning import shapes
     from pruneaudit.workloads.data import data_root as data_folder
 
     root = data_folder(str(data_root) if data_root is not None else None)
     threads = torch.get_num_threads()
     try:
+        found = {}
         for one in _workloads(workload):
             _check_all(Bench(one, root))
+            found[one.name] = shapes.units(one)
+        return found
     finally:
         # Runs train on one thread; the tests around this one need not.
         torch.set_num_threads(threads)

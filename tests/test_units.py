@@ -1,6 +1,8 @@
 """What goes together goes together: units of networks of every wiring, found, tried, counted and cut."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -363,3 +365,10 @@ def test_removal_leaves_the_modules_that_lose_nothing_as_they_are():
     cut(network, {"merge1": [0, 2]}, units)
     assert network.up2 is whole and whole.weight.shape == (16, 12, 2, 2)
     assert network.merge1.out_channels == 2 and network.fc.in_features == 2
+
+
+def test_importing_the_graph_does_not_import_what_only_a_counter_needs():
+    """Torch-pruning imports timm where it is installed, and with it torchvision and torch's compiler."""
+    script = "import sys; import pruneaudit.pruning.graph; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script + ""], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

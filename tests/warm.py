@@ -28,7 +28,11 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-HEAVY = ("torch._dynamo", "torch_pruning", "sklearn.datasets", "scipy.stats", "pandas", "plotly", "jinja2", "rich")
+#: The last one: its plugin imports it at the end of every session.
+HEAVY = (
+    *("torch._dynamo", "torch_pruning", "sklearn.datasets", "scipy.stats", "pandas", "plotly", "jinja2", "rich"),
+    "hypothesis.internal.observability",
+)
 
 #: What stands in for the interpreter: hands over its arguments, environment and files, and ends as the fork does.
 CLIENT = """#!{python} -IS

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import nn
 
 from pruneaudit.errors import ConfigError
+
+
+@contextmanager
+def _absent(package: str) -> Iterator[None]:
+    """Import as if a package were not installed, unless it has been imported already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# Torch-pruning 1.6.1 imports timm, where it is installed, to count operations, which nobody here lets it do. With timm
+# come torchvision and torch's compiler: three seconds of CPU in every process.
+with _absent("timm"):
+    import torch_pruning
 
 #: Layers that read channels and write others.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)

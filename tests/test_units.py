@@ -370,5 +370,5 @@ def test_removal_leaves_the_modules_that_lose_nothing_as_they_are():
 def test_importing_the_graph_does_not_import_what_only_a_counter_needs():
     """Torch-pruning imports timm where it is installed, and with it torchvision and torch's compiler."""
     script = "import sys; import pruneaudit.pruning.graph; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script + ""], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

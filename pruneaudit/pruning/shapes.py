@@ -14,7 +14,7 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
 from pruneaudit.pruning.equivalence import verified
-from pruneaudit.pruning.graph import is_depthwise
+from pruneaudit.pruning.graph import LAYERS, is_depthwise
 from pruneaudit.pruning.layers import AUTO, prunable_names, prunable_units, weight_names
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import block_of, units_named, without
@@ -70,7 +70,8 @@ class Costs:
     A layer costs in proportion to its outputs and to its inputs, and both follow from the channels left in the units.
 
     Attributes:
-        macs: MACs of each layer of the dense network.
+        macs: MACs of each layer of the dense network, and of other modules that multiply matrices (attention), which
+            cost the same at all widths.
         weights: Weights of each layer.
         filters: Channels of each unit of the dense network.
         steps: Channels of each unit are removed in multiples of this number.
@@ -106,7 +107,8 @@ class Costs:
 
     def of_weights(self, stay: Mapping[str, int]) -> int:
         """MACs with weights that are not zero, with so many left in each layer; all stay in those not named."""
-        return sum(self.of_weight(name) * stay.get(name, count) for name, count in self.weights.items())
+        others = sum(count for name, count in self.macs.items() if name not in self.weights)
+        return others + sum(self.of_weight(name) * stay.get(name, count) for name, count in self.weights.items())
 
     def of_weight(self, name: str) -> int:
         """MACs of one weight of a layer: the pixels that it is applied to."""
@@ -135,7 +137,7 @@ def _costs(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tu
     )
     return Costs(
         macs_of,
-        {name: modules[name].weight.numel() for name in macs_of},
+        {name: modules[name].weight.numel() for name in macs_of if isinstance(modules[name], LAYERS)},
         {unit.name: unit.channels for unit in units},
         {unit.name: unit.step for unit in units},
         outputs,

@@ -18,7 +18,7 @@ import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _said(text: str) -> str:
     Raises:
         SyntaxError: It is no Python, or names what shows it its own text.
     """
-    tree = ast.parse(text)
+    tree = _tree(text.encode())
     lines = [line.rstrip("\r\n") for line in io.StringIO(text)]
     gone: list[tuple[tuple[int, int], tuple[int, int]]] = []
     whole: set[int] = set()
@@ -324,9 +324,19 @@ def _ends_in(node: ast.expr, name: str) -> bool:
 def _parsed(file: Path) -> ast.Module:
     """Syntax tree of a file; empty where it has none."""
     try:
-        return ast.parse(file.read_bytes())
+        return _tree(file.read_bytes())
     except (SyntaxError, ValueError):
         return ast.Module([], [])
+
+
+@lru_cache(maxsize=256)
+def _tree(content: bytes) -> ast.Module:
+    """Syntax tree of a file's content, which is asked for several times; not to be changed.
+
+    Raises:
+        SyntaxError: It has none.
+    """
+    return ast.parse(content)
 
 
 def own_files(path: Path, module: str = "") -> list[Path]:

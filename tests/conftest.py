@@ -1,5 +1,6 @@
 """Fixtures of the project's own tests."""
 
+import compileall
 import contextlib
 import os
 import shutil
@@ -114,17 +115,22 @@ def warm(pytestconfig: pytest.Config) -> str:
     return pytestconfig.stash[WARM]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, warm: str) -> Checkout:
-    """A fresh copy of package, suite, methods and protocols."""
-    root = tmp_path / "checkout"
-    root.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of package, suite, methods and protocols, with the bytecode of the package: it is valid in copies, too."""
+    root = tmp_path_factory.mktemp("compiled")
     for name in ("pruneaudit", "suite", "methods", "protocols"):
-        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, root / name)
-    return Checkout(root, warm)
+        shutil.copy2(ROOT / name, root / name)
+    compileall.compile_dir(root / "pruneaudit", quiet=2)
+    return root
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
+    """A fresh copy of package, suite, methods and protocols."""
+    return Checkout(shutil.copytree(compiled, tmp_path / "checkout"), warm)
 
 
 @pytest.fixture(scope="session")

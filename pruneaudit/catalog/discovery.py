@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import importlib
 import re
 import shlex
@@ -24,7 +25,7 @@ from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_st
 from pruneaudit.catalog.workloads import WORKLOADS_GROUP, Brought, brought, installed
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
 from pruneaudit.schema import read_toml
-from pruneaudit.sources import Source, code_digest, listening, load_file
+from pruneaudit.sources import Source, listening, load_file
 from pruneaudit.workloads.schema import Workload, load_workload
 
 ENTRY_POINT_GROUP = "pruneaudit.methods"
@@ -170,8 +171,8 @@ def shipped() -> dict[str, dict[str, str]]:
     """This project's methods as they are released, by file name.
 
     Returns:
-        ``code``: digest of what the file says (:func:`pruneaudit.sources.code_digest`); ``identity``: the digest in
-        runs. They differ where the file was edited and no number changed.
+        ``file``: SHA-256 of its bytes; ``code``: digest of what it says (:func:`pruneaudit.sources.code_digest`);
+        ``identity``: the digest in runs. The last two differ where the file was edited and no number changed.
     """
     return dict(read_toml(content_root() / "methods" / "shipped.toml"))
 
@@ -354,7 +355,7 @@ class Catalog:
         if source.path is None or source.path.parent != self.root / "methods":
             return False
         known = shipped().get(source.path.name)
-        return known is not None and known["code"] == code_digest(source.path.read_bytes())
+        return known is not None and known["file"] == hashlib.sha256(source.path.read_bytes()).hexdigest()
 
     @cached_property
     def studies(self) -> dict[str, Path]:

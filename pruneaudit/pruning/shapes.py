@@ -190,7 +190,9 @@ def see_units(workload: Workload) -> None:
 
 def not_alone(workload: Workload) -> str | None:
     """Why a workload is nothing for methods that take layers which lose filters alone and are read alone, or None."""
-    modules = dict(dense_network(workload).named_modules())
+    # Who reads what is all that is asked; a network of a user's may need real weights to be built.
+    with torch.device("meta" if workload.model in _OWN else "cpu"):
+        modules = dict(dense_network(workload).named_modules())
     return next((problem for unit in units(workload).units if (problem := joined(unit, modules))), None)
 
 

@@ -5,7 +5,7 @@ from torch_pruning import importance
 
 from pruneaudit import Card, FilterScore, PruningTask, shapes
 from pruneaudit.config import Workload
-from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.pruning.layers import PrunableLayer
 
 
 class BNScaleGlobal(FilterScore):
@@ -31,11 +31,7 @@ class BNScaleGlobal(FilterScore):
 
     def skip(self, workload: Workload) -> str | None:
         """Networks with a prunable layer that no normalisation follows."""
-        layers = prunable_layers(
-            shapes.dense_network(workload), shapes.example(workload), workload.prunable, workload.skip
-        )
-        bare = [layer.name for layer in layers if layer.norm is None]
-        return f"no batch normalisation behind {bare[0]}" if bare else None
+        return shapes.without_norm(workload)
 
     def score(self, layer: PrunableLayer, task: PruningTask) -> torch.Tensor:
         """Absolute scale of each filter's normalisation, ``[out_channels]``."""

@@ -47,11 +47,8 @@ class NetworkSlimming(TrainedMethod):
         return Budget(steps=workload.prune.steps, lr=workload.prune.lr)
 
     def skip(self, workload: Workload) -> str | None:
-        """Networks without batch normalisation have no scales."""
-        with torch.device("meta"):
-            network = shapes.dense_network(workload)
-        normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-        return None if normalised else f"{workload.model} has no batch normalisation"
+        """Networks with a prunable layer that no normalisation follows."""
+        return shapes.without_norm(workload)
 
     def prune(self, task: PruningTask) -> Kept:
         """Train with the penalty, remove the smallest scales."""

@@ -171,7 +171,7 @@ def test_its_card_is_complete(method):
 def test_where_it_does_not_apply():
     lenet, vgg = WORKLOADS["lenet5"], CATALOG.workload("vgg19-cifar100")
     slimming, selection = CATALOG.method("network-slimming").create(), CATALOG.method("sss").create()
-    assert slimming.skip(lenet) == "lenet5 has no batch normalisation"
+    assert slimming.skip(lenet) == "no batch normalisation behind conv1"
     assert slimming.skip(vgg) is None and slimming.skip(WORKLOADS["resnet20"]) is None
     assert selection.skip(lenet) == "lenet5 has no residual blocks"
     assert selection.skip(vgg) == "vgg19 has no residual blocks"

@@ -15,7 +15,7 @@ from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
 from pruneaudit.pruning.equivalence import verified
 from pruneaudit.pruning.graph import LAYERS, is_depthwise
-from pruneaudit.pruning.layers import AUTO, prunable_names, prunable_units, weight_names
+from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_names, prunable_units, weight_names
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import block_of, units_named, without
 from pruneaudit.pruning.slicing import channels_of
@@ -186,6 +186,18 @@ def see_units(workload: Workload) -> None:
         if weight_names(network, last=True)[-1] not in prunable_names(network, workload.prunable, workload.skip):
             return
     units(workload)
+
+
+def without_norm(workload: Workload) -> str | None:
+    """Why a workload is nothing for methods that take each prunable layer's batch normalisation, or None."""
+    return _without_norm(workload.network, workload.data, workload.prunable, workload.skip)
+
+
+@lru_cache(maxsize=64)
+def _without_norm(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> str | None:
+    layers = prunable_layers(_dense(model, data), _example(data), prunable, skip)
+    bare = next((layer.name for layer in layers if layer.norm is None), None)
+    return None if bare is None else f"no batch normalisation behind {bare}"
 
 
 def not_alone(workload: Workload) -> str | None:

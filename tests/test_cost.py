@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch
+from pruneaudit.measure.skeleton import on_skeleton
 
 torch.set_num_threads(1)
 
@@ -69,3 +70,29 @@ def test_a_layer_that_two_modules_hold_is_counted_once_for_each_call():
     example = torch.zeros(1, 4)
     assert macs_by_layer(model, example) == {"0.0": 32}
     assert macs_by_torch(model, example) == 32
+
+
+class LooksAtValues(nn.Module):
+    """A network that cannot run without weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), torch.ones(4)
+
+    def forward(self, values):
+        return self.layer(values * self.scale) if float(self.layer.weight.sum()) else values
+
+
+@pytest.mark.parametrize(("build", "device"), [(LooksAtValues, "cpu"), (lambda: nn.Linear(4, 4), "meta")])
+def test_a_network_is_asked_without_weights_where_it_runs_so(build, device):
+    model = build().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def ask(network, inputs):
+        network(inputs)
+        assert not network.training and network is not model
+        return inputs.device.type
+
+    assert on_skeleton(model, torch.ones(1, 4), ask) == device
+    assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert macs(model, torch.ones(1, 4)) == macs_by_torch(model, torch.ones(1, 4)) == 16

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneaudit.measure.skeleton import on_skeleton
+
 #: A training step costs a forward pass and twice as much again for the backward pass.
 TRAINING_PASSES = 3
 #: What fvcore calls the operators that multiply matrices; of the others it knows (normalisation, pooling), none counts.
@@ -95,14 +97,7 @@ def macs_by_torch(model: nn.Module, example: torch.Tensor) -> int:
 
     It counts what is executed (two operations for each MAC) instead of what is traced.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = copy.deepcopy(model).eval()
-    # Of the kernels of attention only this one is made of products that are counted on every device.
-    with torch.no_grad(), _one_by_one(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(example.to(next(network.parameters())))
-    return counter.get_total_flops() // 2
+    return _counted_by_torch(model, example)[""]
 
 
 def macs_by_torch_of_weights(model: nn.Module, example: torch.Tensor, stay: Mapping[str, int]) -> int:
@@ -113,21 +108,27 @@ def macs_by_torch_of_weights(model: nn.Module, example: torch.Tensor, stay: Mapp
         example: One input, ``[1, C, H, W]``.
         stay: Weights that stay, by layer; all stay in the others.
     """
+    counts = _counted_by_torch(model, example)
+    sizes = {name: model.get_parameter(f"{name}.weight").numel() for name in stay}
+    return counts[""] - sum(counts[name] // size * (size - stay[name]) for name, size in sizes.items())
+
+
+def _counted_by_torch(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """MACs of each module with all that is in it, by name, as torch counts them; of the network as ``""``."""
+    return on_skeleton(model, example, _count_by_torch)
+
+
+def _count_by_torch(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = copy.deepcopy(model).eval()
-    modules = dict(network.named_modules())
     mode = FlopCounterMode(display=False, depth=999)
+    # Of the kernels of attention only this one is made of products that are counted on every device.
     with torch.no_grad(), _one_by_one(), sdpa_kernel(SDPBackend.MATH), mode as counter:
-        network(example.to(next(network.parameters())))
+        network(inputs)
     root = type(network).__name__
-    counts = {name.removeprefix(f"{root}."): sum(found.values()) // 2 for name, found in counter.flop_counts.items()}
-    spared = sum(
-        counts[name] // modules[name].weight.numel() * (modules[name].weight.numel() - count)
-        for name, count in stay.items()
-    )
-    return counter.get_total_flops() // 2 - spared
+    found = {name.removeprefix(f"{root}."): sum(each.values()) // 2 for name, each in counter.flop_counts.items()}
+    return found | {"": counter.get_total_flops() // 2}
 
 
 def parameters(model: nn.Module) -> int:

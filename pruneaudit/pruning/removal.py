@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from pruneaudit.errors import MethodError
+from pruneaudit.measure.skeleton import on_skeleton
 from pruneaudit.pruning.graph import loses_inputs as loses_inputs
 from pruneaudit.pruning.slicing import channels_of, keep_channels
 from pruneaudit.pruning.units import Unit, Wiring, places_left
@@ -69,7 +70,7 @@ def units_named(model: nn.Module, example: torch.Tensor, names: Sequence[str]) -
     """
     if not names:
         return []
-    units, refused = Wiring(model, example).units(names)
+    units, refused = on_skeleton(model, example, lambda network, inputs: Wiring(network, inputs).units(names))
     for name in names:
         if name in refused:
             raise MethodError(f"layer '{name}' cannot be pruned: {refused[name]}")

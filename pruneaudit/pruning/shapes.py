@@ -13,6 +13,7 @@ from torch import nn
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
+from pruneaudit.measure.skeleton import on_skeleton
 from pruneaudit.pruning.equivalence import verified
 from pruneaudit.pruning.graph import LAYERS, is_depthwise
 from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_names, prunable_units, weight_names
@@ -211,7 +212,12 @@ def not_alone(workload: Workload) -> str | None:
 @lru_cache(maxsize=64)
 def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Units:
     network, example = _dense(model, data), _example(data)
-    found, refused = prunable_units(network, Wiring(network, example), example, prunable, skip)
+
+    def look(network: nn.Module, example: torch.Tensor) -> tuple[list[Unit], dict[str, str]]:
+        return prunable_units(network, Wiring(network, example), example, prunable, skip)
+
+    # With auto, units are tried on weights.
+    found, refused = look(network, example) if prunable == AUTO else on_skeleton(network, example, look)
     if prunable != AUTO and model.model not in _OWN:
         found, wrong = verified(network, found, example)
         for name, why in wrong.items():

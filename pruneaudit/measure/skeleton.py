@@ -1,4 +1,4 @@
-"""Asking a network for what its weights do not change: shapes, wiring, MACs. Without weights that is ten times quicker."""
+"""What weights do not change about a network (shapes, wiring, MACs), asked without them: ten times quicker."""
 
 from __future__ import annotations
 

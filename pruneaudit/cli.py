@@ -153,6 +153,91 @@ def rules(
 
 
 @app.command()
+def tables(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE…", help="CSV, TSV, Markdown, LaTeX, HTML, JSON, text, logs, TOML of claims."),
+    ] = None,
+    as_json: Json = False,
+    as_sarif: Annotated[bool, typer.Option("--sarif", help="Print SARIF 2.1.0, as code hosts read it.")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Also write tables.html and tables.json there.")
+    ] = None,
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            metavar="RULES", help="What ends with exit code 1: ids, contradiction, unequal, missing, all or none."
+        ),
+    ] = "all",
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="HEADER=KIND", help="Meaning of a column, such as 'Base=base_accuracy'."),
+    ] = None,
+    show_setups: Annotated[
+        bool, typer.Option("--setups", help="Also print the strictest setup that each pair of rows is shown to meet.")
+    ] = False,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of ShrinkBench's exports: count who compares with whom, and stop."),
+    ] = None,
+    list_rules: Annotated[bool, typer.Option("--rules", help="List the rules of tables, and stop.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of files of claims, and stop.")
+    ] = False,
+) -> None:
+    """Check published tables by what they print: nothing is trained, nothing is downloaded."""
+    if schema:
+        from pruneaudit.tables.claims import schema as of_claims
+
+        typer.echo(json.dumps(of_claims(), indent=1))
+        return
+    if list_rules:
+        from pruneaudit.tables.rule import rules as of_tables
+
+        facts = ("id", "kind", "claim", "source", "explanation", "example")
+        _show([{fact: getattr(one, fact) for fact in facts} for one in of_tables().values()], facts[:4], as_json)
+        return
+    if corpus is not None:
+        from pruneaudit.tables.corpus import load
+
+        found = load(corpus)
+        if as_json:
+            typer.echo(json.dumps({"counts": found.counts(), "bases": found.bases()}, indent=1))
+            return
+        _show([found.counts()], list(found.counts()), False)
+        _show(found.bases(), ["data", "network", "papers", "base_from", "base_to", "spread", "units"], False)
+        return
+    if not files:
+        raise ConfigError("pruneaudit tables: give a file, such as README.md or results.csv")
+    from pruneaudit.tables.columns import check_mapping
+    from pruneaudit.tables.command import audit_files, failing, sarif
+
+    rules_that_fail = failing(fail_on)
+    audited = audit_files(files, check_mapping(mapping or ()))
+    if to is not None:
+        from pruneaudit.tables.page import write
+
+        for path in write(audited, to):
+            typer.echo(f"wrote {path}", err=True)
+    if as_json:
+        typer.echo(json.dumps(audited.as_json(), indent=1))
+    elif as_sarif:
+        typer.echo(sarif(audited))
+    else:
+        for note in audited.notes():
+            typer.echo(note, err=True)
+        for finding in audited.findings:
+            typer.echo(finding.line)
+        for setup in audited.setups() if show_setups else ():
+            left, right = setup.arms
+            reason = f"; {setup.why}" if setup.why else ""
+            name = setup.name or "no setup"
+            typer.echo(f"{setup.table.path}:{left.line}: {left.method} and {right.method}: {name}{reason}")
+    if any(finding.rule.id in rules_that_fail for finding in audited.findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
     """List the runs of a ledger, failed attempts included."""
     from pruneaudit.workloads.metrics import ACCURACY

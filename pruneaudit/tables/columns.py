@@ -53,6 +53,7 @@ TEXTS = {
     "base": "name of the base model; equal names, equal weights",
     "base_source": "where the base model is from",
     "schedule": "learning-rate schedule of retraining",
+    "base_schedule": "learning-rate schedule of the base network's training",
     "pruning_schedule": "learning-rate schedule of the pruning stage",
     "epoch_reported": "last, or best on the test set",
     "origin": "own or copied",
@@ -395,7 +396,7 @@ def _kind(found: _Words) -> str:
     for word in listed:
         # "Pruning method" is one; "workload version" is no workload.
         others = words - _TITLES - _UNITS - {"name", "pruning", "base", "type", "compression"}
-        if word in _TITLES and (not others or word == "method" and not others & _MEASURED):
+        if word in _TITLES and (not others or (word == "method" and not others & _MEASURED)):
             return word
     if words & {
         "top5",

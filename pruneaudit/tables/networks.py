@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: Test images, by data set.
 TEST_IMAGES = {
@@ -95,8 +95,10 @@ def known() -> dict[tuple[str, str], Network]:
     content = tomllib.loads((Path(__file__).parent / "networks.toml").read_text(encoding="utf-8"))
     found = {}
     for entry in content["networks"]:
-        values = {
-            key: tuple(map(tuple, value)) if key == "speedups" else tuple(value) if isinstance(value, list) else value
+        values: dict[str, Any] = {
+            key: tuple(tuple(one) if isinstance(one, list) else one for one in value)
+            if isinstance(value, list)
+            else value
             for key, value in entry.items()
         }
         network = Network(**values)

@@ -1,7 +1,7 @@
 """What a cell of a table says: a number with as many digits as were printed, and all that papers print around it.
 
-A printed number is an interval: 93.5 is anything from 93.45 to 93.55. Rules compare intervals, so that rounding is never
-taken for a contradiction.
+A printed number is an interval: 93.5 is anything from 93.45 to 93.55. Rules compare intervals, so that rounding is
+never taken for a contradiction.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _unit(text: str) -> tuple[str, str]:
 
 
 def uses_decimal_comma(texts: list[str]) -> bool:
-    """Whether the numbers of a column have decimal commas: some comma cannot stand between thousands, and no point is."""
+    """Whether a column has decimal commas: some comma cannot stand between thousands, and there is no point."""
     found = False
     for text in texts:
         for piece in re.findall(r"\d[\d.,]*\d", cleaned(text)):

@@ -103,7 +103,7 @@ class Table:
         grid: As it stands in the file.
         columns: Meaning of each column.
         rows: Its claims.
-        drop_sign: +1 where its differences are base minus accuracy, -1 where they are accuracy minus base; 0: no telling.
+        drop_sign: +1 where its differences are base minus accuracy, -1 where they are the reverse; 0: no telling.
     """
 
     grid: Grid
@@ -150,7 +150,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None) -> Table:
     facts = _facts(grid)
     rows = []
     for line in grid.lines:
-        common = {}
+        common: dict[str, Entry] = {}
         for column in shared:
             _state(common, column, line.cells[column.place], commas[column.place], fractions)
         for arm, members in own.items() or [("", [])]:
@@ -161,10 +161,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None) -> Table:
                     entries[kind] = _entry(replace(column, kind=kind), Cell(text), False, fractions)
             if members and all(is_missing(line.cells[column.place].text) for column in members):
                 continue
-            if arm and any(column.point for column in members):
-                arm_name = ""
-            else:
-                arm_name = arm
+            arm_name = "" if any(column.point for column in members) else arm
             row = Row(line.number, line.group, line.section, arm_name, entries)
             _name(row, line.section, arm, facts)
             rows.append(row)

@@ -113,7 +113,7 @@ def tables(path: Path, text: str, above: int, title: str, before: int) -> list[G
     parser = _Parser()
     parser.feed(text)
     parser.close()
-    grids = []
+    grids: list[Grid] = []
     for table in parser.tables:
         rows = _spread(table)
         heads = 0

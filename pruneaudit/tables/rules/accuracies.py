@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -141,20 +142,23 @@ def t004(table: Table) -> Iterator[Mark]:
             columns[row.entries["accuracy"].column].append((row, mean, spread))
     for members in columns.values():
         pairs = Counter((str(mean), str(spread)) for _, mean, spread in members)
-        chance = _chance([mean for _, mean, _ in members], [spread for _, _, spread in members])
-        for (mean, spread), count in pairs.items():
-            if count < 2 or chance > 0.05:
+        for pair, count in pairs.items():
+            same = [row for row, mean, spread in members if (str(mean), str(spread)) == pair]
+            if count < 2 or len({(row.method, *row.task, row.point) for row in same}) < 2 or _is_one(same):
                 continue
-            same = [row for row, one, other in members if (str(one), str(other)) == (mean, spread)]
-            if len({(row.method, *row.task, row.point) for row in same}) < 2 or _is_one(same):
+            # Of one method's results fewer could agree by chance than of all.
+            near = [one for one in members if one[0].method == same[0].method]
+            group = near if all(row.method == same[0].method for row in same) else members
+            chance = _chance([mean for _, mean, _ in group], [spread for _, _, spread in group])
+            if chance > 0.05:
                 continue
             first, *rest = same
             for row in rest:
                 yield Mark(
                     table,
                     row.line,
-                    f"{mean} ± {spread} is printed for {_label(first)} (line {first.line}), too; by chance a table like "
-                    f"this has such a pair with a probability of {max(chance, 0.0001):.1g}",
+                    f"{pair[0]} ± {pair[1]} is printed for {_label(first)} (line {first.line}), too; the chance of such a "
+                    f"pair in a table like this is {max(chance, 0.0001):.1g}",
                     columns_of(row, ("accuracy", "spread")),
                     "",
                     _label(row),
@@ -230,8 +234,8 @@ def t005(table: Table) -> Iterator[Mark]:
             yield Mark(
                 table,
                 row.line,
-                f"no number of right answers out of {images:,} in {runs} run(s) gives {row.text('accuracy')}; the nearest "
-                f"is {100 * nearest / answers:.4f}",
+                f"no number of right answers out of {images:,} in {runs} run(s) gives {row.text('accuracy')}; "
+                f"the nearest is {100 * nearest / answers:.4f}",
                 columns_of(row, ("accuracy", "runs")),
                 f"{100 * nearest / answers:.4f}",
                 row.method,
@@ -305,7 +309,7 @@ def _possible(mean: Number, spread: Number, runs: int, images: int, kind: str) -
 @rule(
     "T007",
     "A lead that is printed as one is larger than chance on the test images",
-    "PruningBench: 96 of 219 neighbours in rank are less than 0.2 points apart; binomial error at 93.5 % of 10,000: 0.25",
+    "PruningBench: 96 of 219 neighbours in rank are within 0.2 points; the binomial error at 93.5 % of 10,000 is 0.25",
     "contradiction",
 )
 def t007(table: Table) -> Iterator[Mark]:
@@ -340,9 +344,9 @@ def t007(table: Table) -> Iterator[Mark]:
 
 
 def _ranked(table: Table, members: list[Row]) -> Iterator[Mark]:
-    order = sorted((row for row in members if row.number("rank") is not None), key=lambda row: row.number("rank").value)  # type: ignore[union-attr]
+    order = [row for _, row in _by_rank(members)]
     ties, errors = 0, []
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in itertools.pairwise(order):
         error = _error_of_gap(first, second)
         if error is not None and abs(_value(first) - _value(second)) < error:
             ties += 1
@@ -355,6 +359,12 @@ def _ranked(table: Table, members: list[Row]) -> Iterator[Mark]:
             f"({min(errors):.2f} to {max(errors):.2f} points)",
             columns_of(order[0], ("rank", "accuracy")),
         )
+
+
+def _by_rank(rows: list[Row]) -> list[tuple[float, Row]]:
+    """Rows with a rank, the first one first."""
+    ranked = [(rank.value, row) for row in rows if (rank := row.number("rank")) is not None]
+    return sorted(ranked, key=lambda pair: pair[0])
 
 
 def row_text(row: Row) -> str:
@@ -426,9 +436,8 @@ def t008(table: Table) -> Iterator[Mark]:
     Example: bold 93.64 above 93.77 in one column; rank 1 with less accuracy than rank 2.
     """
     for members in comparable(table):
-        ranked = [(row.number("rank"), row) for row in members if row.number("rank") is not None]
-        order = sorted(ranked, key=lambda pair: pair[0].value)  # type: ignore[union-attr]
-        for (_, first), (_, second) in zip(order, order[1:], strict=False):
+        order = _by_rank(members)
+        for (_, first), (_, second) in itertools.pairwise(order):
             if _value(first) < _value(second) - 1e-9:
                 yield Mark(
                     table,

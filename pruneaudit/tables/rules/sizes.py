@@ -14,6 +14,8 @@ from pruneaudit.tables.rule import Mark, columns_of, rule
 _WHAT = {"macs": ("MACs", "speedup"), "params": ("parameters", "compression")}
 #: Counters differ: with or without normalisation, pooling, shortcuts. Beyond this it is another network.
 _NEAR = 0.1
+#: Statements of what is left that differ by less agree: spreadsheets pad numbers with zeros that were not measured.
+_SLACK = 1.01
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class _Left:
 
     def agrees(self, other: _Left) -> bool:
         """Whether both can be true."""
-        return self.low <= other.high * (1 + 1e-6) and other.low <= self.high * (1 + 1e-6)
+        return self.low <= other.high * _SLACK + 1e-4 and other.low <= self.high * _SLACK + 1e-4
 
     @property
     def middle(self) -> float:
@@ -90,7 +92,7 @@ def _exchanged(first: _Left, other: _Left) -> str:
     "contradiction",
 )
 def t009(table: Table) -> Iterator[Mark]:
-    """All that a row says of how much is left: base and pruned MACs, share removed or left, speedup; likewise parameters.
+    """All that a row says of what is left: base and pruned MACs, share removed or left, speedup; likewise parameters.
 
     Where no row of a table agrees, the two columns count different things, and that is said once.
 
@@ -109,7 +111,8 @@ def t009(table: Table) -> Iterator[Mark]:
             yield Mark(
                 table,
                 row.line,
-                f"{first.text}, but {other.text}: the first is a {factor} of {right}, {100 * (1 - first.middle):.1f} % removed",
+                f"{first.text}, but {other.text}: the first is a {factor} of {right}, "
+                f"{100 * (1 - first.middle):.1f} % removed",
                 columns_of(row, first.kinds + other.kinds),
                 right if factor in other.kinds else f"{100 * (1 - first.middle):.1f} %",
                 row.method,
@@ -143,7 +146,7 @@ def _factor(value: float, known: tuple[int, ...], near: float = _NEAR) -> int:
     return 0
 
 
-def _base_macs(row: Row) -> float | None:
+def base_macs(row: Row) -> float | None:
     """MACs of the base as stated, or as implied by pruned MACs and speedup; None where no unit is stated."""
     base, entry = row.number("base_macs"), row.entries.get("base_macs")
     if base is not None and entry is not None and entry.is_sized:
@@ -155,6 +158,11 @@ def _base_macs(row: Row) -> float | None:
     if speedup is not None and speedup.value >= 1:
         return after.value * speedup.value
     return after.value / (1 - gone.value) if gone is not None and 0 <= gone.value < 0.98 else None
+
+
+def times_known(value: float, network: Network) -> int:
+    """1 or 2 where base MACs are those of a network or their double, else 0."""
+    return _factor(value, network.all_macs)
 
 
 @rule(
@@ -172,7 +180,7 @@ def t011(table: Table) -> Iterator[Mark]:
     """
     found: list[tuple[Row, int, float, Network]] = []
     for row in table.rows:
-        value = _base_macs(row)
+        value = base_macs(row)
         if value is not None and row.network is not None:
             factor = _factor(value, row.network.all_macs)
             if factor:
@@ -215,10 +223,13 @@ def t012(table: Table) -> Iterator[Mark]:
         if row.network is None:
             continue
         entry, params = row.entries.get("base_macs"), row.number("base_params")
-        value = _base_macs(row)
+        value = base_macs(row)
         if value is not None and entry is not None and not _factor(value, row.network.all_macs):
             kinds: tuple[str, ...] = ("base_macs",)
-            message = f"{row.network.name} on {row.network.dataset} has {_readable(row.network.macs)} MACs, not {_readable(value)}"
+            message = (
+                f"{row.network.name} on {row.network.dataset} has {_readable(row.network.macs)} MACs, "
+                f"not {_readable(value)}"
+            )
             if (message, row.method) not in seen:
                 seen.add((message, row.method))
                 yield Mark(table, row.line, message, columns_of(row, kinds), _readable(row.network.macs), row.method)
@@ -306,25 +317,26 @@ def t014(table: Table) -> Iterator[Mark]:
         least = (1 - ratio.high) ** 2
         if filters and 0 < ratio.value < 1 and 1 / speedup.high < least * 0.8 and speedup.low > 0:
             message = (
-                f"without {row.text('ratio')} of the filters at least {100 * least:.1f} % of the MACs are left, a speedup of "
-                f"{1 / least:.2f}x; printed is {row.text('speedup')}"
+                f"without {row.text('ratio')} of the filters at least {100 * least:.1f} % of the MACs are left, a "
+                f"speedup of {1 / least:.2f}x; printed is {row.text('speedup')}"
             )
             yield Mark(table, row.line, message, columns_of(row, ("ratio", "speedup")), "", row.method)
     for network, points in stated.items():
         counted = dict(network.speedups)
         moved = {}
-        for ratio, (speedup, row) in points.items():
-            own = counted.get(ratio)
-            if own is not None and abs(speedup / own - 1) > 0.05:
-                real = next((other for other, value in counted.items() if abs(speedup / value - 1) < 0.02), None)
+        for share, (factor, row) in points.items():
+            own = counted.get(share)
+            if own is not None and abs(factor / own - 1) > 0.05:
+                real = next((other for other, value in counted.items() if abs(factor / value - 1) < 0.02), None)
                 if real is not None:
-                    moved[ratio] = (real, row)
+                    moved[share] = (real, row)
         if len(moved) >= 3 and len(moved) == len(points):
-            for ratio, (real, row) in moved.items():
+            for share, (real, row) in moved.items():
                 yield Mark(
                     table,
                     row.line,
-                    f"{row.text('speedup')} of {network.name} belongs to ratio {real:g}; at {ratio:g} it is {counted[ratio]:.2f}x",
+                    f"{row.text('speedup')} of {network.name} belongs to ratio {real:g}; at {share:g} it is "
+                    f"{counted[share]:.2f}x",
                     columns_of(row, ("ratio", "speedup")),
                     f"{real:g}",
                     row.text("ratio"),
@@ -342,7 +354,7 @@ def t015(table: Table) -> Iterator[Mark]:
 
     Example: two methods at "2x", one with 27 % and one with 71 % of the parameters.
     """
-    tiers: dict[tuple[object, ...], list[tuple[float, Row]]] = defaultdict(list)
+    tiers: dict[tuple[tuple[str, str], str], list[tuple[float, Row]]] = defaultdict(list)
     for row in table.rows:
         tier = row.text("tier") or row.text("ratio") or row.section
         if not tier and row.number("speedup") is not None:
@@ -356,7 +368,8 @@ def t015(table: Table) -> Iterator[Mark]:
             yield Mark(
                 table,
                 least.line,
-                f"at {tier} rows keep {100 * low:.0f} % ({least.method}) to {100 * high:.0f} % ({most.method}) of the parameters",
+                f"at {tier} rows keep {100 * low:.0f} % ({least.method}) to {100 * high:.0f} % ({most.method}) of the "
+                "parameters",
                 columns_of(least, ("params", "params_removed", "params_kept", "compression")),
                 "",
                 least.method,
@@ -389,14 +402,14 @@ def t016(tables: list[Table]) -> Iterator[Mark]:
             if accuracy is not None and stated and row.text("method") and all(row.task):
                 details[row.task, row.method.lower()].append((table, row, accuracy.value, round(stated[0].middle, 4)))
     for members in details.values():
-        for table, row, accuracy, left in members:
+        for table, row, reached, left in members:
             others = [one for one in members if one[0] is not table]
-            same = [one for one in others if one[2] == accuracy]
+            same = [one for one in others if one[2] == reached]
             size = [one for one in others if one[3] == left]
             if same and size and not any(one in size for one in same):
                 message = (
-                    f"{row.text('accuracy')} stands in {same[0][0].path.name}:{same[0][1].line} for another size, this size in "
-                    f"{size[0][0].path.name}:{size[0][1].line} with {size[0][1].text('accuracy')}"
+                    f"{row.text('accuracy')} stands in {same[0][0].path.name}:{same[0][1].line} for another size, "
+                    f"this size in {size[0][0].path.name}:{size[0][1].line} with {size[0][1].text('accuracy')}"
                 )
                 yield Mark(
                     table, row.line, message, columns_of(row, ("accuracy", "macs", "macs_removed")), "", row.method

@@ -238,6 +238,56 @@ def tables(
 
 
 @app.command()
+def judge(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Runs, one a row: CSV, JSON, or any table that is read.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Also write page, tables and LaTeX there.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Percentage points below which a difference does not matter.")
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="HEADER=KIND", help="Meaning of a column, such as 'top1=accuracy'."),
+    ] = None,
+    as_json: Json = False,
+    as_template: Annotated[bool, typer.Option("--template", help="Print a file to begin with, and stop.")] = False,
+) -> None:
+    """Judge results that you have, run by run: the same statistics and verdicts, marked as stated. Trains nothing."""
+    from pruneaudit.tables import judge as given
+
+    if as_template:
+        typer.echo(given.template(), nl=False)
+        return
+    if file is None:
+        raise ConfigError("pruneaudit judge: give a file of runs; --template prints one to begin with")
+    if margin == 0:
+        raise ConfigError("--margin 0: no difference would be too small to matter; give one above 0")
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.report.stated import judge as decide
+    from pruneaudit.report.stated import lines
+    from pruneaudit.tables.columns import check_mapping
+
+    runs_of = given.stated(file, check_mapping(mapping or ()))
+    results = decide(Catalog(), runs_of, margin)
+    if as_json:
+        typer.echo(json.dumps(results.as_json(), indent=1))
+    else:
+        for line in lines(results):
+            typer.echo(line)
+    if to is not None:
+        from pruneaudit.report.writer import write
+
+        try:
+            for path in write(results, to):
+                typer.echo(f"wrote {path}", err=True)
+        except OSError as error:
+            raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None
+
+
+@app.command()
 def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
     """List the runs of a ledger, failed attempts included."""
     from pruneaudit.workloads.metrics import ACCURACY

@@ -1,4 +1,4 @@
-"""Files of claims: numbers that somebody states, one table of a paper each, with every field that a judge would ask for.
+"""Files of claims: numbers that somebody states, a table of a paper each, with all fields that a judge asks for.
 
 A field that the source does not give is ``"not specified"``, or left out. Numbers may be written as printed
 (``"93.16 ± 0.16"``, ``"4.1 GMACs"``): their digits say how exact they are.
@@ -18,7 +18,7 @@ _FIELDS: dict[str, Any] = {
     **{kind: (str, Field(default="not specified", description=what)) for kind, what in TEXTS.items()},
 }
 #: One claim: all kinds of columns, each optional.
-Claim = create_model("Claim", __base__=Frozen, **_FIELDS)
+Claim: type[Frozen] = create_model("Claim", __base__=Frozen, **_FIELDS)
 
 
 class ClaimsFile(Frozen):

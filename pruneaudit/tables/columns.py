@@ -47,6 +47,7 @@ TEXTS = {
     "paper": "paper that states it",
     "table": "table of the paper",
     "workload": "network and data together",
+    "protocol": "comparison setup that is claimed",
     "network": "network",
     "dataset": "data",
     "method": "pruning method",
@@ -165,7 +166,19 @@ _ALIASES = {
     "retrain": "retrained",
 }
 _MEASURED = {"accuracy", "flops", "macs", "params", "error"}
-_TITLES = {"method", "network", "dataset", "paper", "workload", "framework", "rank", "seed", "granularity", "origin"}
+_TITLES = {
+    "method",
+    "network",
+    "dataset",
+    "paper",
+    "workload",
+    "framework",
+    "rank",
+    "seed",
+    "granularity",
+    "origin",
+    "protocol",
+}
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,7 @@ def _possible(mean: Number, spread: Number, runs: int, images: int, kind: str) -
     "T007",
     "A lead that is printed as one is larger than chance on the test images",
     "PruningBench: 96 of 219 neighbours in rank are within 0.2 points; the binomial error at 93.5 % of 10,000 is 0.25",
-    "contradiction",
+    "missing",
 )
 def t007(table: Table) -> Iterator[Mark]:
     """The gap behind the only bold accuracy, or between neighbours in rank, against the standard error of the gap.

@@ -18,7 +18,7 @@ _FIELDS: dict[str, Any] = {
     **{kind: (str, Field(default="not specified", description=what)) for kind, what in TEXTS.items()},
 }
 #: One claim: all kinds of columns, each optional.
-Claim: type[Frozen] = create_model("Claim", __base__=Frozen, **_FIELDS)
+Claim: Any = create_model("Claim", __base__=Frozen, **_FIELDS)
 
 
 class ClaimsFile(Frozen):
@@ -39,8 +39,8 @@ class ClaimsFile(Frozen):
     source: str = ""
     table: str = ""
     notes: tuple[str, ...] = ()
-    shared: Claim = Claim()  # type: ignore[valid-type]
-    claims: tuple[Claim, ...] = Field(min_length=1)  # type: ignore[valid-type]
+    shared: Claim = Claim()
+    claims: tuple[Claim, ...] = Field(min_length=1)
 
 
 def schema() -> dict[str, Any]:

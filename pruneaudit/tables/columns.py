@@ -240,6 +240,9 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         stated = [text for text in texts if not is_missing(text)]
         numbers = [parse(text) for text in stated]
         share = sum(number is not None for number in numbers) / len(stated) if stated else 0.0
+        if column.kind == "base" and share > 0.5 and plain(column.header) not in wanted:
+            # A name of a base model, or its accuracy.
+            columns[place] = column = replace(column, kind="base_accuracy")
         if (
             column.kind in NUMBERS
             and stated

@@ -62,16 +62,14 @@ def stated(path: Path, mapping: Mapping[str, str] | None = None) -> list[dict[st
         ConfigError: A column is missing, a cell holds no number, or two rows are the same run; the message says where.
     """
     tables = [understand(grid, mapping) for grid in read(path)]
-    table = next(
-        (table for table in tables if {"method", "seed"} <= {column.kind for column in table.columns}), tables[0]
-    )
+    table = next((one for one in tables if {"method", "seed"} <= {column.kind for column in one.columns}), tables[0])
     kinds = {column.kind for column in table.columns}
     absent = [kind for kind in REQUIRED if kind not in kinds and not (kind == "accuracy" and "error" in kinds)]
     if absent:
         has = ", ".join(table.grid.header)
         raise ConfigError(
-            f"{path}: no column for {', '.join(absent)} among {has}; 'pruneaudit judge --template' prints a file to begin "
-            "with, --map HEADER=KIND names a column"
+            f"{path}: no column for {', '.join(absent)} among {has}; 'pruneaudit judge --template' prints a file to "
+            "begin with, --map HEADER=KIND names a column"
         )
     if table.grid.notes:
         line, note = table.grid.notes[0]
@@ -93,9 +91,7 @@ def _run(table: Table, row: Row) -> dict[str, Any]:
     if not row.text("method"):
         raise ConfigError(f"{where}: no method")
     if ratio is None or not 0 <= ratio.value < 1:
-        raise ConfigError(
-            f"{where}: ratio '{row.text('ratio')}' is no share of what was pruned, from 0 to 1 or in percent"
-        )
+        raise ConfigError(f"{where}: ratio '{row.text('ratio')}' is no share that was pruned, 0 to 1 or in percent")
     if seed is None or seed.value < 0 or not float(seed.value).is_integer():
         raise ConfigError(f"{where}: seed '{row.text('seed')}' is no whole number")
     run: dict[str, Any] = {

@@ -32,20 +32,24 @@ td.unequal { outline: 2px solid var(--amber); }
 td.missing { outline: 2px solid var(--blue); }
 td ins { color: var(--red); display: block; font-size: 85%; text-decoration: none; }
 li code { background: #8882; padding: 0 .3em; }
-.contradiction > code { color: var(--red); } .unequal > code { color: var(--amber); } .missing > code { color: var(--blue); }
+.contradiction > code { color: var(--red); }
+.unequal > code { color: var(--amber); }
+.missing > code { color: var(--blue); }
 </style>
 </head>
 <body>
 <h1>Audit of tables</h1>
-<p>{{ count }} finding{{ '' if count == 1 else 's' }} in {{ tables|length }} table{{ '' if tables|length == 1 else 's' }}.
+<p>{{ count }} finding{{ '' if count == 1 else 's' }} in
+{{ tables|length }} table{{ '' if tables|length == 1 else 's' }}.
 Red: numbers that cannot all be right, with what they should be where it can be computed. Amber: what is compared is not
 alike. Blue: a reader needs it, and it is not there.</p>
 {% for table in tables %}
 <h2>{{ table.name }}</h2>
 <p>{{ table.file }}, line {{ table.line }}</p>
 <div class="scroll"><table>
-<thead><tr>{% for column in table.columns %}<th>{{ column.header }}<small>{{ column.kind }}</small></th>{% endfor %}</tr>
-</thead>
+<thead><tr>
+{% for column in table.columns %}<th>{{ column.header }}<small>{{ column.kind }}</small></th>{% endfor %}
+</tr></thead>
 <tbody>{% for row in table.rows %}
 <tr>{% for cell in row %}<td{% if cell.kind %} class="{{ cell.kind }}" title="{{ cell.why }}"{% endif %}>
 {%- if cell.bold %}<b>{{ cell.text }}</b>{% else %}{{ cell.text }}{% endif %}

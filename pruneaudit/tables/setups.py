@@ -65,9 +65,10 @@ def setups(tables: Iterable[Table]) -> list[Setup]:
 def _pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
     """Rows of one point. Of tables with several, rows at other points are no pairs of anything."""
     for left, right in itertools.combinations(rows, 2):
-        if left.method != right.method and not _differ(left.text("ratio"), right.text("ratio")):
-            if (left.group, left.section, left.text("tier")) == (right.group, right.section, right.text("tier")):
-                yield left, right
+        together = [(row.group, row.section, row.text("tier")) for row in (left, right)]
+        alike = not _differ(left.text("ratio"), right.text("ratio"))
+        if left.method != right.method and together[0] == together[1] and alike:
+            yield left, right
 
 
 def _differ(left: str, right: str) -> bool:

@@ -60,19 +60,8 @@ def _called(label: str, method: str) -> str:
 def _published(path: Path, text: str, content: dict[str, Any]) -> Grid:
     """A table of :mod:`pruneaudit.catalog.claims`, unfolded: a row for each accuracy."""
     table = load_table(path)
-    header = (
-        "method",
-        "workload",
-        "ratio",
-        "speedup",
-        "base_accuracy",
-        "accuracy",
-        "spread",
-        "runs",
-        "epochs",
-        "schedule",
-    )
-    header += ("epoch_reported", "spread_kind")
+    header = ["method", "workload", "ratio", "speedup", "base_accuracy", "accuracy", "spread", "runs", "epochs"]
+    header += ["schedule", "epoch_reported", "spread_kind"]
     places = _lines(text, "[[rows]]")
     known = {"not said": _NOT}
     body: list[tuple[int, list[Cell] | None]] = []

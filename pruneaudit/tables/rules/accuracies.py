@@ -157,8 +157,8 @@ def t004(table: Table) -> Iterator[Mark]:
                 yield Mark(
                     table,
                     row.line,
-                    f"{pair[0]} ± {pair[1]} is printed for {_label(first)} (line {first.line}), too; the chance of such a "
-                    f"pair in a table like this is {max(chance, 0.0001):.1g}",
+                    f"{pair[0]} ± {pair[1]} is printed for {_label(first)} (line {first.line}), too; the chance of "
+                    f"such a pair in a table like this is {max(chance, 0.0001):.1g}",
                     columns_of(row, ("accuracy", "spread")),
                     "",
                     _label(row),

@@ -51,8 +51,8 @@ _CELL = re.compile(
     rf"[<>≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
     rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_VALUE})\s?(?:%|pp|pts?)?"
     rf"|(?P<siunitx>\(\d+\))"
-    rf"|\s?[(\[]\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?[)\]])?"
-    rf"\s?(?P<after>{_UNIT})?\s?(?:[*]+|[a-d]|\^?\{{?[*]+\}}?|\[[\d, ]+\])*"
+    rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
+    rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[[\d, ]{{1,40}}\])*"
 )
 _SEPARATED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -107,6 +107,7 @@ def cleaned(text: str) -> str:
     return " ".join(text.translate(_TRANSLATION).split())
 
 
+@lru_cache(maxsize=65536)
 def is_missing(text: str) -> bool:
     """Whether a cell says that there is no value."""
     return cleaned(text).lower() in MISSING

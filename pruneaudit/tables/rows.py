@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from pruneaudit.tables import networks
@@ -127,6 +128,7 @@ class Table:
         return any(not is_missing(row.entries[kind].text) for row in self.rows if kind in row.entries)
 
 
+@lru_cache(maxsize=65536)
 def plain_name(text: str) -> str:
     """A name without case and punctuation."""
     return re.sub(r"[^a-z0-9]+", "", text.lower())

@@ -396,7 +396,9 @@ def _point(part: str) -> tuple[tuple[str, str], ...]:
         if number is None or number.value <= 0 or number.spread is not None:
             return ()
         both = "/" in text
-        kind = "speedup" if number.unit == "x" else "params_removed" if both and number.unit == "%" else "ratio"
+        # Sparsity stands beside a ratio, or is no round number as ratios are.
+        is_sparsity = both and number.unit == "%" and (number.step < 1 or bool(found))
+        kind = "speedup" if number.unit == "x" else "params_removed" if is_sparsity else "ratio"
         if kind == "ratio" and number.unit != "%" and not 0 < number.value < 1 and "%" not in part:
             return ()
         found.append((kind, piece.strip()))
@@ -428,6 +430,8 @@ def _kind(found: _Words) -> str:
         "train",
         "jsv",
     }:
+        return OTHERS
+    if words & {"tau", "kendall", "spearman", "correlation"}:
         return OTHERS
     if words & _SPREAD or listed == ["±"]:
         return OTHERS if words & _BASE else "spread"

@@ -80,11 +80,14 @@ def strictest(left: Row, right: Row) -> tuple[str, str]:
     scratch = [row for row in (left, right) if is_scratch(row)]
     if len(scratch) == 1:
         return _against_scratch(left, right, scratch[0])
-    name = ""
+    name, apart = "", ""
     for setup, check in _LADDER:
         why = check(left, right)
+        if why and setup == "S1" and left.text("tier") and left.text("tier") == right.text("tier"):
+            # The table calls them one tier, and that is what S1 asks for; a reader should know how wide it is.
+            why, apart = "", f"; one tier by name, {why}"
         if why:
-            return name, why
+            return name, f"{why}{apart}"
         name = setup
     return name, ""
 

@@ -38,8 +38,8 @@ def results(table: Table) -> list[Row]:
 def _states_result(row: Row) -> bool:
     if row.number("accuracy") is not None or row.number("error") is not None:
         return True
-    # A difference alone may be one of anything; beside a size it is what pruning cost.
-    return row.number("drop") is not None and any(row.number(kind) is not None for kind in _SIZES)
+    # A difference alone may be one of anything; beside a size or a base it is what pruning cost.
+    return row.number("drop") is not None and any(row.number(kind) is not None for kind in (*_SIZES, "base_accuracy"))
 
 
 def methods(table: Table) -> dict[str, list[Row]]:

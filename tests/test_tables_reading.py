@@ -258,7 +258,8 @@ def test_ragged_rows_are_kept_and_named(tmp_path):
 def test_a_wide_table_has_a_row_for_each_arm_and_point(tmp_path):
     path = tmp_path / "wide.md"
     path.write_text(
-        "## ResNet-56 / CIFAR-10\n\n| Method | PR 0.3 | PR 0.5 |\n|---|---|---|\n| L1 | 93.79 (0.06) | 93.51 (0.07) |\n\n"
+        "## ResNet-56 / CIFAR-10\n\n| Method | PR 0.3 | PR 0.5 |\n|---|---|---|\n"
+        "| L1 | 93.79 (0.06) | 93.51 (0.07) |\n\n"
         "| Model | Unpruned | Fine-tuned | Scratch-E |\n|---|---|---|---|\n"
         "| ResNet-56-A | 93.14±.12 | 92.97±.17 | 92.96±.26 |\n",
         encoding="utf-8",
@@ -336,8 +337,8 @@ def test_thousands_of_rows_are_read_in_little_time_and_memory(tmp_path):
 
     path = tmp_path / "many.csv"
     rows = (
-        f"ResNet-56,CIFAR-10,method {place % 97},0.{place % 9 + 1},93.53,{90 + place % 300 / 100:.2f},{place % 7}.{place % 89:02},"
-        f"{1 + place % 50 / 10}x"
+        f"ResNet-56,CIFAR-10,method {place % 97},0.{place % 9 + 1},93.53,{90 + place % 300 / 100:.2f},"
+        f"{place % 7}.{place % 89:02},{1 + place % 50 / 10}x"
         for place in range(2_000)
     )
     header = "Network,Dataset,Method,PR,Base,Accuracy,Drop,Speedup"

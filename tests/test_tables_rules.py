@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruneaudit.cli import tables
 from pruneaudit.tables.command import audit_files
 from pruneaudit.tables.numbers import parse
 from pruneaudit.tables.rule import rules
@@ -282,23 +283,15 @@ def test_rounding_is_never_a_contradiction(base, after, first, second, third, is
     assert not names & {"T001", "T002"}
 
 
-def test_findings_as_json_and_sarif(tmp_path):
+def test_findings_as_json_and_sarif(tmp_path, capsys):
     path = tmp_path / "table.md"
     path.write_text(CASES["T001"][0], encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "pruneaudit", "tables", "--json", path], capture_output=True, text=True
-    )
-    content = json.loads(done.stdout)
-    assert done.returncode == 1
+    tables([path], as_json=True, fail_on="none")
+    content = json.loads(capsys.readouterr().out)
     (finding,) = [one for one in content["findings"] if one["rule"] == "T001"]
     assert (finding["row"], finding["expected"], finding["line"]) == ("A", "+0.24", 6)
-    done = subprocess.run(
-        [sys.executable, "-m", "pruneaudit", "tables", "--sarif", "--fail-on", "none", path],
-        capture_output=True,
-        text=True,
-    )
-    run = json.loads(done.stdout)["runs"][0]
-    assert done.returncode == 0
+    tables([path], as_sarif=True, fail_on="none")
+    run = json.loads(capsys.readouterr().out)["runs"][0]
     place = run["results"][0]["locations"][0]["physicalLocation"]
     assert place["artifactLocation"]["uri"].endswith("table.md") and place["region"]["startLine"] >= 1
     assert {one["ruleId"] for one in run["results"]} == {one["id"] for one in run["tool"]["driver"]["rules"]}

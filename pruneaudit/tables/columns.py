@@ -243,17 +243,11 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         if column.kind == "base" and share > 0.5 and plain(column.header) not in wanted:
             # A name of a base model, or its accuracy.
             columns[place] = column = replace(column, kind="base_accuracy")
-        if (
-            column.kind in NUMBERS
-            and stated
-            and share < 0.34
-            and not _pairs(stated)
-            and plain(column.header) not in wanted
-        ):
+        corner = place == 0 and "method" not in kinds and plain(column.header) not in wanted
+        if corner and column.kind in NUMBERS and stated and share < 0.34 and not _pairs(stated):
             # The corner of a table names its columns, not what stands below it.
-            free = "method" not in kinds and place == 0
-            columns[place] = replace(column, kind="method" if free else OTHERS)
-            kinds.add(columns[place].kind)
+            columns[place] = replace(column, kind="method")
+            kinds.add("method")
         elif (
             column.kind == OTHERS
             and share > 0.8

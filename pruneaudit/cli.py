@@ -192,7 +192,7 @@ def tables(
         typer.echo(json.dumps(of_claims(), indent=1))
         return
     if list_rules:
-        from pruneaudit.tables.rule import rules as of_tables
+        from pruneaudit.tables.catalogue import rules as of_tables
 
         facts = ("id", "kind", "claim", "source", "explanation", "example")
         _show([{fact: getattr(one, fact) for fact in facts} for one in of_tables().values()], facts[:4], as_json)

@@ -350,8 +350,8 @@ def test_thousands_of_rows_are_read_in_little_time_and_memory(tmp_path):
 
 
 def test_starting_loads_no_torch_and_no_pandas():
-    code = "import sys, pruneaudit.cli, pruneaudit.tables.command, pruneaudit.tables.rules\n"
-    code += "from pruneaudit.tables.rule import rules; rules()\n"
+    code = "import sys, pruneaudit.cli, pruneaudit.tables.command\n"
+    code += "from pruneaudit.tables.catalogue import rules; rules()\n"
     code += "sys.exit(', '.join({'torch', 'pandas', 'scipy', 'numpy', 'pydantic', 'jinja2'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruneaudit.cli import tables
+from pruneaudit.tables.catalogue import rules
 from pruneaudit.tables.command import audit_files
 from pruneaudit.tables.numbers import parse
-from pruneaudit.tables.rule import rules
 from pruneaudit.tables.rules.accuracies import _possible
 
 R56 = "## ResNet-56 / CIFAR-10\n\n"

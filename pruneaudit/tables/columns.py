@@ -384,7 +384,7 @@ def _of_part(place: int, part: str) -> Column:
 def _point(part: str) -> tuple[tuple[str, str], ...]:
     """Operating point that a header states: ``0.5``, ``PR 50%``, ``2x``, ``31.14%/1.45x``."""
     text = re.sub(r"(?i)\b(?:pr|ratio|pruning|rate|sparsity|speed-?up|p|r)\b\s*[=:]?", " ", cleaned(part)).strip(" =:")
-    found = []
+    found: list[tuple[str, str]] = []
     for piece in text.split("/"):
         number = parse(piece)
         if number is None or number.value <= 0 or number.spread is not None:

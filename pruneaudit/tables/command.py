@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pruneaudit.errors import ConfigError, nearest
+from pruneaudit.tables.catalogue import audit, rules
 from pruneaudit.tables.columns import OTHERS
 from pruneaudit.tables.readers import read
 from pruneaudit.tables.rows import Table, understand
-from pruneaudit.tables.rule import Finding, audit, rules
+from pruneaudit.tables.rule import Finding
 from pruneaudit.tables.setups import Setup, setups
 
 _KINDS = ("contradiction", "unequal", "missing")

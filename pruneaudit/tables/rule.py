@@ -6,11 +6,10 @@ what should stand there where that can be computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pruneaudit.errors import unknown
 from pruneaudit.tables.rows import Row, Table
 
 #: ``contradiction``: numbers that cannot all be right. ``unequal``: what is compared is not alike. ``missing``: what a
@@ -118,37 +117,6 @@ def rule(
         return registered[rule_id]
 
     return register
-
-
-def rules() -> dict[str, Rule]:
-    """All rules by id."""
-    import pruneaudit.tables.rules  # noqa: F401
-
-    return dict(sorted(registered.items()))
-
-
-def get_rule(rule_id: str) -> Rule:
-    """The rule called so.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    known = rules()
-    if rule_id not in known:
-        raise unknown("table rule", rule_id, known)
-    return known[rule_id]
-
-
-def audit(tables: Sequence[Table]) -> list[Finding]:
-    """Everything that the rules find in some tables, in the order of files and lines."""
-    found: list[Finding] = []
-    for rule_ in rules().values():
-        if rule_.scope == "files":
-            found += [Finding(rule_, mark) for mark in rule_.check(tables)]
-        else:
-            found += [Finding(rule_, mark) for table in tables for mark in rule_.check(table)]
-    order = {id(table): place for place, table in enumerate(tables)}
-    return sorted(found, key=lambda one: (order[id(one.mark.table)], one.mark.line, one.rule.id, one.mark.message))
 
 
 def columns_of(row: Row, kinds: Iterable[str]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.tables.catalogue import audit, rules
 from pruneaudit.tables.columns import OTHERS
-from pruneaudit.tables.readers import read
+from pruneaudit.tables.readers import NoTableError, read
 from pruneaudit.tables.rows import Table, understand
 from pruneaudit.tables.rule import Finding
 from pruneaudit.tables.setups import Setup, setups
@@ -26,10 +26,12 @@ class Audited:
     Attributes:
         tables: Their tables.
         findings: What the rules found, in order.
+        empty: Files without a table, each in a line.
     """
 
     tables: list[Table]
     findings: list[Finding]
+    empty: tuple[str, ...] = ()
 
     def setups(self) -> list[Setup]:
         """Strictest setups of pairs of rows."""
@@ -37,7 +39,7 @@ class Audited:
 
     def notes(self) -> list[str]:
         """What was understood, for people: columns as guessed, and cells that could not be read."""
-        lines = []
+        lines = list(self.empty)
         for table in self.tables:
             meaning = [f"{column.header} = {column.kind}" for column in table.columns if column.kind != OTHERS]
             ignored = [column.header or "(no name)" for column in table.columns if column.kind == OTHERS]
@@ -106,7 +108,18 @@ def audit_files(paths: Sequence[Path], mapping: Mapping[str, str] | None = None)
     Raises:
         ConfigError: A file cannot be read, or none of its tables can; or a header of the mapping is in no table.
     """
-    tables = [understand(grid, mapping) for path in paths for grid in read(path)]
+    tables: list[Table] = []
+    empty: list[str] = []
+    for path in paths:
+        try:
+            tables += [understand(grid, mapping) for grid in read(path)]
+        except NoTableError as error:
+            # Among many documents, as a hook names them, some have none.
+            if len(paths) == 1:
+                raise
+            empty.append(str(error))
+    if not tables:
+        raise ConfigError(f"none of {len(paths)} files holds a table, the first: {empty[0]}")
     if mapping:
         from pruneaudit.tables.columns import plain
 
@@ -115,7 +128,7 @@ def audit_files(paths: Sequence[Path], mapping: Mapping[str, str] | None = None)
         for header in mapping:
             if plain(header) not in parts:
                 raise ConfigError(f"--map '{header}=…': no column is called so.{nearest(header, headers)}")
-    return Audited(tables, audit(tables))
+    return Audited(tables, audit(tables), tuple(empty))
 
 
 def failing(choice: str) -> frozenset[str]:

@@ -28,11 +28,16 @@ READERS = {
 LARGEST = 32 * 2**20
 
 
+class NoTableError(ConfigError):
+    """A file holds no table."""
+
+
 def read(path: Path) -> list[Grid]:
     """All tables of a file.
 
     Raises:
-        ConfigError: It cannot be read, or holds no table; one line that says where and what to do.
+        NoTableError: It holds none.
+        ConfigError: It cannot be read; one line that says where and what to do.
     """
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -46,7 +51,7 @@ def read(path: Path) -> list[Grid]:
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply to be a table; cut out the table") from None
     if not any(grid.lines for grid in grids):
-        raise ConfigError(f"{path}: no table with a header and a row is in it")
+        raise NoTableError(f"{path}: no table with a header and a row is in it")
     return [grid for grid in grids if grid.lines]
 
 

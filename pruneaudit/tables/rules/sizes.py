@@ -82,7 +82,12 @@ def _exchanged(first: _Left, other: _Left) -> str:
     if abs(first.middle - 0.5) < 0.02:
         return ""
     turned = _Left(other.kinds, other.text, 1 - other.high, 1 - other.low)
-    return f"they agree if {other.text} is what is left, or the other way round" if first.agrees(turned) else ""
+    if not first.agrees(turned):
+        return ""
+    # Of the two, one that is a share can be exchanged by a slip of the pen.
+    share = next((one for one in (first, other) if one.kinds[0].endswith(("_removed", "_kept"))), other)
+    meant = "removed" if share.kinds[0].endswith("_kept") else "left"
+    return f"they agree if '{share.text}' is what is {meant}"
 
 
 @rule(

@@ -275,6 +275,21 @@ def test_a_wide_table_has_a_row_for_each_arm_and_point(tmp_path):
     ]
 
 
+def test_values_tell_conditions_and_speeds_from_what_headers_seem_to_say(tmp_path):
+    path = tmp_path / "two.md"
+    path.write_text(
+        "| Method | S3.2 | S4.1: + same pruning epochs |\n|---|---|---|\n| L1 | 89.3 ± 2.0 | 89.6 ± 4.0 |\n"
+        "| TPP | 93.3 ± 1.3 | 93.4 ± 1.2 |\n\n"
+        "| | dense | 0.5 |\n|---|---|---|\n| loop | 1x | 1x |\n| compiled | 6.55x | 11.2x |\n",
+        encoding="utf-8",
+    )
+    audited = audit_files([path])
+    first, second = audited.tables
+    assert [column.kind for column in first.columns] == ["method", "accuracy", "accuracy"]
+    assert [column.kind for column in second.columns] == ["method", "other", "other"]
+    assert not {one.rule.id for one in audited.findings} & {"T021", "T022", "T003"}
+
+
 def test_a_guess_can_be_corrected(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("Method,Before,Ours now,Lost\nA,93.5,92.0,0.5\n", encoding="utf-8")

@@ -166,6 +166,8 @@ _ALIASES = {
     "retrain": "retrained",
 }
 _MEASURED = {"accuracy", "flops", "macs", "params", "error"}
+_COUNTED = ("epochs", "pruning_epochs", "base_epochs", "runs", "rank", "seed")
+_RATES = ("accuracy", "base_accuracy", "error", "base_error", "drop", "spread")
 _TITLES = {
     "method",
     "network",
@@ -248,12 +250,17 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
             # The corner of a table names its columns, not what stands below it.
             columns[place] = replace(column, kind="method")
             kinds.add("method")
-        elif (
-            column.kind == OTHERS
-            and share > 0.8
-            and sum(n is not None and n.spread is not None for n in numbers) > len(stated) / 2
-        ):
+            continue
+        spreads = sum(number is not None and number.spread is not None for number in numbers)
+        factors = sum(number is not None and number.unit == "x" for number in numbers)
+        if plain(column.header) in wanted:
+            continue
+        if column.kind in (OTHERS, *_COUNTED) and share > 0.8 and spreads > len(stated) / 2:
+            # "S4.1: same pruning epochs" above accuracies names their conditions.
             columns[place] = replace(column, kind="accuracy", context=column.context or column.header)
+        elif column.kind in _RATES and factors > len(stated) / 2:
+            # No accuracy is a factor: a table of times or speeds.
+            columns[place] = replace(column, kind=OTHERS, point=())
     if "accuracy" not in {column.kind for column in columns} and not any(column.point for column in columns):
         for place, column in enumerate(columns):
             if plain(column.header) in ("mean", "result", "results", "performance", "pruned") and _are_accuracies(

@@ -311,6 +311,42 @@ def test_a_wrong_correction_is_refused(mapping, why, tmp_path):
     assert why in str(refused.value)
 
 
+REAL = r"""
+\begin{table*}[t]
+\caption{Comparison of pruned ResNet-50 on ImageNet.}
+\resizebox{\textwidth}{!}{
+\begin{tabular}{c|l|c|c|c|c|c}
+\hline
+Model & Method & \tabincell{c}{Baseline\\Top-1 Acc. (\%)}
+& \begin{tabular}[c]{@{}c@{}}Pruned\\ Top-1 Acc. (\%)\end{tabular}
+& $\Delta$ Top-1 & FLOPs $\downarrow$ (\%) & \#Params (M) \\
+\hline\hline
+\multirow{3}{*}{ResNet-50} & SFP~\cite{sfp} & 76.15 & 74.61 & -1.54 & 41.8 & - \\
+ & HRank~\cite{hrank} & 76.15 & 74.98 & -1.17 & 43.8 & 16.15 \\ \cline{2-7}
+ & \textbf{Ours} & 76.15 & \textbf{76.30} & \textbf{+0.25} & 44.8 & 15.1 \\
+\hline
+\end{tabular}}
+\end{table*}
+"""
+
+
+def test_latex_as_papers_write_it(tmp_path):
+    path = tmp_path / "paper.tex"
+    path.write_text(REAL, encoding="utf-8")
+    audited = audit_files([path])
+    (table,) = audited.tables
+    kinds = ["network", "method", "base_accuracy", "accuracy", "drop", "macs_removed", "params"]
+    assert [column.kind for column in table.columns] == kinds
+    assert [(row.method, row.network.name) for row in table.rows] == [
+        ("SFP", "resnet50"),
+        ("HRank", "resnet50"),
+        ("Ours", "resnet50"),
+    ]
+    assert table.rows[2].entries["accuracy"].bold and round(table.rows[1].number("params").value) == 16_150_000
+    (finding,) = [one for one in audited.findings if one.rule.kind == "contradiction"]
+    assert (finding.rule.id, finding.mark.expected) == ("T001", "+0.15")
+
+
 LOG = """[05/01] => Args:
 [05/01] => dataset: cifar10
 [05/01] => method: group_sl

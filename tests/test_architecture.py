@@ -45,6 +45,7 @@ NO_TORCH = [
     "pruneaudit.audit.rules",
     "pruneaudit.tables.command",
     "pruneaudit.tables.judge",
+    "pruneaudit.report.stated",
     "pruneaudit.report.writer",
     "pruneaudit.report.terminal",
     "pruneaudit.report.github",

@@ -245,6 +245,25 @@ def test_the_direction_of_a_difference_is_the_columns(tmp_path):
     assert finding.mark.subject == "C" and "sign" in finding.mark.message and finding.mark.expected == "+1.0"
 
 
+def test_ranks_are_held_against_the_numbers_and_their_error(tmp_path):
+    rows = ["1 | A | 95.00", "2 | B | 93.61", "3 | C | 93.60", "4 | D | 93.70", "5 | E | 90.00"]
+    found_by = {}
+    for one in found(tmp_path, table("Rank | Method | Top-1", *rows)):
+        found_by.setdefault(one.rule.id, []).append(one.mark)
+    (ties,) = found_by["T007"]
+    assert ties.message.startswith("2 of 4 neighbours in rank are closer than the standard error")
+    (wrong,) = found_by["T008"]
+    assert wrong.subject == "D" and "below rank 3 with 93.60" in wrong.message
+
+
+def test_stated_deviations_decide_what_a_lead_is(tmp_path):
+    """Sample deviations of many runs are smaller than the binomial error: training varies less than the test set."""
+    rows = ["A | **93.81 ± 0.02** | 5", "B | 93.70 ± 0.02 | 5"]
+    assert "T007" not in {one.rule.id for one in found(tmp_path, table("Method | Accuracy | Runs", *rows))}
+    rows = ["A | **93.81 ± 0.4** | 5", "B | 93.70 ± 0.4 | 5"]
+    assert "T007" in {one.rule.id for one in found(tmp_path, table("Method | Accuracy | Runs", *rows))}
+
+
 def test_a_speedup_that_counts_something_else_is_said_once(tmp_path):
     rows = [f"{name} | 125.5 | 62.7 | {speed}x" for name, speed in zip("ABCD", (1.31, 1.33, 1.37, 1.29), strict=True)]
     marks = [

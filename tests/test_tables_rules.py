@@ -245,6 +245,21 @@ def test_the_direction_of_a_difference_is_the_columns(tmp_path):
     assert finding.mark.subject == "C" and "sign" in finding.mark.message and finding.mark.expected == "+1.0"
 
 
+def test_filters_leave_at_least_the_square_of_what_is_kept(tmp_path):
+    header = "method | granularity | ratio | speedup"
+    rows = ["A | filter | 0.5 | 8.0x", "B | filter | 0.5 | 3.9x", "C | weight | 0.5 | 8.0x"]
+    marks = [one.mark for one in found(tmp_path, table(header, *rows, title=R50)) if one.rule.id == "T014"]
+    # 0.5 may be 0.55 as printed.
+    assert [mark.subject for mark in marks] == ["A"] and "20.2 % of the MACs" in marks[0].message
+
+
+def test_units_are_read_off_pruned_macs_and_speedup_too(tmp_path):
+    header = "Model | Method | FLOPs (G) | Speedup"
+    rows = ["ResNet-50 | A | 2.05 | 2.0x", "ResNet-34 | B | 1.83 | 2.0x", "ResNet-50 | C | 4.1 | 2.0x"]
+    marks = [one.mark for one in found(tmp_path, table(header, *rows, title="## ImageNet\n")) if one.rule.id == "T011"]
+    assert [mark.subject for mark in marks] == ["C"] and "two for each multiply-add" in marks[0].message
+
+
 def test_ranks_are_held_against_the_numbers_and_their_error(tmp_path):
     rows = ["1 | A | 95.00", "2 | B | 93.61", "3 | C | 93.60", "4 | D | 93.70", "5 | E | 90.00"]
     found_by = {}

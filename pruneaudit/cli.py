@@ -155,6 +155,141 @@ def rules(
 
 
 @app.command()
+def tables(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE…", help="CSV, TSV, Markdown, LaTeX, HTML, JSON, text, logs, TOML of claims."),
+    ] = None,
+    as_json: Json = False,
+    as_sarif: Annotated[bool, typer.Option("--sarif", help="Print SARIF 2.1.0, as code hosts read it.")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Also write tables.html and tables.json there.")
+    ] = None,
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            metavar="RULES", help="What ends with exit code 1: ids, contradiction, unequal, missing, all or none."
+        ),
+    ] = "all",
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="HEADER=KIND", help="Meaning of a column, such as 'Base=base_accuracy'."),
+    ] = None,
+    show_setups: Annotated[
+        bool, typer.Option("--setups", help="Also print the strictest setup that each pair of rows is shown to meet.")
+    ] = False,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of ShrinkBench's exports: count who compares with whom, and stop."),
+    ] = None,
+    list_rules: Annotated[bool, typer.Option("--rules", help="List the rules of tables, and stop.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of files of claims, and stop.")
+    ] = False,
+) -> None:
+    """Check published tables by what they print: nothing is trained, nothing is downloaded."""
+    if schema:
+        from pruneaudit.tables.claims import schema as of_claims
+
+        typer.echo(json.dumps(of_claims(), indent=1))
+        return
+    if list_rules:
+        from pruneaudit.tables.catalogue import rules as of_tables
+
+        facts = ("id", "kind", "claim", "source", "explanation", "example")
+        _show([{fact: getattr(one, fact) for fact in facts} for one in of_tables().values()], facts[:4], as_json)
+        return
+    if corpus is not None:
+        from pruneaudit.tables.corpus import load
+
+        found = load(corpus)
+        if as_json:
+            typer.echo(json.dumps({"counts": found.counts(), "bases": found.bases()}, indent=1))
+            return
+        _show([found.counts()], list(found.counts()), False)
+        _show(found.bases(), ["data", "network", "papers", "base_from", "base_to", "spread", "units"], False)
+        return
+    if not files:
+        raise ConfigError("pruneaudit tables: give a file, such as README.md or results.csv")
+    from pruneaudit.tables.columns import check_mapping
+    from pruneaudit.tables.command import audit_files, failing, sarif
+
+    rules_that_fail = failing(fail_on)
+    audited = audit_files(files, check_mapping(mapping or ()))
+    if to is not None:
+        from pruneaudit.tables.page import write
+
+        for path in write(audited, to):
+            typer.echo(f"wrote {path}", err=True)
+    if as_json:
+        typer.echo(json.dumps(audited.as_json(), indent=1))
+    elif as_sarif:
+        typer.echo(sarif(audited))
+    else:
+        for note in audited.notes():
+            typer.echo(note, err=True)
+        for finding in audited.findings:
+            typer.echo(finding.line)
+        for setup in audited.setups() if show_setups else ():
+            left, right = setup.arms
+            reason = f"; {setup.why}" if setup.why else ""
+            name = setup.name or "no setup"
+            typer.echo(f"{setup.table.path}:{left.line}: {left.method} and {right.method}: {name}{reason}")
+    if any(finding.rule.id in rules_that_fail for finding in audited.findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def judge(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Runs, one a row: CSV, JSON, or any table that is read.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Also write page, tables and LaTeX there.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Percentage points below which a difference does not matter.")
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="HEADER=KIND", help="Meaning of a column, such as 'top1=accuracy'."),
+    ] = None,
+    as_json: Json = False,
+    as_template: Annotated[bool, typer.Option("--template", help="Print a file to begin with, and stop.")] = False,
+) -> None:
+    """Judge results that you have, run by run: the same statistics and verdicts, marked as stated. Trains nothing."""
+    from pruneaudit.tables import judge as given
+
+    if as_template:
+        typer.echo(given.template(), nl=False)
+        return
+    if file is None:
+        raise ConfigError("pruneaudit judge: give a file of runs; --template prints one to begin with")
+    if margin == 0:
+        raise ConfigError("--margin 0: no difference would be too small to matter; give one above 0")
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.report.stated import judge as decide
+    from pruneaudit.report.stated import lines
+    from pruneaudit.tables.columns import check_mapping
+
+    runs_of = given.stated(file, check_mapping(mapping or ()))
+    results = decide(Catalog(), runs_of, margin)
+    if as_json:
+        typer.echo(json.dumps(results.as_json(), indent=1))
+    else:
+        for line in lines(results):
+            typer.echo(line)
+    if to is not None:
+        from pruneaudit.report.writer import write
+
+        try:
+            for path in write(results, to):
+                typer.echo(f"wrote {path}", err=True)
+        except OSError as error:
+            raise ConfigError(f"report {to}: {error.strerror}; choose another folder with --to") from None
+
+
+@app.command()
 def runs(ledger: LedgerPath = _LEDGER, as_json: Json = False) -> None:
     """List the runs of a ledger, failed attempts included."""
     from pruneaudit.workloads.metrics import ACCURACY

@@ -206,7 +206,7 @@ class _Table:
         spread = "one seed." if counts == [1] else f"mean $\\pm$ sample standard deviation, n = {n}."
         base = self.results.base(self.workload, self.labels) if self.facts.get("base") == "shared" else None
         sentences = [
-            f"Test {self._what()} of {escaped(title(self.workload, self.labels))} after the last epoch,",
+            f"Test {self._what()} of {escaped(title(self.workload, self.labels))} {self.results.moment},",
             spread,
             f"Setup {self._setup()}.",
             f"Base model: {_plain(base)}." if base is not None else "",
@@ -243,7 +243,11 @@ class _Table:
             for ratio in ratios
         ]
         speedup = [
-            _span(found[ratio].speedup for name, found in self.found.items() if name != UNPRUNED and ratio in found)
+            _span(
+                factor
+                for name, found in self.found.items()
+                if name != UNPRUNED and ratio in found and (factor := found[ratio].speedup) is not None
+            )
             for ratio in ratios
         ]
         spans = any("--" in text.strip("-") for text in (*sparsity, *speedup))

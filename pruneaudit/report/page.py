@@ -37,6 +37,8 @@ def page(results: Results) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_asset("page.html.j2")).render(
         version=__version__,
+        origin=results.origin,
+        moment=results.moment,
         results=results,
         attempted=results.attempted,
         required=sum(row["required"] for row in results.findings),

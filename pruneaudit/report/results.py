@@ -39,6 +39,8 @@ from pruneaudit.workloads.recipes import steps_per_epoch
 Group = tuple[str, tuple[str, ...]]
 #: Rules whose failures figures show: the accuracy still rises at the end of the first stage, of the last one.
 RISING = ("F605", "F606")
+#: Label of results that somebody states and nobody measured here.
+STATED = "stated, not measured"
 #: Version of the layout of results.json.
 RESULTS_VERSION = 4
 _CELL_FIELDS = (
@@ -77,14 +79,14 @@ class Statistic:
         mean: Mean, in the metric's unit.
         std: Sample standard deviation (n - 1); None for one seed.
         n: Number of seeds.
-        speedup: MACs(base) / MACs(pruned).
+        speedup: MACs(base) / MACs(pruned); None where results that were not measured here do not state it.
         metric: What it is.
     """
 
     mean: float
     std: float | None
     n: int
-    speedup: float
+    speedup: float | None
     metric: Metric = ACCURACY
 
     def __str__(self) -> str:
@@ -168,6 +170,23 @@ class Results:
         return self.metrics.get(workload, ACCURACY)
 
     @property
+    def is_stated(self) -> bool:
+        """Whether nothing was measured here: numbers are those that somebody states."""
+        return bool(self.cells) and all(STATED in row["labels"] for row in self.cells)
+
+    @property
+    def origin(self) -> str:
+        """Where the numbers come from, in a sentence."""
+        if self.is_stated:
+            return "Every number is as its owner states it; nothing was measured here"
+        return "Every number comes from a run record in the ledger"
+
+    @property
+    def moment(self) -> str:
+        """When in training the numbers were taken."""
+        return "as stated" if self.is_stated else "after the last epoch"
+
+    @property
     def attempted(self) -> str:
         """How many cells were attempted, and how many count."""
         counts = Counter(row["status"] for row in self.cells)
@@ -221,7 +240,7 @@ class Results:
         for row in self._measured(workload, labels):
             grouped[row["protocol"], row["method"], row["ratio"]].append(row)
         return {
-            key: statistic(map(value, rows), statistics.fmean(row["speedup"] for row in rows), self.metric(workload))
+            key: statistic(map(value, rows), _mean(row["speedup"] for row in rows), self.metric(workload))
             for key, rows in grouped.items()
         }
 
@@ -234,12 +253,18 @@ class Results:
         bases = {
             row["runs"][0]: base_value(row)
             for row in self._measured(workload, labels)
-            if self.protocols.get(row["protocol"], {}).get("base") == "shared"
+            if self.protocols.get(row["protocol"], {}).get("base") == "shared" and base_value(row) is not None
         }
         return statistic(bases.values(), 1.0, self.metric(workload)) if bases else None
 
 
-def statistic(values: Iterable[float], speedup: float, metric: Metric) -> Statistic:
+def _mean(speedups: Iterable[float | None]) -> float | None:
+    """Mean of those that are known."""
+    known = [speedup for speedup in speedups if speedup is not None]
+    return statistics.fmean(known) if known else None
+
+
+def statistic(values: Iterable[float], speedup: float | None, metric: Metric) -> Statistic:
     """Mean and sample standard deviation over seeds."""
     found = list(values)
     std = statistics.stdev(found) if len(found) > 1 else None

@@ -52,7 +52,13 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
     found = results.statistics(workload, labels)
     ratios = sorted({ratio for _, _, ratio in found})
     speedups = {
-        ratio: sorted({round(found[key].speedup, 2) for key in found if key[2] == ratio and key[1] != "unpruned"})
+        ratio: sorted(
+            {
+                round(cell.speedup, 2)
+                for (_, method, at), cell in found.items()
+                if at == ratio and method != "unpruned" and cell.speedup is not None
+            }
+        )
         for ratio in ratios
     }
     removed = results.removed(workload, labels)

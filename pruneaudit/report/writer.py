@@ -188,7 +188,8 @@ def markdown(results: Results) -> str:
     blocks = ["# pruneaudit report", "", " ".join(text for text in facts if text), ""]
     for heading, body in markdown_sections(results):
         blocks += [f"## {heading}", "", body, ""]
-    blocks += ["Every number comes from a run record in the ledger; `results.json` names the runs of each cell.", ""]
+    named = "." if results.is_stated else "; `results.json` names the runs of each cell."
+    blocks += [f"{results.origin}{named}", ""]
     return "\n".join(blocks)
 
 
@@ -251,7 +252,7 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
     parts = [
         (
             metric.title,
-            f"Test {metric.counted} after the last epoch, mean ± sample standard deviation over n seeds. "
+            f"Test {metric.counted} {results.moment}, mean ± sample standard deviation over n seeds. "
             f"In brackets the speedup, MACs(base) / MACs(pruned). {base}",
             accuracy_table(results, workload, labels),
         ),

@@ -1,0 +1,221 @@
+"""What a cell of a table says: a number with as many digits as were printed, and all that papers print around it.
+
+A printed number is an interval: 93.5 is anything from 93.45 to 93.55. Rules compare intervals, so that rounding is
+never taken for a contradiction.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+#: Ways of saying that there is no number.
+MISSING = frozenset(
+    {
+        "",
+        "-",
+        "--",
+        "---",
+        "/",
+        "?",
+        "??",
+        "???",
+        "n/a",
+        "na",
+        "n.a.",
+        "nan",
+        "none",
+        "null",
+        "not specified",
+        "unknown",
+    }
+    | {"not reported", "n.r.", "nr", "tbd", "_", "...", "…"}
+)
+#: Factors of the units that sizes are counted in.
+SCALES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+
+_MINUS = dict.fromkeys(map(ord, "−‒–—﹣－"), "-")
+_SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u200a\u202f\u3000~"), " ")
+_OTHERS = {ord("×"): "x", ord("✕"): "x", ord("％"): "%", ord("＋"): "+", ord("·"): "*", ord("⋅"): "*"}
+_DIGITS = {ord(full): str(place) for place, full in enumerate("０１２３４５６７８９")}
+#: Footnote marks, stars and arrows say nothing about the value.
+_MARKS = dict.fromkeys(map(ord, "†‡§¶‖♯♮♭★☆✓✔✗✘⭐🏆¹²³⁴⁵⁶⁷⁸⁹⁰\u200b\u200c\u200d\ufeff\u2060$"), None)
+_ARROWS = dict.fromkeys(map(ord, "↑↓⬆⬇▲▼△▽↗↘"), " ")
+_TRANSLATION = _MINUS | _SPACES | _OTHERS | _DIGITS | _MARKS | _ARROWS
+
+_VALUE = r"[-+]?\s?(?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+]?\d+)?"
+_UNIT = r"%|x|pp|pts?|points?|[kmgbt]?(?:flops|flop|macs|mac|params?|parameters|ops)|[kmgbt]|ms|s"
+_CELL = re.compile(
+    rf"[<>≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
+    rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_VALUE})\s?(?:%|pp|pts?)?"
+    rf"|(?P<siunitx>\(\d+\))"
+    rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
+    rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[[\d, ]{{1,40}}\])*"
+)
+_SEPARATED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A printed number.
+
+    Attributes:
+        value: In the unit as printed.
+        step: Value of its last printed digit: 0.01 for 93.50.
+        unit: ``%``, ``x``, a scale such as ``m`` or ``g``, or empty.
+        spread: What follows ``±``, or stands in parentheses without sign or unit.
+        aside: Another number in parentheses, with a sign or a unit: ``62.7M (50.0%)``.
+        counts: Whether the unit says multiply-adds or operations (``macs``, ``flops``), else empty.
+    """
+
+    value: float
+    step: float
+    unit: str = ""
+    spread: Number | None = None
+    aside: Number | None = None
+    counts: str = ""
+
+    @property
+    def half(self) -> float:
+        """By how much the true value may differ from the printed one."""
+        return self.step / 2 * (1 + 1e-9)
+
+    @property
+    def low(self) -> float:
+        """Lower end of what was rounded to this."""
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end of what was rounded to this."""
+        return self.value + self.half
+
+    def scaled(self, factor: float) -> Number:
+        """The same in another unit."""
+        spread = None if self.spread is None else self.spread.scaled(factor)
+        return Number(self.value * factor, self.step * abs(factor), "", spread, self.aside, self.counts)
+
+    def __str__(self) -> str:
+        decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
+        return f"{self.value:.{decimals}f}"
+
+
+def cleaned(text: str) -> str:
+    """Text of a cell in plain characters: one kind of minus, of multiplication and of space, no footnote marks."""
+    return " ".join(text.translate(_TRANSLATION).split())
+
+
+@lru_cache(maxsize=65536)
+def is_missing(text: str) -> bool:
+    """Whether a cell says that there is no value."""
+    return cleaned(text).lower() in MISSING
+
+
+def parse(text: str, decimal_comma: bool = False) -> Number | None:
+    """The number that a cell prints, or None where it prints none.
+
+    Args:
+        text: Content of the cell, without markup.
+        decimal_comma: Whether its column writes 93,5 for 93.5; else a comma stands between thousands where it can.
+    """
+    if len(text) > 200:
+        return None
+    return _parse(text, decimal_comma)
+
+
+@lru_cache(maxsize=65536)
+def _parse(text: str, decimal_comma: bool) -> Number | None:
+    plain = cleaned(text).lower().replace("\\pm", "±").replace("^{", "^").replace("10^", "10^")
+    match = _CELL.fullmatch(plain)
+    if match is None:
+        return None
+    main = _digits(match["value"], decimal_comma)
+    if main is None:
+        return None
+    value, step = main
+    if match["power"]:
+        factor = _power(int(match["exponent"]))
+        if factor is None:
+            return None
+        value, step = value * factor, step * factor
+    unit, counts = _unit(match["unit"] or match["after"] or "")
+    spread = aside = None
+    if match["spread"]:
+        spread = _plain(match["spread"], decimal_comma)
+    elif match["siunitx"] and step < 1:
+        digits = match["siunitx"].strip("()")
+        spread = Number(int(digits) * step, step)
+    elif match["siunitx"]:
+        spread = Number(float(match["siunitx"].strip("()")), 1.0)
+    elif match["aside"]:
+        other = _plain(match["aside"], decimal_comma)
+        if other is not None:
+            of, count = _unit(match["aside_unit"] or "")
+            signed = match["aside"].lstrip()[0] in "+-" and not match["sign"]
+            if of or signed:
+                aside = Number(other.value, other.step, of, counts=count)
+            else:
+                spread = other
+    return Number(value, step, unit, spread, aside, counts)
+
+
+def _plain(text: str, decimal_comma: bool) -> Number | None:
+    found = _digits(text, decimal_comma)
+    return None if found is None else Number(*found)
+
+
+def _digits(text: str, decimal_comma: bool) -> tuple[float, float] | None:
+    """Value and value of the last digit."""
+    text = text.replace(" ", "")
+    number, _, exponent = text.partition("e")
+    bare = number.lstrip("+-")
+    if "," in bare:
+        if _SEPARATED.fullmatch(bare) and not decimal_comma:
+            number = number.replace(",", "")
+        elif bare.count(",") == 1 and bare.count(".") != 1:
+            # 1.234.567,8 and 93,5.
+            number = number.replace(".", "").replace(",", ".")
+        elif bare.count(",") == 1 and bare.index(".") < bare.index(","):
+            number = number.replace(".", "").replace(",", ".")
+        else:
+            return None
+    if number.count(".") > 1:
+        return None
+    factor = 1.0
+    if exponent:
+        power = _power(int(exponent))
+        if power is None:
+            return None
+        factor = power
+    decimals = len(number.partition(".")[2])
+    value = float(number) * factor
+    return (value, 10.0**-decimals * factor) if math.isfinite(value) and decimals < 30 else None
+
+
+def _power(exponent: int) -> float | None:
+    """Ten to an exponent of a size that numbers of tables have."""
+    return 10.0**exponent if abs(exponent) <= 30 else None
+
+
+def _unit(text: str) -> tuple[str, str]:
+    """A unit as ``%``, ``x``, a scale or nothing; and whether it counts MACs or FLOPs."""
+    counts = "macs" if "mac" in text else "flops" if "flop" in text or text.endswith("ops") else ""
+    if text in ("%", "x"):
+        return text, counts
+    if text in ("pp", "pt", "pts", "point", "points", "ms", "s") or not text:
+        return "", counts
+    return (text[0] if text[0] in SCALES and not text.startswith(("mac", "par")) else ""), counts
+
+
+def uses_decimal_comma(texts: list[str]) -> bool:
+    """Whether a column has decimal commas: some comma cannot stand between thousands, and there is no point."""
+    found = False
+    for text in texts:
+        for piece in re.findall(r"\d[\d.,]*\d", cleaned(text)):
+            if "." in piece and "," not in piece:
+                return False
+            if piece.count(",") == 1 and not _SEPARATED.fullmatch(piece):
+                found = True
+    return found

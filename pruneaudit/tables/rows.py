@@ -1,0 +1,322 @@
+"""Rows of a table as claims: numbers in one unit each, and what the table says of all of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+from pruneaudit.tables import networks
+from pruneaudit.tables.columns import NUMBERS, OTHERS, Column, recognise
+from pruneaudit.tables.grid import Cell, Grid
+from pruneaudit.tables.networks import Network
+from pruneaudit.tables.numbers import SCALES, Number, is_missing, parse, uses_decimal_comma
+
+_SHARES = {"ratio", "macs_removed", "macs_kept", "params_removed", "params_kept"}
+_PERCENTS = {"accuracy", "base_accuracy", "error", "base_error", "drop", "spread"}
+_SIZES = {"macs", "base_macs", "params", "base_params"}
+#: Columns that several rows may share: an arm or an operating point has its own of the others.
+_OF_POINT = _PERCENTS | {"runs", "macs", "params", "speedup", "macs_removed", "params_removed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a row says in one column.
+
+    Attributes:
+        text: As printed.
+        number: Its number in the unit of its kind (accuracies in percent, shares from 0 to 1, sizes in ones), or None.
+        bold: Whether it is printed bold.
+        column: Place of the column, from 0; -1: stated outside of the row.
+        is_sized: Whether a size has a unit, so that it can be compared with other sizes than those of its own table.
+        counts: ``macs`` or ``flops`` where it is said.
+    """
+
+    text: str
+    number: Number | None = None
+    bold: bool = False
+    column: int = -1
+    is_sized: bool = False
+    counts: str = ""
+
+
+@dataclass(slots=True)
+class Row:
+    """One claim: a method at an operating point.
+
+    Attributes:
+        line: Line of the file.
+        group: Rows between two rules of the table have one number.
+        section: Heading inside the table.
+        arm: What the header says of its column, where a line of the table holds several claims.
+        entries: What it says, by kind of column.
+        network: The shipped network that it names, or None.
+    """
+
+    line: int
+    group: int
+    section: str
+    arm: str
+    entries: dict[str, Entry]
+    network: Network | None = None
+
+    def number(self, kind: str) -> Number | None:
+        """The number of a kind, or None."""
+        entry = self.entries.get(kind)
+        return None if entry is None else entry.number
+
+    def text(self, kind: str) -> str:
+        """The text of a kind; empty where it is not specified."""
+        entry = self.entries.get(kind)
+        return "" if entry is None or is_missing(entry.text) else entry.text
+
+    @property
+    def method(self) -> str:
+        """Its method without references, with arm and section where they tell rows apart."""
+        name = re.sub(r"\s*\[\d[\d, ]*\]", "", self.text("method")).strip(" *†‡")
+        parts = [part for part in (name, self.arm) if part]
+        return " / ".join(parts) or self.text("paper") or f"line {self.line}"
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """Network and data as named, for telling which rows may be compared at all."""
+        workload = self.text("workload")
+        return (workload or plain_name(self.text("network")), "" if workload else plain_name(self.text("dataset")))
+
+    @property
+    def point(self) -> str:
+        """Operating point as printed: what rows that are compared share."""
+        for kind in ("tier", "ratio"):
+            entry = self.entries.get(kind)
+            if entry is not None and not is_missing(entry.text):
+                return entry.text
+        return f"group {self.group}" if self.group else self.section
+
+
+@dataclass
+class Table:
+    """A table with its meaning.
+
+    Attributes:
+        grid: As it stands in the file.
+        columns: Meaning of each column.
+        rows: Its claims.
+        drop_sign: +1 where its differences are base minus accuracy, -1 where they are the reverse; 0: no telling.
+    """
+
+    grid: Grid
+    columns: list[Column]
+    rows: list[Row]
+    drop_sign: int = 0
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.grid.path
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return self.grid.title or f"table {self.grid.place}"
+
+    def says(self, kind: str) -> bool:
+        """Whether any row states this."""
+        return any(not is_missing(row.entries[kind].text) for row in self.rows if kind in row.entries)
+
+
+@lru_cache(maxsize=65536)
+def plain_name(text: str) -> str:
+    """A name without case and punctuation."""
+    return re.sub(r"[^a-z0-9]+", "", text.lower())
+
+
+def understand(grid: Grid, mapping: Mapping[str, str] | None = None) -> Table:
+    """A table with the meaning of its columns, and its rows as claims.
+
+    Raises:
+        ConfigError: The mapping names a kind of column that there is not.
+    """
+    columns = recognise(grid, mapping)
+    texts = [[line.cells[column.place].text for line in grid.lines] for column in columns]
+    commas = [uses_decimal_comma(column) for column in texts]
+    fractions = _are_fractions(columns, texts, commas)
+    shared = [column for column in columns if column.kind != OTHERS and not _is_own(column)]
+    own: dict[str, list[Column]] = {}
+    for column in columns:
+        if column.kind != OTHERS and _is_own(column):
+            own.setdefault(_arm(column), []).append(column)
+    facts = _facts(grid)
+    rows = []
+    for line in grid.lines:
+        common: dict[str, Entry] = {}
+        for column in shared:
+            _state(common, column, line.cells[column.place], commas[column.place], fractions)
+        for arm, members in own.items() or [("", [])]:
+            entries = dict(common)
+            for column in members:
+                _state(entries, column, line.cells[column.place], commas[column.place], fractions)
+                for kind, text in column.point:
+                    entries[kind] = _entry(replace(column, kind=kind), Cell(text), False, fractions)
+            if members and all(is_missing(line.cells[column.place].text) for column in members):
+                continue
+            arm_name = "" if any(column.point for column in members) else arm
+            row = Row(line.number, line.group, line.section, arm_name, entries)
+            _name(row, line.section, arm, facts)
+            rows.append(row)
+    table = Table(grid, columns, rows, facts=facts)
+    table.drop_sign = _drop_sign(rows)
+    return table
+
+
+def _is_own(column: Column) -> bool:
+    """Whether a column holds one of several claims of a line."""
+    return bool(column.point) or bool(column.context and column.kind in _OF_POINT)
+
+
+def _arm(column: Column) -> str:
+    return " ".join(text for _, text in column.point) or column.context
+
+
+def _facts(grid: Grid) -> dict[str, str]:
+    """What caption, heading and file say of all rows."""
+    facts = dict(grid.facts)
+    named = networks.find(grid.title)
+    if named.network:
+        facts.setdefault("network", named.network)
+    if named.dataset:
+        facts.setdefault("dataset", named.dataset)
+    stated = _RUNS.search(grid.title)
+    if stated is not None:
+        count = stated["n"] or stated["count"].lower()
+        facts.setdefault("runs", _COUNTS.get(count, count))
+    if re.search(r"\b(?:last|final) epoch\b", grid.title, re.IGNORECASE):
+        facts.setdefault("epoch_reported", "last")
+    elif re.search(r"\bbest (?:test )?(?:epoch|accurac)", grid.title, re.IGNORECASE):
+        facts.setdefault("epoch_reported", "best")
+    return facts
+
+
+#: How captions state the number of runs.
+_RUNS = re.compile(
+    r"\bn\s*=\s*(?P<n>\d+)|\b(?P<count>\d+|one|two|three|four|five|ten)\s+(?:independent\s+|random\s+)?"
+    r"(?:runs?|seeds?|trials?|repetitions|times)\b",
+    re.IGNORECASE,
+)
+_COUNTS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "ten": "10"}
+
+
+def _name(row: Row, section: str, arm: str, facts: Mapping[str, str]) -> None:
+    """Add what is said outside of the row, the nearest first, and look the network up."""
+    for text in (arm, section):
+        named = networks.find(text)
+        for kind, found in (("network", named.network), ("dataset", named.dataset)):
+            if found and kind not in row.entries:
+                row.entries[kind] = Entry(found)
+    if "workload" in row.entries and "network" not in row.entries:
+        named = networks.find(row.text("workload").replace("-", " / "))
+        named = networks.find(row.text("workload")) if not named.network else named
+        for kind, found in (("network", named.network), ("dataset", named.dataset)):
+            if found:
+                row.entries[kind] = Entry(found)
+    for kind, text in facts.items():
+        if not row.text(kind):
+            number = parse(text) if kind in NUMBERS else None
+            row.entries[kind] = Entry(text, number)
+    both = f"{row.text('network')} / {row.text('dataset')}"
+    named = networks.find(both)
+    row.network = networks.known().get((named.network, named.dataset))
+
+
+def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, fractions: bool) -> None:
+    """Put a cell into a row; the first column of a kind that says something counts, and asides say more."""
+    entry = _entry(column, cell, comma, fractions)
+    if column.kind in entries and not is_missing(entries[column.kind].text):
+        return
+    entries[column.kind] = entry
+    number = entry.number
+    if number is None:
+        return
+    if column.kind == "accuracy" and number.spread is not None and "spread" not in entries:
+        entries["spread"] = Entry(str(number.spread), number.spread, column=column.place)
+    aside = number.aside
+    if aside is not None and aside.unit == "%" and column.kind in ("macs", "params"):
+        entries.setdefault(f"{column.kind}_removed", Entry(f"{aside}%", aside.scaled(0.01), column=column.place))
+    elif aside is not None and not aside.unit and column.kind == "accuracy":
+        entries.setdefault("drop", Entry(str(aside), aside, column=column.place))
+
+
+def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
+    kind = column.kind
+    if kind not in NUMBERS:
+        return Entry(cell.text, None, cell.bold, column.place)
+    number = parse(cell.text, comma)
+    if number is None and "/" in cell.text and "/" in column.header:
+        # Top-1 / Top-5: the first one counts.
+        number = parse(cell.text.partition("/")[0], comma)
+    if number is None or is_missing(cell.text):
+        return Entry(cell.text, None, cell.bold, column.place)
+    unit = number.unit
+    counts = column.counts or number.counts
+    is_sized = False
+    if kind in _PERCENTS:
+        if fractions and unit != "%":
+            number = number.scaled(100)
+    elif kind in _SHARES:
+        if unit == "x":
+            return Entry(cell.text, None, cell.bold, column.place)
+        if unit == "%" or column.percent or abs(number.value) > 1.5:
+            number = number.scaled(0.01)
+    elif kind in _SIZES:
+        factor = SCALES.get(unit, 0.0) or column.scale
+        is_sized = bool(factor) or abs(number.value) >= 1e4
+        if unit == "%":
+            return Entry(cell.text, None, cell.bold, column.place)
+        number = number.scaled(factor or 1.0)
+    elif kind in ("speedup", "compression") and unit == "%":
+        return Entry(cell.text, None, cell.bold, column.place)
+    return Entry(cell.text, number, cell.bold, column.place, is_sized, counts)
+
+
+def _are_fractions(columns: Sequence[Column], texts: Sequence[Sequence[str]], commas: Sequence[bool]) -> bool:
+    """Whether the accuracies of a table are fractions: most of them lie between 0 and 1 and have no percent sign."""
+    counted: Counter[bool] = Counter()
+    for column, cells, comma in zip(columns, texts, commas, strict=True):
+        if column.kind in ("accuracy", "base_accuracy", "error", "base_error") and not column.percent:
+            for text in cells:
+                number = parse(text, comma)
+                if number is not None and number.unit != "%" and number.value > 0:
+                    counted[number.value <= 1] += 1
+    return counted[True] > counted[False]
+
+
+def accuracy(row: Row, base: bool = False) -> Number | None:
+    """Accuracy in percent, from the accuracy itself or from the error."""
+    number = row.number("base_accuracy" if base else "accuracy")
+    if number is not None:
+        return number
+    error = row.number("base_error" if base else "error")
+    return None if error is None else Number(100 - error.value, error.step, "", error.spread)
+
+
+def _drop_sign(rows: Sequence[Row]) -> int:
+    """Which way the differences of a table are taken, by the rows that decide it."""
+    votes: Counter[int] = Counter()
+    for row in rows:
+        base, after, drop = accuracy(row, base=True), accuracy(row), row.number("drop")
+        if base is None or after is None or drop is None:
+            continue
+        lost = base.value - after.value
+        slack = base.half + after.half + drop.half
+        if abs(lost) > slack:
+            if abs(drop.value - lost) <= slack:
+                votes[1] += 1
+            elif abs(drop.value + lost) <= slack:
+                votes[-1] += 1
+    if not votes:
+        return 0
+    (sign, most), *others = votes.most_common()
+    return sign if not others or most > others[0][1] else 0

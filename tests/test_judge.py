@@ -1,0 +1,169 @@
+"""Results that people have: judged as measured ones, said to be stated, refused in one line where they are no runs."""
+
+import csv
+import json
+
+import jsonschema
+import pytest
+
+from pruneaudit.catalog.discovery import Catalog, content_root
+from pruneaudit.cli import judge as command
+from pruneaudit.errors import ConfigError
+from pruneaudit.report.results import STATED
+from pruneaudit.report.schema import schema
+from pruneaudit.report.stated import judge, lines
+from pruneaudit.tables.judge import stated, template
+
+CATALOG = Catalog()
+REFERENCES = [
+    path
+    for path in sorted((content_root() / "reports" / "reference").glob("*digits*/results.json"))
+    if "global" not in path.parent.name
+]
+EXPORTED = (
+    "workload",
+    "protocol",
+    "method",
+    "ratio",
+    "seed",
+    "accuracy",
+    "base_accuracy",
+    "speedup",
+    "params",
+    "granularity",
+)
+
+
+def written(path, rows, header="method,ratio,seed,accuracy"):
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def runs_of(arms, seeds=8, **more):
+    """CSV rows of arms: accuracy of each seed by a function of it."""
+    facts = "".join(f",{value}" for value in more.values())
+    return [f"{name},0.5,{seed},{value(seed):.2f}{facts}" for name, value in arms.items() for seed in range(seeds)]
+
+
+TWO = {"a": lambda seed: 93 + 0.01 * seed, "b": lambda seed: 94 + 0.02 * seed}
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: path.parent.name)
+def test_a_csv_from_a_ledger_gets_the_verdicts_of_the_ledger(reference, tmp_path):
+    measured = json.loads(reference.read_text(encoding="utf-8"))
+    path = tmp_path / "results.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(EXPORTED)
+        writer.writerows([cell[name] for name in EXPORTED] for cell in measured["cells"] if cell["status"] == "ok")
+    rows = judge(CATALOG, stated(path)).verdicts
+    # All but what says where the numbers come from, and which images were answered.
+    same = ("verdict", "workload", "protocol", "ratio", "arms", "seeds", "difference", "family", "p_adjusted")
+    key = [*same, "p_equivalent_adjusted", "forbidden_by"]
+    assert len(measured["verdicts"]) > 0
+    assert sorted(json.dumps([row[name] for name in key], sort_keys=True) for row in rows) == sorted(
+        json.dumps([row[name] for name in key], sort_keys=True) for row in measured["verdicts"]
+    )
+
+
+def test_a_report_says_that_nothing_was_measured(tmp_path):
+    path = written(tmp_path / "a.csv", runs_of(TWO))
+    results = judge(CATALOG, stated(path))
+    command(path, to=tmp_path / "report")
+    files = [file for file in (tmp_path / "report").rglob("*") if file.is_file()]
+    (verdict,) = results.verdicts
+    assert verdict["verdict"] == "worse" and verdict["summary"].startswith(STATED)
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files if file.suffix in (".md", ".tex", ".html")}
+    assert len(texts) == 3 and all(STATED in text for text in texts.values())
+    assert not any("comes from a run record" in text or "after the last epoch, mean" in text for text in texts.values())
+    content = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    jsonschema.validate(content, schema())
+    assert any("F201" in line and "not measured" in line for line in lines(results))
+
+
+FACTS = "method,ratio,seed,accuracy,protocol,base,speedup,epochs,schedule,epoch_reported"
+FAIR = {"protocol": "s3.2", "base": "one", "speedup": "2.0", "epochs": "40", "schedule": "cosine", "epoch": "last"}
+
+
+@pytest.mark.parametrize(
+    ("unfair", "rule"),
+    [
+        ({"base": "two"}, "F201"),
+        ({"speedup": "2.2"}, "F103"),
+        ({"epochs": "80"}, "F311"),
+        ({"schedule": "step"}, "F321"),
+        ({"epoch": "best"}, "F601"),
+    ],
+)
+def test_what_is_stated_and_unfair_forbids_the_comparison(unfair, rule, tmp_path):
+    left, right = ({name: value} for name, value in TWO.items())
+    fair = written(tmp_path / "fair.csv", [*runs_of(left, **FAIR), *runs_of(right, **FAIR)], FACTS)
+    (verdict,) = judge(CATALOG, stated(fair)).verdicts
+    assert (verdict["verdict"], verdict["forbidden_by"]) == ("worse", [])
+    other = written(tmp_path / "unfair.csv", [*runs_of(left, **FAIR), *runs_of(right, **{**FAIR, **unfair})], FACTS)
+    (verdict,) = judge(CATALOG, stated(other)).verdicts
+    assert (verdict["verdict"], verdict["forbidden_by"]) == ("not comparable", [rule])
+
+
+def test_a_looser_setup_allows_what_a_stricter_one_forbids(tmp_path):
+    own = {**FAIR, "protocol": "s1"}
+    rows = [*runs_of({"a": TWO["a"]}, **own), *runs_of({"b": TWO["b"]}, **{**own, "base": "two", "epochs": "9"})]
+    (verdict,) = judge(CATALOG, stated(written(tmp_path / "a.csv", rows, FACTS))).verdicts
+    assert (verdict["verdict"], verdict["forbidden_by"]) == ("worse", [])
+
+
+def test_a_seed_that_one_arm_lacks_is_a_missing_cell(tmp_path):
+    rows = [row.replace("a,0.5,3,93.03", "a,0.5,3,") + ",s3.2" for row in runs_of(TWO)]
+    (verdict,) = judge(
+        CATALOG, stated(written(tmp_path / "a.csv", rows, "method,ratio,seed,accuracy,protocol"))
+    ).verdicts
+    assert (
+        verdict["verdict"] == "not comparable"
+        and verdict["forbidden_by"] == ["F607"]
+        and verdict["difference"]["n"] == 7
+    )
+
+
+def test_few_seeds_only_describe(tmp_path):
+    (verdict,) = judge(CATALOG, stated(written(tmp_path / "a.csv", runs_of(TWO, seeds=3)))).verdicts
+    assert verdict["verdict"] == "indeterminate"
+
+
+def test_a_margin_is_the_users(tmp_path):
+    path = written(tmp_path / "a.csv", runs_of(TWO))
+    (verdict,) = judge(CATALOG, stated(path), margin=2.0).verdicts
+    assert verdict["verdict"] == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "why"),
+    [
+        (["a,0.5,0,93"], "method,ratio,seed,loss", "no column for accuracy"),
+        (["a,0.5,0,93", "a,0.5,0,94"], "method,ratio,seed,accuracy", "a.csv:3"),
+        (["a,0.5,x,93"], "method,ratio,seed,accuracy", "seed 'x'"),
+        (["a,0.5,1.5,93"], "method,ratio,seed,accuracy", "seed '1.5'"),
+        (["a,2x,0,93"], "method,ratio,seed,accuracy", "ratio '2x'"),
+        (["a,0.5,0,good"], "method,ratio,seed,accuracy", "accuracy 'good'"),
+        (["a,0.5,0,193"], "method,ratio,seed,accuracy", "no accuracy in percent"),
+        ([",0.5,0,93"], "method,ratio,seed,accuracy", "no method"),
+        (["a,0.5,0,93,7"], "method,ratio,seed,accuracy", "5 cells"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(rows, header, why, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        stated(written(tmp_path / "a.csv", rows, header))
+    assert why in str(refused.value) and "\n" not in str(refused.value) and "a.csv" in str(refused.value)
+
+
+def test_the_template_is_a_file_to_begin_with(tmp_path, capsys):
+    command(as_template=True)
+    path = tmp_path / "mine.csv"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    command(path)
+    assert "l1 against mine: indeterminate; stated, not measured" in capsys.readouterr().out
+    assert path.read_text(encoding="utf-8") == template()
+
+
+def test_without_a_file_it_says_where_to_begin():
+    with pytest.raises(ConfigError, match="--template"):
+        command()

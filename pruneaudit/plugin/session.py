@@ -20,7 +20,7 @@ from pruneaudit.audit.currency import stored_cell
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
-from pruneaudit.audit.rounds import Family, Standing, Subject, read, register
+from pruneaudit.audit.rounds import Family, Standing, Subject, looks, read, register
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
@@ -195,20 +195,24 @@ class AuditSession:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
         ratios = _ratios(option.audit_ratios)
-        self.decide: int | None = option.audit_decide
-        if self.decide is not None:
-            self._check_decide(option)
-            seeds = self.decide
+        self.decide = self._decide(option)
+        seeds = self.decide or seeds
         return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against, ratios)
 
-    def _check_decide(self, option: Any) -> None:
-        """Refuse plans of verdicts that cannot be kept."""
+    def _decide(self, option: Any) -> int | None:
+        """Seeds at most of verdicts that are planned; None: a fixed number. Plans that cannot be kept are refused."""
+        where, most = "--audit-decide", option.audit_decide
+        if most is None and option.audit_seeds is None:
+            where, most = f"study {self.study.name}: decide", self.study.decide
+        if most is None:
+            return None
         fewest = seeds_needed()
-        if option.audit_decide < fewest:
-            raise ConfigError(f"--audit-decide: expected a number of at least {fewest}: fewer seeds decide nothing")
+        if most < fewest:
+            raise ConfigError(f"{where}: expected a number of at least {fewest}: fewer seeds decide nothing")
         for name in ("seeds", "baseline"):
             if getattr(option, f"audit_{name}") is not None:
-                raise ConfigError(f"--audit-decide says which seeds are trained: leave out --audit-{name}")
+                raise ConfigError(f"{where} says which seeds are trained: leave out --audit-{name}")
+        return int(most)
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
@@ -454,7 +458,9 @@ class AuditSession:
 
     def docket(self, workload: str, cell_of: Callable[[Cell], CellRecord | None], table: Table | None = None) -> Docket:
         """Judges a workload from the cells that it is given."""
-        return Docket(self.catalog, self.ledger, cell_of, self.labels[workload], self.study.waive, table)
+        labels = self.labels[workload]
+        known = looks(self.ledger, workload, labels)
+        return Docket(self.catalog, self.ledger, cell_of, labels, self.study.waive, table, looks=known)
 
     def judge(self, check: Check) -> Finding:
         """The finding of a fairness item, measuring what is missing."""

@@ -377,27 +377,30 @@ class AuditSession:
         """
         if workload in self._registered:
             return
-        tables: dict[str, list[Comparison]] = {}
-        for subject in self.judged:
-            declined = any(self._declined(name, workload) for name in subject.methods)
-            if isinstance(subject, Comparison) and subject.workload == workload and not declined:
-                tables.setdefault(subject.protocol, []).append(subject)
-        metric = self.catalog.workload(workload).metric
         there = read(self.ledger)
-        for protocol, comparisons in tables.items():
-            if self.decide is None:
-                family = there.get((workload, protocol, self.labels[workload]))
-                if family is not None:
-                    pytest.fail(
-                        f"{workload} {protocol}: ledger {self.ledger.root} decides these comparisons seed by seed: "
-                        f"give --audit-decide {family.plan.seeds}, or choose another --audit-ledger",
-                        pytrace=False,
-                    )
-                continue
-            family = Family(
+        for protocol in self._tables(workload) if self.decide is None else ():
+            known = there.get((workload, protocol, self.labels[workload]))
+            if known is not None:
+                pytest.fail(
+                    f"{workload} {protocol}: ledger {self.ledger.root} decides these comparisons seed by seed: "
+                    f"give --audit-decide {known.plan.seeds}, or choose another --audit-ledger",
+                    pytrace=False,
+                )
+        for family in self.families(workload):
+            try:
+                register(self.ledger, family, self.stored, self.catalog.workload(workload).metric)
+            except AuditError as error:
+                pytest.fail(one_line(error), pytrace=False)
+        self._registered.add(workload)
+
+    def families(self, workload: str) -> list[Family]:
+        """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number."""
+        metric, labels = self.catalog.workload(workload).metric, self.labels[workload]
+        return [
+            Family(
                 workload=workload,
                 protocol=protocol,
-                labels=self.labels[workload],
+                labels=labels,
                 pairs=tuple(sorted((*one.methods, one.ratio) for one in comparisons)),
                 plan=Plan(
                     seeds=self.decide,
@@ -405,11 +408,18 @@ class AuditSession:
                     margin=metric.margin_under(self.catalog.protocol(protocol).margin),
                 ),
             )
-            try:
-                register(self.ledger, family, self.stored, metric)
-            except AuditError as error:
-                pytest.fail(one_line(error), pytrace=False)
-        self._registered.add(workload)
+            for protocol, comparisons in self._tables(workload).items()
+            if self.decide is not None
+        ]
+
+    def _tables(self, workload: str) -> dict[str, list[Comparison]]:
+        """Comparisons of a workload that are judged, by protocol."""
+        tables: dict[str, list[Comparison]] = {}
+        for subject in self.judged:
+            declined = any(self._declined(name, workload) for name in subject.methods)
+            if isinstance(subject, Comparison) and subject.workload == workload and not declined:
+                tables.setdefault(subject.protocol, []).append(subject)
+        return tables
 
     def standing(self, subject: Arm | Comparison) -> Standing | None:
         """Where the comparisons of a subject's table stand, measured until they are decided; None without a plan."""
@@ -512,9 +522,9 @@ class AuditSession:
             row["verdict"] == "fail" and bool(row.get("required")) and not row.get("waived")
         )
 
-    def stored(self, cell: Cell) -> CellRecord | None:
-        """The record of a cell as the ledger holds it; None where it holds none that still counts."""
-        return stored_cell(cell, self.catalog, self.settings, self.ledger)
+    def stored(self, cell: Cell, ledger: Ledger | None = None) -> CellRecord | None:
+        """The record of a cell as the ledger holds it, or another one; None where it holds none that still counts."""
+        return stored_cell(cell, self.catalog, self.settings, ledger or self.ledger)
 
     def fail(self, item: pytest.Item, error: AuditError, method: str) -> NoReturn:
         """Fail the running test of a method, of a cause that other tests may share."""

@@ -125,10 +125,10 @@ class Bulletin:
         """What other processes are told of a run."""
         if needed is None:
             return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs)
-        # A small network takes longer for each MAC than a large one, and so does a method that does more than train.
+        # Runs of one kind differ in their length alone: a method may do more than train.
         method = f" {spec.method}" if spec.stage == "prune" else ""
         kind = f"{spec.workload} {spec.stage}{method} {needed.macs}"
-        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.total)
+        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.work)
 
     def _cost(self, spec: RunSpec) -> Cost | None:
         """What a run has to compute; None where that cannot be told: an estimate must not cost a run."""

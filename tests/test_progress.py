@@ -107,6 +107,19 @@ def test_runs_and_cells_are_counted_from_what_the_session_planned(ledger, tmp_pa
     assert state.busy == () and state.seconds_left is None
 
 
+def test_what_turns_out_to_be_needed_is_counted_from_then_on(ledger, tmp_path):
+    first, second = run_spec(), run_spec(seed=1)
+    processes = [executor(ledger, tmp_path) for _ in range(2)]
+    for one in processes:
+        one.share([first], {"a": [first.run_id]})
+    for one in processes:
+        one.help_with([first, second], {"b": [first.run_id, second.run_id]})
+    state = Watcher(ledger).look()
+    assert state.counts == ["0 of 2 cells", "0 of 2 runs"]
+    processes[0].obtain(first)
+    assert Watcher(ledger).look().counts == ["1 of 2 cells", "1 of 2 runs"]
+
+
 def test_a_failure_of_an_earlier_session_is_tried_again(ledger, tmp_path):
     ledger.fail(failure(run_spec(), session="earlier"))
     (path,) = (ledger.root / "failures").iterdir()

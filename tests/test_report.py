@@ -427,6 +427,13 @@ def test_too_few_seeds_are_told_and_enough_are_not():
     assert not any("Seeds n of m" in text for text in (*summary(enough), section(enough, "Verdicts")))
 
 
+def test_a_planned_comparison_says_how_many_seeds_it_may_take():
+    plan = {"seeds": 12, "comparisons": 2, "margin": 0.5}
+    rows = [verdict(family=2, seeds=tuple(range(n)), plan=plan, looks=n) for n in (6, 12)]
+    assert [line[-2] for line in verdict_table(rows)[1]] == ["6 (planned: 12)", "12"]
+    assert not any("Seeds n of m" in text for text in summary(Results([row()], [], rows)))
+
+
 def test_what_fails_the_gate_stands_above_the_tables():
     rows = [verdict("worse", arms=("l1", f"m{number}"), summary=f"reason {number}") for number in range(25)]
     lines = summary(Results([row()], [], [verdict(), *rows]), fails)

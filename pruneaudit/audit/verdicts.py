@@ -10,7 +10,17 @@ from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.outlook import Outlook, outlook
 from pruneaudit.audit.sequential import Plan, Stop
-from pruneaudit.audit.statistics import ALPHA, Difference, McNemar, describe, differences, holm, mcnemar, word
+from pruneaudit.audit.statistics import (
+    ALPHA,
+    Difference,
+    McNemar,
+    describe,
+    differences,
+    holm,
+    mcnemar,
+    seeds_needed,
+    word,
+)
 from pruneaudit.catalog.cells import Comparison
 from pruneaudit.schema import Frozen
 from pruneaudit.workloads.metrics import ACCURACY, Metric
@@ -136,7 +146,10 @@ def _with_outlook(verdict: Verdict, entry: Judged, undecided: int) -> Verdict:
     lacks = outlook(gaps, margin, undecided, entry.plan is not None, bases, pruned)
     if lacks is None:
         return verdict
-    return verdict.model_copy(update={"outlook": lacks, "summary": f"{verdict.summary}; {lacks.text}"})
+    told = f"{verdict.summary}; {lacks.text}"
+    if entry.plan is None and len(gaps) >= seeds_needed() and lacks.seeds is not None:
+        told += "; now that these were looked at, in another ledger (F611)"
+    return verdict.model_copy(update={"outlook": lacks, "summary": told})
 
 
 def _stage(entry: Judged, gap: Callable[[Evidence, Evidence], float | None]) -> list[float] | None:

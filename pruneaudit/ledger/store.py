@@ -387,7 +387,11 @@ class Ledger:
         return found
 
     def report_plan(self, session: str, facts: dict[str, Any]) -> str:
-        """Tell other processes what a session has to train, unless one of its processes has done so.
+        """Tell other processes what a session has to train, beyond what its processes have told so far.
+
+        Args:
+            session: Id of the session.
+            facts: ``runs``, each with its ``id``, and ``cells`` by key.
 
         Returns:
             Name of the plan.
@@ -402,6 +406,16 @@ class Ledger:
                 for old in self.plans()[_PLANS_KEPT:]:
                     old.unlink(missing_ok=True)
                 self._forget()
+                return name
+            try:
+                there = json.loads(path.read_text(encoding="utf-8"))
+                known = {run["id"] for run in there["runs"]}
+            except (ValueError, KeyError, TypeError):
+                return name  # It only tells, and is no reason to stop.
+            runs = [*there["runs"], *(run for run in facts["runs"] if run["id"] not in known)]
+            cells = {**there.get("cells", {}), **facts["cells"]}
+            if (runs, cells) != (there["runs"], there.get("cells")):
+                write_json(path, {**there, "runs": runs, "cells": cells})
         return name
 
     def plans(self) -> list[Path]:

@@ -53,7 +53,7 @@ class Bulletin:
         self._heard = 0.0
 
     def announce(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
-        """Tell what the session has to train.
+        """Tell what the session has to train, beyond what was told before.
 
         Args:
             runs: Its runs, parents first.
@@ -64,7 +64,7 @@ class Bulletin:
         # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
         with contextlib.suppress(OSError):
             plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
-            self._told = {"planned": len(planned), "plan": plan}
+            self._told = {"planned": self._told["planned"] + len(planned), "plan": plan}
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
         """These runs are under way, side by side."""

@@ -563,6 +563,16 @@ class TestDecide:
         assert outcome.code == 1
         assert "holds 6 seeds trained without a plan" in outcome.text
 
+    def test_a_study_may_decide_and_options_win(self, checkout):
+        study = checkout.write("mine.toml", 'workloads = ["lenet5-digits"]\nmethods = ["l1", "tpp"]\ndecide = 12\n')
+        known = ("suite", "--collect-only", "-k", WHERE, "--audit-study", str(study))
+        for options, seeds in (((), "seeds 0-11 until decided"), (("--audit-seeds", "3"), "seeds 0-2 ·")):
+            outcome = checkout.pytest(*known, *options)
+            assert outcome.code == 0 and seeds in outcome.text, outcome.text
+        study.write_text("decide = 5")
+        outcome = checkout.pytest(*known)
+        assert outcome.code == 4 and "study mine: decide: expected a number of at least 6" in outcome.text
+
     @pytest.mark.parametrize(
         ("options", "why"),
         [

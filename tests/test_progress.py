@@ -343,7 +343,7 @@ def told(runs, times, now):
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize(("number", "within"), [(0, 0.25), (1, 0.35)], ids=["steady", "slow at first"])
 def test_the_time_that_a_recorded_campaign_took_is_told_after_its_first_tenth(number, within, workers):
-    # In the second one the machine was slower at first than later: nobody could know, and 33 % is the worst.
+    # In the second one the machine was slower at first than later: nobody could know, and 34 % is the worst.
     runs = campaigns()[number]
     times = worked_through(runs, workers)
     end = max(ends for _, ends, _ in times.values())

@@ -424,6 +424,14 @@ def plan(
         float | None,
         typer.Option("--price", metavar="PER_HOUR", help="Price of an hour of the machine, or of each GPU."),
     ] = None,
+    decide: Annotated[
+        int | None,
+        typer.Option("--decide", metavar="N", help="Verdicts seed by seed, N seeds at most: how many are expected?"),
+    ] = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option("--pilot", metavar="LEDGER", help="Where means and spreads of --decide come from; default: ours."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a selection would train: cells, distinct runs, epochs, MACs, time and cost. Trains nothing.
@@ -431,16 +439,35 @@ def plan(
     Takes every --audit-… option of the suite. Runs of a kind that the ledger holds are estimated from what they took,
     the others from a probe on random images.
     """
+    from pruneaudit.audit.forecast import PILOT
     from pruneaudit.plugin.collection import collect
 
     if price is not None:
         from pruneaudit.campaign.plan import check_price
 
         check_price(price, probe)
-    work = collect(expression, context.args)
+    if pilot is not None and decide is None:
+        raise ConfigError("--pilot tells how many seeds --decide N takes; give both")
+    asked = [] if decide is None else ["--audit-decide", str(decide)]
+    work, expected = collect(expression, [*asked, *context.args], pilot)
     from pruneaudit.campaign.plan import make_plan
 
     facts = make_plan(work, workers, probe, price)
+    if expected:
+        facts["decide"] = [
+            {
+                "workload": one.comparison.workload,
+                "protocol": one.comparison.protocol,
+                "ratio": one.comparison.ratio,
+                "comparison": " vs ".join(one.comparison.methods),
+                "pilot_seeds": one.pilot,
+                "mean": one.mean,
+                "std": one.std,
+                "expected_seeds": one.seeds,
+                "decided": one.decided,
+            }
+            for one in expected
+        ]
     if as_json:
         typer.echo(json.dumps(facts, indent=1, sort_keys=True))
         return
@@ -457,6 +484,13 @@ def plan(
         )
         price_of = "" if facts["cost"] is None else f", {facts['cost']:.2f} at {price:g} an hour"
         typer.echo(f"device hours: {facts['device_hours']:.2f}{price_of}")
+    if "decide" in facts:
+        _show(facts["decide"], list(facts["decide"][0]), False)
+        unknown = sum(row["decided"] is None for row in facts["decide"])
+        typer.echo(
+            "seeds until each comparison is decided, expected from the pilot's; the time above is for so many"
+            + (f" ({unknown} without a pilot of {PILOT} paired seeds: counted with all of the plan's)" * bool(unknown))
+        )
     for workload, refused in facts.get("kept_whole", {}).items():
         for layer, why in refused.items():
             typer.echo(f"{workload}: layer '{layer}' keeps its filters: {why}")

@@ -323,6 +323,20 @@ def test_plan_counts_and_trains_nothing(planned):
     assert list(ledger.runs()) == [] and ledger.failures() == [] and ledger.cells() == []
 
 
+def test_a_plan_of_verdicts_says_how_many_seeds_are_expected(tmp_path):
+    options = ["-k", "lenet5-digits and l1-vs-tpp and s3.2 and r0.5", "--audit-methods", "l1,tpp"]
+    facts = command(
+        "plan", *options, "--audit-budget", "smoke", "--decide", "9", "--no-probe", "--json", folder=tmp_path
+    )
+    assert facts.returncode == 0, facts.stderr
+    (row,) = json.loads(facts.stdout)["decide"]
+    # Nothing is known of them: up to all seeds of the plan.
+    assert (row["comparison"], row["pilot_seeds"], row["expected_seeds"], row["decided"]) == ("l1 vs tpp", 0, 9, None)
+    assert json.loads(facts.stdout)["cells"] == 18
+    refused = command("plan", *options, "--pilot", "nowhere", "--no-probe", folder=tmp_path)
+    assert refused.returncode == 2 and "give both" in refused.stderr
+
+
 def test_a_campaign_measures_what_the_plan_says_and_then_costs_nothing(planned):
     from pruneaudit.campaign.executors.local import LocalExecutor
     from pruneaudit.campaign.planner import Campaign

@@ -367,6 +367,7 @@ def test_a_waiver_without_a_reason_is_refused(study, reason):
         ({"againts": ["l1"]}, "againts: unknown key. Did you mean 'against'?"),
         ({"fail_on": ["wrse"]}, "fail_on.0: "),
         ({"seeds": 0}, "seeds: "),
+        ({"decide": 12}, "decide says which seeds are trained: leave out seeds"),
         ({"methods": "l1"}, "methods: "),
         ({"name": "other"}, "name: the file name is the name; delete this key"),
     ],

@@ -136,7 +136,7 @@ def test_the_protocol_says_what_is_required(protocol):
         arm_of("scratch", protocol),
     ):
         for finding in known.findings(subject):
-            assert finding.required == (finding.rule in needed)
+            assert finding.required == (finding.rule in needed or get_rule(finding.rule).always)
             assert known.finding(subject, finding.rule) == finding
             seen.add(finding.rule)
     assert needed <= seen
@@ -442,3 +442,23 @@ def test_regressions_ask_what_the_protocol_requires():
     assert verdict.uncontrolled == ()
     needed = [rule_id for rule_id in required(CATALOG.protocol("s3.2")) if get_rule(rule_id).scope != "arm"]
     assert {"F607", "F608", "F321"} <= set(needed)
+
+
+# Seeds that are added after a look
+
+
+def test_a_verdict_over_seeds_that_were_looked_at_before_is_none():
+    found = arms()
+    series = docket(found)._case(pair()).series
+    for looks, word in (
+        ({}, "better"),
+        ({series: [7]}, "better"),
+        ({series: [3, 5]}, "better"),
+        ({"other": [6]}, "better"),
+    ):
+        assert judged(found, looks=lambda protocol, looks=looks: looks).verdict == word
+    extended = judged(found, looks=lambda protocol: {series: [6]})
+    assert (extended.verdict, extended.forbidden_by) == ("not comparable", ("F611",))
+    # Whoever must show such a table says why.
+    waived = judged(found, looks=lambda protocol: {series: [6]}, waive={"F611": "a pilot"})
+    assert (waived.verdict, waived.waived) == ("better", {"F611": "a pilot"})

@@ -522,6 +522,8 @@ class TestDecide:
         pairs = [["mine", "l1", 0.5], ["mine", "random", 0.5]]
         table = {"workload": "lenet5-digits", "protocol": "s3.2", "labels": ["smoke"], "pairs": pairs, "plan": plan}
         version = json.loads((copied / "ledger.json").read_text())["schema_version"]
+        # Nobody had a verdict over them.
+        shutil.rmtree(copied / "looks")
         (copied / "planned").mkdir()
         written = copied / "planned" / "lenet5-digits-s3.2-smoke.json"
         written.write_text(json.dumps({**table, "seen": 0, "schema_version": version}))
@@ -549,9 +551,27 @@ class TestDecide:
         assert len(list((killed / "cells").glob("*-mine-*.json"))) == 7
 
     def test_seeds_without_a_plan_are_not_extended(self, checkout, copied):
+        # A verdict over six seeds is remembered: over another number it would be one that was chosen.
+        (looks,) = (copied / "looks").iterdir()
+        known = json.loads(looks.read_text())
+        assert set(map(tuple, known.values())) == {(6,)}
+        looks.write_text(json.dumps({series: [8] for series in known}))
+        outcome = checkout.pytest(*self.GATE, "--audit-from", str(copied), "--audit-seeds", "6")
+        assert {tuple(row["forbidden_by"]) for row in results(checkout)["verdicts"]} == {("F611",)}, outcome.text
+        # Nor is a plan made of seeds that are there.
         outcome = checkout.pytest(*self.GATE, "--audit-ledger", str(copied), "--audit-decide", "8")
         assert outcome.code == 1
         assert "holds 6 seeds trained without a plan" in outcome.text
+
+    def test_a_study_may_decide_and_options_win(self, checkout):
+        study = checkout.write("mine.toml", 'workloads = ["lenet5-digits"]\nmethods = ["l1", "tpp"]\ndecide = 12\n')
+        known = ("suite", "--collect-only", "-k", WHERE, "--audit-study", str(study))
+        for options, seeds in (((), "seeds 0-11 until decided"), (("--audit-seeds", "3"), "seeds 0-2 ·")):
+            outcome = checkout.pytest(*known, *options)
+            assert outcome.code == 0 and seeds in outcome.text, outcome.text
+        study.write_text("decide = 5")
+        outcome = checkout.pytest(*known)
+        assert outcome.code == 4 and "study mine: decide: expected a number of at least 6" in outcome.text
 
     @pytest.mark.parametrize(
         ("options", "why"),

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from pruneaudit.campaign import calibration as calibrations
 from pruneaudit.campaign.calibration import Calibration, Speed, decisions, known, scaled
 from pruneaudit.campaign.executors.local import LocalExecutor
-from pruneaudit.campaign.plan import Job, check_price, makespan
+from pruneaudit.campaign.plan import check_price
 from pruneaudit.campaign.planner import Campaign
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
+from pruneaudit.ledger.schedule import Job, makespan
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.conformance import METHOD_CHECKS, check
 from pruneaudit.training.runtime import Runtime

@@ -200,8 +200,8 @@ def test_a_session_lists_every_selected_cell(ledger):
     assert "RuntimeError" in cells["random", 0]["error"]
     for key in (("tpp", 2), ("unpruned", 0), ("random", 0)):
         assert cells[key]["accuracy"] is None and cells[key]["runs"] == []
-    # Of the required rules only what was selected; the stricter ones say what else is not controlled.
-    assert [one["rule"] for one in results.findings if one["required"]] == ["F321"]
+    # Of the required rules what was selected, and what every verdict requires; the others say what is not controlled.
+    assert [one["rule"] for one in results.findings if one["required"]] == ["F321", "F611"]
     assert [one["verdict"] for one in results.verdicts] == ["not comparable"]
     assert list(results.protocols) == ["s3.2"]
 
@@ -427,6 +427,13 @@ def test_too_few_seeds_are_told_and_enough_are_not():
     assert not any("Seeds n of m" in text for text in (*summary(enough), section(enough, "Verdicts")))
 
 
+def test_a_planned_comparison_says_how_many_seeds_it_may_take():
+    plan = {"seeds": 12, "comparisons": 2, "margin": 0.5}
+    rows = [verdict(family=2, seeds=tuple(range(n)), plan=plan, looks=n) for n in (6, 12)]
+    assert [line[-2] for line in verdict_table(rows)[1]] == ["6 (planned: 12)", "12"]
+    assert not any("Seeds n of m" in text for text in summary(Results([row()], [], rows)))
+
+
 def test_what_fails_the_gate_stands_above_the_tables():
     rows = [verdict("worse", arms=("l1", f"m{number}"), summary=f"reason {number}") for number in range(25)]
     lines = summary(Results([row()], [], [verdict(), *rows]), fails)
@@ -513,9 +520,9 @@ def test_the_matrix_has_columns_for_what_does_not_hold_only(ledger):
     matrix = audit_matrix(gather_ledger(CATALOG, ledger), *WHERE)
     assert matrix[0] == ["protocol", "comparison", "required", "F321", "not controlled"]
     assert {line[1]: line[2:4] for line in matrix[1]} == {
-        "l1 vs random": ["all 11 ok", "ok"],
-        "l1 vs tpp": ["10 of 11 ok", "FAIL"],
-        "random vs tpp": ["10 of 11 ok", "FAIL"],
+        "l1 vs random": ["all 12 ok", "ok"],
+        "l1 vs tpp": ["11 of 12 ok", "FAIL"],
+        "random vs tpp": ["11 of 12 ok", "FAIL"],
     }
     assert legend(matrix) == "FAIL: required and broken; ok: holds"
     everything_fine = (["method", "rules"], [["l1", "all 3 ok"]])
@@ -974,7 +981,7 @@ def test_the_summary_says_what_is_missing_and_why(ledger):
     assert "  skipped (1): no data" in lines
     assert "  missing (1): not measured" in lines
     assert "  failed (1): run lenet5-digits-prune-random failed: RuntimeError: a | b" in lines
-    assert "findings: 2 required checks, 1 fail, 1 pass" in lines
+    assert "findings: 3 required checks, 1 fail, 2 pass" in lines
     (line,) = [line for line in lines if line.startswith("  F321 fail: ")]
     assert line.startswith("  F321 fail: lenet5-digits s3.2 ratio 0.5 seed 0: l1: 0.01×4")
     assert "lenet5-digits: test accuracy in percent at the last epoch, mean ± sample std" in lines

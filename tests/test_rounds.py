@@ -100,6 +100,17 @@ class TestRegistered:
         with pytest.raises(ConfigError, match="planned these comparisons differently"):
             merge(tmp_path / "both", [tmp_path / "three"])
 
+    def test_merged_ledgers_know_all_looks(self, tmp_path):
+        for name, found in (("one", {"a-b": [6]}), ("two", {"a-b": [8, 6], "c-d": [7]})):
+            Ledger(tmp_path / name).remember_looks("table", found)
+        merge(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
+        assert Ledger(tmp_path / "both").looks("table") == {"a-b": [6, 8], "c-d": [7]}
+        # A ledger that nobody may write to can be judged again as before.
+        Ledger(tmp_path / "both", writable=False).remember_looks("table", {"a-b": [6]})
+        (tmp_path / "both" / "looks" / "table.json").write_text('{"a-b": ["six"]}')
+        with pytest.raises(DamagedError, match="not a list of looks"):
+            Ledger(tmp_path / "both").looks("table")
+
     def test_a_damaged_plan_is_told_and_not_replaced(self, tmp_path):
         ledger = Ledger(tmp_path / "ledger")
         register(ledger, family(), records(), ACCURACY)

@@ -1,5 +1,7 @@
 """Verdicts in sentences."""
 
+from pruneaudit.audit.outlook import Outlook
+from pruneaudit.audit.sequential import Plan
 from pruneaudit.audit.statistics import difference
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.report.sentences import sentences
@@ -45,6 +47,23 @@ def test_ties_are_one_sentence_for_all_that_they_connect():
 def test_pairs_that_were_not_compared_are_not_claimed():
     rows = [verdict("indeterminate", *pair, seeds=8) for pair in (("a", "b"), ("b", "c"))]
     assert texts(*rows) == ["Nothing tells a, b and c apart (2 of their 3 pairs are compared), with 8 seeds."]
+
+
+def test_what_is_open_says_what_it_lacks_and_a_plan_names_no_fixed_number():
+    plan = Plan(seeds=9, comparisons=3, margin=0.5)
+    rows = [
+        verdict(
+            "indeterminate", *pair, seeds=6, plan=plan, looks=6, outlook=Outlook(seeds=more + 6, more=more, word="x")
+        )
+        for pair, more in ((("a", "b"), 30), (("b", "c"), 4), (("a", "c"), 12))
+    ]
+    tie = "Nothing tells a, b and c apart, with 6 seeds."
+    assert texts(*rows) == [f"{tie} At its present mean and spread about 4 more seeds would decide b and c."]
+    assert texts(rows[1]) == [
+        "Nothing tells b and c apart, with 6 seeds. At its present mean and spread about 4 more seeds would decide it."
+    ]
+    far = verdict("indeterminate", "a", "b", seeds=8, outlook=Outlook(seeds=None, more=None))
+    assert texts(far) == ["Nothing tells a and b apart, with 8 seeds."]
 
 
 def test_equivalent_methods_name_the_margin():

@@ -136,6 +136,18 @@ class TestNullHypothesis:
         wrong, of = false_rate(SKEWED, 12, 1, "near", 500)
         assert wrong / of < 0.05
 
+    @pytest.mark.parametrize("points", [3.0, 20.0])
+    def test_no_test_of_a_zero_mean_could_decide_with_so_few_seeds(self, points):
+        # The mean is zero, and yet so many seeds in a row show the same difference, more often than in 5 %.
+        seeds = 12
+        rare = points / (100 + points)
+        assert (1 - rare) * points - rare * 100 == pytest.approx(0)
+        gaps = np.where(np.random.default_rng(1).random((800, seeds)) < rare, -100.0, points)
+        alike = (gaps == points).all(axis=1).mean()
+        assert alike == pytest.approx((100 / (100 + points)) ** seeds, abs=0.05) and alike > 0.05
+        # Whoever calls them a difference, as signs must, errs as often; e-processes of bounded differences never call.
+        assert (stops(plan(seeds), gaps)[:, 0] > 0).mean() >= alike
+
     def test_families_that_decide_as_a_whole(self):
         """With levels as Holm's procedure leaves them, and comparisons that really differ beside those that do not."""
         random = np.random.default_rng(5)

@@ -615,3 +615,24 @@ def test_protocols_and_labels_have_profiles_of_their_own():
     table = [*full("l1", "tpp"), *full("tpp", "l1", protocol="s2"), *full("tpp", "l1", labels=("smoke",))]
     best = {(one["protocol"], *one["labels"]): one["share"]["l1"][0] for one in profiles(table)}
     assert best == {("s3.2",): 1.0, ("s2",): 0.0, ("s3.2", "smoke"): 0.0}
+
+
+# What an indeterminate one lacks
+
+
+def test_an_indeterminate_verdict_says_how_many_more_seeds_and_a_decided_one_nothing():
+    open_one = alone([3, -1, 2, 1.5, -0.5, 2.5])
+    assert open_one.verdict == "indeterminate"
+    assert open_one.outlook.more == open_one.outlook.seeds - 6 > 0 and open_one.outlook.word == "different"
+    assert f"about {open_one.outlook.more} more seeds would decide it (better or worse)" in open_one.summary
+    assert open_one.summary.endswith("in another ledger (F611)")
+    assert alone([2] * 6).outlook is None and alone([9.0]).outlook is None
+    # Fewer than six give no verdict: they may be added to.
+    assert "F611" not in alone([3, -1, 2]).summary
+
+
+def test_what_others_decided_is_no_longer_in_the_way():
+    table = [judged([3, -1, 2, 1.5, -0.5, 2.5]), *[judged([2, 2.5, 2, 3, 2, 2.2, 2.4, 2.1])] * 5]
+    far, *decided = decide(table)
+    assert {verdict.verdict for verdict in decided} == {"better"}
+    assert far.outlook.seeds == alone([3, -1, 2, 1.5, -0.5, 2.5]).outlook.seeds

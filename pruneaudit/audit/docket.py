@@ -33,6 +33,7 @@ class Docket:
         labels: Settings that are not the default.
         waive: Reason by rule.
         standings: Where comparisons stand that were planned before their first seed trained, by protocol.
+        looks: Gives of a protocol over how many seeds there were verdicts without a plan, by series of seeds.
         table: Everything that was measured, once a session is over; None before: rules that need it are then left out.
     """
 
@@ -43,6 +44,7 @@ class Docket:
     waive: Mapping[str, str] = field(default_factory=dict)
     table: Table | None = None
     standings: Mapping[str, Standing] = field(default_factory=dict)
+    looks: Callable[[str], Mapping[str, Sequence[int]]] = lambda protocol: {}
     _cases: dict[Arm | Comparison, Case] = field(default_factory=dict)
     _findings: dict[Arm | Comparison, list[Finding]] = field(default_factory=dict)
     _required: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -119,8 +121,18 @@ class Docket:
 
     def _judge(self, rule_id: str, case: Case, protocol: str) -> Finding:
         if protocol not in self._required:
-            self._required[protocol] = frozenset(required(self.catalog.protocol(protocol)))
+            always = {rule.id for rule in rules().values() if rule.always}
+            self._required[protocol] = frozenset(required(self.catalog.protocol(protocol))) | always
+        if rules()[rule_id].always:
+            case = self._as_looked_at(case, protocol)
         return judge(rule_id, case, rule_id in self._required[protocol], self.waive.get(rule_id, ""), self.labels)
+
+    def _as_looked_at(self, case: Case, protocol: str) -> Case:
+        """The case with its plan, and with what was known of it before."""
+        standing = self.standings.get(protocol)
+        is_planned = standing is not None and isinstance(case.subject, Comparison) and standing.of(case.subject)
+        plan = standing.family.plan if standing is not None and is_planned else None
+        return replace(case, plan=plan, looks=tuple(self.looks(protocol).get(case.series, ())))
 
     def _case(self, subject: Arm | Comparison) -> Case:
         if subject not in self._cases:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
+from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.ledger.records import CellRecord, RunRecord, unpack
@@ -174,6 +175,8 @@ class Case:
         broken: Reason for each seed without evidence.
         failed: Seeds of which a cell was tried and failed.
         table: Everything measured of the workload.
+        plan: What was fixed of a comparison before its first seed trained; None: its seeds are a fixed number.
+        looks: Numbers of seeds over which sessions gave a verdict on it without a plan.
     """
 
     subject: Arm | Comparison
@@ -181,6 +184,8 @@ class Case:
     broken: Mapping[int, str] = field(default_factory=dict)
     failed: frozenset[int] = frozenset()
     table: Table = field(default_factory=Table)
+    plan: Plan | None = None
+    looks: tuple[int, ...] = ()
     _runs: dict[int | None, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _sides: list[Case] = field(default_factory=list, init=False, repr=False, compare=False)
     _measured: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -237,6 +242,11 @@ class Case:
     def pairs(self) -> list[tuple[Evidence, ...]]:
         """Evidence of the seeds that are complete."""
         return [arms for arms in self.seeds.values() if arms]
+
+    @property
+    def series(self) -> str:
+        """What tells its seeds from those of other versions of its arms: the results of the first pair."""
+        return "-".join(sorted(arm.result.run_id for arm in self.pairs[0])) if self.pairs else ""
 
     def measured(self, measure: Callable[[Evidence], Value]) -> list[tuple[Value, ...]]:
         """For each arm what is measured of it at each seed that is complete."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from pruneaudit.audit.sequential import Plan, Stop, decide
@@ -39,7 +40,7 @@ class Family(Frozen):
     @property
     def name(self) -> str:
         """Name of its file in the ledger."""
-        return "-".join((self.workload, self.protocol, *self.labels))
+        return table_name(self.workload, self.protocol, self.labels)
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -59,6 +60,16 @@ class Family(Frozen):
         comparisons = self.comparisons
         series = [differences(comparison, record_of, metric) for comparison in comparisons]
         return Standing(self, dict(zip(comparisons, decide(self.plan, series), strict=True)))
+
+
+def table_name(workload: str, protocol: str, labels: Sequence[str]) -> str:
+    """Name of what a ledger holds of a table: its plan, and looks at it."""
+    return "-".join((workload, protocol, *labels))
+
+
+def looks(ledger: Ledger, workload: str, labels: Sequence[str]) -> Callable[[str], dict[str, list[int]]]:
+    """Gives of a protocol over how many seeds there were verdicts without a plan, see :meth:`Ledger.looks`."""
+    return lru_cache(lambda protocol: ledger.looks(table_name(workload, protocol, labels)))
 
 
 def differences(

@@ -71,6 +71,7 @@ class Rule:
     on: str = "all"
     measure: Callable[[Evidence], Value] | None = None
     whole_table: bool = False
+    always: bool = False
 
     @property
     def explanation(self) -> str:
@@ -133,14 +134,14 @@ def arm_rule(rule_id: str, claim: str, source: str, on: str = "all") -> Callable
 
 
 def series_rule(
-    rule_id: str, claim: str, source: str, whole_table: bool = False
+    rule_id: str, claim: str, source: str, whole_table: bool = False, always: bool = False
 ) -> Callable[[Callable[[Case], Outcome]], Rule]:
     """Register a check of two arms over all seeds.
 
     Raises:
         ValueError: The id is taken.
     """
-    return _register(rule_id, claim, source, "series", whole_table=whole_table)
+    return _register(rule_id, claim, source, "series", whole_table=whole_table, always=always)
 
 
 def _register(rule_id: str, claim: str, source: str, scope: Scope, **more: Any) -> Any:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.outlook import Outlook, outlook
 from pruneaudit.audit.sequential import Plan, Stop
-from pruneaudit.audit.statistics import ALPHA, Difference, McNemar, describe, differences, holm, mcnemar, word
+from pruneaudit.audit.statistics import (
+    ALPHA,
+    Difference,
+    McNemar,
+    describe,
+    differences,
+    holm,
+    mcnemar,
+    seeds_needed,
+    word,
+)
 from pruneaudit.catalog.cells import Comparison
 from pruneaudit.schema import Frozen
 from pruneaudit.workloads.metrics import ACCURACY, Metric
@@ -39,6 +50,7 @@ class Verdict(Frozen):
         looks: With a plan, seeds that the comparison was looked at after. p values are then those of the seeds that are
             there, adjusted ones 0.05 for what the plan decided and 1 for what it did not.
         metric: Name of what decided. Differences are first arm minus second, whatever is better.
+        outlook: What an indeterminate one lacks; None where fewer than two seeds show anything.
     """
 
     verdict: Judgement
@@ -60,6 +72,7 @@ class Verdict(Frozen):
     plan: Plan | None = None
     looks: int | None = None
     metric: str = ACCURACY.name
+    outlook: Outlook | None = None
 
     @property
     def line(self) -> str:
@@ -106,7 +119,7 @@ def decide(table: Sequence[Judged]) -> list[Verdict]:
     testable = [place for place in judged if known[place].p_equivalent is not None]
     equivalence = dict(zip(testable, holm([known[place].p_equivalent or 0.0 for place in testable]), strict=True))
     images = _images(table)
-    return [
+    found = [
         _verdict(
             entry,
             known.get(place),
@@ -118,6 +131,45 @@ def decide(table: Sequence[Judged]) -> list[Verdict]:
         )
         for place, entry in enumerate(table)
     ]
+    undecided = sum(verdict.verdict == "indeterminate" for verdict in found)
+    return [
+        _with_outlook(verdict, entry, undecided) if verdict.verdict == "indeterminate" else verdict
+        for verdict, entry in zip(found, table, strict=True)
+    ]
+
+
+def _with_outlook(verdict: Verdict, entry: Judged, undecided: int) -> Verdict:
+    """An indeterminate verdict with what it lacks."""
+    left, right, margin = _values(entry)
+    gaps = [ours - theirs for ours, theirs in zip(left, right, strict=True)]
+    bases, pruned = _stage(entry, _base_gap), _stage(entry, _pruned_gap)
+    lacks = outlook(gaps, margin, undecided, entry.plan is not None, bases, pruned)
+    if lacks is None:
+        return verdict
+    told = f"{verdict.summary}; {lacks.text}"
+    if entry.plan is None and len(gaps) >= seeds_needed() and lacks.seeds is not None:
+        told += "; now that these were looked at, in another ledger (F611)"
+    return verdict.model_copy(update={"outlook": lacks, "summary": told})
+
+
+def _stage(entry: Judged, gap: Callable[[Evidence, Evidence], float | None]) -> list[float] | None:
+    """What a stage says of each pair; None where it does not say it of all."""
+    found = [gap(left, right) for left, right in entry.case.pairs]
+    return None if None in found else [value for value in found if value is not None]
+
+
+def _base_gap(left: Evidence, right: Evidence) -> float | None:
+    """The metric of the base model of a pair; where each arm has its own, the difference."""
+    bases = {arm.base.run_id: arm.base.value for arm in (left, right) if arm.base is not None}
+    if left.base is not None and right.base is not None and len(bases) == 2:
+        return left.base.value - right.base.value
+    return next(iter(bases.values()), None)
+
+
+def _pruned_gap(left: Evidence, right: Evidence) -> float | None:
+    """The difference right after pruning."""
+    ours, theirs = left.cell.pruned_value, right.cell.pruned_value
+    return None if ours is None or theirs is None else ours - theirs
 
 
 def _verdict(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import math
 import os
 import time
@@ -22,6 +21,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.ledger.records import RunSpec
+from pruneaudit.ledger.schedule import Job, makespan
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import AUTO
@@ -65,49 +65,6 @@ class Work:
     cells: Sequence[Cell]
     checks: Sequence[Check]
     collecting: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """Something that a worker does in one go.
-
-    Attributes:
-        id: Its id.
-        seconds: How long it takes.
-        needs: Ids of the jobs that must be finished before it; others than the given ones are finished.
-    """
-
-    id: str
-    seconds: float
-    needs: tuple[str, ...] = ()
-
-
-def makespan(jobs: Sequence[Job], workers: int) -> float:
-    """Seconds until some workers have done all jobs, each taking the first one in the list that is ready.
-
-    Args:
-        jobs: The jobs, those that are needed before those that need them.
-        workers: How many work side by side, at least 1.
-    """
-    ids = {job.id for job in jobs}
-    waits = {job.id: {need for need in job.needs if need in ids} for job in jobs}
-    dependants: dict[str, list[int]] = defaultdict(list)
-    for place, job in enumerate(jobs):
-        for need in waits[job.id]:
-            dependants[need].append(place)
-    ready = [place for place, job in enumerate(jobs) if not waits[job.id]]
-    busy: list[tuple[float, int]] = []
-    now = 0.0
-    while ready or busy:
-        while ready and len(busy) < workers:
-            place = heapq.heappop(ready)
-            heapq.heappush(busy, (now + jobs[place].seconds, place))
-        now, done = heapq.heappop(busy)
-        for place in dependants[jobs[done].id]:
-            waits[jobs[place].id].discard(jobs[done].id)
-            if not waits[jobs[place].id]:
-                heapq.heappush(ready, place)
-    return now
 
 
 def check_price(price: float | None, probe: bool) -> None:

@@ -8,7 +8,7 @@ know them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -82,8 +82,8 @@ def _looked_at(path: Path, digest: str, workload: Workload) -> tuple[str, tuple[
 class Executor(Protocol):
     """Turns an identity into a finished record."""
 
-    def help_with(self, runs: Sequence[RunSpec]) -> None:
-        """Runs that are needed besides those that it knows of, parents first."""
+    def help_with(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
+        """Runs that are needed besides those that it knows of, parents first, and by cell."""
         ...
 
     def obtain(self, spec: RunSpec) -> RunRecord:
@@ -172,7 +172,8 @@ class Campaign:
 
     def share_more(self, cells: Iterable[Cell]) -> None:
         """Name cells that are measured beyond those that the executor knew of, for those who would wait for them."""
-        self.executor.help_with(self.runs(cells))
+        cells = list(cells)
+        self.executor.help_with(self.runs(cells), self.runs_by_cell(cells))
 
     def runs_by_cell(self, cells: Iterable[Cell]) -> dict[str, list[str]]:
         """Ids of the runs of each cell, by the key of its record; cells that cannot be planned are left out."""

@@ -67,6 +67,7 @@ class Study(Frozen):
         methods: Methods to run; empty: the option's default.
         protocols: Comparison setups; empty: the option's default.
         seeds: Run seeds 0 to N-1; None: the seeds of each workload.
+        decide: Train seeds only until each comparison is decided, N at most, see ``--audit-decide``; in place of seeds.
         against: Rivals of the other methods; empty: all pairs.
         fail_on: Verdicts that fail the gate; empty: no gate; not stated: worse and unfair, where there are rivals.
         waive: Reason by rule: a failure of the rule is recorded and printed, and does not count.
@@ -78,9 +79,16 @@ class Study(Frozen):
     methods: tuple[str, ...] = ()
     protocols: tuple[str, ...] = ()
     seeds: int | None = Field(default=None, ge=1)
+    decide: int | None = Field(default=None, ge=1)
     against: tuple[str, ...] = ()
     fail_on: tuple[Literal["better", "worse", "equivalent", "indeterminate", "unfair"], ...] | None = None
     waive: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_number_of_seeds(self) -> Self:
+        if self.seeds is not None and self.decide is not None:
+            raise ValueError("decide says which seeds are trained: leave out seeds")
+        return self
 
     @field_validator("waive")
     @classmethod

@@ -41,6 +41,7 @@ class _Union:
     failures: dict[str, tuple[FailureRecord, Ledger]] = field(default_factory=dict)
     cells: dict[str, tuple[CellRecord, Ledger]] = field(default_factory=dict)
     plans: dict[str, tuple[dict[str, object], Ledger]] = field(default_factory=dict)
+    looks: list[tuple[str, dict[str, list[int]]]] = field(default_factory=list)
 
     def add(self, ledger: Ledger) -> None:
         """Take in what a ledger holds; what is there already stays.
@@ -60,6 +61,7 @@ class _Union:
                     f"plan {name}: ledgers {plan_origin.root} and {ledger.root} planned these comparisons differently; "
                     "judge them apart"
                 )
+        self.looks += [(name, ledger.looks(name)) for name in ledger.looked_at()]
         for key, cell in ledger.cells_by_key().items():
             there, origin = self.cells.setdefault(key, (cell, ledger))
             if there.status == cell.status == "ok":
@@ -105,6 +107,8 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         # First, so that a merge that was killed left no seeds without the plan that they were trained by.
         for name, (plan, _) in union.plans.items():
             merged.write_plan(name, plan)
+        for name, looks in union.looks:
+            merged.remember_looks(name, looks)
         for run, origin in sorted(runs, key=lambda pair: _STAGES.index(pair[0].stage)):
             with _held(merged, run.spec):
                 if merged.find(run.spec) is None:

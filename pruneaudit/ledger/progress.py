@@ -8,13 +8,14 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from pruneaudit.ledger.schedule import Job, makespan
 from pruneaudit.ledger.store import Ledger, process_space
 from pruneaudit.workloads.metrics import ACCURACY, shown
 
@@ -57,7 +58,7 @@ class Planned(_Said):
         run: Its name.
         needs: Ids of the runs that must be finished before it.
         kind: Runs of one kind take as long for each MAC.
-        cost: MACs of training and evaluation; None where nobody could tell.
+        cost: What it takes, in MACs, calls of layers included; None where nobody could tell.
     """
 
     id: RunId
@@ -355,8 +356,9 @@ def seconds_left(
 ) -> float | None:
     """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
 
-    What is left is counted in MACs and divided by the MACs per second of runs of the same kind: a small network takes
-    longer for each MAC than a large one. Kinds that no process has met yet get the mean rate.
+    What is left takes as long for each MAC as runs of the same kind took. Kinds that no process has met yet get the
+    median rate of the others: the first run of a process is often a slow one. Workers then take runs as they are ready,
+    as ``pruneaudit plan`` lets them.
 
     Args:
         planned: Runs by id.
@@ -383,19 +385,37 @@ def seconds_left(
     macs, seconds = (sum(column) for column in zip((0.0, 0.0), *measured.values(), strict=True))
     if macs <= 0 or seconds < MEASURED:
         return None
-    work, longest = 0.0, 0.0
+    usual = _median_rate(measured.values())
+    waiting: list[Job] = []
+    left: dict[tuple[str, int], list[float]] = defaultdict(list)
     for run in open_runs:
         macs_of_kind, seconds_of_kind = measured.get(run.kind, (0.0, 0.0))
-        per_mac = seconds_of_kind / macs_of_kind if macs_of_kind > 0 else seconds / macs
-        needed = (run.cost or 0.0) * per_mac
-        if (current := under_way.get(run.id)) is not None:
-            # Between two reports a process has gone on, by an epoch at most.
-            runs = beside[current.host, current.pid]
-            ahead = min((now - current.time) / runs, needed / max(current.epochs, 1))
-            needed = max(0.0, needed * (1 - current.share()) - ahead)
-            longest = max(longest, needed * runs)
-        work += needed
-    return max(work / len(beside), longest)
+        needed = (run.cost or 0.0) * (seconds_of_kind / macs_of_kind if macs_of_kind > 0 else usual)
+        current = under_way.get(run.id)
+        if current is None:
+            waiting.append(Job(run.id, needed, run.needs))
+            continue
+        # Between two reports a process has gone on, by an epoch at most.
+        worker = current.host, current.pid
+        ahead = min((now - current.time) / beside[worker], needed / max(current.epochs, 1))
+        left[worker].append(max(0.0, needed * (1 - current.share()) - ahead))
+    # The longest of the runs that a process trains side by side goes on in its share of the time. What waits for one of
+    # them waits for all.
+    ends = {training.id: str(worker) for worker in left for training in busy if (training.host, training.pid) == worker}
+    jobs = [replace(job, needs=tuple(ends.get(need, need) for need in job.needs)) for job in waiting]
+    begun = [Job(str(worker), max(sum(each), max(each) * beside[worker])) for worker, each in left.items()]
+    return makespan(jobs, len(beside), begun)
+
+
+def _median_rate(measured: Iterable[Sequence[float]]) -> float:
+    """Seconds per MAC of kinds of runs, the median over MACs."""
+    rates = sorted((seconds / macs, macs) for macs, seconds in measured if macs > 0)
+    half, reached = sum(macs for _, macs in rates) / 2, 0.0
+    for rate, macs in rates:
+        reached += macs
+        if reached >= half:
+            return rate
+    raise ValueError("nothing was measured")
 
 
 def _of_cell(runs: Sequence[Status]) -> Status:

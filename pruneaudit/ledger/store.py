@@ -6,6 +6,7 @@ Layout::
     failures/SLUG-ID-N.json                          failed attempts, kept
     cells/CELL.json                                  what each cell makes of its runs
     planned/WORKLOAD-PROTOCOL.json                   plans of verdicts, written before their first seed trained
+    looks/WORKLOAD-PROTOCOL.json                     over how many seeds there were verdicts without a plan
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
     progress/PID-NUMBER.json                         runs that each process has under way
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 
 from pruneaudit.catalog.discovery import suite_command
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import torch
 
 Model = TypeVar("Model", bound=BaseModel)
+_LOOKS = TypeAdapter(dict[str, list[int]])
 #: Plans of so many sessions are kept: more will not run side by side.
 _PLANS_KEPT = 8
 #: Seconds after which what a process told is nobody's any more, where it was killed and could not take it back.
@@ -333,6 +335,35 @@ class Ledger:
         """
         return [_read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
 
+    def looks(self, name: str) -> dict[str, list[int]]:
+        """Over how many seeds there were verdicts of a table without a plan, by series of seeds.
+
+        Raises:
+            DamagedError: It cannot be read.
+        """
+        path = self.root / "looks" / f"{name}.json"
+        try:
+            return _LOOKS.validate_json(path.read_bytes()) if path.exists() else {}
+        except (OSError, ValueError):
+            raise DamagedError(f"{path}: not a list of looks; take it from a copy, or choose another ledger") from None
+
+    def looked_at(self) -> list[str]:
+        """Names of the tables that :meth:`looks` knows."""
+        return sorted(path.stem for path in (self.root / "looks").glob("*.json"))
+
+    def remember_looks(self, name: str, looks: Mapping[str, Sequence[int]]) -> None:
+        """Add to them; what is there stays."""
+        there = self.looks(name)
+        if all(set(found) <= set(there.get(series, ())) for series, found in looks.items()):
+            return
+        self._writing()
+        path = self.root / "looks" / f"{name}.json"
+        with self._storing(), FileLock(self.root / "locks" / f"{name}.looks.lock"):
+            path.parent.mkdir(exist_ok=True)
+            there = self.looks(name)
+            known = {series: sorted({*there.get(series, ()), *looks.get(series, ())}) for series in {*there, *looks}}
+            write_json(path, known)
+
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""
         path = self.root / "progress" / f"{os.getpid()}-{self._number}.json"
@@ -356,7 +387,11 @@ class Ledger:
         return found
 
     def report_plan(self, session: str, facts: dict[str, Any]) -> str:
-        """Tell other processes what a session has to train, unless one of its processes has done so.
+        """Tell other processes what a session has to train, beyond what its processes have told so far.
+
+        Args:
+            session: Id of the session.
+            facts: ``runs``, each with its ``id``, and ``cells`` by key.
 
         Returns:
             Name of the plan.
@@ -371,6 +406,16 @@ class Ledger:
                 for old in self.plans()[_PLANS_KEPT:]:
                     old.unlink(missing_ok=True)
                 self._forget()
+                return name
+            try:
+                there = json.loads(path.read_text(encoding="utf-8"))
+                known = {run["id"] for run in there["runs"]}
+            except (ValueError, KeyError, TypeError):
+                return name  # It only tells, and is no reason to stop.
+            runs = [*there["runs"], *(run for run in facts["runs"] if run["id"] not in known)]
+            cells = {**there.get("cells", {}), **facts["cells"]}
+            if (runs, cells) != (there["runs"], there.get("cells")):
+                write_json(path, {**there, "runs": runs, "cells": cells})
         return name
 
     def plans(self) -> list[Path]:

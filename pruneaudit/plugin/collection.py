@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pruneaudit.audit.forecast import Forecast, cells_expected, forecast
 from pruneaudit.catalog.discovery import suite_arguments
 from pruneaudit.errors import ConfigError
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import audit_session
 from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.plugin.session import AuditSession, ConformanceCase, item_target
@@ -31,15 +35,19 @@ class _Collector:
         self.checks = [target for target in targets if isinstance(target, ConformanceCase)]
 
 
-def collect(expression: str, options: list[str]) -> Work:
+def collect(expression: str, options: list[str], pilot: Path | None = None) -> tuple[Work, list[Forecast]]:
     """Collect what pytest would run.
 
     Args:
         expression: As pytest's ``-k``.
         options: ``--audit-…`` options of the suite.
+        pilot: Ledger that means and spreads of planned comparisons come from; None: the session's.
+
+    Returns:
+        What would run, with as many seeds as planned comparisons are expected to take; and these expectations.
 
     Raises:
-        ConfigError: The selection is wrong or empty.
+        ConfigError: The selection is wrong or empty, or the pilot is no ledger.
     """
     collector = _Collector()
     output = io.StringIO()
@@ -60,15 +68,28 @@ def collect(expression: str, options: list[str]) -> Work:
     collecting = time.process_time()
     from pruneaudit.campaign.plan import Check, Work
 
+    expected = _expected(session, None if pilot is None else Ledger(pilot, writable=False))
     checks = [Check(case.id, case.check, case.method, case.workload) for case in collector.checks]
     gpus = len(visible_gpus()) if session.device == "cuda" else 0
-    return Work(
+    work = Work(
         session.catalog,
         session.ledger,
         session.settings,
         session.runtime,
         gpus,
-        session.selected,
+        list(dict.fromkeys([*session.selected, *cells_expected(expected)])),
         checks,
         collecting,
     )
+    return work, expected
+
+
+def _expected(session: AuditSession, pilot: Ledger | None) -> list[Forecast]:
+    """What is to be expected of the comparisons that a session plans."""
+    there = None if pilot is None else partial(session.stored, ledger=pilot)
+    return [
+        one
+        for workload in sorted({subject.workload for subject in session.judged})
+        for family in session.families(workload)
+        for one in forecast(family, session.stored, session.catalog.workload(workload).metric, there)
+    ]

@@ -7,15 +7,18 @@ import io
 import os
 import shlex
 import signal
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pruneaudit.audit.rounds import table_name
+from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
-from pruneaudit.errors import AuditError, one_line
+from pruneaudit.errors import AuditError, StorageError, one_line
 from pruneaudit.plugin.causes import Causes
 from pruneaudit.plugin.interrupts import PATIENCE, Interrupts, Leash
 from pruneaudit.plugin.session import AuditSession, Check, Gate
@@ -203,7 +206,27 @@ class Controller:
                 reasons = "; ".join(sorted({self.reasons.get(nodeid, "") for nodeid in selected.values()}))
                 self.nothing_measured = f"all {len(selected)} selected cells and checks were skipped: {reasons}"
             write(self.results, audit.report_path, drawing)
+        if not audit.only_judges:
+            # Who cannot write to a ledger cannot add seeds to it either.
+            with contextlib.suppress(StorageError):
+                self._remember_looks()
         tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
+
+    def _remember_looks(self) -> None:
+        """Tell the ledger over how many seeds comparisons without a plan have a verdict now: rule F611 asks."""
+        assert self.results is not None
+        names = ("workload", "labels", "protocol", "method", "ratio", "seed")
+        ran = {tuple(map(str, map(row.get, names))): row["result"] for row in self.results.cells}
+        tables: dict[str, dict[str, list[int]]] = defaultdict(dict)
+        for row in self.results.verdicts:
+            if row["verdict"] == "not comparable" or len(row["seeds"]) < seeds_needed() or row.get("plan"):
+                continue
+            where = (row["workload"], row["labels"], row["protocol"])
+            first = [ran[tuple(map(str, (*where, arm, row["ratio"], row["seeds"][0])))] for arm in row["arms"]]
+            name = table_name(row["workload"], row["protocol"], row["labels"])
+            tables[name]["-".join(sorted(first))] = [len(row["seeds"])]
+        for name, looks in tables.items():
+            self.audit.ledger.remember_looks(name, looks)
 
     def _asked(self, selected: dict[Cell | Check | Gate, str]) -> tuple[dict[Cell, None], Asked]:
         """What a report is of: cells, and what is judged."""

@@ -20,7 +20,7 @@ from pruneaudit.audit.currency import stored_cell
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
-from pruneaudit.audit.rounds import Family, Standing, Subject, read, register
+from pruneaudit.audit.rounds import Family, Standing, Subject, looks, read, register
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
@@ -195,20 +195,24 @@ class AuditSession:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
         ratios = _ratios(option.audit_ratios)
-        self.decide: int | None = option.audit_decide
-        if self.decide is not None:
-            self._check_decide(option)
-            seeds = self.decide
+        self.decide = self._decide(option)
+        seeds = self.decide or seeds
         return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against, ratios)
 
-    def _check_decide(self, option: Any) -> None:
-        """Refuse plans of verdicts that cannot be kept."""
+    def _decide(self, option: Any) -> int | None:
+        """Seeds at most of verdicts that are planned; None: a fixed number. Plans that cannot be kept are refused."""
+        where, most = "--audit-decide", option.audit_decide
+        if most is None and option.audit_seeds is None:
+            where, most = f"study {self.study.name}: decide", self.study.decide
+        if most is None:
+            return None
         fewest = seeds_needed()
-        if option.audit_decide < fewest:
-            raise ConfigError(f"--audit-decide: expected a number of at least {fewest}: fewer seeds decide nothing")
+        if most < fewest:
+            raise ConfigError(f"{where}: expected a number of at least {fewest}: fewer seeds decide nothing")
         for name in ("seeds", "baseline"):
             if getattr(option, f"audit_{name}") is not None:
-                raise ConfigError(f"--audit-decide says which seeds are trained: leave out --audit-{name}")
+                raise ConfigError(f"{where} says which seeds are trained: leave out --audit-{name}")
+        return int(most)
 
     def _fail_on(self, option: Any) -> tuple[str, ...]:
         """Verdicts that fail; empty where nothing is gated."""
@@ -373,27 +377,30 @@ class AuditSession:
         """
         if workload in self._registered:
             return
-        tables: dict[str, list[Comparison]] = {}
-        for subject in self.judged:
-            declined = any(self._declined(name, workload) for name in subject.methods)
-            if isinstance(subject, Comparison) and subject.workload == workload and not declined:
-                tables.setdefault(subject.protocol, []).append(subject)
-        metric = self.catalog.workload(workload).metric
         there = read(self.ledger)
-        for protocol, comparisons in tables.items():
-            if self.decide is None:
-                family = there.get((workload, protocol, self.labels[workload]))
-                if family is not None:
-                    pytest.fail(
-                        f"{workload} {protocol}: ledger {self.ledger.root} decides these comparisons seed by seed: "
-                        f"give --audit-decide {family.plan.seeds}, or choose another --audit-ledger",
-                        pytrace=False,
-                    )
-                continue
-            family = Family(
+        for protocol in self._tables(workload) if self.decide is None else ():
+            known = there.get((workload, protocol, self.labels[workload]))
+            if known is not None:
+                pytest.fail(
+                    f"{workload} {protocol}: ledger {self.ledger.root} decides these comparisons seed by seed: "
+                    f"give --audit-decide {known.plan.seeds}, or choose another --audit-ledger",
+                    pytrace=False,
+                )
+        for family in self.families(workload):
+            try:
+                register(self.ledger, family, self.stored, self.catalog.workload(workload).metric)
+            except AuditError as error:
+                pytest.fail(one_line(error), pytrace=False)
+        self._registered.add(workload)
+
+    def families(self, workload: str) -> list[Family]:
+        """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number."""
+        metric, labels = self.catalog.workload(workload).metric, self.labels[workload]
+        return [
+            Family(
                 workload=workload,
                 protocol=protocol,
-                labels=self.labels[workload],
+                labels=labels,
                 pairs=tuple(sorted((*one.methods, one.ratio) for one in comparisons)),
                 plan=Plan(
                     seeds=self.decide,
@@ -401,11 +408,18 @@ class AuditSession:
                     margin=metric.margin_under(self.catalog.protocol(protocol).margin),
                 ),
             )
-            try:
-                register(self.ledger, family, self.stored, metric)
-            except AuditError as error:
-                pytest.fail(one_line(error), pytrace=False)
-        self._registered.add(workload)
+            for protocol, comparisons in self._tables(workload).items()
+            if self.decide is not None
+        ]
+
+    def _tables(self, workload: str) -> dict[str, list[Comparison]]:
+        """Comparisons of a workload that are judged, by protocol."""
+        tables: dict[str, list[Comparison]] = {}
+        for subject in self.judged:
+            declined = any(self._declined(name, workload) for name in subject.methods)
+            if isinstance(subject, Comparison) and subject.workload == workload and not declined:
+                tables.setdefault(subject.protocol, []).append(subject)
+        return tables
 
     def standing(self, subject: Arm | Comparison) -> Standing | None:
         """Where the comparisons of a subject's table stand, measured until they are decided; None without a plan."""
@@ -454,7 +468,9 @@ class AuditSession:
 
     def docket(self, workload: str, cell_of: Callable[[Cell], CellRecord | None], table: Table | None = None) -> Docket:
         """Judges a workload from the cells that it is given."""
-        return Docket(self.catalog, self.ledger, cell_of, self.labels[workload], self.study.waive, table)
+        labels = self.labels[workload]
+        known = looks(self.ledger, workload, labels)
+        return Docket(self.catalog, self.ledger, cell_of, labels, self.study.waive, table, looks=known)
 
     def judge(self, check: Check) -> Finding:
         """The finding of a fairness item, measuring what is missing."""
@@ -506,9 +522,9 @@ class AuditSession:
             row["verdict"] == "fail" and bool(row.get("required")) and not row.get("waived")
         )
 
-    def stored(self, cell: Cell) -> CellRecord | None:
-        """The record of a cell as the ledger holds it; None where it holds none that still counts."""
-        return stored_cell(cell, self.catalog, self.settings, self.ledger)
+    def stored(self, cell: Cell, ledger: Ledger | None = None) -> CellRecord | None:
+        """The record of a cell as the ledger holds it, or another one; None where it holds none that still counts."""
+        return stored_cell(cell, self.catalog, self.settings, ledger or self.ledger)
 
     def fail(self, item: pytest.Item, error: AuditError, method: str) -> NoReturn:
         """Fail the running test of a method, of a cause that other tests may share."""

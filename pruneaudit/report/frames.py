@@ -76,7 +76,7 @@ def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[st
 
 def _flat(row: Mapping[str, Any], key: str, prefix: bool = True) -> dict[str, Any]:
     """A row whose nested values are columns of their own."""
-    rest = {name: value for name, value in row.items() if name != key}
+    rest = {name: value for name, value in row.items() if name not in (key, "outlook")}
     return rest | {f"{key}_{name}" if prefix else name: value for name, value in (row[key] or {}).items()}
 
 

@@ -338,7 +338,8 @@ def gather(
     for workload in sorted({cell.workload for cell in known} | {subject.workload for subject in asked.subjects}):
         labels = settings.labels(catalog.workload(workload))
         members = {cell: record for cell, record in known.items() if cell.workload == workload}
-        docket = Docket(catalog, ledger, members.get, labels, waive, Table(members, catalog.strictness))
+        table, looks = Table(members, catalog.strictness), rounds.looks(ledger, workload, labels)
+        docket = Docket(catalog, ledger, members.get, labels, waive, table, looks=looks)
         subjects = [subject for subject in asked.subjects if subject.workload == workload]
         counted = _as_planned(docket, workload, subjects)
         wanted |= {counted[subject]: rules for subject, rules in asked.required.items() if subject in counted}
@@ -391,7 +392,9 @@ def gather_ledger(
             ]
         table = Table(members, catalog.strictness)
         waive = study.waive if study is not None else {}
-        docket = Docket(catalog, ledger, members.get, labels, waive, table)
+        docket = Docket(
+            catalog, ledger, members.get, labels, waive, table, looks=rounds.looks(ledger, workload, labels)
+        )
         groups.append((docket, list(_as_planned(docket, workload, subjects).values())))
     rows = [
         _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
@@ -506,7 +509,7 @@ def _findings(
         for subject in subjects
         for wanted in (asked.required.get(subject),)
         for finding in docket.findings(subject, only)
-        if wanted is None or not finding.required or finding.rule in wanted
+        if wanted is None or not finding.required or finding.rule in wanted or get_rule(finding.rule).always
     ]
 
 
@@ -632,6 +635,8 @@ def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
             del row["metric"]
         if row["plan"] is None:  # A fixed number of seeds.
             del row["plan"], row["looks"]
+        if row["outlook"] is None:
+            del row["outlook"]
     return sorted(rows, key=lambda row: (row["workload"], row["labels"], row["protocol"], row["ratio"], row["arms"]))
 
 

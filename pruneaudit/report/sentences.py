@@ -74,10 +74,20 @@ def _undecided(names: Sequence[str], rows: Sequence[Mapping[str, Any]], metric: 
     if len(rows) < pairs:
         tie += f" ({len(rows)} of their {pairs} pairs are compared)"
     n = min(len(row["seeds"]) for row in rows)
-    needed = max(seeds_needed(comparisons=row["family"]) for row in rows)
+    needed = max(0 if row.get("plan") else seeds_needed(comparisons=row["family"]) for row in rows)
     if n < needed:
         return f"{tie}: {n} of the {needed} seeds that a decision needs."
-    return f"{tie}, with {n} seeds."
+    return f"{tie}, with {n} seeds.{_outlook(rows)}"
+
+
+def _outlook(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the comparison lacks that is nearest to a decision."""
+    lacking = [row for row in rows if (row.get("outlook") or {}).get("more") is not None]
+    if not lacking:
+        return ""
+    row = min(lacking, key=lambda row: row["outlook"]["more"])
+    whose = "" if len(rows) == 1 else f" {' and '.join(row['arms'])}"
+    return f" At its present mean and spread about {row['outlook']['more']} more seeds would decide{whose or ' it'}."
 
 
 def _listed(names: Sequence[str], comma: str = ",") -> str:

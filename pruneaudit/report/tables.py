@@ -259,8 +259,10 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) 
 
 
 def _seeds(row: Mapping[str, Any]) -> str:
-    """Paired seeds, with the number that better or worse needs where there are fewer."""
+    """Paired seeds, with the number that better or worse needs where there are fewer; with a plan, its most."""
     n, needed = len(row["seeds"]), seeds_needed(comparisons=row["family"])
+    if row.get("plan"):
+        return f"{n} (planned: {row['plan']['seeds']})" if row["looks"] < row["plan"]["seeds"] else str(n)
     return f"{n} of {needed}" if n < needed else str(n)
 
 

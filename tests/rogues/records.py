@@ -15,10 +15,13 @@ from builders import RECIPE, SEEDS, changed, right_answers, run_record, series
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
+from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.workloads.recipes import Recipe
 
+#: A plan of a comparison, which may take more seeds than there are.
+PLAN = Plan(seeds=12, comparisons=1, margin=0.5)
 #: The seed at which an arm goes wrong: neither the first nor the last.
 BAD_SEED = SEEDS[2]
 ELSEWHERE = "00" * 32
@@ -463,6 +466,12 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "at-another-ratio-only": lambda case: without_cells(case, method="random", ratio=0.5),
         "under-another-protocol-only": lambda case: without_cells(case, method="l1", protocol="s4.2"),
     },
+    "F611": {
+        "looked-at-and-extended": lambda case: replace(case, looks=(6,)),
+        "seeds-left-out": lambda case: replace(case, looks=(7, 9)),
+        "looked-at-and-then-planned": lambda case: replace(case, plan=PLAN, looks=(6, 7)),
+        "more-than-planned": lambda case: replace(case, plan=PLAN.model_copy(update={"seeds": 6})),
+    },
     "F701": {
         "loses-under-the-rivals-recipe": lambda case: ahead(case, "xv-tpp", -0.3),
         "loses-under-its-own-recipe": lambda case: ahead(case, "xv-l1", -0.3),
@@ -522,8 +531,8 @@ RELATED = {
     # A control that spares wide layers misses the target in all of them.
     "F510": {"F503"},
     # Nothing is there: neither seeds nor cells.
-    "F603/none": {"F608"},
-    "F608/nothing-measured": {"F603", "F607"},
+    "F603/none": {"F608", "F611"},
+    "F608/nothing-measured": {"F603", "F607", "F611"},
 }
 
 

@@ -200,3 +200,29 @@ def controls_present(case: Case) -> Outcome:
     missing = [name for name in (MAGNITUDE, RANDOM) if name not in here]
     value = f"{', '.join(missing)} missing" if missing else f"{MAGNITUDE}, {RANDOM} present"
     return Outcome("fail" if missing else "pass", value, value)
+
+
+@series_rule(
+    "F611",
+    "Number of seeds fixed before they were looked at",
+    "Armitage, McPherson and Rowe 1969 (repeated significance tests); Jennison and Turnbull 2000, sec. 1",
+    always=True,
+)
+def seeds_as_planned(case: Case) -> Outcome:
+    """Seeds of a comparison against its plan in the ledger, and against those over which it had a verdict without one.
+
+    Who looks and then adds seeds, or leaves some out, chooses among verdicts. Fewer than six seeds give none to choose.
+
+    Example: eight seeds that were looked at as eight pass, and so do eight of at most twelve that were planned; eight
+    that had been looked at as six do not.
+    """
+    n, fewest = len(case.pairs), seeds_needed(ALPHA)
+    others = sorted({look for look in case.looks if look >= fewest and (look != n or case.plan is not None)})
+    note = f"a verdict over {', '.join(map(str, others))} seeds was known before" if others else ""
+    if case.plan is not None:
+        value = f"{n} seeds, planned: {case.plan.seeds} at most, looked at from the {case.plan.first}th on"
+        return Outcome("pass" if n <= case.plan.seeds and not others else "fail", value, value, note)
+    if not n:
+        return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
+    value = f"{n} seeds, a fixed number"
+    return Outcome("fail" if others else "pass", value, value, note)

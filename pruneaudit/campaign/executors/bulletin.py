@@ -53,7 +53,7 @@ class Bulletin:
         self._heard = 0.0
 
     def announce(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
-        """Tell what the session has to train.
+        """Tell what the session has to train, beyond what was told before.
 
         Args:
             runs: Its runs, parents first.
@@ -64,7 +64,7 @@ class Bulletin:
         # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
         with contextlib.suppress(OSError):
             plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
-            self._told = {"planned": len(planned), "plan": plan}
+            self._told = {"planned": self._told["planned"] + len(planned), "plan": plan}
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
         """These runs are under way, side by side."""
@@ -125,10 +125,10 @@ class Bulletin:
         """What other processes are told of a run."""
         if needed is None:
             return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs)
-        # A small network takes longer for each MAC than a large one, and so does a method that does more than train.
+        # Runs of one kind differ in their length alone: a method may do more than train.
         method = f" {spec.method}" if spec.stage == "prune" else ""
         kind = f"{spec.workload} {spec.stage}{method} {needed.macs}"
-        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.total)
+        return Planned(id=spec.run_id, run=spec.slug, needs=spec.needs, kind=kind, cost=needed.work)
 
     def _cost(self, spec: RunSpec) -> Cost | None:
         """What a run has to compute; None where that cannot be told: an estimate must not cost a run."""

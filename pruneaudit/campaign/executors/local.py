@@ -66,14 +66,20 @@ class LocalExecutor:
         self._together = dict(together)
         self.bulletin.announce(runs, cells or {})
 
-    def help_with(self, runs: Sequence[RunSpec]) -> None:
-        """Name runs that the session needs besides those that were shared, parents first."""
+    def help_with(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
+        """Name runs that the session needs besides those that were shared, parents first.
+
+        Args:
+            runs: The runs.
+            cells: For each of their cells, by its key, the ids of its runs.
+        """
         known = {run.run_id for run in self._backlog}
-        for run in runs:
-            if run.run_id not in known:
-                self._backlog.append(run)
-                if (shape := self._shape(run)) is not None:
-                    self._together.setdefault(shape, []).append(run)
+        more = [run for run in runs if run.run_id not in known]
+        for run in more:
+            self._backlog.append(run)
+            if (shape := self._shape(run)) is not None:
+                self._together.setdefault(shape, []).append(run)
+        self.bulletin.announce(more, cells)
 
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record; its parents must be finished.

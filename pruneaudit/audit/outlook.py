@@ -1,0 +1,156 @@
+"""What an open comparison lacks: how many seeds it would take, and at which stage its differences come apart.
+
+numpy only: importing this module loads neither scipy nor torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
+from pydantic import Field
+
+from pruneaudit.audit.statistics import ALPHA, POWER, seeds_needed
+from pruneaudit.schema import Frozen
+
+#: Seeds without which variances are not taken apart: each share has as wide an error as itself.
+FEWEST = 6
+#: More seeds than anybody trains: nothing is said then but that.
+MOST = 1000
+# Seeds that looks after every seed cost, against one look at the end (Jennison and Turnbull 2000, ch. 2; Pocock's).
+_LOOKS = 1.3
+
+
+class Spread(Frozen):
+    """Shares of the variance of paired differences by the stage in which they arise; together 1.
+
+    A seed names a random stream of its own for every stage, so that the law of total variance takes the variance apart
+    stage by stage: what the base model tells of a difference, what the pruned networks tell beyond that, and the rest.
+    What a stage tells is read from its accuracies by linear regression, adjusted for the number of regressors (Ezekiel
+    1930). A line tells less than the network would: shares of early stages are lower bounds.
+
+    Attributes:
+        base: Told by the metric of the base model: its initialisation and the order of its data.
+        pruning: Told by the difference right after pruning, beyond that: the method itself and the order of its data.
+            None where an arm is trained from scratch, or an older record does not say.
+        retraining: The rest: order and augmentation of the data of retraining.
+    """
+
+    base: float = Field(ge=0, le=1)
+    pruning: float | None = Field(ge=0, le=1)
+    retraining: float = Field(ge=0, le=1)
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        parts = [(self.base, "the base model"), (self.pruning, "pruning"), (self.retraining, "retraining")]
+        return ", ".join(f"{share:.0%} from {stage}" for share, stage in parts if share is not None)
+
+
+class Outlook(Frozen):
+    """What an open comparison lacks, at the mean and the spread of its differences so far.
+
+    Attributes:
+        seeds: Seeds with which it would be decided with the chance ``POWER``, those that it has included; None: more
+            than ``MOST``.
+        more: How many of them are missing.
+        word: As what: ``different`` (better or worse) or ``equivalent``.
+        spread: Where the differences come apart; None with fewer than ``FEWEST`` seeds, or where they do not differ.
+    """
+
+    seeds: int | None = Field(ge=1)
+    more: int | None = Field(ge=0)
+    word: str = ""
+    spread: Spread | None = None
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.seeds is None:
+            lacks = f"at this mean and spread more than {MOST} seeds would not decide it"
+        else:
+            as_what = "better or worse" if self.word == "different" else self.word
+            lacks = f"at this mean and spread about {self.more} more seeds would decide it ({as_what})"
+        return lacks + (f"; the spread: {self.spread.text}" if self.spread is not None else "")
+
+
+def outlook(
+    gaps: Sequence[float],
+    margin: float,
+    undecided: int = 1,
+    is_planned: bool = False,
+    bases: Sequence[float] | None = None,
+    pruned: Sequence[float] | None = None,
+) -> Outlook | None:
+    """What a comparison lacks that is open after some seeds; None where fewer than two were seen.
+
+    Seeds are those of a t test or two (normal approximation with Guenther's correction, Am. Stat. 35, 1981), at the
+    level that Holm's procedure leaves, but never fewer than sign vectors allow.
+
+    Args:
+        gaps: Paired differences.
+        margin: Differences smaller than this do not matter.
+        undecided: Comparisons of the family that are undecided, this one included.
+        is_planned: Whether it is looked at after every seed, which costs some.
+        bases: Metric of the base model of each seed, or None.
+        pruned: Difference right after pruning of each seed, or None.
+    """
+    n = len(gaps)
+    if n < 2:
+        return None
+    mean, std, level = abs(fmean(gaps)), stdev(gaps), ALPHA / max(undecided, 1)
+    cost, fewest = _LOOKS if is_planned else 1.0, seeds_needed(ALPHA, max(undecided, 1))
+    ways = [
+        (max(cost * _seeds(mean, std, level / 2, POWER), fewest), "different"),
+        # Where nothing differs both of its tests must hold. They are one-sided: half as many sign vectors do.
+        (max(cost * _seeds(margin - mean, std, level, (1 + POWER) / 2), fewest - 1, seeds_needed()), "equivalent"),
+    ]
+    least, word = min(ways)
+    is_far = least > MOST
+    needed = 0 if is_far else math.ceil(least)
+    return Outlook(
+        seeds=None if is_far else max(needed, n + 1),
+        more=None if is_far else max(needed - n, 1),
+        word="" if is_far else word,
+        spread=spread(gaps, bases, pruned),
+    )
+
+
+def spread(
+    gaps: Sequence[float], bases: Sequence[float] | None = None, pruned: Sequence[float] | None = None
+) -> Spread | None:
+    """Where paired differences come apart; None where that cannot be told.
+
+    Args:
+        gaps: Paired differences, ``[n]``.
+        bases: Metric of the base model, ``[n]``, or None where arms have none in common.
+        pruned: Difference right after pruning, ``[n]``, or None.
+    """
+    if len(gaps) < FEWEST or max(gaps) - min(gaps) < 1e-9 or (bases is None and pruned is None):
+        return None
+    columns = [] if bases is None else [np.asarray(bases, dtype=float)]
+    by_base = _told(gaps, columns)
+    by_both = by_base if pruned is None else max(_told(gaps, [*columns, np.asarray(pruned, dtype=float)]), by_base)
+    return Spread(base=by_base, pruning=None if pruned is None else by_both - by_base, retraining=1.0 - by_both)
+
+
+def _told(gaps: Sequence[float], columns: Sequence[np.ndarray]) -> float:
+    """Share of the variance that a line tells: adjusted R², at least 0."""
+    varying = [column for column in columns if np.ptp(column) > 1e-9]
+    if not varying:
+        return 0.0
+    y = np.asarray(gaps, dtype=float)
+    x = np.column_stack([np.ones(len(y)), *varying])
+    rest = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    left = float(rest @ rest) / (len(y) - x.shape[1])
+    return min(max(1.0 - left / float(np.var(y, ddof=1)), 0.0), 1.0)
+
+
+def _seeds(effect: float, std: float, level: float, power: float) -> float:
+    """Seeds of a one-sided t test that finds an effect; infinite where there is none to be found."""
+    if effect <= 0:
+        return math.inf
+    z = NormalDist().inv_cdf(1 - level)
+    return ((z + NormalDist().inv_cdf(power)) * std / effect) ** 2 + z**2 / 2

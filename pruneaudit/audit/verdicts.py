@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pruneaudit.audit.besides import besides
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.sequential import Plan, Stop
@@ -39,6 +40,7 @@ class Verdict(Frozen):
         looks: With a plan, seeds that the comparison was looked at after. p values are then those of the seeds that are
             there, adjusted ones 0.05 for what the plan decided and 1 for what it did not.
         metric: Name of what decided. Differences are first arm minus second, whatever is better.
+        besides: What the arms do beside deciding what goes, in sentences.
     """
 
     verdict: Judgement
@@ -60,6 +62,7 @@ class Verdict(Frozen):
     plan: Plan | None = None
     looks: int | None = None
     metric: str = ACCURACY.name
+    besides: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -147,6 +150,8 @@ def _verdict(
         parts.append(f"{state} after {stop.looks} of at most {plan.seeds} planned seeds")
     waived = {finding.rule: finding.waived for finding in failing if finding.waived}
     parts += [f"{rule} waived: {reason}" for rule, reason in waived.items()]
+    others = tuple(dict.fromkeys(text for arms in entry.case.pairs for arm in arms for text in besides(arm)))
+    parts += others
     return Verdict(
         verdict=judgement,
         workload=subject.workload,
@@ -167,6 +172,7 @@ def _verdict(
         plan=plan,
         looks=None if stop is None else stop.looks,
         metric=entry.metric.name,
+        besides=others,
     )
 
 

@@ -313,6 +313,11 @@ def metric_facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def besides(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the arms of some verdicts do beside deciding what goes, each once."""
+    return sorted({text for row in rows for text in row.get("besides", ())})
+
+
 def no_outcomes(rows: Iterable[Mapping[str, Any]], metric: Metric) -> str:
     """Why no images are counted that one arm alone got right; nothing where they are, or nothing was compared."""
     compared = [row for row in rows if row["difference"] is not None]

@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pypdf
 import pytest
 from builders import CATALOG, catalog_by, evidence, failed_cell, finding, measured_by, scored, store
 from PIL import Image
@@ -369,11 +371,31 @@ def test_it_is_readable_at_both_widths(opened, width, scheme):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, section
 
 
-def test_it_prints(opened):
+def test_it_prints(opened, results):
     """Every section is on paper, whole, though nobody scrolled to it: heading, tables and plots as wide as the page."""
-    tab = opened(color_scheme="dark")
-    content = tab.pdf(format="A4")
-    assert content.startswith(b"%PDF") and len(content) > 50_000
+    # More runs than a table shows on a screen.
+    shown = replace(results, runs=[{**run, "slug": f"{run['slug']}-{n}"} for n in range(2) for run in results.runs])
+    assert len(shown.runs) > 100
+    tab = opened(shown, color_scheme="dark")
+    printed = pypdf.PdfReader(io.BytesIO(tab.pdf(format="A4")))
+    # Fonts have one sign for some pairs of letters.
+    pages = [unicodedata.normalize("NFKC", page.extract_text()) for page in printed.pages]
+    headings = tab.locator("main h2").all_inner_texts()
+    assert len(headings) == len(SECTIONS)
+    found = [next(n for n, text in enumerate(pages) if f"\n{heading}\n" in f"\n{text}\n") for heading in headings]
+    assert found == sorted(found), "every section is on paper, in order"
+    for heading, number in zip(headings, found, strict=True):
+        after = f"\n{pages[number]}\n".partition(f"\n{heading}\n")[2]
+        assert len(after.splitlines()) > 1, f"nothing but its heading is on the page: {heading}"
+    text = "\n".join(pages)
+    assert "Shown: lenet5-digits, s3.2, all ratios." in pages[0]
+    # What Chromium draws of plots is text, too: axes of each of them.
+    for axis in ("speedup, MACs(base)", "first learning rate of retraining", "training MACs", "mean JSV"):
+        assert axis in text, axis
+    runs = [len(re.findall(r"record\.json", page)) for page in pages]
+    assert sum(runs) == len(shown.runs), "a table is printed whole"
+    continued = [page for page, rows in zip(pages, runs, strict=True) if rows]
+    assert len(continued) > 1 and all("learning rate" in page for page in continued), "its head comes again"
     # The same that the browser does before it prints.
     tab.emulate_media(media="print")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -400,11 +422,31 @@ def test_differences_come_first_as_a_picture(opened, results):
     assert heads == ["first − second", "S2", "S3.1", "S3.2", "SX-A"]
     row = next(row for row in results.verdicts if row["arms"] == ["l1", "tpp"] and row["protocol"] == "s3.2")
     cell = tab.locator("table.gaps tbody tr", has_text="l1 − tpp").locator("td").nth(2)
-    assert cell.inner_text().strip() == f"{row['difference']['mean']:+.2f}"
+    assert cell.inner_text().strip() == f"{row['difference']['mean']:+.2f}".replace("-", "−")
     assert row["summary"] in cell.locator("svg").get_attribute("aria-label")
     # Left of zero, as far as the mean is on the axis.
     x = float(re.search(r"translate\(([\d.]+)", cell.locator("svg g").get_attribute("transform"))[1])
     assert x < 75
+
+
+def test_arms_that_nobody_compared_are_audited_and_a_setup_alone_has_room(opened, results):
+    one = [row for row in results.cells if (row["method"], row["protocol"]) == ("l1", "s3.2")]
+    single = [row for row in results.findings if row["arms"] == ["l1"] and row["protocol"] == "s3.2"]
+    tab = opened(replace(results, cells=one, findings=single, verdicts=[]))
+    look(tab, "audit")
+    assert column(tab, "audit", "arm") == ["l1"]
+    assert "Every comparison" not in tab.locator("#verdicts").inner_text()
+    # The line of the base model lies within the frame, not on it.
+    look(tab, "accuracy")
+    plot = "document.querySelector('#accuracy .plot').layout"
+    base, (low, high) = tab.evaluate(f"[{plot}.shapes[0].y0, {plot}.yaxis.range]")
+    assert low < base < high
+    pair = [row for row in results.verdicts if row["protocol"] == "s3.2"]
+    forbidden = {**pair[0], "verdict": "not comparable", "forbidden_by": [f"F10{number}" for number in range(1, 7)]}
+    tab = opened(replace(results, verdicts=[forbidden, *pair[1:]]))
+    assert tab.locator("table.gaps.few").count() == 1
+    look(tab, "verdicts")
+    assert column(tab, "comparisons", "because of")[0] == "F101 F102 and 4 more rules"
 
 
 def test_means_and_deviations_stand_in_a_table(opened):

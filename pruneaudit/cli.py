@@ -314,8 +314,10 @@ def plan(
         f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
     )
     if facts["minutes"] is not None:
+        idle = f" ({facts['idle_minutes']:.1f} if it did nothing else)" if facts["busy"] > 1.1 else ""
         typer.echo(
-            f"estimated time: {facts['minutes']:.1f} minutes with {facts['workers']} worker(s), "
+            f"estimated time: {facts['minutes']:.1f} minutes with {facts['workers']} worker(s) "
+            f"on this machine as busy as it is now{idle}, "
             f"{facts['work_minutes']:.1f} minutes of work, one run at a time for each; the report comes on top"
         )
         price_of = "" if facts["cost"] is None else f", {facts['cost']:.2f} at {price:g} an hour"

@@ -56,8 +56,8 @@ def sentences(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) -> l
     for rules, members in by_rules.items():
         _, arms = _first([" with ".join(row["arms"]) for row in members], MOST_PAIRS, MOST_PAIRS, "pairs")
         named, why = _first(sorted(rules, key=lambda rule: rule != _MISSING), MOST_RULES, 2, "rules")
-        text = f"Not comparable: {_listed(arms, ';')}, because of {_listed(why)}."
-        found.append(Sentence("not comparable", text, tuple(named)))
+        told = f"Not comparable: {_listed(arms, ';')}, because of {_listed(why)}."
+        found.append(Sentence("not comparable", told, tuple(named)))
     return found
 
 

@@ -426,7 +426,7 @@ def _verdicts_csv(results: Results) -> Iterator[str]:
     """One row for each verdict; statistics in columns of their own."""
     rows = []
     for row in (*results.verdicts, *results.regressions):
-        flat = {key: value for key, value in row.items() if key not in ("difference", "images")}
+        flat = {key: value for key, value in row.items() if key not in ("difference", "images", "besides")}
         rows.append(flat | (row["difference"] or {}))
     return _csv(_columns(rows), rows)
 

@@ -54,6 +54,7 @@ function listen() {
 
 /** Everything for paper, before it is laid out there: light, unfolded, drawn, and as wide as a page. Afterwards as it was. */
 function print(on) {
+  if (!data) return;
   document.documentElement.classList.toggle("printing", on);
   for (const details of document.querySelectorAll(on ? "details:not([open])" : "details[data-folded]")) {
     details.toggleAttribute("data-folded", on);
@@ -410,7 +411,7 @@ function quoted(word) {
 }
 
 function commandOf(cell) {
-  const words = ["pytest", `suite/test_cells.py::test_cell[${cellId(cell)}]`, "--audit-methods", cell.method, "--audit-protocols", cell.protocol, "--audit-seeds", String(cell.seed + 1)];
+  const words = ["pytest", ...data.cell_test.slice(0, -1), `${data.cell_test.at(-1)}[${cellId(cell)}]`, "--audit-methods", cell.method, "--audit-protocols", cell.protocol, "--audit-seeds", String(cell.seed + 1)];
   if (cell.budget !== "full") words.push("--audit-budget", cell.budget);
   if (cell.precision !== "fp32") words.push("--audit-precision", cell.precision);
   if (cell.backend !== "torch") words.push("--audit-backend", cell.backend);
@@ -419,7 +420,7 @@ function commandOf(cell) {
 
 function openCell(cell) {
   openDialog(cellId(cell), ...(cell.error ? [el("p", {}, cell.error)] : []),
-    el("p", {}, "To measure it again, in a checkout of the version below, with an empty ledger (add --audit-method for a method of your own, --audit-base for a base model of your own):"),
+    el("p", {}, "To measure it again, with the version below and an empty ledger (add --audit-method for a method of your own, --audit-base for a base model of your own):"),
     el("pre", {}, commandOf(cell)), el("h3", {}, "Run records, parents first"), runSheet(cell.runs));
 }
 
@@ -427,8 +428,17 @@ function drawRuns() {
   sheet(byId("runs-table"), runColumns(), data.runs.filter((run) => run.g === chosen.group), { empty: "No run was measured.", label: "runs" });
 }
 
+/** Delay the page's load event: what prints a page waits for that, and would find it empty while it is unpacked. */
+function unfinished() {
+  const frame = el("iframe", { hidden: true });
+  document.body.append(frame);
+  frame.contentDocument.open();
+  return () => { frame.contentDocument.close(); frame.remove(); };
+}
+
+const finished = unfinished();
 start().catch((error) => {
   byId("problem").hidden = false;
   byId("problem").textContent = `This browser could not draw tables and plots (${error.message}); report.md has every table.`;
   throw error;
-});
+}).finally(finished);

@@ -62,7 +62,7 @@ def suite_command() -> str:
 
 def cell_test() -> list[str]:
     """What pytest takes to measure one cell from here, but for its id in brackets."""
-    *options, where = suite_arguments()
+    *options, _ = suite_arguments()
     return [*options, "pruneaudit.suite.test_cells::test_cell"] if options else ["suite/test_cells.py::test_cell"]
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.report.standings import connected
-from pruneaudit.report.tables import MOST_RULES
+from pruneaudit.report.tables import MOST_RULES, cause_first
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 #: Pairs that a sentence names: of more the first ones, and how many more.
 MOST_PAIRS = 8
-#: Cells are missing: a rule that cannot be judged for that reason only repeats it.
-_MISSING = "F607"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def sentences(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) -> l
         by_rules[tuple(row["forbidden_by"])].append(row)
     for rules, members in by_rules.items():
         _, arms = _first([" with ".join(row["arms"]) for row in members], MOST_PAIRS, MOST_PAIRS, "pairs")
-        named, why = _first(sorted(rules, key=lambda rule: rule != _MISSING), MOST_RULES, 2, "rules")
+        named, why = _first(cause_first(rules), MOST_RULES, 2, "rules")
         told = f"Not comparable: {_listed(arms, ';')}, because of {_listed(why)}."
         found.append(Sentence("not comparable", told, tuple(named)))
     return found

@@ -235,7 +235,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) 
         gap = row["difference"]
         interval = "" if gap is None or gap["low"] is None else f"{metric.gap(gap['low'])} to {metric.gap(gap['high'])}"
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.3g}"
-        reasons = [_names(row["forbidden_by"]), *(f"{rule} waived" for rule in row["waived"])]
+        reasons = [_names(cause_first(row["forbidden_by"])), *(f"{rule} waived" for rule in row["waived"])]
         table.append(
             [
                 row["protocol"],
@@ -383,6 +383,11 @@ def failed_findings(results: Results) -> list[dict[str, Any]]:
 def rules_text(row: Mapping[str, Any]) -> str:
     """The rules of a row of :func:`failed_findings`."""
     return _names(row["rules"])
+
+
+def cause_first(rules: Sequence[str]) -> list[str]:
+    """Rules with F607 first: where cells are missing, a rule that cannot be judged for that reason only repeats it."""
+    return sorted(rules, key=lambda rule: rule != "F607")
 
 
 def _names(rules: Sequence[str]) -> str:

@@ -205,7 +205,9 @@ function drawComparisons() {
 
 /** Why a comparison does not count: of many rules the first ones, and how many more. */
 function reasons(row) {
-  const { forbidden_by: rules, waived } = row;
+  const { waived } = row;
+  // Where cells are missing, rules that cannot be judged for that reason only repeat it.
+  const rules = [...row.forbidden_by].sort((left, right) => (right === "F607") - (left === "F607"));
   const named = rules.length <= 4 ? rules : [...rules.slice(0, 2), `and ${rules.length - 2} more rules`];
   return el("span", { title: rules.join(" ") }, [...named, ...waived.map((rule) => `${rule} waived`)].join(" "));
 }

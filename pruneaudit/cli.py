@@ -15,16 +15,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.version import __version__
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="The referee for neural-network pruning. Run the audit itself with 'pytest suite'.",
-)
+
+class _Commands(TyperGroup):
+    """The commands, with a help that says how the audit itself is run from where one is."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from pruneaudit.catalog.discovery import suite_command
+
+        self.help = f"The referee for neural-network pruning. Run the audit itself with '{suite_command()}'."
+        super().format_help(ctx, formatter)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LedgerPath = Annotated[Path, typer.Option("--ledger", help="Store of run records.")]
@@ -478,8 +485,10 @@ def plan(
         f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
     )
     if facts["minutes"] is not None:
+        idle = f" ({facts['idle_minutes']:.1f} if it did nothing else)" if facts["busy"] > 1.1 else ""
         typer.echo(
-            f"estimated time: {facts['minutes']:.1f} minutes with {facts['workers']} worker(s), "
+            f"estimated time: {facts['minutes']:.1f} minutes with {facts['workers']} worker(s) "
+            f"on this machine as busy as it is now{idle}, "
             f"{facts['work_minutes']:.1f} minutes of work, one run at a time for each; the report comes on top"
         )
         price_of = "" if facts["cost"] is None else f", {facts['cost']:.2f} at {price:g} an hour"
@@ -562,14 +571,14 @@ def new_method(
     to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),
 ) -> None:
     """Write a first working method and its test, to be edited."""
+    from pruneaudit.catalog.discovery import suite_command
     from pruneaudit.method import scaffold
 
     identity, method, test = scaffold.new_method(name, to)
     typer.echo(f"wrote {method}")
     typer.echo(f"wrote {test}")
     typer.echo(f"next: {shlex.join(['pytest', str(test)])}")
-    command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-method", str(method)]
-    typer.echo(f'then: {shlex.join(command)} -k "resnet20-digits and {identity}"')
+    typer.echo(f'then: {suite_command()} --audit-method {shlex.quote(str(method))} -k "resnet20-digits and {identity}"')
 
 
 @app.command()
@@ -579,13 +588,13 @@ def new_workload(
 ) -> None:
     """Write a first working workload with its network, data and test, to be edited."""
     from pruneaudit.campaign import scaffold
+    from pruneaudit.catalog.discovery import suite_command
 
     identity, files = scaffold.new_workload(name, to)
     for path in files:
         typer.echo(f"wrote {path}")
     typer.echo(f"next: {shlex.join(['pytest', str(files[-1])])}")
-    command = ["pytest", "--pyargs", "pruneaudit.suite", "--audit-workload", str(files[0])]
-    typer.echo(f'then: {shlex.join(command)} -k "{identity} and s3.2"')
+    typer.echo(f'then: {suite_command()} --audit-workload {shlex.quote(str(files[0]))} -k "{identity} and s3.2"')
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -38,6 +38,29 @@ def test_one_failure_for_each_cause(pytester, options):
     assert 'failures="3"' in text and 'skipped="2"' in text
 
 
+RAISES = """
+from types import SimpleNamespace
+from pruneaudit.errors import MethodError
+from pruneaudit.plugin.session import AuditSession
+
+def test_it(request):
+    session = SimpleNamespace(_told=lambda text, trace, method: f"{text}; told of {method}")
+    try:
+        raise MethodError("it broke") from ValueError("why it broke")
+    except MethodError as error:
+        AuditSession.fail(session, request.node, error, "mine")
+"""
+
+
+def test_a_message_stands_there_once(pytester):
+    """What is behind an error is in the traceback that is kept, and is not printed before it."""
+    pytester.makepyfile(RAISES)
+    outcome = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    outcome.assert_outcomes(failed=1)
+    outcome.stdout.fnmatch_lines(["it broke; told of mine"])
+    assert "why it broke" not in outcome.stdout.str() and "exception" not in outcome.stdout.str()
+
+
 def test_a_cause_is_told_apart_by_what_it_says_not_by_run_or_number():
     first = "run lenet5-digits-prune-mine-r0.5-seed0 failed: method 'mine' keeps 5 of 6 filters; ratio 0.5 asks for 3"
     again = "method 'mine' keeps 4 of 6 filters; ratio 0.9 asks for 1"

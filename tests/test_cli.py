@@ -8,8 +8,10 @@ import sys
 import pytest
 from builders import WEIGHTS, evidence, failure, run_record, run_spec, scored, store, write_method
 
+from conftest import ROOT
 from pruneaudit import __version__, cli
 from pruneaudit.audit.catalogue import rules
+from pruneaudit.catalog import discovery
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import CORE_METHODS
@@ -67,6 +69,15 @@ def ledger(tmp_path):
     store(store_of_runs, scored(evidence("tpp"), 91.0))
     store_of_runs.fail(failure(run_spec("scratch", ratio=0.5), error="run lenet5-digits-scratch failed: out of memory"))
     return store_of_runs
+
+
+def test_help_says_how_the_audit_is_run_from_here(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert "Run the audit itself with 'pytest suite'." in " ".join(run("--help")[1].split())
+    monkeypatch.setattr(discovery, "content_root", lambda: discovery._PACKAGE)
+    assert "Run the audit itself with 'pytest --pyargs pruneaudit.suite'." in " ".join(run("--help")[1].split())
+    out = run("new-method", "my-pruner", "--to", tmp_path)[1]
+    assert f"then: pytest --pyargs pruneaudit.suite --audit-method {tmp_path}/my_pruner.py" in out
 
 
 # Lists

@@ -4,13 +4,16 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pypdf
 import pytest
 import yaml
 from warm import warm_python
@@ -21,6 +24,7 @@ from pruneaudit.catalog.protocols import FAIL_ON
 
 PAGE = ROOT / "docs" / "gate-your-method.md"
 WORKLOADS = ROOT / "docs" / "workload-author.md"
+WEEK = ROOT / "docs" / "first-week.md"
 ACTION = ROOT / ".github" / "actions" / "pruneaudit" / "action.yml"
 WORKFLOW = ROOT / ".github" / "workflows" / "gate.yml"
 
@@ -35,17 +39,21 @@ class Installed:
     def bin(self) -> Path:
         return self.root / "bin"
 
-    def bash(self, script: str, cwd: Path, **environ: str) -> Outcome:
-        """Run a script as GitHub Actions does, with the environment's commands first on the path."""
+    def environ(self, **environ: str) -> dict[str, str]:
+        """The environment's commands first on the path, and nothing of the test session that runs."""
         inherited = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("PYTEST_", "PRUNEAUDIT_", "GITHUB_", "COV_", "PYTHONPATH", "VIRTUAL_ENV"))
         }
+        return inherited | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"} | environ
+
+    def bash(self, script: str, cwd: Path, **environ: str) -> Outcome:
+        """Run a script as GitHub Actions does, with the environment's commands first on the path."""
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
             cwd=cwd,
-            env=inherited | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"} | environ,
+            env=self.environ(**environ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -197,6 +205,92 @@ def test_the_page_of_workloads_does_what_it_says(installed, tmp_path):
     }
 
 
+def transcript(page):
+    """Commands of a page's console blocks, each with the lines that it shows; ``^C`` among them is a key, no line."""
+    found = []
+    for line in "".join(blocks("console", page=page)).splitlines():
+        if line.startswith("$ "):
+            found.append((line.removeprefix("$ "), []))
+        else:
+            found[-1][1].append(line)
+    return found
+
+
+def absent(shown, text):
+    """The first line shown that a text does not have behind those before it, or None; ``…`` is anything in a line."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    for line in shown:
+        pattern = re.compile(".*".join(re.escape(" ".join(part.split())) for part in line.split("…")))
+        if not any(pattern.search(found) for found in lines):
+            return line
+    return None
+
+
+def interrupted(installed, command, folder, options):
+    """Run a command until something has been trained, then press Ctrl-C: as in a terminal all its processes hear it."""
+    before = set(folder.glob(".pruneaudit/ledger/runs/*"))
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {command}"],
+        cwd=folder,
+        env=installed.environ(PYTEST_ADDOPTS=options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and set(folder.glob(".pruneaudit/ledger/runs/*")) <= before:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.communicate(timeout=120)[0]
+    return Outcome(process.returncode, text)
+
+
+def test_the_first_week_goes_as_it_is_told(installed, tmp_path):
+    """Every command of the transcript, with what it shows: methods, own workload, Ctrl-C, strict warnings, print."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        pytest.skip("SIGINT is ignored in what a shell runs in the background; run the tests in the foreground")
+    write_files(WEEK, tmp_path)
+    (tmp_path / "pyproject.toml").rename(tmp_path / "thursday.toml")
+    options = "--audit-budget smoke --audit-figures none -p no:cacheprovider"
+    real = installed.bin / "python", installed.root.parent / "programs" / "pytest"
+    for command, shown in transcript(WEEK):
+        given = command
+        if command.startswith("pip install"):
+            continue
+        if "--junitxml" in command:
+            (tmp_path / "thursday.toml").rename(tmp_path / "pyproject.toml")
+        if "--junitxml" in command or "^C" in shown:
+            # What a key interrupts is no fork of another process, and pytest warns of modules imported before it.
+            given = command.replace("pytest", f"'{real[0]}' '{real[1]}'", 1)
+        if command.startswith("pruneaudit report"):
+            given = f"{command} --figures none"
+        if command.startswith("chromium"):
+            names = ("chromium", "chromium-browser", "google-chrome")
+            path = os.environ.get("PRUNEAUDIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+            if path is None:
+                continue
+            # Root may not use Chromium's sandbox, and tests in containers run as root.
+            given = command.replace("chromium", f"'{path}' --no-sandbox", 1)
+        if "^C" in shown:
+            outcome = interrupted(installed, given, tmp_path, options)
+            assert outcome.code == 130, outcome.text
+        else:
+            outcome = installed.bash(given, tmp_path, PYTEST_ADDOPTS=options)
+            assert outcome.code == 0, f"{command}\n{outcome.text}"
+        told = [line for line in shown if line not in ("^C", "…")]
+        assert absent(told, outcome.text) is None, (
+            f"{command}\nshows no '{absent(told, outcome.text)}':\n{outcome.text}"
+        )
+    names = {case.get("name") for case in ElementTree.parse(tmp_path / "audit.xml").iter("testcase")}
+    assert "test_gate[lenet5-digits-median-vs-random-s3.2-r0.5-verdict]" in names
+    assert any(name.startswith("test_conformance[lenet5-digits-median-") for name in names)
+    if (tmp_path / "report.pdf").exists():
+        # A browser that prints at once waits until the page is unpacked.
+        text = "\n".join(page.extract_text() for page in pypdf.PdfReader(tmp_path / "report.pdf").pages)
+        assert "Shown: " in text and "speedup, MACs(base) / MACs(pruned)" in text and "record.json" in text
+
+
 def rows(start):
     """Rows of the page's table whose head begins so, as lists of cells."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
@@ -229,7 +323,7 @@ def test_the_page_lists_the_inputs_of_the_action():
     assert listed == {name: facts.get("default", "") for name, facts in inputs.items()}
 
 
-@pytest.mark.parametrize("page", [PAGE, WORKLOADS], ids=["methods", "workloads"])
+@pytest.mark.parametrize("page", [PAGE, WORKLOADS, WEEK], ids=["methods", "workloads", "week"])
 def test_the_page_names_files_that_are_there(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).resolve().is_file(), target

@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pypdf
 import pytest
 from builders import CATALOG, catalog_by, evidence, failed_cell, finding, measured_by, scored, store
 from PIL import Image
@@ -53,14 +55,13 @@ def results(tmp_path_factory):
     return gather_ledger(CATALOG, ledger)
 
 
-@pytest.fixture
-def opened(browser, results, tmp_path):
-    """Opens a report from disk; afterwards nothing may have been complained about, and nothing asked of a network."""
-    heard = []
-    contexts = []
+@pytest.fixture(scope="module")
+def opener(browser, results, tmp_path_factory):
+    """Opens a report from disk; what it complains about, and what it asks of a network, is heard."""
+    heard, contexts = [], []
 
     def show(shown=results, width=1600, **options):
-        path = tmp_path / "report.html"
+        path = tmp_path_factory.mktemp("opened") / "report.html"
         path.write_text(html(shown), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
@@ -74,10 +75,28 @@ def opened(browser, results, tmp_path):
         tab.wait_for_selector("#comparisons :is(table, .empty)")
         return tab
 
-    yield show
-    for context in contexts:
-        context.close()
+    yield show, heard, contexts
     assert heard == []
+
+
+@pytest.fixture
+def opened(opener):
+    """Opens a report; afterwards nothing may have been complained about, and nothing asked of a network."""
+    show, heard, contexts = opener
+    before = len(contexts)
+    yield show
+    for context in contexts[before:]:
+        context.close()
+    del contexts[before:]
+    assert heard == []
+
+
+@pytest.fixture(scope="module")
+def tab(opener):
+    """The page, opened once, for tests that look at it and choose nothing."""
+    show, _, contexts = opener
+    yield show()
+    contexts[0].close()
 
 
 def look(tab, section):
@@ -118,8 +137,7 @@ def test_the_verdicts_come_first_and_need_no_script(results):
     assert "3 of the" in text
 
 
-def test_every_plot_has_marks(opened):
-    tab = opened()
+def test_every_plot_has_marks(tab):
     for section in PLOTTED:
         look(tab, section)
         plots = tab.locator(f"#{section} .plot")
@@ -130,8 +148,7 @@ def test_every_plot_has_marks(opened):
             assert any(box and box["width"] + box["height"] > 3 for box in boxes), (section, number)
 
 
-def test_plots_of_a_section_stand_side_by_side(opened):
-    tab = opened()
+def test_plots_of_a_section_stand_side_by_side(tab):
     look(tab, "budget")
     boxes = [tab.locator("#budget .main-svg").nth(place).bounding_box() for place in (0, 3)]
     frames = [tab.locator("#budget figure").nth(place).bounding_box() for place in (0, 1)]
@@ -198,8 +215,7 @@ def test_accuracy_stands_against_speedup_or_parameters(opened):
     assert "parameters left" in tab.locator("#accuracy .plot").inner_text()
 
 
-def test_a_plot_shows_means_with_error_bars_and_every_seed(opened):
-    tab = opened()
+def test_a_plot_shows_means_with_error_bars_and_every_seed(tab):
     look(tab, "accuracy")
     drawn = tab.evaluate("document.querySelector('#accuracy .plot').data.filter(trace => trace.name === 'tpp')")
     seeds, means = drawn
@@ -251,8 +267,7 @@ def picture(name):
     return SCREENSHOTS / f"{name}.png"
 
 
-def test_the_tuned_protocol_shows_all_rates_and_the_chosen_one(opened):
-    tab = opened()
+def test_the_tuned_protocol_shows_all_rates_and_the_chosen_one(tab):
     look(tab, "rates")
     drawn = tab.evaluate("document.querySelector('#rates .plot').data[0]")
     assert drawn["x"] == [0.001, 0.01, 0.03]
@@ -295,8 +310,7 @@ def test_budgets_add_up_to_what_the_cells_say(opened, results):
     assert dict(bars)["tuning"] == 6
 
 
-def test_a_mark_of_the_audit_opens_both_values_and_the_records(opened, results):
-    tab = opened()
+def test_a_mark_of_the_audit_opens_both_values_and_the_records(tab, results):
     look(tab, "audit")
     tab.get_by_role("button", name="l1 vs tpp, F201: holds").click()
     dialog = tab.locator("#dialog")
@@ -312,8 +326,7 @@ def test_a_mark_of_the_audit_opens_both_values_and_the_records(opened, results):
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "l1 vs tpp, F201: holds"
 
 
-def test_a_cell_tells_the_command_that_measures_it(opened):
-    tab = opened()
+def test_a_cell_tells_the_command_that_measures_it(tab):
     look(tab, "cells")
     tab.get_by_role("button", name="Runs of lenet5-digits-tpp-s3.1-r0.5-seed2").click()
     command = tab.locator("#dialog pre").inner_text()
@@ -322,10 +335,10 @@ def test_a_cell_tells_the_command_that_measures_it(opened):
         "--audit-methods tpp --audit-protocols s3.1 --audit-seeds 3"
     )
     assert tab.locator("#dialog tbody tr").count() == 6
+    tab.keyboard.press("Escape")
 
 
-def test_failed_cells_are_listed_with_their_reason(opened):
-    tab = opened()
+def test_failed_cells_are_listed_with_their_reason(tab):
     look(tab, "excluded")
     assert column(tab, "excluded", "reason") == ["run failed: <b>it</b> broke"]
 
@@ -369,11 +382,31 @@ def test_it_is_readable_at_both_widths(opened, width, scheme):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, section
 
 
-def test_it_prints(opened):
+def test_it_prints(opened, results):
     """Every section is on paper, whole, though nobody scrolled to it: heading, tables and plots as wide as the page."""
-    tab = opened(color_scheme="dark")
-    content = tab.pdf(format="A4")
-    assert content.startswith(b"%PDF") and len(content) > 50_000
+    # More runs than a table shows on a screen.
+    shown = replace(results, runs=[{**run, "slug": f"{run['slug']}-{n}"} for n in range(2) for run in results.runs])
+    assert len(shown.runs) > 100
+    tab = opened(shown, color_scheme="dark")
+    printed = pypdf.PdfReader(io.BytesIO(tab.pdf(format="A4")))
+    # Fonts have one sign for some pairs of letters.
+    pages = [unicodedata.normalize("NFKC", page.extract_text()) for page in printed.pages]
+    headings = tab.locator("main h2").all_inner_texts()
+    assert len(headings) == len(SECTIONS)
+    found = [next(n for n, text in enumerate(pages) if f"\n{heading}\n" in f"\n{text}\n") for heading in headings]
+    assert found == sorted(found), "every section is on paper, in order"
+    for heading, number in zip(headings, found, strict=True):
+        after = f"\n{pages[number]}\n".partition(f"\n{heading}\n")[2]
+        assert len(after.splitlines()) > 1, f"nothing but its heading is on the page: {heading}"
+    text = "\n".join(pages)
+    assert "Shown: lenet5-digits, s3.2, all ratios." in pages[0]
+    # What Chromium draws of plots is text, too: axes of each of them.
+    for axis in ("speedup, MACs(base)", "first learning rate of retraining", "training MACs", "mean JSV"):
+        assert axis in text, axis
+    runs = [len(re.findall(r"record\.json", page)) for page in pages]
+    assert sum(runs) == len(shown.runs), "a table is printed whole"
+    continued = [page for page, rows in zip(pages, runs, strict=True) if rows]
+    assert len(continued) > 1 and all("learning rate" in page for page in continued), "its head comes again"
     # The same that the browser does before it prints.
     tab.emulate_media(media="print")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -391,30 +424,52 @@ def test_it_prints(opened):
     assert tab.locator("details:not([open])").count() > 0
 
 
-def test_differences_come_first_as_a_picture(opened, results):
-    tab = opened()
+def test_differences_come_first_as_a_picture(tab, results):
     # Best seen without scrolling, and before any script has drawn.
+    tab.evaluate("scrollTo(0, 0)")
     box = tab.locator("table.gaps").first.bounding_box()
     assert box["y"] + box["height"] < 900
     heads = tab.locator("table.gaps thead th").all_inner_texts()
     assert heads == ["first − second", "S2", "S3.1", "S3.2", "SX-A"]
     row = next(row for row in results.verdicts if row["arms"] == ["l1", "tpp"] and row["protocol"] == "s3.2")
     cell = tab.locator("table.gaps tbody tr", has_text="l1 − tpp").locator("td").nth(2)
-    assert cell.inner_text().strip() == f"{row['difference']['mean']:+.2f}"
+    assert cell.inner_text().strip() == f"{row['difference']['mean']:+.2f}".replace("-", "−")
     assert row["summary"] in cell.locator("svg").get_attribute("aria-label")
     # Left of zero, as far as the mean is on the axis.
     x = float(re.search(r"translate\(([\d.]+)", cell.locator("svg g").get_attribute("transform"))[1])
     assert x < 75
 
 
-def test_means_and_deviations_stand_in_a_table(opened):
-    tab = opened()
+def test_arms_that_nobody_compared_are_audited_and_a_setup_alone_has_room(opened, results):
+    one = [row for row in results.cells if (row["method"], row["protocol"]) == ("l1", "s3.2")]
+    single = [row for row in results.findings if row["arms"] == ["l1"] and row["protocol"] == "s3.2"]
+    tab = opened(replace(results, cells=one, findings=single, verdicts=[]))
+    look(tab, "audit")
+    assert column(tab, "audit", "arm") == ["l1"]
+    assert "Every comparison" not in tab.locator("#verdicts").inner_text()
+    # The line of the base model lies within the frame, not on it.
+    look(tab, "accuracy")
+    plot = "document.querySelector('#accuracy .plot').layout"
+    base, (low, high) = tab.evaluate(f"[{plot}.shapes[0].y0, {plot}.yaxis.range]")
+    assert low < base < high
+    pair = [row for row in results.verdicts if row["protocol"] == "s3.2"]
+    forbidden = {
+        **pair[0],
+        "verdict": "not comparable",
+        "forbidden_by": ["F101", "F102", "F103", "F104", "F105", "F607"],
+    }
+    tab = opened(replace(results, verdicts=[forbidden, *pair[1:]]))
+    assert tab.locator("table.gaps.few").count() == 1
+    look(tab, "verdicts")
+    assert column(tab, "comparisons", "because of")[0] == "F607 F101 and 4 more rules"
+
+
+def test_means_and_deviations_stand_in_a_table(tab):
     look(tab, "accuracy")
     assert "91.00 ± 1.00" in tab.locator("#means tbody").inner_text()
 
 
-def test_rules_are_named_where_they_stand(opened):
-    tab = opened()
+def test_rules_are_named_where_they_stand(tab):
     look(tab, "audit")
     head = tab.locator("#audit thead th", has_text="F201").inner_text()
     assert head.split() == ["F201", "Same", "base", "weights"]

@@ -1,5 +1,6 @@
 """How long a selection takes, said before it starts: the schedule, the lines, the ledger, and a real campaign."""
 
+import os
 import time
 from statistics import median
 
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruneaudit.campaign import calibration as calibrations
-from pruneaudit.campaign.calibration import Calibration, Speed, decisions, known, scaled
+from pruneaudit.campaign import plan as plans
+from pruneaudit.campaign.busy import busy
+from pruneaudit.campaign.calibration import Calibration, Estimate, Speed, decisions, known, scaled
 from pruneaudit.campaign.executors.local import LocalExecutor
-from pruneaudit.campaign.plan import check_price
+from pruneaudit.campaign.plan import Check, Work, check_price, make_plan
 from pruneaudit.campaign.planner import Campaign
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.cells import Cell
@@ -170,6 +173,41 @@ def test_what_the_ledger_knows_is_not_probed(tmp_path, monkeypatch):
     # Other devices, and runs that were killed in between, tell nothing.
     assert known(records, CATALOG, "cpu", "another one") == {}
     assert known([record.model_copy(update={"resumed": 1}) for record in records], CATALOG, "cpu", device) == {}
+
+
+def test_a_busy_machine_takes_longer():
+    cores = len(os.sched_getaffinity(0))
+    assert busy(3 * cores, 0.2) > 2.0 and busy(1, 0.05) >= 1.0
+
+
+def test_the_plan_is_for_the_machine_as_busy_as_it_is(tmp_path, monkeypatch):
+    """What is timed now is slowed down by what else runs; what the ledger tells has taken that long already."""
+    campaign = campaign_in(tmp_path)
+    told = iter([1.0, 4.0, 4.0])
+    monkeypatch.setattr(plans, "busy", lambda workers: next(told))
+    monkeypatch.setattr(plans, "_load", lambda work, workloads: None)
+
+    def planned(basis):
+        class Known:
+            first = 0.0
+
+            def estimate(self, run):
+                return Estimate(30.0, basis)
+
+            def check(self, *_):
+                return 12.0
+
+        monkeypatch.setattr(plans, "_calibrated", lambda work, runs: Known())
+        checks = [Check("describes", "describes", "l1", WORKLOAD)]
+        work = Work(CATALOG, campaign.ledger, campaign.settings, Runtime(), 0, CELLS[:1], checks, 0.0)
+        return make_plan(work)
+
+    assert len(campaign.runs(CELLS[:1])) == 3
+    quiet, crowded, stored = planned("timed"), planned("timed"), planned("ledger")
+    assert quiet["idle_minutes"] == pytest.approx(quiet["minutes"])
+    assert crowded["busy"] == 4.0 and crowded["minutes"] == pytest.approx(4 * crowded["idle_minutes"])
+    # Beside the runs there is what this process has spent until here, the same in both.
+    assert 60 * (crowded["minutes"] - stored["minutes"]) == pytest.approx(3 * 3 * 30, abs=4)
 
 
 @pytest.mark.parametrize(("price", "probe"), [(-1.0, True), (float("nan"), True), (1.0, False)])

@@ -412,7 +412,7 @@ def test_a_verdict_stands_with_its_evidence():
         "seeds": "6",
         "because of": "",
     }
-    assert table[1][3:] == ["not comparable", "", "", "", "0 of 6", "F321 F607"]
+    assert table[1][3:] == ["not comparable", "", "", "", "0 of 6", "F607 F321"]
     many = verdict("not comparable", forbidden_by=("F101", "F102", "F103", "F104", "F201"), waived={"F608": "why"})
     assert verdict_table([many])[1][0][-1] == "F101 F102 and 3 more rules, F608 waived"
     assert table[2][1] == "0.9" and table[2][-1] == "F608 waived"

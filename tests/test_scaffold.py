@@ -13,7 +13,7 @@ import torch
 from builders import catalog, write_method
 
 from pruneaudit import FilterScore, Method, check_method, cli
-from pruneaudit.catalog.discovery import MethodSource
+from pruneaudit.catalog.discovery import MethodSource, suite_command
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.method import conformance
 from pruneaudit.method.answers import Answer
@@ -219,7 +219,7 @@ def test_what_is_written_works_at_once_for_a_user_elsewhere(run, tmp_path, warm)
         "wrote my_pruner.py",
         "wrote test_my_pruner.py",
         "next: pytest test_my_pruner.py",
-        'then: pytest --pyargs pruneaudit.suite --audit-method my_pruner.py -k "resnet20-digits and my-pruner"',
+        f'then: {suite_command()} --audit-method my_pruner.py -k "resnet20-digits and my-pruner"',
     ]
     assert names(tmp_path) == ["my_pruner.py", "test_my_pruner.py"]
     session = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_pruner.py")

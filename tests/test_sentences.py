@@ -80,3 +80,13 @@ def test_what_does_not_count_says_because_of_which_rules():
         "Not comparable: c with x, because of F103.",
     ]
     assert found[0].rules == rules
+
+
+def test_of_many_pairs_and_rules_the_first_are_named():
+    """Hundreds of pairs of a large table would fill pages; a missing cell leaves every other rule open."""
+    rules = ("F101", "F102", "F103", "F104", "F607")
+    rows = [verdict("not comparable", f"m{number}", "x", forbidden_by=rules) for number in range(12)]
+    (found,) = sentences(rows)
+    assert found.text.startswith("Not comparable: m0 with x; m1 with x; ")
+    assert found.text.endswith("; m7 with x and 4 more pairs, because of F607, F101 and 3 more rules.")
+    assert found.rules == ("F607", "F101")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pruneaudit.audit.besides import besides
 from pruneaudit.audit.evidence import Case, Evidence
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.outlook import Outlook, outlook
@@ -51,6 +52,7 @@ class Verdict(Frozen):
             there, adjusted ones 0.05 for what the plan decided and 1 for what it did not.
         metric: Name of what decided. Differences are first arm minus second, whatever is better.
         outlook: What an indeterminate one lacks; None where fewer than two seeds show anything.
+        besides: What the arms do beside deciding what goes, in sentences.
     """
 
     verdict: Judgement
@@ -73,6 +75,7 @@ class Verdict(Frozen):
     looks: int | None = None
     metric: str = ACCURACY.name
     outlook: Outlook | None = None
+    besides: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -199,6 +202,8 @@ def _verdict(
         parts.append(f"{state} after {stop.looks} of at most {plan.seeds} planned seeds")
     waived = {finding.rule: finding.waived for finding in failing if finding.waived}
     parts += [f"{rule} waived: {reason}" for rule, reason in waived.items()]
+    others = tuple(dict.fromkeys(text for arms in entry.case.pairs for arm in arms for text in besides(arm)))
+    parts += others
     return Verdict(
         verdict=judgement,
         workload=subject.workload,
@@ -219,6 +224,7 @@ def _verdict(
         plan=plan,
         looks=None if stop is None else stop.looks,
         metric=entry.metric.name,
+        besides=others,
     )
 
 

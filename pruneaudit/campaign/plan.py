@@ -8,9 +8,10 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pruneaudit.campaign.busy import busy
 from pruneaudit.campaign.calibration import Calibration, known
 from pruneaudit.campaign.cost import cost
 from pruneaudit.campaign.executors.local import LocalExecutor
@@ -89,7 +90,9 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         price: What an hour of a device costs: of the machine, or of each GPU.
 
     Returns:
-        Totals, and a row for each workload and stage. Stored runs cost nothing any more.
+        Totals, and a row for each workload and stage. Stored runs cost nothing any more. ``minutes`` is for this
+        machine as busy as it is now, ``idle_minutes`` for one that does nothing else; what the ledger tells took so
+        long as it was then.
     """
     work.runtime.prepare()
     executor = LocalExecutor(work.ledger, Stages(work.ledger, work.catalog, work.runtime), "plan")
@@ -108,6 +111,7 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         lambda: {"runs": 0, "stored": 0, "epochs": 0.0, "training_macs": 0, "seconds": 0.0, "basis": set()}
     )
     jobs: list[Job] = []
+    known_jobs: set[str] = set()
     for check in checks:
         row = rows[check.workload, "conformance"]
         row["runs"] += 1
@@ -128,6 +132,7 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         if calibration is not None:
             estimate = calibration.estimate(run)
             jobs.append(Job(run.run_id, estimate.seconds, run.needs))
+            known_jobs |= {run.run_id} if estimate.basis == "ledger" else set()
             row["seconds"] += estimate.seconds
             row["basis"].add(estimate.basis)
     stages = [
@@ -150,18 +155,24 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         "training_macs": sum(row["training_macs"] for row in trained),
         "stages": stages,
     }
-    times: dict[str, Any] = dict.fromkeys(("workers", "minutes", "work_minutes", "device_hours", "cost"))
+    names = ("workers", "minutes", "idle_minutes", "busy", "work_minutes", "device_hours", "cost")
+    times: dict[str, Any] = dict.fromkeys(names)
     if probe:
         # One thread per run, and one run per GPU: more workers than that do not finish earlier.
         places = _places(work)
         working = min(workers, places)
         start = started + (calibration.first if calibration is not None else 0.0)
         start += work.collecting if workers > 1 else 0.0
-        seconds = start + makespan(jobs, working)
+        # On a GPU the probe's clock is that of the wall already.
+        slower = busy(working) if jobs and work.runtime.device == "cpu" else 1.0
+        slowed = [job if job.id in known_jobs else replace(job, seconds=slower * job.seconds) for job in jobs]
+        seconds = slower * start + makespan(slowed, working)
         hours = seconds / 3600 * (working if work.runtime.device == "cuda" else 1)
         times = {
             "workers": working,
             "minutes": seconds / 60,
+            "idle_minutes": (start + makespan(jobs, working)) / 60,
+            "busy": slower,
             "work_minutes": (sum(job.seconds for job in jobs) + start) / 60,
             "device_hours": hours,
             "cost": None if price is None else hours * price,

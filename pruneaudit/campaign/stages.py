@@ -18,7 +18,7 @@ from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError
-from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, pack
+from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, own_training, pack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
@@ -652,7 +652,8 @@ def _hyper_parameters(spec: RunSpec, dataset: Dataset, outcome: Outcome) -> dict
     if not consumption.optimiser_steps:
         return {}
     extra = {"masks": "held at zero"} if outcome.masks else {}
-    extra |= {"method": f"{spec.method}: {outcome.in_retraining}"} if outcome.in_retraining else {}
+    if outcome.in_retraining:
+        extra["method"] = "; ".join([f"{spec.method}: {outcome.in_retraining}", *own_training(consumption.added)])
     if spec.data.mean is None and dataset.config.mean:
         extra["normalisation"] = f"found: mean {list(dataset.config.mean)}, deviation {list(dataset.config.std or ())}"
     extra |= {"steps": outcome.backend} if outcome.backend != "torch" else {}

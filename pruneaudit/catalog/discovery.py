@@ -60,6 +60,12 @@ def suite_command() -> str:
     return shlex.join(["pytest", *options, where])
 
 
+def cell_test() -> list[str]:
+    """What pytest takes to measure one cell from here, but for its id in brackets."""
+    *options, _ = suite_arguments()
+    return [*options, "pruneaudit.suite.test_cells::test_cell"] if options else ["suite/test_cells.py::test_cell"]
+
+
 @dataclass(frozen=True)
 class MethodSource:
     """Where a method's class can be found, without importing it.

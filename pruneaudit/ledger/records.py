@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -37,6 +37,16 @@ def total(values: Iterable[Number | None]) -> Number | None:
     listed = list(values)
     known = [value for value in listed if value is not None]
     return sum(known) if len(known) == len(listed) else None
+
+
+def own_training(added: Mapping[str, int]) -> list[str]:
+    """What a method trains that is not the harness's, in words: see :attr:`Conduct.added`."""
+    return [
+        f"trains {count:,} parameter(s) of its own with {name}"
+        if count
+        else f"trains with an optimiser of its own, {name}"
+        for name, count in sorted(added.items())
+    ]
 
 
 def pack(correct: np.ndarray) -> str:
@@ -223,6 +233,8 @@ class Conduct(Frozen):
         isolation: What kept it apart from the referee, such as ``process, Landlock 7``; ``none``: nothing, although it
             is foreign; empty: it is one of this project's own, or an older record.
         untrained: What it made of an untrained network, where weights may change and little training is declared.
+        added: By class of optimiser, values beside the network's that the method trained; 0: it trained the network's
+            with an optimiser of its own.
     """
 
     channels: dict[str, int]
@@ -239,6 +251,7 @@ class Conduct(Frozen):
     parent_digest_after: str
     isolation: str = ""
     untrained: Untrained | None = None
+    added: dict[str, int] = {}
 
 
 class Scores(Frozen):

@@ -172,6 +172,7 @@ def observe(
             reached=tuple(sorted(watch.reached)),
             replay=_replay(source, job, model, answer),
             parent_digest_after=parent_digest(),
+            added=meter.consumption.added,
         )
     return Pruned(model, answer, meter.consumption, task.history, task.epoch_starts, task.resumed_from, conduct)
 

@@ -194,6 +194,7 @@ def observe(
         reached=tuple(sorted(map(str, facts["reached"]))),
         replay=bench.replay(answer, model, heard),
         parent_digest_after=parent_digest(),
+        added=consumption.added,
         isolation=heard.isolation,
         untrained=bench.probe() if bench.is_probed else None,
     )

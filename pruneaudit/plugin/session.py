@@ -530,7 +530,8 @@ class AuditSession:
         """Fail the running test of a method, of a cause that other tests may share."""
         text, trace = str(error), "".join(traceback.format_exception(error))
         item.stash[causes.CAUSE] = causes.key(text)
-        pytest.fail(self._told(text, trace, method), pytrace=False)
+        # Not the errors behind it once more: they are in the traceback that is kept.
+        raise pytest.fail.Exception(self._told(text, trace, method), pytrace=False) from None
 
     def fail_with_cells(self, item: pytest.Item, text: str, cells: Iterable[Cell]) -> NoReturn:
         """Fail the running test; where it stands on cells that failed, of the cause of the first of them."""

@@ -62,6 +62,11 @@ class Picture:
     metric: Metric
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether anything stands on the axis."""
+        return any(gap.mean is not None for _, gaps in self.rows for gap in gaps.values())
+
+    @property
     def tick(self) -> float:
         """The largest of 1, 2, 5, 10, 20, … that has room on the axis."""
         power = 10.0 ** math.floor(math.log10(0.8 * self.reach))

@@ -24,7 +24,7 @@ from pruneaudit.report.payload import payload
 from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
 from pruneaudit.report.sentences import Sentence, sentences
-from pruneaudit.report.tables import metric_facts, title, verdict_counts
+from pruneaudit.report.tables import besides, metric_facts, title, verdict_counts
 from pruneaudit.version import __version__
 
 _SCRIPTS = ("data.js", "tables.js", "plots.js", "page.js")
@@ -89,13 +89,14 @@ def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _verdicts(results: Results) -> list[tuple[str, list[Picture], list[tuple[str, list[Sentence]]]]]:
-    """Headings of workloads, each with its pictures, and headings of operating points with their sentences."""
+def _verdicts(results: Results) -> list[tuple[str, list[Picture], list[tuple[str, list[Sentence]]], list[str]]]:
+    """Headings of workloads, each with pictures, operating points with their sentences, and what arms do besides."""
     return [
         (
             title(workload, tuple(labels)),
             pictures(results, workload, tuple(labels)),
             [(f"{name}, ratio {ratio:g}", sentences(rows, results.metric(workload))) for (name, ratio), rows in points],
+            besides(members),
         )
         for (workload, labels), members in _grouped(results.verdicts, ("workload", "labels"))
         for points in [_grouped(members, ("protocol", "ratio"))]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pruneaudit.catalog.discovery import cell_test
 from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Results
@@ -100,6 +101,7 @@ def payload(results: Results) -> dict[str, Any]:
                 "runs": [runs(row["runs"]) if "runs" in row else () for row in results.findings],
             }
         ),
+        "cell_test": cell_test(),
         "verdicts": _columns(_verdict(row, group, against) for against, row in _all_verdicts(results)),
         "profiles": [
             {

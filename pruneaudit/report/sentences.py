@@ -9,7 +9,11 @@ from typing import Any
 
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.report.standings import connected
+from pruneaudit.report.tables import MOST_RULES, cause_first
 from pruneaudit.workloads.metrics import ACCURACY, Metric
+
+#: Pairs that a sentence names: of more the first ones, and how many more.
+MOST_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Sentence:
     Attributes:
         verdict: Which word of the verdicts it speaks of.
         text: The sentence, plain text with names of strangers in it: to be escaped where it is shown.
-        rules: Rules that forbid the comparison.
+        rules: Rules that forbid the comparison, as far as the sentence names them.
     """
 
     verdict: str
@@ -48,8 +52,10 @@ def sentences(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) -> l
     for row in by_word["not comparable"]:
         by_rules[tuple(row["forbidden_by"])].append(row)
     for rules, members in by_rules.items():
-        pairs = _listed([" with ".join(row["arms"]) for row in members], ";")
-        found.append(Sentence("not comparable", f"Not comparable: {pairs}, because of {_listed(rules)}.", rules))
+        _, arms = _first([" with ".join(row["arms"]) for row in members], MOST_PAIRS, MOST_PAIRS, "pairs")
+        named, why = _first(cause_first(rules), MOST_RULES, 2, "rules")
+        told = f"Not comparable: {_listed(arms, ';')}, because of {_listed(why)}."
+        found.append(Sentence("not comparable", told, tuple(named)))
     return found
 
 
@@ -88,6 +94,13 @@ def _outlook(rows: Sequence[Mapping[str, Any]]) -> str:
     row = min(lacking, key=lambda row: row["outlook"]["more"])
     whose = "" if len(rows) == 1 else f" {' and '.join(row['arms'])}"
     return f" At its present mean and spread about {row['outlook']['more']} more seeds would decide{whose or ' it'}."
+
+
+def _first(names: Sequence[str], most: int, kept: int, what: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Names that are told, and the same with how many more there are; of at most ``most`` all, of more ``kept``."""
+    if len(names) <= most:
+        return names, names
+    return names[:kept], [*names[:kept], f"{len(names) - kept} more {what}"]
 
 
 def _listed(names: Sequence[str], comma: str = ",") -> str:

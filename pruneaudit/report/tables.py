@@ -241,7 +241,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], metric: Metric = ACCURACY) 
         gap = row["difference"]
         interval = "" if gap is None or gap["low"] is None else f"{metric.gap(gap['low'])} to {metric.gap(gap['high'])}"
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.3g}"
-        reasons = [_names(row["forbidden_by"]), *(f"{rule} waived" for rule in row["waived"])]
+        reasons = [_names(cause_first(row["forbidden_by"])), *(f"{rule} waived" for rule in row["waived"])]
         table.append(
             [
                 row["protocol"],
@@ -321,6 +321,11 @@ def metric_facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def besides(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the arms of some verdicts do beside deciding what goes, each once."""
+    return sorted({text for row in rows for text in row.get("besides", ())})
+
+
 def no_outcomes(rows: Iterable[Mapping[str, Any]], metric: Metric) -> str:
     """Why no images are counted that one arm alone got right; nothing where they are, or nothing was compared."""
     compared = [row for row in rows if row["difference"] is not None]
@@ -386,6 +391,11 @@ def failed_findings(results: Results) -> list[dict[str, Any]]:
 def rules_text(row: Mapping[str, Any]) -> str:
     """The rules of a row of :func:`failed_findings`."""
     return _names(row["rules"])
+
+
+def cause_first(rules: Sequence[str]) -> list[str]:
+    """Rules with F607 first: where cells are missing, a rule that cannot be judged for that reason only repeats it."""
+    return sorted(rules, key=lambda rule: rule != "F607")
 
 
 def _names(rules: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from pruneaudit.report.tables import (
     arm_matrix,
     audit_matrix,
     base_line,
+    besides,
     failed_findings,
     groups_of,
     has_few_seeds,
@@ -83,6 +84,7 @@ def _verdicts(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> l
             lines += _lines(verdict_table(members[:MOST_ROWS], metric))
             lines += [f"… {len(members) - MOST_ROWS} more in report.md"] if len(members) > MOST_ROWS else []
             lines += [f"  {FEW_SEEDS}"] if has_few_seeds(members) else []
+            lines += [f"  {text}." for text in besides(members)]
     return lines
 
 

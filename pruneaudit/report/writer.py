@@ -30,6 +30,7 @@ from pruneaudit.report.tables import (
     audit_matrix,
     base_line,
     beside_table,
+    besides,
     failed_findings,
     groups_of,
     has_few_seeds,
@@ -239,7 +240,8 @@ def _verdicts(rows: list[Mapping[str, Any]], metric: Metric) -> str:
         "test after Holm's correction over the protocol's table. Ties stay ties: indeterminate is no verdict on either."
     )
     notes = [note, *([FEW_SEEDS] if has_few_seeds(rows) else []), *filter(None, [no_outcomes(rows, metric)])]
-    return "\n\n".join([*notes, _table(*verdict_table(rows, metric))])
+    others = "".join(f"\n- {as_text(text)}." for text in besides(rows))
+    return "\n\n".join([*notes, _table(*verdict_table(rows, metric)), *([others.strip()] if others else [])])
 
 
 def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -425,7 +427,7 @@ def _verdicts_csv(results: Results) -> Iterator[str]:
     """One row for each verdict; statistics in columns of their own."""
     rows = []
     for row in (*results.verdicts, *results.regressions):
-        flat = {key: value for key, value in row.items() if key not in ("difference", "images", "outlook")}
+        flat = {key: value for key, value in row.items() if key not in ("difference", "images", "outlook", "besides")}
         rows.append(flat | (row["difference"] or {}))
     return _csv(_columns(rows), rows)
 

@@ -358,7 +358,7 @@ class TorchSteps:
         trainer, recipe = self._trainer, self._trainer.recipe
         dtype, seen = next(trainer.model.parameters()).dtype, 0
         self._sums = []
-        with trainer.meter.noting(_besides(recipe)):
+        with trainer.meter.noting(_besides(recipe), trainer.optimiser):
             batches = trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype)
             for images, labels in islice(batches, total - step):
                 if self._mixing is not None:

@@ -31,6 +31,9 @@ class Consumption:
         batch: Largest batch that passed with gradients on.
         settings: The optimiser's settings other than the learning rate, as seen at the steps (of several parameter
             groups all different values), and what who trained noted beside them.
+        added: By class of optimiser, values that it steps and that were no parameters of the network when counting
+            began; 0: it steps the network's own, but is none of the harness. Nothing where the harness alone trained
+            what it was given.
     """
 
     training_samples: int = 0
@@ -39,6 +42,7 @@ class Consumption:
     rates: list[list[float]] = field(default_factory=list)
     batch: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
 
     def step(self, rate: float) -> None:
         """Count one optimiser step."""
@@ -81,6 +85,9 @@ class Meter:
         self._example = example
         self._paused = False
         self._notes: dict[str, Any] = {}
+        # Kept alive while counting: a number of a tensor that is gone may be another's.
+        self._given: dict[int, nn.Parameter] = {}
+        self._ours: torch.optim.Optimizer | None = None
         self._calls: list[int] = []
         self._handles: list[Any] = []
         self._training: list[int] = []
@@ -92,6 +99,7 @@ class Meter:
         found = {} if self._example is None else calls_in_a_pass(self._model, layers, self._example)
         self._calls = [max(1, found.get(layer, 1)) for layer in layers]
         self._begin()
+        self._given = {id(parameter): parameter for parameter in self._model.parameters()}
 
         def step(optimiser: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
             if self._paused:
@@ -106,6 +114,10 @@ class Meter:
             if len(set(rates)) > 1:
                 settings["learning_rates_of_groups"] = sorted(rate / max(rates) for rate in rates)
             self.consumption.settings = settings | self._notes
+            added = sum(value.numel() for group in groups for value in group["params"] if id(value) not in self._given)
+            if added or optimiser is not self._ours:
+                known = self.consumption.added
+                known[settings["optimiser"]] = max(added, known.get(settings["optimiser"], 0))
 
         hooks = [
             layer.register_forward_pre_hook(self._counter(number), with_kwargs=True)
@@ -160,16 +172,21 @@ class Meter:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._given = [], {}
 
     @contextmanager
-    def noting(self, facts: Mapping[str, Any]) -> Iterator[None]:
-        """Keep facts with the settings of the steps that follow: who trains says what no optimiser shows."""
-        before, self._notes = self._notes, dict(facts)
+    def noting(self, facts: Mapping[str, Any], optimiser: torch.optim.Optimizer | None = None) -> Iterator[None]:
+        """Keep facts with the settings of the steps that follow: who trains says what no optimiser shows.
+
+        Args:
+            facts: What else was done.
+            optimiser: The harness's own.
+        """
+        before, self._notes, self._ours = (self._notes, self._ours), dict(facts), optimiser
         try:
             yield
         finally:
-            self._notes = before
+            self._notes, self._ours = before
 
     @contextmanager
     def paused(self) -> Iterator[None]:

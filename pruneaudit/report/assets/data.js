@@ -31,6 +31,11 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** Whether the page is laid out for paper. */
+function isPrinting() {
+  return document.documentElement.classList.contains("printing");
+}
+
 function byId(id) {
   return document.getElementById(id);
 }

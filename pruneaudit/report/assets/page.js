@@ -29,8 +29,6 @@ async function start() {
   choose(byId("workload"), data.groups.map((group, number) => [number, group.title]), 0);
   if (data.groups.length) chooseGroup(0);
   else outdate();
-  sheet(byId("excluded-table"), excludedColumns(), data.cells.filter((cell) => cell.status !== "ok"),
-    { empty: "None: every cell was measured.", label: "failed and excluded cells" });
 }
 
 function listen() {
@@ -56,6 +54,7 @@ function listen() {
 
 /** Everything for paper, before it is laid out there: light, unfolded, drawn, and as wide as a page. Afterwards as it was. */
 function print(on) {
+  if (!data) return;
   document.documentElement.classList.toggle("printing", on);
   for (const details of document.querySelectorAll(on ? "details:not([open])" : "details[data-folded]")) {
     details.toggleAttribute("data-folded", on);
@@ -63,7 +62,12 @@ function print(on) {
   }
   paint(on ? "light" : undefined);
   outdate();
-  if (on) Object.keys(SECTIONS).forEach(draw);
+  if (on) {
+    const { protocol, ratio } = chosen;
+    const shown = [data.groups[chosen.group]?.title, protocol, ratio === ALL ? "all ratios" : `ratio ${ratio}`];
+    byId("shown").textContent = data.groups.length ? `Shown: ${shown.join(", ")}.` : "";
+    Object.keys(SECTIONS).forEach(draw);
+  }
 }
 
 /** Buttons of which one is pressed. */
@@ -98,6 +102,9 @@ function chooseGroup(number) {
   if (!ratios.includes(chosen.ratio)) chosen.ratio = ALL;
   choose(byId("protocol"), names.map((name) => [name, name]), chosen.protocol);
   choose(byId("ratio"), [[ALL, "all"], ...ratios.map((ratio) => [ratio, String(ratio)])], chosen.ratio);
+  // Of arms that nobody compared there is more to see than an empty table.
+  const compared = data.findings.some((finding) => finding.g === number && finding.arms.length === 2);
+  if (!compared) document.querySelector("[data-audit='1']").click();
   speak();
   chips();
   outdate();
@@ -114,6 +121,8 @@ function speak() {
 
 function chips() {
   const names = unique(data.cells.filter((cell) => cell.g === chosen.group).map((cell) => cell.method));
+  // On paper they are the legend of plots that have none.
+  byId("methods").classList.toggle("legend-of-all", names.length > LEGEND_NAMES);
   const set = (hidden) => { chosen.hidden = new Set(hidden); chips(); outdate(); };
   const place = byId("methods");
   // Drawn anew at each press: the focus goes with the name.
@@ -126,8 +135,8 @@ function chips() {
       button.addEventListener("dblclick", () => set(names.filter((other) => other !== name)));
       return button;
     }),
-    el("button", { type: "button", "data-name": "", onclick: () => set([]) }, "all"),
-    el("button", { type: "button", "data-name": "-", onclick: () => set(names) }, "none"),
+    el("button", { type: "button", class: "more", "data-name": "", onclick: () => set([]) }, "all"),
+    el("button", { type: "button", class: "more", "data-name": "-", onclick: () => set(names) }, "none"),
   );
   if (focused !== null) [...place.children].find((button) => button.dataset.name === focused)?.focus();
 }
@@ -145,6 +154,7 @@ const SECTIONS = {
   trainability: drawTrainability,
   strictest: drawStrictest,
   published: drawPublished,
+  excluded: drawExcluded,
   cells: drawCells,
   provenance: drawRuns,
 };
@@ -173,6 +183,8 @@ function byRatio(place, rows, reason, one) {
 }
 
 function drawComparisons() {
+  // Where there is none at all the page says so already.
+  if (!data.verdicts.length) return;
   const rows = data.verdicts.filter((row) => row.g === chosen.group);
   const { decimals } = metricOf(data.groups[chosen.group]);
   const columns = [
@@ -180,15 +192,24 @@ function drawComparisons() {
     { name: "ratio", value: (row) => row.ratio, number: true },
     { name: "first", value: (row) => row.arms[0] },
     { name: "second", value: (row) => (row.against === "the baseline" ? "its baseline" : row.arms[1]) },
-    { name: "verdict", value: (row) => row.verdict },
+    { name: "verdict", value: (row) => row.verdict, whole: true },
     { name: "difference", value: (row) => row.mean, show: (row) => signed(row.mean, decimals), number: true },
     { name: "95 % interval", value: (row) => row.low, show: (row) => (row.low === null ? "" : `${signed(row.low, decimals)} to ${signed(row.high, decimals)}`), number: true },
     { name: "p", value: (row) => row.p, show: (row) => short(row.p), number: true },
     { name: "seeds", value: (row) => row.seeds, number: true },
-    { name: "because of", value: (row) => [...row.forbidden_by, ...row.waived.map((rule) => `${rule} waived`)].join(" ") },
+    { name: "because of", value: (row) => [...row.forbidden_by, ...row.waived.map((rule) => `${rule} waived`)].join(" "), show: reasons },
     { name: "not controlled", value: (row) => row.uncontrolled.join(" ") },
   ];
   sheet(byId("comparisons"), columns, rows, { empty: "No comparison on this workload.", label: "comparisons" });
+}
+
+/** Why a comparison does not count: of many rules the first ones, and how many more. */
+function reasons(row) {
+  const { waived } = row;
+  // Where cells are missing, rules that cannot be judged for that reason only repeat it.
+  const rules = [...row.forbidden_by].sort((left, right) => (right === "F607") - (left === "F607"));
+  const named = rules.length <= 4 ? rules : [...rules.slice(0, 2), `and ${rules.length - 2} more rules`];
+  return el("span", { title: rules.join(" ") }, [...named, ...waived.map((rule) => `${rule} waived`)].join(" "));
 }
 
 function markOf(finding) {
@@ -210,7 +231,7 @@ function drawAudit() {
   const columns = rules.map((rule) => ({
     name: rule,
     title: `${rule}: ${data.rules[rule].claim}`,
-    head: [el("b", {}, rule), ` ${data.rules[rule].claim}`],
+    head: [el("span", { class: "upright" }, el("b", {}, rule), ` ${data.rules[rule].claim}`)],
     // The worst comes up first.
     value: (row) => (row.rules.has(rule) ? WORST_FIRST.indexOf(row.rules.get(rule).mark) : null),
     show: (row) => {
@@ -348,16 +369,18 @@ function drawPublished() {
   plainSheet(byId("published-table"), data.groups[chosen.group]?.published ?? NO_TABLE, { empty: "No published result for this workload is on file.", label: "published and reproduced" });
 }
 
-function excludedColumns() {
-  return [
+function drawExcluded() {
+  const columns = [
     { name: "status", value: (cell) => cell.status },
+    { name: "reason", value: (cell) => cell.error },
     { name: "workload", value: (cell) => data.groups[cell.g].title },
     { name: "protocol", value: (cell) => cell.protocol },
     { name: "method", value: (cell) => cell.method },
     { name: "ratio", value: (cell) => cell.ratio, number: true },
     { name: "seed", value: (cell) => cell.seed, number: true },
-    { name: "reason", value: (cell) => cell.error },
   ];
+  sheet(byId("excluded-table"), columns, data.cells.filter((cell) => cell.status !== "ok"),
+    { empty: "None: every cell was measured.", label: "failed and excluded cells" });
 }
 
 function drawCells() {
@@ -390,7 +413,7 @@ function quoted(word) {
 }
 
 function commandOf(cell) {
-  const words = ["pytest", `suite/test_cells.py::test_cell[${cellId(cell)}]`, "--audit-methods", cell.method, "--audit-protocols", cell.protocol, "--audit-seeds", String(cell.seed + 1)];
+  const words = ["pytest", ...data.cell_test.slice(0, -1), `${data.cell_test.at(-1)}[${cellId(cell)}]`, "--audit-methods", cell.method, "--audit-protocols", cell.protocol, "--audit-seeds", String(cell.seed + 1)];
   if (cell.budget !== "full") words.push("--audit-budget", cell.budget);
   if (cell.precision !== "fp32") words.push("--audit-precision", cell.precision);
   if (cell.backend !== "torch") words.push("--audit-backend", cell.backend);
@@ -399,7 +422,7 @@ function commandOf(cell) {
 
 function openCell(cell) {
   openDialog(cellId(cell), ...(cell.error ? [el("p", {}, cell.error)] : []),
-    el("p", {}, "To measure it again, in a checkout of the version below, with an empty ledger (add --audit-method for a method of your own, --audit-base for a base model of your own):"),
+    el("p", {}, "To measure it again, with the version below and an empty ledger (add --audit-method for a method of your own, --audit-base for a base model of your own):"),
     el("pre", {}, commandOf(cell)), el("h3", {}, "Run records, parents first"), runSheet(cell.runs));
 }
 
@@ -407,8 +430,17 @@ function drawRuns() {
   sheet(byId("runs-table"), runColumns(), data.runs.filter((run) => run.g === chosen.group), { empty: "No run was measured.", label: "runs" });
 }
 
+/** Delay the page's load event: what prints a page waits for that, and would find it empty while it is unpacked. */
+function unfinished() {
+  const frame = el("iframe", { hidden: true });
+  document.body.append(frame);
+  frame.contentDocument.open();
+  return () => { frame.contentDocument.close(); frame.remove(); };
+}
+
+const finished = unfinished();
 start().catch((error) => {
   byId("problem").hidden = false;
   byId("problem").textContent = `This browser could not draw tables and plots (${error.message}); report.md has every table.`;
   throw error;
-});
+}).finally(finished);

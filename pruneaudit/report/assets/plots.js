@@ -147,13 +147,17 @@ function accuracyPlot(place, caption, cells, methods, base, x, metric) {
       marker: { symbol: look.marker, size: 9, color: colourOf(look) },
     });
   }
+  // Axes are made for points: the line of the base model would lie on the frame.
+  const ends = known([base, ...traces.flatMap((trace) => trace.y.flatMap((y, number) => [y - (trace.error_y?.array[number] ?? 0), y + (trace.error_y?.array[number] ?? 0)]))]);
+  const [low, high] = [Math.min(...ends), Math.max(...ends)];
+  const room = 0.06 * (high - low) || 1;
   const shapes = base === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: base, y1: base, line: { color: variable("--soft"), dash: "dash", width: 1 } }];
   plot(place, caption, traces, {
     xaxis: axis(x === "speedup" ? "speedup, MACs(base) / MACs(pruned)" : "parameters left, %", {
       ...(alone ? { range: x === "speedup" ? [0.75 * least, 1.25 * most] : [1.25 * most, 0.75 * least], tickvals: [(least + most) / 2], ticktext: [short((least + most) / 2)] } : {}),
       ...(alone || x === "speedup" ? {} : { autorange: "reversed" }),
     }),
-    yaxis: axis(`test ${metric.axis}`),
+    yaxis: axis(`test ${metric.axis}`, { range: [low - room, high + room] }),
     shapes,
   });
 }
@@ -228,7 +232,8 @@ function curvesPlot(place, caption, curves, methods, rising, metric) {
   for (const epoch of drops) {
     shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: epoch, x1: epoch, line: { color: variable("--soft"), dash: "dot", width: 1 } });
   }
-  plot(place, caption, traces, { xaxis: axis("epoch", { rangemode: "tozero" }), yaxis: axis(`test ${metric.axis}`), shapes });
+  const most = Math.max(...curves.map((curve) => curve.epochs.at(-1)));
+  plot(place, caption, traces, { xaxis: axis("epoch", { rangemode: "tozero", ...(most <= 8 ? { dtick: 1 } : {}) }), yaxis: axis(`test ${metric.axis}`), shapes });
 }
 
 /** Cost of each arm by stage; mean over its cells. */
@@ -243,12 +248,15 @@ function budgetPlot(place, caption, cells, runs, quantity, heading) {
     marker: { color: colour, pattern: { shape: stage === "tuning" ? "/" : "", size: 6 } },
     hovertemplate: `${name}: %{x:.4g}<extra>%{y}</extra>`,
   })).filter((trace) => trace.x.some((value) => value > 0));
+  // A plot is no longer than a page of paper, which would cut it.
+  const bar = isPrinting() ? Math.min(26, 700 / arms.length) : 26;
   plot(place, caption, traces, {
     barmode: "stack",
     showlegend: true,
-    height: 150 + 26 * arms.length,
-    xaxis: axis(heading, { tickformat: "~s" }),
-    yaxis: axis("", { type: "category" }),
+    height: 150 + bar * arms.length,
+    xaxis: axis(heading, { tickformat: quantity === "epochs" ? "~f" : "~s" }),
+    // Every name, small enough to stand beside its bar.
+    yaxis: axis("", { type: "category", dtick: 1, tickfont: { size: Math.min(12, 0.75 * bar) } }),
   });
 }
 

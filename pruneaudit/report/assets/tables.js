@@ -1,10 +1,12 @@
-// Tables that sort by a click on the head, filter by words, and show a hundred rows at a time.
+// Tables that sort by a click on the head, filter by words, and show a hundred rows at a time, all that one reads on paper.
 
 const ROWS_SHOWN = 100;
+/** Rows on paper, where nobody can ask for more. */
+const ROWS_PRINTED = 1000;
 
 /**
  * Fill a place with a table.
- * columns: [{ name, head (nodes instead of the name), title, value(row) -> string or number, show(row) -> string or node, number: bool }]
+ * columns: [{ name, head (nodes instead of the name), title, value(row) -> string or number, show(row) -> string or node, number: bool, whole: bool (no line breaks on paper) }]
  * Sorting is stable and by value: numbers by size, text by locale. Filtering is by every word, anywhere in a row.
  */
 function sheet(place, columns, rows, { empty = "Nothing.", label = "", kind = null } = {}) {
@@ -63,12 +65,13 @@ function sheet(place, columns, rows, { empty = "Nothing.", label = "", kind = nu
   }
 
   function draw() {
+    const limit = isPrinting() ? Math.max(most, ROWS_PRINTED) : most;
     let found = words.length ? rows.filter((row) => words.every((word) => haystack(row).includes(word))) : rows;
     if (order !== null) found = [...found].sort(compare);
-    body.replaceChildren(...found.slice(0, most).map((row) =>
+    body.replaceChildren(...found.slice(0, limit).map((row) =>
       el("tr", {}, columns.map((column) =>
-        el("td", { class: column.number ? "number" : null }, column.show ? column.show(row) : text(row, column))))));
-    const shown = Math.min(most, found.length);
+        el("td", { class: column.number ? "number" : column.whole ? "whole" : null }, column.show ? column.show(row) : text(row, column))))));
+    const shown = Math.min(limit, found.length);
     const of = found.length === rows.length ? `${rows.length}` : `${found.length} of ${rows.length}`;
     const word = rows.length === 1 ? "row" : "rows";
     count.textContent = shown < found.length ? `first ${shown} of ${of} ${word}` : `${of} ${word}`;

@@ -79,7 +79,8 @@ class Population(Frozen):
         repeats: Retrainings of each set, which differ in the order of the images.
         epochs: Epochs of retraining; None: the workload's. Its schedule is stretched to them.
         early: Share of them that a short retraining has, as a criterion; 0: there is none.
-        train_images: Training images that count, the first ones; None: all.
+        pretrain_epochs: Epochs of the base model, which sees all training images; None: the workload's.
+        train_images: Training images that pruned networks see, the first ones; None: all.
         test_images: Test images that count, the first ones; None: all.
         wirings: How the pruned networks are put together.
         criteria: Methods whose scores are criteria, beside those that a study has by itself.
@@ -96,6 +97,7 @@ class Population(Frozen):
     repeats: int = Field(default=1, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     early: float = Field(default=0.1, ge=0, lt=1)
+    pretrain_epochs: int | None = Field(default=None, ge=1)
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
     wirings: tuple[Wiring, ...] = Field(default=("correct",), min_length=1)

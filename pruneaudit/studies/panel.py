@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from pruneaudit.audit.association import Association, associate
 from pruneaudit.catalog.studies import Wiring, panel_name
 from pruneaudit.pruning.joint import Joint, Mask
 
@@ -54,6 +56,10 @@ class Panel:
         losses = zip(self.criteria["loss"], self.relabelling, strict=True)
         return max(abs(one - other) / (1 + abs(one)) for one, other in losses)
 
+    def association(self, criterion: str) -> Association:
+        """A criterion against accuracy after retraining."""
+        return _associated(tuple(self.criteria[criterion]), tuple(map(tuple, self.accuracies)))
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Its networks, one row each: what anybody can compare by any statistic."""
         for place, mask in enumerate(self.masks):
@@ -65,3 +71,8 @@ class Panel:
                 **{f"accuracy_{repeat}": values[place] for repeat, values in enumerate(self.accuracies)},
                 **{f"test_loss_{repeat}": values[place] for repeat, values in enumerate(self.test_losses)},
             }
+
+
+@lru_cache(maxsize=256)
+def _associated(criterion: tuple[float, ...], accuracies: tuple[tuple[float, ...], ...]) -> Association:
+    return associate(criterion, accuracies)

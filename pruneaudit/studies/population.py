@@ -105,11 +105,16 @@ class Populations:
         return self.recipe.for_epochs(max(1, round(self.population.early * (self.recipe.epochs or 1))))
 
     @cached_property
-    def dataset(self) -> Dataset:
-        """Its data, as many images of them as count."""
+    def _all_data(self) -> Dataset:
         full = load(self.workload.data, self._runtime.data_root, self._runtime.download)
         if full.obstacle:
             raise ConfigError(f"study {self._name}: {self.workload.data.name}: {full.obstacle}")
+        return full
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Its data, as many images of them as pruned networks see."""
+        full = self._all_data
         train, test = full.resident, full.test
         assert isinstance(test, Part)
         return replace(
@@ -133,6 +138,24 @@ class Populations:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self._name}-{digest}"
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was measured, in words."""
+        base, population, data = self.base, self.population, self.dataset
+        assert base is not None
+        return {
+            "network": f"{self.workload.model}, {sum(one.numel() for one in base.parameters()):,} parameters",
+            "data": f"{self.workload.data.name}: {len(data.train):,} training images for each pruned network, "
+            f"{len(data.test):,} test images",
+            "base accuracy": f"{self.base_accuracy:.2f} %",
+            "ratio": f"{population.ratio:g}",
+            "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; accuracy after "
+            "the last epoch",
+            "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
+            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}",
+            "seeds": f"base 0; retraining 0 to {population.repeats - 1}",
+        }
+
     @cached_property
     def _example(self) -> torch.Tensor:
         return self.dataset.example(weight_type(self.precision))
@@ -146,7 +169,9 @@ class Populations:
             if found is None:
                 self._told("base model")
                 initialise(model, generator(0, "pretrain", "initialise"))
-                sweep = Sweep([model], self.dataset, self.precision, self.workload.pretrain)
+                epochs = self.population.pretrain_epochs
+                recipe = self.workload.pretrain if epochs is None else self.workload.pretrain.for_epochs(epochs)
+                sweep = Sweep([model], self._all_data, self.precision, recipe)
                 sweep.train(0, "pretrain")
                 (score,) = sweep.score(self.dataset.test)
                 if not math.isfinite(score.loss):
@@ -201,7 +226,9 @@ class Populations:
             # What the joint oracle says is about pruned networks, not about others.
             some = [*masks, *(extra if wiring == "correct" else [])]
             losses, relabelled = self._losses(layers, wiring, some, l1)
-            early = self._retrained(layers, wiring, some, l1, "early", 0)["errors"] if self.population.early else []
+            early: list[float] = []
+            if self.population.early:
+                early = [100.0 - right for right in self._retrained(layers, wiring, some, l1, "early", 0)["accuracies"]]
             repeats = [
                 self._retrained(layers, wiring, some, l1, "retrain", repeat)
                 for repeat in range(self.population.repeats)
@@ -241,9 +268,9 @@ class Populations:
     def _retrained(
         self, layers: tuple[str, ...], wiring: Wiring, masks: Sequence[Mask], l1: Mask, stream: str, repeat: int
     ) -> dict[str, list[float]]:
-        """What became of each network: test accuracies and losses, and errors on the validation split."""
+        """What became of each network, on the test split, or after a short retraining on the validation split."""
         recipe = self.short_recipe if stream == "early" else self.recipe
-        found: dict[str, list[float]] = {"accuracies": [], "losses": [], "errors": []}
+        found: dict[str, list[float]] = {"accuracies": [], "losses": []}
         for some in _batched(masks, TOGETHER):
             name = f"{panel_name(layers)}@{wiring}-{stream}{repeat}-{_digest(some)}"
             with self._ledger.population_lock(self.folder, name):
@@ -253,13 +280,13 @@ class Populations:
                     networks = self.networks(self.base, layers, some, l1, wiring)
                     sweep = Sweep(networks, self.dataset, self.precision, recipe)
                     sweep.train(repeat, stream)
-                    test, validation = sweep.score(self.dataset.test), sweep.score(self.dataset.validation)
-                    if not all(math.isfinite(score.loss) for score in test):
+                    # A choice is made before the test set is looked at.
+                    scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
+                    if not all(math.isfinite(score.loss) for score in scores):
                         raise MethodError(f"study {self._name}: a network of {name} diverged; lower the learning rate")
                     part = {
-                        "accuracies": [score.accuracy for score in test],
-                        "losses": [score.loss for score in test],
-                        "errors": [100.0 - score.accuracy for score in validation],
+                        "accuracies": [score.accuracy for score in scores],
+                        "losses": [score.loss for score in scores],
                     }
                     self._ledger.save_part(self.folder, name, part)
             for key, values in found.items():

@@ -74,12 +74,14 @@ def test_what_knows_the_truth_reaches_the_ceiling():
     assert agreement < reached
 
 
-def test_luck_makes_no_held_out_regret():
+def test_luck_makes_no_held_out_regret(monkeypatch):
+    monkeypatch.setattr(association, "PERMUTATIONS", 1)
+    monkeypatch.setattr(association, "RESAMPLES", 2)
     draws = np.random.default_rng(0)
     # All networks are alike: the best is so by luck.
-    found = associate(np.arange(40.0), 95 + draws.normal(0, 1, (6, 40)))
-    assert found.regret > 0.7
-    assert abs(found.regret_held_out) < found.regret
+    found = [associate(np.arange(40.0), 95 + draws.normal(0, 1, (6, 40))) for _ in range(20)]
+    assert np.mean([one.regret for one in found]) > 0.7
+    assert abs(np.mean([one.regret_held_out for one in found])) < 0.4
 
 
 def test_a_constant_criterion_says_nothing():

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ def populations(tmp_path, told=lambda text: None, **change):
     return Populations(study, Catalog(), settings, Runtime(), Ledger(tmp_path / "ledger"), told)
 
 
+PAGE = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+
 # What a study may state
 
 
@@ -59,7 +62,7 @@ def test_every_study_here_can_be_read_and_asks_what_exists():
     assert {question.study.name for question in asked} > {"oracle-digits", "oracle-mnist", "value-of-pruning-digits"}
     assert len({question.id for question in asked}) == len(asked)
     for question in asked:
-        assert question.workloads(catalog)
+        assert question.workloads(catalog) and f"`{question.study.name}`" in PAGE
         places = question.pairs(catalog, lambda workload: workload.seeds[:1])
         assert bool(places) is (question.claim is not None)
         for _, left, right in places:
@@ -235,50 +238,18 @@ def test_a_sentence_about_all_places_holds_at_each():
 
 # The suite
 
-STUDY = """
-title = "Is <loss> a good criterion?"
-workloads = ["lenet5-digits"]
-seeds = 1
-
-[population]
-workload = "lenet5-digits"
-model = "lenet5-mini"
-panels = [["conv3"]]
-ratio = 0.9
-masks = 10
-epochs = 1
-pretrain_epochs = 1
-train_images = 64
-test_images = 40
-
-[[population.claims]]
-text = "A random number tells nothing."
-source = "a test"
-series = "chance"
-statistic = "tau"
-below = -0.9
-
-[[claims]]
-text = "L1 is better than chance."
-source = "a test"
-protocol = "s3.2"
-left = "l1"
-right = "random"
-ratios = [0.5]
-expects = "better"
-"""
-
 
 def test_the_suite_answers_a_study_and_writes_its_page(checkout):
-    checkout.write("mine.toml", STUDY)
+    (study,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+    checkout.write("mine.toml", study.replace("Is the loss", "Is <loss>"))
     # Without Numba: what is compiled has tests of its own, and a copy would compile it anew.
     checkout.write(
         "hidden.py",
         "import importlib.util as util\n_find = util.find_spec\n"
         "util.find_spec = lambda name, *rest: None if name == 'numba' else _find(name, *rest)\n",
     )
-    command = ("suite", "-k", "study", "--audit-study", "mine.toml", "--audit-budget", "smoke", "-p", "hidden")
-    outcome = checkout.pytest(*command)
+    (command,) = re.findall(r"^```bash\npytest (.*)\n```", PAGE, re.M)
+    outcome = checkout.pytest(*shlex.split(command), "-p", "hidden")
     assert outcome.code == 0, outcome.text
     assert "2 passed" in outcome.text
     # A sentence that does not hold, or that one seed cannot decide, fails nothing.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruneaudit.audit.association import Association, associate
 from pruneaudit.catalog.studies import Wiring, panel_name
-from pruneaudit.pruning.joint import Joint, Mask
+
+if TYPE_CHECKING:
+    from pruneaudit.pruning.joint import Joint, Mask
 
 
 @dataclass

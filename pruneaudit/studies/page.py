@@ -260,7 +260,7 @@ def _notes(panel: Panel) -> list[str]:
     found = panel.association("loss")
     notes = [
         f"{panel.name}, {panel.wiring}: naming the channels of the base in another order changes the loss by at most "
-        f"{panel.relabelled_difference:.1e} of its size"
+        f"{panel.relabelled_difference:.1e} of 1 + loss"
         + (" (nothing may depend on names)" if panel.wiring == "correct" else ": these are no pruned networks")
     ]
     if found.repeat_tau is not None and found.ceiling is not None:

@@ -29,6 +29,7 @@ CHECKPOINT_VARIABLE = "PRUNEAUDIT_CHECKPOINTS"
 # model, channels, classes, parameters, MACs at 32x32
 SIZES = [
     ("lenet5", 1, 10, 61_706, 416_520),
+    ("lenet5-mini", 1, 10, 5_500, 448_700),
     ("resnet20", 3, 10, 269_722, 40_551_040),
     ("resnet32", 3, 10, 464_154, 68_862_592),
     ("resnet34", 3, 1000, 21_797_672, 75_272_192),

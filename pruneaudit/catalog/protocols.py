@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pruneaudit.catalog.studies import ArmClaim, Population
 from pruneaudit.schema import Frozen, load_as
 
 
@@ -71,6 +72,11 @@ class Study(Frozen):
         against: Rivals of the other methods; empty: all pairs.
         fail_on: Verdicts that fail the gate; empty: no gate; not stated: worse and unfair, where there are rivals.
         waive: Reason by rule: a failure of the rule is recorded and printed, and does not count.
+        source: Paper that asks the same.
+        large: Whether it takes hours: it then runs only where it is named.
+        ratios: Ratios beside those of each workload.
+        population: Networks that differ in which filters they keep, where it is about them.
+        claims: What is said about its arms.
     """
 
     name: str
@@ -83,6 +89,11 @@ class Study(Frozen):
     against: tuple[str, ...] = ()
     fail_on: tuple[Literal["better", "worse", "equivalent", "indeterminate", "unfair"], ...] | None = None
     waive: dict[str, str] = Field(default_factory=dict)
+    source: str = ""
+    large: bool = False
+    ratios: tuple[float, ...] = ()
+    population: Population | None = None
+    claims: tuple[ArmClaim, ...] = ()
 
     @model_validator(mode="after")
     def _one_number_of_seeds(self) -> Self:

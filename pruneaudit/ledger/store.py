@@ -11,6 +11,7 @@ Layout::
     locks/ID.lock                                    held by the process that trains it
     progress/PID-NUMBER.json                         runs that each process has under way
     progress/SESSION.plan                            what each session has to train
+    populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
 
 Records hold the digest of everything else in them (:func:`sealed`). Several machines may share the folder: locks are
 the file system's, and no name is told by the number of a process alone, which another container has as well.
@@ -241,6 +242,37 @@ class Ledger:
             with self._storing():
                 folder.mkdir(exist_ok=True)
         return folder
+
+    def save_part(self, population: str, name: str, content: Mapping[str, Any]) -> None:
+        """Write a part of what a study measured of a population of networks.
+
+        Raises:
+            StorageError: There is no room for it, or the ledger may not be written.
+        """
+        self._writing()
+        folder = self.root / "populations" / population
+        with self._storing():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / f"{name}.json", sealed(content))
+
+    def part(self, population: str, name: str) -> dict[str, Any] | None:
+        """A part of a population as it was written; None where there is none.
+
+        Raises:
+            DamagedError: It cannot be read, or changed since it was written.
+        """
+        path = self.root / "populations" / population / f"{name}.json"
+        if not path.exists():
+            return None
+        try:
+            return _opened(dict(from_json(path.read_bytes())))
+        except (OSError, ValueError, TypeError):
+            raise DamagedError(f"{path}: not readable, or damaged; delete it and run again") from None
+
+    def population_lock(self, population: str, name: str) -> FileLock:
+        """Lock of a part: held by the process that measures it."""
+        self._writing()
+        return FileLock(self.root / "locks" / f"{population}-{name}.lock")
 
     def save_cell(self, record: CellRecord, key: str) -> None:
         """Write what a cell makes of its runs (a view: a later attempt replaces it).

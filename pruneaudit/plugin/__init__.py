@@ -52,9 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Worker(config), "pruneaudit-worker")
     else:
         from pruneaudit.plugin.controller import Controller
+        from pruneaudit.plugin.studies import Sentences
 
         causes = Causes()
         config.pluginmanager.register(causes, "pruneaudit-causes")
+        config.pluginmanager.register(Sentences(session), "pruneaudit-studies")
         config.pluginmanager.register(Controller(config, session, causes), "pruneaudit-controller")
         # Without this xdist hands out cells in chunks, and a worker may sit on heavy ones while others are idle.
         if getattr(config.option, "maxschedchunk", 1) is None:
@@ -123,14 +125,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             )
             targets = getattr(session, cases)(workloads)
             metafunc.parametrize(name, targets, ids=[target.id for target in targets])
+    if "audit_question" in metafunc.fixturenames:
+        asked = audit_session(metafunc.config).questions(_studied(metafunc.config))
+        metafunc.parametrize("audit_question", asked, ids=[question.id for question in asked])
+
+
+def _studied(config: pytest.Config) -> str:
+    """Where studies may be named: in ``-k``, and by their file."""
+    files = [name.partition("::")[0] for name in config.args]
+    return f"{config.option.keyword} {'study' if any(name.endswith('test_studies.py') for name in files) else ''}"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what has no cases: conformance where nothing may train, the gate where nothing is gated."""
+    """Leave out what has no cases: conformance where nothing may train, the gate where nothing is gated, studies."""
     if _SESSION not in config.stash or collection_path.parent.name != "suite":
         return None
     session = config.stash[_SESSION]
-    absent = {"test_conformance.py": session.only_judges, "test_gate.py": not session.fail_on}
+    absent = {
+        "test_conformance.py": session.only_judges,
+        "test_gate.py": not session.fail_on,
+        "test_studies.py": not session.questions(_studied(config)),
+    }
     return True if absent.get(collection_path.name) else None
 
 
@@ -160,6 +175,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for target, _ in targets:
         if isinstance(target, Check | Gate):
             selected.update(dict.fromkeys(session.opening(target.subject.cells())))
+    for _, item in targets:
+        question = item.callspec.params.get("audit_question") if hasattr(item, "callspec") else None
+        for _, left, right in session.pairs(question) if question is not None else ():
+            selected.update(dict.fromkeys([*left, *right]))
     session.selected = list(selected)
     # The report judges every selected comparison; p values must be adjusted over the same ones.
     judged = [

@@ -37,6 +37,9 @@ from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.plugin.keywords import absent_ratios
 from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.plugin.project import above, project
+from pruneaudit.studies.answer import Question, answer_claim, answer_panel, questions
+from pruneaudit.studies.judgement import Judgement
+from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
@@ -187,6 +190,7 @@ class AuditSession:
         protocols = option.audit_protocols
         if protocols is None:
             protocols = ",".join(study.protocols) or "all"
+        self._seeds: int | None = option.audit_seeds
         seeds = study.seeds if option.audit_seeds is None else option.audit_seeds
         if seeds is not None and seeds < 1:
             raise ConfigError("--audit-seeds: expected a number of at least 1")
@@ -194,7 +198,7 @@ class AuditSession:
         if workloads:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
         chosen_protocols = self.catalog.select_protocols(protocols)
-        ratios = _ratios(option.audit_ratios)
+        ratios = _ratios(option.audit_ratios) or study.ratios
         self.decide = self._decide(option)
         seeds = self.decide or seeds
         return Selection(self.catalog, methods, chosen_protocols, seeds, workloads or None, against, ratios)
@@ -312,6 +316,60 @@ class AuditSession:
             for method in self.selection.methods
             for check in (SCRATCH_CHECKS if is_scratch(method) else METHOD_CHECKS)
         ]
+
+    def questions(self, expression: str) -> list[Question]:
+        """What studies ask: the one that was chosen, or all that take minutes, where ``-k`` speaks of studies.
+
+        Args:
+            expression: What follows ``-k``.
+        """
+        if self.study.name:
+            return questions(self.study)
+        if "study" not in expression:
+            return []
+        studies = map(self.catalog.study, self.catalog.studies)
+        return [question for study in studies if not study.large for question in questions(study)]
+
+    def pairs(self, question: Question) -> list[tuple[str, list[Cell], list[Cell]]]:
+        """Places of a sentence about arms, each with the cells of both."""
+
+        def seeds(workload: Workload) -> Sequence[int]:
+            count = question.study.seeds if self._seeds is None else self._seeds
+            return workload.seeds if count is None else range(count)
+
+        return question.pairs(self.catalog, seeds)
+
+    def answer(self, question: Question) -> list[Judgement]:
+        """Measure what a study asks, judge its sentences, and write its page.
+
+        Raises:
+            AuditError: It cannot be measured.
+        """
+        folder = self.report_path / "studies" / question.study.name
+        if question.claim is None:
+            from pruneaudit.studies.population import Populations
+
+            self.runtime.prepare()
+            populations = Populations(question.study, self.catalog, self.settings, self.runtime, self.ledger)
+            return answer_panel(question, populations, folder)
+        places = []
+        for place, left, right in self.pairs(question):
+            records = [[self.measured(cell) for cell in cells] for cells in (left, right)]
+            places.append((place, records[0], records[1]))
+        how = f"{self.settings.budget} budget, {self.settings.precision}, {self.settings.backend}"
+        return answer_claim(question, self.catalog, places, {"measured": how}, folder)
+
+    def measured(self, cell: Cell) -> CellRecord:
+        """The record of a cell that came to its end.
+
+        Raises:
+            AuditError: It failed, or is not in the ledger that is judged.
+        """
+        record = self.measure(cell)
+        if record is None or record.status != "ok":
+            why = record.error if record is not None else f"not in {self.ledger_path}"
+            raise AuditError(f"{cell.id}: {why}")
+        return record
 
     def obstacle(self, workload: str) -> str | None:
         """Why a workload cannot run here, in one line that says what to do; None where it can, or need not."""

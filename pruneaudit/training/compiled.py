@@ -94,6 +94,8 @@ class CompiledLeNet:
 
     Args:
         model: The network; :func:`obstacle` found none.
+        beside: A network of the same shape that acts at other times: activations then lie in the same place, and
+            images that one of them was shown need not be shown to the other.
 
     Attributes:
         type: ``torch.float32`` or ``torch.float64``.
@@ -101,14 +103,14 @@ class CompiledLeNet:
         gradients: Theirs, as the last :meth:`step` left them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, beside: CompiledLeNet | None = None) -> None:
         # Needs Numba, and loads it only where something is compiled.
         from pruneaudit.training import lenet_kernel
 
         self._kernel = lenet_kernel
         self._parameters = dict(model.named_parameters())
         self.type = next(model.parameters()).dtype
-        self._spaces: dict[int, _Space] = {}
+        self._spaces: dict[int, _Space] = {} if beside is None else beside._spaces
         self.weights = self.zeros()
         self.gradients = self.zeros()
         self._weight = self.parts(self.weights)
@@ -136,10 +138,18 @@ class CompiledLeNet:
         for name, view in self._weight.items():
             self._parameters[name].detach().copy_(torch.from_numpy(view))
 
+    def show(self, images: torch.Tensor) -> None:
+        """Take images ``[B, C, 32, 32]`` in, for the next pass."""
+        self._kernel.into_lanes(images.permute(0, 2, 3, 1).contiguous().numpy(), self._space(len(images)).images)
+
     def forward(self, images: torch.Tensor) -> np.ndarray:
         """Logits ``[classes, N]`` of images ``[B, C, 32, 32]``; columns from B on belong to no image."""
-        space, weight, kernel = self._space(len(images)), self._weight, self._kernel
-        kernel.into_lanes(images.permute(0, 2, 3, 1).contiguous().numpy(), space.images)
+        self.show(images)
+        return self.answer(len(images))
+
+    def answer(self, batch: int) -> np.ndarray:
+        """The same of images that were shown last."""
+        space, weight, kernel = self._space(batch), self._weight, self._kernel
         first, second, rows = space.first, space.second, space.rows
         kernel.forward1(space.images, weight["conv1.weight"], weight["conv1.bias"], first.outputs, first.winner, rows)
         kernel.forward2(
@@ -157,8 +167,13 @@ class CompiledLeNet:
         Returns:
             Sum of the images' losses, and how many of them were classified correctly.
         """
-        losses, hits = self.cross_entropy(self.forward(images), labels, label_smoothing)
-        space, kernel = self._space(len(images)), self._kernel
+        self.show(images)
+        return self.learn(labels, label_smoothing)
+
+    def learn(self, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
+        """The same on images that were shown last, with their labels ``[B]``."""
+        losses, hits = self.cross_entropy(self.answer(len(labels)), labels, label_smoothing)
+        space, kernel = self._space(len(labels)), self._kernel
         first, second = space.first, space.second
         self._dense_gradients("fc2", space.hidden4, space.logits, space.of_hidden4)
         space.of_hidden4 *= space.hidden4 > 0

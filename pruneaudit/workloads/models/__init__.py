@@ -17,6 +17,8 @@ from pruneaudit.workloads.networks import Network
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
+    # Feng et al. 2024 (arXiv 2412.00143): small enough to try every set of filters; 5,500 parameters, 448,700 MACs.
+    "lenet5-mini": partial(LeNet5, widths=(10, 10, 10, 10)),
     "resnet20": partial(CifarResNet, 20),
     "resnet32": partial(CifarResNet, 32),
     "resnet34": partial(imagenet_resnet, 34),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,15 +13,21 @@ class LeNet5(nn.Module):
     """LeCun et al. 1998, in the ReLU and max-pool form that pruning papers use: 61,706 parameters for 10 classes.
 
     Input ``[N, channels, 32, 32]``, output ``[N, classes]``.
+
+    Args:
+        channels: Input channels.
+        classes: Output classes.
+        widths: Outputs of the three convolutions and of the hidden layer behind them.
     """
 
-    def __init__(self, channels: int = 1, classes: int = 10) -> None:
+    def __init__(self, channels: int = 1, classes: int = 10, widths: Sequence[int] = (6, 16, 120, 84)) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 6, 5)
-        self.conv2 = nn.Conv2d(6, 16, 5)
-        self.conv3 = nn.Conv2d(16, 120, 5)
-        self.fc1 = nn.Linear(120, 84)
-        self.fc2 = nn.Linear(84, classes)
+        first, second, third, hidden = widths
+        self.conv1 = nn.Conv2d(channels, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.conv3 = nn.Conv2d(second, third, 5)
+        self.fc1 = nn.Linear(third, hidden)
+        self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of a batch."""

@@ -1,0 +1,1 @@
+"""Studies that measure more than cells: populations of pruned networks, what they claim, and their pages."""

@@ -1,0 +1,141 @@
+"""What a study asks, part by part, and how each part is answered: one item of the suite each. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruneaudit.audit.statistics import differences
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.protocols import Study
+from pruneaudit.catalog.studies import ArmClaim
+from pruneaudit.errors import MethodError
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.studies.judgement import Judgement, judge_arms, judge_population
+from pruneaudit.studies.page import part_names, write_arms, write_panel
+from pruneaudit.workloads.schema import Workload
+
+if TYPE_CHECKING:
+    from pruneaudit.studies.population import Populations
+
+#: A loss that changes by more than this part of it when channels are named anew is no rounding of fp32.
+NO_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Question:
+    """A part of a study: one of its panels, or one of its sentences about arms."""
+
+    study: Study
+    part: str
+
+    @property
+    def id(self) -> str:
+        """Readable id, such as ``oracle-digits-conv1``."""
+        return f"{self.study.name}-{self.part}"
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def workloads(self, catalog: Catalog) -> list[Workload]:
+        """Workloads that it is about."""
+        study = self.study
+        if self.claim is None:
+            assert study.population is not None
+            return [catalog.workload(study.population.workload)]
+        names = self.claim.workloads or study.workloads
+        return [catalog.workload(name) for name in names]
+
+    @property
+    def claim(self) -> ArmClaim | None:
+        """The sentence about arms; None: it is a panel."""
+        claims = {f"claim{number}": claim for number, claim in enumerate(self.study.claims, 1)}
+        return claims.get(self.part)
+
+    def pairs(
+        self, catalog: Catalog, seeds: Callable[[Workload], Sequence[int]]
+    ) -> list[tuple[str, list[Cell], list[Cell]]]:
+        """Each place that a sentence about arms speaks of, with the cells of both arms; none of a panel."""
+        claim = self.claim
+        found = []
+        for workload in self.workloads(catalog) if claim is not None else ():
+            assert claim is not None
+            for ratio in claim.ratios or tuple(dict.fromkeys([*workload.ratios, *self.study.ratios])):
+                left, right = (
+                    [Cell(workload.name, claim.protocol, name, ratio, seed) for seed in seeds(workload)]
+                    for name in (claim.left, claim.right)
+                )
+                found.append((f"{workload.name} r{ratio:g}", left, right))
+        return found
+
+
+def questions(study: Study) -> list[Question]:
+    """What a study asks; nothing where it only selects cells."""
+    return [Question(study, part) for part in part_names(study)]
+
+
+def answer_panel(question: Question, populations: Populations, folder: Path) -> list[Judgement]:
+    """Measure a panel, judge the study's sentences on it, and write its page.
+
+    Raises:
+        MethodError: The null does not hold: naming channels anew changes what a correctly pruned network computes.
+    """
+    study = question.study
+    assert study.population is not None
+    layers = next(layers for layers in study.population.panels if "+".join(layers) == question.part)
+    panels = populations.measure(layers)
+    by_wiring = {panel.wiring: panel for panel in panels}
+    judged = [
+        judge_population(claim, by_wiring)
+        for claim in study.population.claims
+        if not claim.panels or question.part in claim.panels
+    ]
+    write_panel(folder, study, populations.facts, panels, judged)
+    correct = by_wiring.get("correct")
+    if correct is not None and correct.relabelled_difference > NO_ROUNDING:
+        raise MethodError(
+            f"study {study.name}, {question.part}: naming channels in another order changes the loss by "
+            f"{correct.relabelled_difference:.1e} of its size: networks are put together wrongly"
+        )
+    return judged
+
+
+def answer_claim(
+    question: Question,
+    catalog: Catalog,
+    places: Sequence[tuple[str, list[CellRecord], list[CellRecord]]],
+    facts: dict[str, str],
+    folder: Path,
+) -> list[Judgement]:
+    """Judge a sentence about arms from what was measured of them, and write its page.
+
+    Args:
+        question: The sentence.
+        catalog: Where its protocol and workloads are.
+        places: Each place with the records of both arms, paired by seed.
+        facts: What was measured, in words, by name.
+        folder: Where the study's page goes.
+    """
+    claim = question.claim
+    assert claim is not None
+    metric = question.workloads(catalog)[0].metric
+    margin = metric.margin_under(catalog.protocol(claim.protocol).margin)
+    values = [
+        ([record.value or 0.0 for record in left], [record.value or 0.0 for record in right], margin)
+        for _, left, right in places
+    ]
+    found = [(place, difference) for (place, _, _), difference in zip(places, differences(values), strict=True)]
+    judged = judge_arms(claim, found, metric)
+    told = {
+        **facts,
+        **{
+            f"{place} {name}": ", ".join(f"{record.value:.2f}" for record in records)
+            for place, left, right in places
+            for name, records in ((claim.left, left), (claim.right, right))
+        },
+    }
+    write_arms(folder, question.study, question.part, told, claim.text, judged)
+    return judged

@@ -1,0 +1,80 @@
+"""What was measured of one population of pruned networks under one wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pruneaudit.audit.association import Association, associate
+from pruneaudit.catalog.studies import Wiring, panel_name
+
+if TYPE_CHECKING:
+    from pruneaudit.pruning.joint import Joint, Mask
+
+
+@dataclass
+class Panel:
+    """One population under one wiring: the same number of filters gone everywhere.
+
+    Attributes:
+        layers: Layers that lost filters.
+        wiring: How the networks were put together.
+        widths: Filters of these layers before.
+        masks: For each network, the filters that stay of each layer.
+        exhaustive: Whether these are all there are; else they were drawn at random.
+        criteria: What was known of each network before it was retrained, by criterion; smaller promises more.
+        accuracies: Test accuracy in percent after retraining, ``[repeats][networks]``.
+        test_losses: Test loss in nats, the same.
+        l1: The set that keeps the filters with the largest L1 norm.
+        l1_place: Its place among the networks, where it is one of them.
+        joint: What is known of all combinations of filters of several layers; None: it was not asked for.
+        relabelling: The loss of each network when the channels of the base were named in another order: a name means
+            nothing, so that nothing may change.
+    """
+
+    layers: tuple[str, ...]
+    wiring: Wiring
+    widths: tuple[int, ...]
+    masks: list[Mask]
+    exhaustive: bool
+    criteria: dict[str, list[float]]
+    accuracies: list[list[float]]
+    test_losses: list[list[float]]
+    l1: Mask
+    l1_place: int | None
+    relabelling: list[float]
+    joint: Joint | None = None
+
+    @property
+    def name(self) -> str:
+        """Its layers, joined."""
+        return panel_name(self.layers)
+
+    @property
+    def relabelled_difference(self) -> float:
+        """Largest difference that relabelling made, relative to the loss."""
+        losses = zip(self.criteria["loss"], self.relabelling, strict=True)
+        return max(abs(one - other) / (1 + abs(one)) for one, other in losses)
+
+    def association(self, criterion: str) -> Association:
+        """A criterion against accuracy after retraining."""
+        return _associated(tuple(self.criteria[criterion]), tuple(map(tuple, self.accuracies)))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Its networks, one row each: what anybody can compare by any statistic."""
+        for place, mask in enumerate(self.masks):
+            yield {
+                "panel": self.name,
+                "wiring": self.wiring,
+                "kept": " ".join(",".join(map(str, subset)) for subset in mask),
+                **{name: values[place] for name, values in self.criteria.items()},
+                **{f"accuracy_{repeat}": values[place] for repeat, values in enumerate(self.accuracies)},
+                **{f"test_loss_{repeat}": values[place] for repeat, values in enumerate(self.test_losses)},
+            }
+
+
+@lru_cache(maxsize=256)
+def _associated(criterion: tuple[float, ...], accuracies: tuple[tuple[float, ...], ...]) -> Association:
+    return associate(criterion, accuracies)

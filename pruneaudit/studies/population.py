@@ -1,0 +1,419 @@
+"""Populations of pruned networks: one base model, many sets of filters, each retrained.
+
+What is measured is kept in the ledger part by part, so that a study that was stopped goes on where it was, and another
+number of repeats, another panel or another criterion costs only what is new.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.protocols import Study
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.catalog.studies import OWN_CRITERIA, Wiring, panel_name
+from pruneaudit.errors import ConfigError, MethodError
+from pruneaudit.ledger.records import NUMERICS_VERSION
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.method.contract import FilterScore
+from pruneaudit.method.task import PruningTask
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.joint import Joint, Mask, search, subsets
+from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.pruning.ratios import removed_filters
+from pruneaudit.pruning.removal import units_named
+from pruneaudit.streams import generator
+from pruneaudit.studies.panel import Panel
+from pruneaudit.studies.wiring import mismatches, relabel, wired
+from pruneaudit.training.metering import Meter
+from pruneaudit.training.precision import place, weight_type
+from pruneaudit.training.runtime import Runtime
+from pruneaudit.training.sweep import Sweep
+from pruneaudit.workloads.data import Dataset, Part, identity, load
+from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.models.lenet import LeNet5
+from pruneaudit.workloads.recipes import Recipe
+
+#: Networks that are trained together and kept as one part: so much is lost by a stop.
+TOGETHER = 64
+#: Told what is done of how much, in a few words.
+Telling = Callable[[str], None]
+
+
+class Populations:
+    """The populations of a study.
+
+    Args:
+        study: The study; it has a population.
+        catalog: Where its workload and its criteria are found.
+        settings: Budget and precision.
+        runtime: Where its data are; populations are measured on the CPU.
+        ledger: Where what is measured is kept.
+        told: Called with a few words whenever something is done.
+
+    Raises:
+        ConfigError: Something that it names does not exist, or cannot be measured so.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        catalog: Catalog,
+        settings: Settings,
+        runtime: Runtime,
+        ledger: Ledger,
+        told: Telling = lambda text: None,
+    ) -> None:
+        assert study.population is not None
+        if settings.precision == "bf16":
+            raise ConfigError(f"study {study.name}: populations are measured in fp32 or fp64, not bf16")
+        workload = catalog.workload(study.population.workload)
+        if study.population.model:
+            workload = workload.model_copy(update={"model": study.population.model, "model_args": ()})
+        self.population = study.population.scaled(settings.budget, workload)
+        self.workload = workload.scaled(settings.budget)
+        self.precision = settings.precision
+        self._catalog = catalog
+        self._runtime = runtime
+        self._ledger = ledger
+        self._told = told
+        self._bases: dict[int, nn.Module] = {}
+        self._name = study.name
+        for name in self.population.criteria:
+            if name in OWN_CRITERIA or not catalog.method(name).built_in:
+                raise ConfigError(f"study {study.name}: criteria: {name} is no method of this project")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How the pruned networks are retrained."""
+        epochs = self.population.epochs
+        return self.workload.retrain if epochs is None else self.workload.retrain.for_epochs(epochs)
+
+    @cached_property
+    def short_recipe(self) -> Recipe:
+        """The same in a small share of its epochs, the schedule with it."""
+        return self.recipe.for_epochs(max(1, round(self.population.early * (self.recipe.epochs or 1))))
+
+    @cached_property
+    def _all_data(self) -> Dataset:
+        full = load(self.workload.data, self._runtime.data_root, self._runtime.download)
+        if full.obstacle:
+            raise ConfigError(f"study {self._name}: {self.workload.data.name}: {full.obstacle}")
+        return full
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Its data, as many images of them as pruned networks see."""
+        full = self._all_data
+        train, test = full.resident, full.test
+        assert isinstance(test, Part)
+        return replace(
+            full,
+            train=train.first(self.population.train_images or len(train)),
+            test=test.first(self.population.test_images or len(test)),
+        )
+
+    @cached_property
+    def folder(self) -> str:
+        """Name of what the ledger keeps of it: everything that can change a number is in it."""
+        workload = self.workload.model_dump(mode="json", include={"model", "model_args", "data", "pretrain"})
+        facts = {
+            "population": self.population.identity,
+            "workload": workload,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": identity(self.workload.data, self._runtime.data_root),
+            "precision": self.precision,
+            "numerics": NUMERICS_VERSION,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return f"{self._name}-{digest}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was measured, in words."""
+        base, population, data = self.base, self.population, self.dataset
+        assert base is not None
+        return {
+            "network": f"{self.workload.model}, {sum(one.numel() for one in base.parameters()):,} parameters",
+            "data": f"{self.workload.data.name}: {len(data.train):,} training images for each pruned network, "
+            f"{len(data.test):,} test images",
+            "base accuracy": f"{self.base_accuracy:.2f} %",
+            "ratio": f"{population.ratio:g}",
+            "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; accuracy after "
+            "the last epoch",
+            "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
+            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}",
+            "seeds": f"base 0; retraining 0 to {population.repeats - 1}",
+        }
+
+    @cached_property
+    def _example(self) -> torch.Tensor:
+        return self.dataset.example(weight_type(self.precision))
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The dense base model, trained once."""
+        model = place(shapes.dense_network(self.workload), "cpu", self.precision)
+        with self._ledger.population_lock(self.folder, "base"):
+            found = self._ledger.part(self.folder, "base")
+            if found is None:
+                self._told("base model")
+                initialise(model, generator(0, "pretrain", "initialise"))
+                epochs = self.population.pretrain_epochs
+                recipe = self.workload.pretrain if epochs is None else self.workload.pretrain.for_epochs(epochs)
+                sweep = Sweep([model], self._all_data, self.precision, recipe)
+                sweep.train(0, "pretrain")
+                (score,) = sweep.score(self.dataset.test)
+                if not math.isfinite(score.loss):
+                    raise ConfigError(f"study {self._name}: its base model diverged")
+                weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+                found = {"accuracy": score.accuracy, "compiled": sweep.compiled, "weights": weights}
+                self._ledger.save_part(self.folder, "base", found)
+        self.base_accuracy: float = found["accuracy"]
+        self.compiled: bool = found["compiled"]
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                # JSON keeps every digit of a float.
+                tensor.copy_(torch.tensor(found["weights"][name], dtype=torch.float64).to(tensor.dtype))
+        return model.eval()
+
+    def _layers(self, model: nn.Module, panel: Sequence[str]) -> list[PrunableLayer]:
+        """The layers of a panel in a network."""
+        return prunable_layers(model, self._example, tuple(panel))
+
+    def masks(self, panel: Sequence[str]) -> tuple[list[Mask], bool]:
+        """Sets of filters that stay, by layer of the panel: all of them, or as many as are drawn; and which it is."""
+        layers = self._layers(self.base, panel)
+        if [layer.name for layer in layers] != list(panel):
+            raise ConfigError(f"study {self._name}: panel {panel_name(tuple(panel))}: name its layers in their order")
+        widths = [layer.channels for layer in layers]
+        stay = [width - removed_filters(width, self.population.ratio) for width in widths]
+        total, most = math.prod(map(math.comb, widths, stay)), self.population.masks
+        if total <= most:
+            return list(itertools.product(*map(subsets, widths, stay))), True
+        draw = generator(0, "study", "masks", panel_name(tuple(panel)))
+        found: dict[Mask, None] = {}
+        while len(found) < most:
+            some = [torch.randperm(width, generator=draw)[:count] for width, count in zip(widths, stay, strict=True)]
+            found[tuple(tuple(sorted(one.tolist())) for one in some)] = None
+        return list(found), False
+
+    def measure(self, layers: tuple[str, ...]) -> list[Panel]:
+        """Measure a panel, where the ledger lacks it, under every wiring.
+
+        Raises:
+            MethodError: A network diverged.
+        """
+        found = []
+        masks, exhaustive = self.masks(layers)
+        scores = self._scores(self.base, layers)
+        l1 = _highest(scores["l1"], masks[0])
+        extra: list[Mask] = []
+        joint = self._joint(layers, masks) if self.population.joint_images and len(layers) > 1 else None
+        if joint is not None and joint.best not in masks:
+            extra = [joint.best]
+        for wiring in self.population.wirings:
+            # What the joint oracle says is about pruned networks, not about others.
+            some = [*masks, *(extra if wiring == "correct" else [])]
+            losses, relabelled = self._losses(layers, wiring, some, l1)
+            early: list[float] = []
+            if self.population.early:
+                early = [100.0 - right for right in self._retrained(layers, wiring, some, l1, "early", 0)["accuracies"]]
+            repeats = [
+                self._retrained(layers, wiring, some, l1, "retrain", repeat)
+                for repeat in range(self.population.repeats)
+            ]
+            count = len(masks)
+            criteria = {
+                "loss": losses[:count],
+                **({"early": early[:count]} if early else {}),
+                "mismatch": [float(mismatches(mask, l1)) for mask in masks],
+                "chance": torch.rand(count, generator=generator(0, "study", "chance", *layers)).tolist(),
+                **{name: [_removed(of_layers, mask) for mask in masks] for name, of_layers in scores.items()},
+            }
+            panel = Panel(
+                layers=layers,
+                wiring=wiring,
+                widths=tuple(layer.channels for layer in self._layers(self.base, layers)),
+                masks=masks,
+                exhaustive=exhaustive,
+                criteria={name: values for name, values in criteria.items() if name in self._reported},
+                accuracies=[repeat["accuracies"][:count] for repeat in repeats],
+                test_losses=[repeat["losses"][:count] for repeat in repeats],
+                l1=l1,
+                l1_place=masks.index(l1) if l1 in masks else None,
+                relabelling=relabelled[:count],
+            )
+            if joint is not None and wiring == "correct":
+                place_of_best = some.index(joint.best)
+                joint.accuracies = [repeat["accuracies"][place_of_best] for repeat in repeats]
+                panel.joint = joint
+            found.append(panel)
+        return found
+
+    @property
+    def _reported(self) -> tuple[str, ...]:
+        return (*OWN_CRITERIA, *self.population.criteria)
+
+    def _retrained(
+        self, layers: tuple[str, ...], wiring: Wiring, masks: Sequence[Mask], l1: Mask, stream: str, repeat: int
+    ) -> dict[str, list[float]]:
+        """What became of each network, on the test split, or after a short retraining on the validation split."""
+        recipe = self.short_recipe if stream == "early" else self.recipe
+        found: dict[str, list[float]] = {"accuracies": [], "losses": []}
+        for some in _batched(masks, TOGETHER):
+            name = f"{panel_name(layers)}@{wiring}-{stream}{repeat}-{_digest(some)}"
+            with self._ledger.population_lock(self.folder, name):
+                part = self._ledger.part(self.folder, name)
+                if part is None:
+                    self._told(f"{panel_name(layers)} {wiring} {stream} {repeat}: {len(found['losses'])}/{len(masks)}")
+                    networks = self.networks(self.base, layers, some, l1, wiring)
+                    sweep = Sweep(networks, self.dataset, self.precision, recipe)
+                    sweep.train(repeat, stream)
+                    # A choice is made before the test set is looked at.
+                    scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
+                    if not all(math.isfinite(score.loss) for score in scores):
+                        raise MethodError(f"study {self._name}: a network of {name} diverged; lower the learning rate")
+                    part = {
+                        "accuracies": [score.accuracy for score in scores],
+                        "losses": [score.loss for score in scores],
+                    }
+                    self._ledger.save_part(self.folder, name, part)
+            for key, values in found.items():
+                values += part[key]
+        return found
+
+    def _losses(
+        self, layers: tuple[str, ...], wiring: Wiring, masks: Sequence[Mask], l1: Mask
+    ) -> tuple[list[float], list[float]]:
+        """Training loss of each network before it is retrained, and the same with channels named in another order."""
+        losses: list[float] = []
+        others: list[float] = []
+        for some in _batched(masks, TOGETHER):
+            name = f"{panel_name(layers)}@{wiring}-pruned-{_digest(some)}"
+            with self._ledger.population_lock(self.folder, name):
+                part = self._ledger.part(self.folder, name)
+                if part is None:
+                    part = {
+                        "losses": self._scored(layers, self.base, some, l1, wiring),
+                        "relabelled": self._scored(*self._renamed(layers, some), wiring),
+                    }
+                    self._ledger.save_part(self.folder, name, part)
+            losses += part["losses"]
+            others += part["relabelled"]
+        return losses, others
+
+    def _scored(
+        self, layers: tuple[str, ...], base: nn.Module, masks: Sequence[Mask], l1: Mask, wiring: Wiring
+    ) -> list[float]:
+        networks = self.networks(base, layers, masks, l1, wiring)
+        scores = Sweep(networks, self.dataset, self.precision).score(self.dataset.train)
+        # A loss may overflow where a network was put together wrongly: it is the worst there is.
+        return [score.loss if math.isfinite(score.loss) else float(2**100) for score in scores]
+
+    def _renamed(
+        self, layers: tuple[str, ...], masks: Sequence[Mask]
+    ) -> tuple[tuple[str, ...], nn.Module, list[Mask], Mask]:
+        """The same networks when the base's channels have other names: layers, base, masks, and the set of L1."""
+        base = copy.deepcopy(self.base)
+        names: list[list[int]] = []
+        for layer in self._layers(base, layers):
+            draw = generator(0, "study", "relabel", layer.name)
+            order = torch.randperm(layer.channels, generator=draw).tolist()
+            relabel(layer, order)
+            names.append([order.index(channel) for channel in range(layer.channels)])
+        renamed = [
+            tuple(tuple(sorted(name[channel] for channel in one)) for name, one in zip(names, mask, strict=True))
+            for mask in masks
+        ]
+        return layers, base, renamed, _highest(self._scores(base, layers, ("l1",))["l1"], renamed[0])
+
+    def networks(
+        self, base: nn.Module, layers: Sequence[str], masks: Sequence[Mask], l1: Mask, wiring: Wiring
+    ) -> list[nn.Module]:
+        """Pruned networks, one for each set of filters; see :func:`wired`."""
+        units = units_named(base, self._example, list(layers))
+        by_l1 = dict(zip(layers, l1, strict=True))
+        return [wired(base, dict(zip(layers, mask, strict=True)), by_l1, units, wiring) for mask in masks]
+
+    def _scores(
+        self, base: nn.Module, panel: Sequence[str], methods: Sequence[str] | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        """Scores of the filters of each layer of a panel, by method; ``l1`` always."""
+        found = {}
+        for name in dict.fromkeys(("l1", *(self.population.criteria if methods is None else methods))):
+            method = self._catalog.method(name).create()
+            if not isinstance(method, FilterScore):
+                raise ConfigError(f"study {self._name}: criteria: {name} gives filters no score")
+            model = copy.deepcopy(base)
+            with Meter(model) as meter:
+                task = PruningTask(
+                    model,
+                    self._layers(model, panel),
+                    self.workload,
+                    self.population.ratio,
+                    self.workload.prune,
+                    self.dataset,
+                    0,
+                    meter,
+                    name,
+                    self.precision,
+                )
+                method.prepare(task)
+                with torch.no_grad():
+                    found[name] = [method.score(layer, task).detach() for layer in task.layers]
+        return found
+
+    def _joint(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
+        """The exact oracle of a panel of several layers."""
+        name = f"{panel_name(layers)}-joint-{self.population.joint_images}-{_digest(masks)}"
+        with self._ledger.population_lock(self.folder, name):
+            part = self._ledger.part(self.folder, name)
+            if part is None:
+                self._told(f"{panel_name(layers)}: losses of all combinations")
+                part = vars(self._searched(layers, masks))
+                self._ledger.save_part(self.folder, name, part)
+        best = tuple(tuple(subset) for subset in part["best"])
+        return Joint(**{**part, "best": best, "accuracies": []})
+
+    def _searched(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
+        if not isinstance(self.base, LeNet5):
+            raise ConfigError(f"study {self._name}: joint_images: only LeNet-5 has an exact joint oracle")
+        train = self.dataset.resident.first(self.population.joint_images)
+        images, labels = next(self.dataset.inputs(train, weight_type(self.precision), len(train)))
+        stay = {layer: len(one) for layer, one in zip(layers, masks[0], strict=True)}
+        return search(self.base, layers, stay, masks, images, labels)
+
+
+def _highest(scores: Sequence[torch.Tensor], like: Mask) -> Mask:
+    """The set of filters with the highest scores, as many as another set has; of equals the first."""
+    return tuple(
+        tuple(sorted(torch.sort(of_layer, descending=True, stable=True).indices[: len(subset)].tolist()))
+        for of_layer, subset in zip(scores, like, strict=True)
+    )
+
+
+def _removed(scores: Sequence[torch.Tensor], mask: Mask) -> float:
+    """Sum of the scores of what goes: the smaller, the less is lost."""
+    return sum(
+        float(of_layer.double().sum() - of_layer.double()[list(subset)].sum())
+        for of_layer, subset in zip(scores, mask, strict=True)
+    )
+
+
+def _batched(masks: Sequence[Mask], size: int) -> Iterator[Sequence[Mask]]:
+    return (masks[start : start + size] for start in range(0, len(masks), size))
+
+
+def _digest(masks: Sequence[Mask]) -> str:
+    return hashlib.sha256(json.dumps(masks).encode()).hexdigest()[:12]

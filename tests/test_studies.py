@@ -1,0 +1,279 @@
+"""Studies: what they may state, populations that are measured once, sentences that are judged, pages."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pruneaudit.audit.association import associate
+from pruneaudit.audit.statistics import difference
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.protocols import Study, load_study
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.catalog.studies import ArmClaim, Population, PopulationClaim, Series
+from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.studies.answer import questions
+from pruneaudit.studies.judgement import altogether, judge_arms, judge_population
+from pruneaudit.studies.panel import Panel
+from pruneaudit.studies.population import Populations
+from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.metrics import ACCURACY
+from pruneaudit.workloads.models import build
+
+torch.set_num_threads(1)
+
+TINY = {
+    "workload": "lenet5-digits",
+    "model": "lenet5-mini",
+    "panels": (("conv3",),),
+    "ratio": 0.5,
+    "masks": 5,
+    "repeats": 1,
+    "epochs": 1,
+    "early": 0.5,
+    "pretrain_epochs": 1,
+    "train_images": 64,
+    "test_images": 40,
+    "wirings": ("correct", "legacy-l1"),
+    "criteria": ("l1",),
+}
+
+
+def populations(tmp_path, told=lambda text: None, **change):
+    study = Study(name="tiny", population=Population(**{**TINY, **change}))
+    settings = Settings("full", "fp64", None, "torch")
+    return Populations(study, Catalog(), settings, Runtime(), Ledger(tmp_path / "ledger"), told)
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+
+# What a study may state
+
+
+def test_every_study_here_can_be_read_and_asks_what_exists():
+    catalog = Catalog()
+    asked = [question for name in catalog.studies for question in questions(catalog.study(name))]
+    assert {question.study.name for question in asked} > {"oracle-digits", "oracle-mnist", "value-of-pruning-digits"}
+    assert len({question.id for question in asked}) == len(asked)
+    for question in asked:
+        assert question.workloads(catalog) and f"`{question.study.name}`" in PAGE
+        places = question.pairs(catalog, lambda workload: workload.seeds[:1])
+        assert bool(places) is (question.claim is not None)
+        for _, left, right in places:
+            for cell in (*left, *right):
+                catalog.method(cell.method), catalog.protocol(cell.protocol)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('wirings = ["wrong"]', "population.wirings.0: Input should be 'correct' or 'legacy-l1' (got 'wrong')"),
+        ("maks = 3", "population.maks: unknown key. Did you mean 'masks'?"),
+        ('panels = [["conv1"], ["conv1"]]', "no two panels the same"),
+        ("masks = 2", "population.masks: Input should be greater than or equal to 3 (got 2)"),
+        (
+            '[[population.claims]]\ntext = "x"\nsource = "x"\nseries = "loss"\nstatistic = "tau"',
+            "give either below or above",
+        ),
+        (
+            '[[population.claims]]\ntext = "x"\nsource = "x"\nseries = "loss@legacy-l1"\nstatistic = "tau"\nbelow = 0',
+            "wiring 'legacy-l1' is not among wirings",
+        ),
+        (
+            '[[population.claims]]\ntext = "x"\nsource = "x"\nseries = "fpgm"\nstatistic = "tau"\nbelow = 0',
+            "fpgm: no such criterion; name the method in criteria",
+        ),
+    ],
+)
+def test_a_study_that_is_wrong_says_where(tmp_path, change, message):
+    lines = {"panels": 'panels = [["conv1"]]', "masks": "masks = 10", "ratio": "ratio = 0.5"}
+    lines.pop(change.partition(" ")[0], None)
+    text = "\n".join(["[population]", 'workload = "lenet5-digits"', *lines.values(), change])
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_study(tmp_path / "mine.toml")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_reduced_budgets_measure_less():
+    workload = Catalog().workload("lenet5-digits")
+    whole = Population(**{**TINY, "masks": 252, "repeats": 3, "epochs": 30, "joint_images": 64})
+    assert whole.scaled("full", workload) is whole
+    smoke = whole.scaled("smoke", workload)
+    assert (smoke.masks, smoke.repeats, smoke.epochs, smoke.joint_images) == (26, 2, 3, 4)
+
+
+# Populations
+
+
+def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
+    told = []
+    first = populations(tmp_path, told.append)
+    correct, legacy = first.measure(("conv3",))
+    assert told and not correct.exhaustive and len(set(correct.masks)) == 5
+    assert all(len(subset) == 5 for (subset,) in correct.masks)
+    # Channels have other names, and nothing else changes; the other wiring depends on names.
+    assert correct.relabelled_difference < 1e-10
+    assert legacy.relabelled_difference > 1e-3
+    assert correct.criteria["mismatch"] == legacy.criteria["mismatch"]
+    assert set(correct.criteria) == {"loss", "early", "mismatch", "chance", "l1"}
+    assert correct.accuracies != legacy.accuracies or correct.criteria["loss"] != legacy.criteria["loss"]
+
+    again = []
+    other = populations(tmp_path, again.append, repeats=2)
+    more, _ = other.measure(("conv3",))
+    # Only the new repeat is trained.
+    assert [line for line in again if "retrain 1" in line] == again and len(again) == 2
+    assert more.accuracies[0] == correct.accuracies[0] and more.criteria == correct.criteria
+    assert more.accuracies[1] != more.accuracies[0] or more.test_losses[1] != more.test_losses[0]
+
+
+def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):
+    name = populations(tmp_path).folder
+    for change in ({"epochs": 2}, {"ratio": 0.4}, {"train_images": 65}, {"pretrain_epochs": 2}, {"model": ""}):
+        assert populations(tmp_path, **change).folder != name
+    for change in ({"repeats": 4}, {"criteria": ("l1", "l2")}, {"panels": (("conv1",),)}, {"joint_images": 9}):
+        assert populations(tmp_path, **change).folder == name
+
+
+def test_a_damaged_part_is_told(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.save_part("tiny-1", "base", {"accuracy": 90.0})
+    assert ledger.part("tiny-1", "base") == {"accuracy": 90.0} and ledger.part("tiny-1", "other") is None
+    path = tmp_path / "ledger" / "populations" / "tiny-1" / "base.json"
+    path.write_text(path.read_text().replace("90.0", "95.0"))
+    with pytest.raises(DamagedError, match="delete it and run again"):
+        ledger.part("tiny-1", "base")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"criteria": ("magnitude-layer",)}, "magnitude-layer gives filters no score"),
+        ({"panels": (("conv3", "conv1"),)}, "panel conv3+conv1: name its layers in their order"),
+        ({"criteria": ("loss",)}, "loss is no method of this project"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        mine = populations(tmp_path, **change)
+        mine.measure(mine.population.panels[0])
+    assert "\n" not in str(error.value)
+
+
+def test_all_sets_are_tried_where_there_are_not_too_many(tmp_path, monkeypatch):
+    mine = populations(tmp_path, ratio=0.9, masks=10)
+    monkeypatch.setattr(Populations, "base", build("lenet5-mini", 1, 10).double())
+    masks, exhaustive = mine.masks(("conv3",))
+    assert exhaustive and masks == [((channel,),) for channel in range(10)]
+
+
+# Sentences
+
+
+def panel(loss, accuracy, wiring="correct"):
+    masks = [((place,),) for place in range(len(loss))]
+    return Panel(
+        ("conv1",), wiring, (len(loss),), masks, True, {"loss": list(loss), "early": list(-np.array(accuracy))},
+        [list(accuracy)], [list(loss)], masks[0], 0, list(loss),
+    )  # fmt: skip
+
+
+def claim(**change):
+    given = {"text": "it tells", "source": "here", "series": Series.model_validate("loss"), "statistic": "tau"}
+    return PopulationClaim(**{**given, "below": -0.2, **change})
+
+
+def test_a_sentence_holds_does_not_hold_or_is_open():
+    rising = np.arange(40.0)
+    noise = np.random.default_rng(0).random(40)
+    good, bad, none = panel(rising, 90 - rising), panel(rising, 50 + rising), panel(rising, 90 + noise)
+    assert judge_population(claim(), {"correct": good}).says == "holds"
+    assert judge_population(claim(), {"correct": bad}).says == "does not hold"
+    assert judge_population(claim(below=0.0), {"correct": none}).says == "open"
+    assert judge_population(claim(below=None, above=0.5), {"correct": bad}).says == "holds"
+    judged = judge_population(claim(statistic="regret", below=1), {"correct": bad})
+    assert (judged.says, judged.value) == ("does not hold", 39)
+
+
+def test_two_criteria_are_compared_over_the_same_networks():
+    rising = np.arange(40.0)
+    accuracy = 90 + np.random.default_rng(0).random(40)
+    both = {"correct": panel(rising, accuracy), "legacy-l1": panel(-accuracy, accuracy, "legacy-l1")}
+    better = judge_population(claim(series="early", than="loss", below=0), both)
+    assert better.says == "holds" and better.value == pytest.approx(-1 - associate(rising, [accuracy]).tau)
+    same = judge_population(claim(series="loss@legacy-l1", than="early", below=0), both)
+    assert (same.value, same.low, same.high, same.says) == (0, 0, 0, "does not hold")
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdicts"),
+    [
+        (3.0, {"better": "holds", "worse": "does not hold", "not worse": "holds", "not better": "does not hold"}),
+        (-3.0, {"better": "does not hold", "worse": "holds", "not worse": "does not hold", "not better": "holds"}),
+        (0.0, {"better": "does not hold", "equivalent": "holds", "not worse": "holds", "not better": "holds"}),
+    ],
+)
+def test_arms_are_judged_by_their_verdict(gap, verdicts):
+    scatter = [0.01, -0.01, 0.02, -0.02, 0.015, -0.015, 0.0, 0.005]
+    found = [("r0.5", difference([90 + gap + one for one in scatter], [90.0] * 8, 0.5))]
+    for expects, says in verdicts.items():
+        sentence = ArmClaim(text="x", source="x", protocol="s3.2", left="l1", right="random", expects=expects)
+        assert judge_arms(sentence, found, ACCURACY)[0].says == says
+    few = [("r0.5", difference([93.0, 93.1], [90.0, 90.0], 0.5))]
+    assert judge_arms(sentence, few, ACCURACY)[0].says == "open"
+
+
+def test_a_sentence_about_all_places_holds_at_each():
+    assert altogether(["holds", "holds"]) == "holds"
+    assert altogether(["holds", "open"]) == altogether([]) == "open"
+    assert altogether(["holds", "open", "does not hold"]) == "does not hold"
+
+
+# The suite
+
+
+def test_the_suite_answers_a_study_and_writes_its_page(checkout):
+    (study,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+    checkout.write("mine.toml", study.replace("Is the loss", "Is <loss>"))
+    # Without Numba: what is compiled has tests of its own, and a copy would compile it anew.
+    checkout.write(
+        "hidden.py",
+        "import importlib.util as util\n_find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'numba' else _find(name, *rest)\n",
+    )
+    (command,) = re.findall(r"^```bash\npytest (.*)\n```", PAGE, re.M)
+    outcome = checkout.pytest(*shlex.split(command), "-p", "hidden")
+    assert outcome.code == 0, outcome.text
+    assert "2 passed" in outcome.text
+    # A sentence that does not hold, or that one seed cannot decide, fails nothing.
+    assert any(line.startswith("does not hold: A random number tells nothing. [conv3: ") for line in outcome.lines)
+    assert any(line.startswith("open: L1 is better than chance. [lenet5-digits r0.5: ") for line in outcome.lines)
+    folder = checkout.report / "studies" / "mine"
+    results = json.loads((folder / "results.json").read_text())
+    assert [one["says"] for one in results["sentences"]] == ["does not hold", "open"]
+    rows = list(csv.DictReader((folder / "networks" / "conv3.csv").open()))
+    assert len(rows) == 10 and {row["kept"] for row in rows} == {str(channel) for channel in range(10)}
+    found = associate([float(row["loss"]) for row in rows], [[float(row["accuracy_0"]) for row in rows]])
+    assert results["parts"]["conv3"]["measured"][0]["associations"]["loss"]["tau"] == pytest.approx(found.tau)
+    page = (folder / "report.html").read_text()
+    assert "Is &lt;loss&gt; a good criterion?" in page and "Not measured yet" not in page and page.count("<svg") == 1
+    assert "tau" in (folder / "report.md").read_text()
+
+
+def test_studies_are_asked_only_where_they_are_named(checkout):
+    plain = checkout.pytest("suite", "--collect-only", "-q", "-k", "lenet5-digits and r0.5 and s1 and seed0")
+    assert plain.code == 0 and "test_studies" not in plain.text
+    named = checkout.pytest("suite", "--collect-only", "-q", "-k", "study")
+    items = [line for line in named.lines if "::" in line]
+    assert {Path(line.partition("::")[0]).name for line in items} == {"test_studies.py"}
+    # Those that take hours are asked by name.
+    assert any("[oracle-digits-conv1]" in line for line in items) and not any("mnist" in line for line in items)
+    large = checkout.pytest("suite", "--collect-only", "-q", "-k", "study", "--audit-study", "oracle-mnist")
+    assert "test_study[oracle-mnist-conv1+conv2+conv3]" in large.text

@@ -30,6 +30,7 @@ from pruneaudit.schema import Frozen
 
 #: ``native``: each library takes the best that it knows for the processor. ``portable``: :func:`portable`.
 Arithmetic = Literal["native", "portable"]
+PORTABLE: Arithmetic = "portable"
 
 #: What reads its limits when it is loaded, or at its first operation.
 _LIBRARIES = ("torch", "numpy", "numba")
@@ -55,6 +56,9 @@ class ArithmeticKind(Frozen):
     digests: dict[str, str]
     compiler: str = ""
     device: dict[str, str] = {}
+
+    def __hash__(self) -> int:
+        return hash((self.torch, self.vectors, self.compiler, *self.digests.values()))
 
     def __str__(self) -> str:
         libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
@@ -184,11 +188,7 @@ def _lacking() -> str:
     """What portable arithmetic needs and this machine has not; empty: nothing."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"an x86-64 processor, not {platform.machine()}"
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    flags = set(re.findall(r"\w+", "".join(re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE)[:1])))
+    flags = _of_processor("flags").split()
     missing = [flag for flag in _NEEDED if flags and flag not in flags]
     return f"a processor with {', '.join(flag.upper() for flag in missing)}" if missing else ""
 
@@ -204,7 +204,7 @@ def kind(device: str = "cpu", backend: str = "torch") -> ArithmeticKind:
 
     Args:
         device: ``cpu`` or ``cuda``.
-        backend: What makes the steps, as ``--audit-backend`` names it: some compile kernels.
+        backend: What is asked to make the steps, as ``--audit-backend`` names it: some compile kernels.
     """
     import numpy as np
     import torch
@@ -234,7 +234,7 @@ def _compiler(backend: str, device: str) -> str:
         target = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
         return f"Numba {metadata.version('numba')} for {target}"
     if backend == "fused" and device == "cpu":
-        return f"{_c_compiler()} for {os.environ.get('TORCHINDUCTOR_CPP_MARCH') or _processor()}"
+        return f"{_c_compiler()} for {os.environ.get('TORCHINDUCTOR_CPP_MARCH') or _of_processor('model name')}"
     return ""
 
 
@@ -246,14 +246,14 @@ def _c_compiler() -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.partition("\n")[0]
 
 
-def _processor() -> str:
-    """The processor's name."""
+def _of_processor(what: str) -> str:
+    """What Linux says of the first processor; empty where it says nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found.group(1) if found else platform.processor()
+        return ""
+    found = re.search(rf"^{what}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def _gpu() -> dict[str, str]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pruneaudit.arithmetic import pin
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.version import __version__
 
@@ -427,6 +428,10 @@ def crossvalidate(
 
     Takes every option of pytest and of the suite, such as -k and -n. Add --audit-protocols to run other setups as well.
     """
+    arithmetic = [part for word in context.args for part in _option_and_value(word, "--audit-arithmetic")]
+    if "--audit-arithmetic" in arithmetic and "portable" in arithmetic:
+        # Before the catalogue loads NumPy.
+        pin()
     import pytest
 
     from pruneaudit.catalog.discovery import Catalog, method_source, suite_arguments

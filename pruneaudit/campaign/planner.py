@@ -348,6 +348,7 @@ class Planner:
                 "precision": self.settings.precision,
                 "backend": self.settings.backend,
                 "budget": self.settings.budget,
+                "arithmetic": self.settings.arithmetic,
                 "numerics": NUMERICS_VERSION,
                 "metric": self.workload.metric.name,
                 "metric_digest": self._metric_digest,

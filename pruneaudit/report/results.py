@@ -415,7 +415,7 @@ def _results(
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
-    environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
+    environments = sorted({_environment(run) for run in runs.values()})
     _add_trainability(rows, runs)
     _add_beside(rows, runs, catalog)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
@@ -546,12 +546,18 @@ def _run_rows(
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
             **({} if run.scores is None else {"value": run.value, "validation_value": run.validation_value}),
-            "environment": environments.index(tuple(sorted(run.environment.items()))),
+            "environment": environments.index(_environment(run)),
             **({"provenance": run.provenance} if run.provenance != "trained here" else {}),
         }
         for name, run in runs.items()
     ]
     return sorted(rows, key=lambda row: (row["workload"], row["slug"], row["run"]))
+
+
+def _environment(run: RunRecord) -> tuple[tuple[str, str], ...]:
+    """Versions and hardware of a run, and what it was computed with where that is told."""
+    told = {} if run.kind is None else {"arithmetic": f"{run.arithmetic}: {run.kind}"}
+    return tuple(sorted({**run.environment, **told}.items()))
 
 
 def _curve(run: RunRecord) -> Curve:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,18 @@ from builders import (
     SEEDS,
     WEIGHTS,
     changed,
+    evidence,
     kind,
     run_record,
     run_spec,
+    scored,
     series,
+    store,
     write_method,
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from rogues.records import everywhere, with_result
+from rogues.records import everywhere, with_result, with_run
 
 from pruneaudit import arithmetic
 from pruneaudit.arithmetic import ArithmeticKind, pin, portable
@@ -30,6 +34,10 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.merging import merge
 from pruneaudit.ledger.noise import Noise
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.report.results import gather_ledger
+from pruneaudit.report.schema import ResultsFile
+from pruneaudit.report.terminal import summary
+from pruneaudit.report.writer import markdown
 
 #: What portable arithmetic gives, whatever the processor, by versions of the libraries: made with AVX2 by AMD, and seen
 #: on an emulated Intel Haswell as well. Add versions with ``UPDATE_GOLDEN=1 pytest`` this file.
@@ -263,3 +271,49 @@ def test_noise_is_bounded_by_its_largest_part(arms):
     assert (noise.spread is None) == all(len(arm) == 1 for arm in arms)
     same = Noise.of([{seed: (left, left) for seed, (left, _) in enumerate(arm)} for arm in arms])
     assert (same.differ, same.largest, same.spread) == (0, 0, noise.spread)
+
+
+# The noise floor of a report
+
+
+def both(ledger, method, seed, native, portable):
+    """Store a cell as both arithmetics computed it."""
+    store(ledger, scored(evidence(method, seed=seed), native))
+    store(ledger, scored(evidence(method, seed=seed, arithmetic="portable"), portable))
+
+
+def test_a_report_says_what_the_arithmetic_alone_changes(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    for seed, (native, other) in enumerate([(90.0, 92.0), (92.0, 91.0), (94.0, 94.0)]):
+        both(ledger, "l1", seed, native, other)
+    both(ledger, "tpp", 0, 80.0, 83.0)
+    # Measured in one arithmetic only.
+    store(ledger, scored(evidence("tpp", seed=1), 10.0))
+    found = gather_ledger(CATALOG, ledger)
+    assert [row["labels"] for row in found.noise] == [[], ["portable"]]
+    row = found.noise[0]
+    assert (row["protocol"], row["ratio"], row["pairs"], row["differ"], row["largest"]) == ("s3.2", 0.5, 4, 3, 3.0)
+    # l1's mean moves by a third of a point, tpp's single seed by three; l1's seeds are 90, 92 and 94.
+    assert row["typical"] == pytest.approx(14**0.5 / 2) and row["of_means"] == 3.0
+    assert row["spread"] == pytest.approx(2.0) and found.noise[1]["spread"] == pytest.approx(7**0.5 / 3**0.5)
+    text = markdown(found)
+    assert (
+        "## lenet5-digits: noise floor" in text
+        and "| s3.2 | 0.5 | 3 of 4 | 1.87 | 3.00 | 3.00 | 2.00 |" in squeezed(text)
+    )
+    assert any("noise floor" in line for line in summary(found))
+    ResultsFile.model_validate(found.as_json())
+
+
+def test_cells_that_were_made_differently_tell_nothing_of_arithmetic(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    store(ledger, scored(evidence("l1"), 90.0))
+    # By another version of the method's file.
+    store(ledger, with_run(scored(evidence("l1", arithmetic="portable"), 80.0), "prune", method_digest="ab" * 32))
+    found = gather_ledger(CATALOG, ledger)
+    assert found.noise == [] and "noise" not in found.as_json() and "noise floor" not in markdown(found)
+
+
+def squeezed(text):
+    """A table without the room between its columns."""
+    return re.sub(r" +", " ", text)

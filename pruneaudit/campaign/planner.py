@@ -256,6 +256,7 @@ class Campaign:
                 "budget": self.settings.budget,
                 "precision": self.settings.precision,
                 "backend": self.settings.backend,
+                "arithmetic": self.settings.arithmetic,
                 "labels": self.settings.labels(workload),
                 "metric": workload.metric,
                 **measured,

@@ -468,6 +468,7 @@ class CellRecord(Frozen):
         budget: Budget label.
         precision: Arithmetic.
         backend: What was asked to make the steps.
+        arithmetic: ``native`` or ``portable``.
         labels: Settings that are not the default (budget, precision, backend, arithmetic, external base): results never
             mix across them.
         status: ``ok`` or ``failed``.
@@ -503,6 +504,7 @@ class CellRecord(Frozen):
     budget: str = "full"
     precision: str = "fp32"
     backend: str = "torch"
+    arithmetic: Arithmetic = "native"
     labels: tuple[str, ...] = ()
     status: Literal["ok", "failed"]
     error: str = ""

@@ -28,6 +28,7 @@ from pruneaudit.ledger.records import CellRecord, RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
 from pruneaudit.report.curves import Curve
+from pruneaudit.report.noise import noise_rows
 from pruneaudit.report.published import published
 from pruneaudit.report.standings import profiles, standings, strictest_setups
 from pruneaudit.report.values import base_value, value
@@ -113,6 +114,7 @@ class Results:
         environments: Distinct environments of the runs.
         study: What the session's study says, waivers included; None without one.
         metrics: What decides, by workload; one that is not named: accuracy.
+        noise: One row for each operating point that was measured in native and in portable arithmetic.
     """
 
     cells: list[dict[str, Any]]
@@ -131,6 +133,7 @@ class Results:
     environments: list[dict[str, str]] = field(default_factory=list)
     study: dict[str, Any] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    noise: list[dict[str, Any]] = field(default_factory=list)
     _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -161,6 +164,7 @@ class Results:
             "cells": self.cells,
             "findings": self.findings,
             **({"metrics": metrics} if metrics else {}),
+            **({"noise": self.noise} if self.noise else {}),
         }
 
     def metric(self, workload: str) -> Metric:
@@ -443,6 +447,7 @@ def _results(
         environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
         metrics=metrics,
+        noise=noise_rows(records, ledger),
     )
     begin(measured)
     findings = _findings(groups, asked)

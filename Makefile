@@ -4,11 +4,14 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
+# References are made in arithmetic that all x86-64 machines have in common.
+ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
 .PHONY: suite test lint browser bench clean
 
 suite: $(READY)
-	$(BIN)/pytest suite -k resnet20-digits -n $(WORKERS)
+	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
+	$(BIN)/pruneaudit compare reports/latest reports/reference/digits
 
 test: $(READY) lint browser
 	$(BIN)/pytest tests -n $(WORKERS) -q

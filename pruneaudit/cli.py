@@ -387,6 +387,23 @@ def merge(
 
 
 @app.command()
+def compare(
+    ours: Annotated[Path, typer.Argument(metavar="REPORT", help="Folder of a report, such as reports/latest.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Folder of the one to compare with.")],
+) -> None:
+    """Compare a report's results with a reference's: equal, or what differs, and what explains it.
+
+    Status 1 where results differ that nothing explains, or are not there.
+    """
+    from pruneaudit.report.comparing import compare as compare_reports
+
+    found = compare_reports(ours, reference)
+    for line in found.lines:
+        typer.echo(line)
+    raise typer.Exit(int(found.is_fault))
+
+
+@app.command()
 def new_method(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my-pruner.")],
     to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),

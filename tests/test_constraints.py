@@ -1,4 +1,4 @@
-"""The versions that references are made with can be had again: constraints.txt names all, and references say the same."""
+"""The versions that references are made with can be had again: constraints.txt names all, and references agree."""
 
 import json
 import tomllib
@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+REFERENCES = sorted((ROOT / "reports" / "reference").glob("*/results.json"))
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINNED = dict(line.split("==") for line in LINES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -34,9 +35,7 @@ def test_what_dependencies_need_is_pinned_too_where_it_is_installed():
     assert sorted(seen - set(PINNED)) == []
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "reports" / "reference").glob("*/results.json")), ids=lambda path: path.parent.name
-)
+@pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.parent.name)
 def test_references_in_portable_arithmetic_were_made_with_these_versions(path):
     for environment in json.loads(path.read_text())["environments"]:
         if environment.get("arithmetic", "").startswith("portable"):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from builders import (
@@ -26,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rogues.records import everywhere, with_result, with_run
 
-from pruneaudit import arithmetic
+from pruneaudit import arithmetic, plugin
 from pruneaudit.arithmetic import ArithmeticKind, pin, portable
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.catalog.settings import Settings
@@ -96,7 +97,8 @@ def test_portable_arithmetic_gives_the_same_bits_on_every_processor(pinned):
     found = ArithmeticKind.model_validate(pinned["kind"])
     versions = ", ".join([f"torch {found.torch}", *(f"{name} {one}" for name, one in found.libraries.items())])
     if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text(json.dumps({**known, versions: found.model_dump()}, indent=1, sort_keys=True) + "\n")
+        known[versions] = found.model_dump()
+        GOLDEN.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     if versions not in known:
         pytest.skip(f"nobody noted what {versions} give")
     assert found.differences(ArithmeticKind.model_validate(known[versions])) == []
@@ -186,6 +188,21 @@ def test_a_session_is_pinned_before_anything_is_loaded(checkout):
     content = json.loads((checkout.report / "results.json").read_text())
     assert content["cells"][0]["labels"] == ["smoke", "portable"]
     assert content["environments"][0]["arithmetic"] == f"portable: {runs[0].kind}"
+
+
+@pytest.mark.parametrize(
+    ("given", "pins"), [({}, True), ({"audit_from": "ledger"}, False), ({"collectonly": True}, False)]
+)
+def test_only_what_computes_is_pinned(monkeypatch, given, pins):
+    """A portable ledger can be judged on any machine."""
+    calls = []
+    monkeypatch.setattr(plugin, "pin", lambda: calls.append(None))
+    options = {"audit_arithmetic": "portable", "audit_from": None, "collectonly": False, **given}
+    plugin.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=SimpleNamespace(**options)))
+    assert bool(calls) == pins
+    options["audit_arithmetic"] = "native"
+    plugin.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=SimpleNamespace(**options)))
+    assert len(calls) == pins
 
 
 def test_native_runs_keep_their_ids_and_portable_ones_have_their_own():

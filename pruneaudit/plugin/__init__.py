@@ -33,8 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Choose the arithmetic of this process before a conftest loads torch; workers inherit it."""
     chosen = early_config.known_args_namespace
-    # Nothing is computed where items are only listed, and plans are made in a process that has loaded much.
-    if getattr(chosen, "audit_arithmetic", "native") == "portable" and not chosen.collectonly:
+    # Nothing is computed where items are only listed (plans are made in a process that has loaded much) or judged.
+    computes = not (chosen.collectonly or getattr(chosen, "audit_from", None))
+    if computes and getattr(chosen, "audit_arithmetic", "native") == "portable":
         try:
             pin()
         except ConfigError as error:

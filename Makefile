@@ -4,11 +4,25 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
+# References are made in arithmetic that all x86-64 machines have in common.
+ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
-.PHONY: suite test lint browser bench clean
+.PHONY: suite references test lint browser bench clean
 
 suite: $(READY)
-	$(BIN)/pytest suite -k resnet20-digits -n $(WORKERS)
+	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
+	$(BIN)/pruneaudit compare reports/latest reports/reference/digits
+
+# The references that README quotes, with the versions of constraints.txt: PIP_CONSTRAINT=constraints.txt make references.
+# Each is measured in both arithmetics at one ledger; the portable one, judged last, is kept, with the noise floor in it.
+references: $(READY)
+	for arithmetic in native portable; do \
+	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $$arithmetic -n $(WORKERS) \
+	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits && \
+	$(BIN)/pytest suite -k "resnet20-digits and s3.2" --audit-methods l1,random,tpp --audit-seeds 8 -n $(WORKERS) \
+	--audit-arithmetic $$arithmetic --audit-figures none \
+	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits-8-seeds || exit 1; \
+	done
 
 test: $(READY) lint browser
 	$(BIN)/pytest tests -n $(WORKERS) -q
@@ -26,6 +40,7 @@ browser:
 
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py
+	$(BIN)/python benchmarks/arithmetic.py
 	$(BIN)/python benchmarks/steps.py resnet20-digits
 	$(BIN)/python benchmarks/steps.py sfp-resnet20-cifar10
 	$(BIN)/python benchmarks/steps.py resnet56-cifar10

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from pruneaudit.arithmetic import pin
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.version import __version__
 
@@ -566,6 +567,23 @@ def merge(
 
 
 @app.command()
+def compare(
+    ours: Annotated[Path, typer.Argument(metavar="REPORT", help="Folder of a report, such as reports/latest.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Folder of the one to compare with.")],
+) -> None:
+    """Compare a report's results with a reference's: equal, or what differs, and what explains it.
+
+    Status 1 where results differ that nothing explains, or are not there.
+    """
+    from pruneaudit.report.comparing import compare as compare_reports
+
+    found = compare_reports(ours, reference)
+    for line in found.lines:
+        typer.echo(line)
+    raise typer.Exit(int(found.is_fault))
+
+
+@app.command()
 def new_method(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my-pruner.")],
     to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("."),
@@ -607,6 +625,10 @@ def crossvalidate(
 
     Takes every option of pytest and of the suite, such as -k and -n. Add --audit-protocols to run other setups as well.
     """
+    arithmetic = [part for word in context.args for part in _option_and_value(word, "--audit-arithmetic")]
+    if "--audit-arithmetic" in arithmetic and "portable" in arithmetic:
+        # Before the catalogue loads NumPy.
+        pin()
     import pytest
 
     from pruneaudit.catalog.discovery import Catalog, method_source, suite_arguments

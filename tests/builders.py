@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from pruneaudit.arithmetic import ArithmeticKind
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.catalog.cells import Cell, Comparison
@@ -64,6 +65,17 @@ def run_spec(stage: str = "pretrain", **identity: Any) -> RunSpec:
     """An identity; everything but the stage has a value."""
     fields = {"workload": "lenet5-digits", "workload_version": 1, "model": "lenet5", "data": DATA, "recipe": RECIPE}
     return RunSpec.model_validate({**fields, "stage": stage, "seed": 0, "numerics": 1, **identity})
+
+
+def kind(**facts: Any) -> ArithmeticKind:
+    """A kind of arithmetic; everything has a value."""
+    fields = {
+        "torch": "2.9.0",
+        "vectors": "AVX2",
+        "libraries": {"oneDNN": "3.9"},
+        "digests": {"torch": "00", "MKL": "00"},
+    }
+    return ArithmeticKind.model_validate({**fields, **facts})
 
 
 def right_answers(accuracy: float, images: int = TEST_IMAGES) -> str:

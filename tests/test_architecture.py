@@ -13,6 +13,7 @@ PACKAGE = ROOT / "pruneaudit"
 FLOORS = [
     {"errors", "sandbox", "streams", "version"},
     {"schema", "sources"},
+    {"arithmetic"},
     {"workloads"},
     {"catalog"},
     {"ledger"},
@@ -31,6 +32,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FACE = {"__init__", "config"}
 NO_TORCH = [
     "pruneaudit",
+    "pruneaudit.arithmetic",
     "pruneaudit.plugin",
     "pruneaudit.plugin.session",
     "pruneaudit.plugin.controller",

@@ -47,6 +47,7 @@ OTHER = {
     "numerics": 2,
     "metric": "perplexity",
     "metric_digest": "ef" * 32,
+    "arithmetic": "portable",
 }
 
 
@@ -125,6 +126,7 @@ def test_slug_and_folder_are_readable():
     assert re.fullmatch(r"[0-9a-f]{16}", prune.run_id)
     assert run_spec(own_base_of="l1").slug == "lenet5-digits-pretrain-l1-seed0"
     assert run_spec(budget="smoke", precision="bf16").slug == "lenet5-digits-pretrain-seed0-smoke-bf16"
+    assert run_spec(arithmetic="portable").slug == "lenet5-digits-pretrain-seed0-portable"
 
 
 def test_a_record_has_the_identity_of_its_spec():

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save as save_weights
 from torch import nn
 
+from pruneaudit.arithmetic import is_pinned, kind
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError
 from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, own_training, pack
@@ -190,6 +191,8 @@ class Stages:
 
     def _run(self, spec: RunSpec, progress: Progress | None) -> _Run:
         started = time.perf_counter()
+        if spec.arithmetic == "portable" and not is_pinned():
+            raise ConfigError(f"run {spec.slug}: this process computes in native arithmetic; start it again")
         # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
         scaled = self.catalog.workload(spec.workload).scaled(cast(Budget, spec.budget))
         workload = scaled.model_copy(
@@ -589,6 +592,7 @@ class Stages:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             scores=None if measure.is_accuracy else _scores(measure, test, validation, history),
             beside=beside(test, measure.name),
+            kind=kind(self.runtime.device, spec.backend),
         )
         return self.ledger.commit(record, weights)
 

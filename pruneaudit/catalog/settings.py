@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from pruneaudit.arithmetic import PORTABLE, Arithmetic
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.workloads.checkpoints import base_path, read
 from pruneaudit.workloads.schema import Budget, Reading, Workload
@@ -20,19 +21,21 @@ TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
 
 @dataclass(frozen=True)
 class Settings:
-    """Budget, precision, backend and base model.
+    """Budget, precision, backend, base model and arithmetic.
 
     Attributes:
         budget: Label of scaled lengths.
         precision: Arithmetic of training.
         base: The user's own base checkpoint for every workload, or None.
         backend: What makes the steps of plain training, where it can: rounding differs, and grows while training.
+        arithmetic: ``portable``: the same bits on every x86-64 machine; ``native``: what this one does best.
     """
 
     budget: Budget = "full"
     precision: Precision = "fp32"
     base: Path | None = None
     backend: Backend = "torch"
+    arithmetic: Arithmetic = "native"
 
     def base_digest(self, workload: Workload) -> str | None:
         """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
@@ -51,7 +54,9 @@ class Settings:
         if base is not None and workload.reading != Reading():
             # The same file read otherwise is another base.
             base = hashlib.sha256(f"{base} {workload.reading.model_dump_json()}".encode()).hexdigest()
-        return tuple(labels if base is None else [*labels, f"base{base[:8]}"])
+        labels += [f"base{base[:8]}"] if base is not None else []
+        # Last, so that what was computed in both arithmetics is found from either.
+        return tuple([*labels, PORTABLE] if self.arithmetic == PORTABLE else labels)
 
     def key(self, cell: Cell, workload: Workload) -> str:
         """Name of a cell's record: its id and the labels."""

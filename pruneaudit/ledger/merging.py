@@ -11,6 +11,7 @@ from typing import get_args
 from filelock import Timeout
 
 from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.noise import between, explained
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
 from pruneaudit.ledger.store import Ledger, storage_error
 
@@ -135,8 +136,18 @@ def _agree(
         if ours[name] != theirs[name] and not (name in MEASURED_LATER and not (ours[name] and theirs[name])):
             raise ConfigError(
                 f"{what}: ledgers {left_of.root} and {right_of.root} differ in '{name}'; "
+                f"{_reason(left, left_of, right, right_of)}"
                 "judge them apart, or delete it from one of them and merge again"
             )
+
+
+def _reason(left: RunRecord | CellRecord, left_of: Ledger, right: RunRecord | CellRecord, right_of: Ledger) -> str:
+    """Whether that is a fault, or what another arithmetic does; then how much it does to all that both ledgers hold."""
+    if not (isinstance(left, RunRecord) and isinstance(right, RunRecord)):
+        return ""
+    text = f"{explained(left, right)}; "
+    noise = between(left_of.runs(), right_of.runs()) if left.kind != right.kind else None
+    return text if noise is None else f"{text}of runs in both, {noise}; "
 
 
 def _rank(cell: CellRecord) -> tuple[bool, str]:

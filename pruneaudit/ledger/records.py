@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from pruneaudit.arithmetic import Arithmetic, ArithmeticKind
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.names import ratio_text
 from pruneaudit.catalog.settings import Backend
@@ -102,6 +103,7 @@ class RunSpec(Frozen):
         numerics: Version of the training code.
         metric: Name of the workload's metric: it is measured after every epoch.
         metric_digest: SHA-256 of its source, where it is the user's own.
+        arithmetic: Whether its numbers depend on the processor (``native``) or are every machine's (``portable``).
     """
 
     workload: str
@@ -134,6 +136,7 @@ class RunSpec(Frozen):
     numerics: int
     metric: str = ACCURACY.name
     metric_digest: str | None = None
+    arithmetic: Arithmetic = "native"
 
     @property
     def run_id(self) -> str:
@@ -154,8 +157,8 @@ class RunSpec(Frozen):
         parts += [self.method] if self.method else []
         parts += [ratio_text(self.ratio)] if self.ratio is not None else []
         parts += [f"seed{self.seed}"]
-        labels = (self.budget, self.precision, self.backend)
-        parts += [label for label in labels if label not in ("full", "fp32", "torch")]
+        labels = (self.budget, self.precision, self.backend, self.arithmetic)
+        parts += [label for label in labels if label not in ("full", "fp32", "torch", "native")]
         return "-".join(parts)
 
     @property
@@ -328,6 +331,7 @@ class RunRecord(RunSpec):
         finished: UTC time.
         scores: What the workload's metric says; None where that is accuracy.
         beside: Other built-in metrics on the test split after the last epoch, by name; empty where not measured.
+        kind: What it was computed with; None in older records.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -381,6 +385,7 @@ class RunRecord(RunSpec):
     finished: str
     scores: Scores | None = None
     beside: dict[str, float] = Field(default_factory=dict)
+    kind: ArithmeticKind | None = None
 
     @property
     def value(self) -> float:
@@ -428,7 +433,7 @@ class RunRecord(RunSpec):
 
 
 #: Fields of a run record that may differ between two runs of the same identity.
-VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback"})
+VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
 MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pruned_value"})
 
@@ -476,8 +481,9 @@ class CellRecord(Frozen):
         budget: Budget label.
         precision: Arithmetic.
         backend: What was asked to make the steps.
-        labels: Settings that are not the default (budget, precision, backend, external base): results never mix across
-            them.
+        arithmetic: ``native`` or ``portable``.
+        labels: Settings that are not the default (budget, precision, backend, arithmetic, external base): results never
+            mix across them.
         status: ``ok`` or ``failed``.
         error: One line, where it failed.
         accuracy: Percent, test set, last epoch of the result run.
@@ -511,6 +517,7 @@ class CellRecord(Frozen):
     budget: str = "full"
     precision: str = "fp32"
     backend: str = "torch"
+    arithmetic: Arithmetic = "native"
     labels: tuple[str, ...] = ()
     status: Literal["ok", "failed"]
     error: str = ""

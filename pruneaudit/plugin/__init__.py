@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pruneaudit.arithmetic import pin
+from pruneaudit.errors import ConfigError
 from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: F401  (a hook)
 from pruneaudit.plugin.device import claim, visible_gpus
 from pruneaudit.plugin.options import DEFAULTS, add_options, with_values
@@ -25,6 +27,19 @@ _SESSION = pytest.StashKey["AuditSession"]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the ``--audit-*`` options."""
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Choose the arithmetic of this process before a conftest loads torch; workers inherit it."""
+    chosen = early_config.known_args_namespace
+    # Nothing is computed where items are only listed (plans are made in a process that has loaded much) or judged.
+    computes = not (chosen.collectonly or getattr(chosen, "audit_from", None))
+    if computes and getattr(chosen, "audit_arithmetic", "native") == "portable":
+        try:
+            pin()
+        except ConfigError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_patience": 60.0,
     "audit_precision": "fp32",
     "audit_backend": "torch",
+    "audit_arithmetic": "native",
     "audit_base": None,
     "audit_study": None,
     "audit_against": None,
@@ -161,6 +162,13 @@ def add_options(parser: pytest.Parser) -> None:
         help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; grouped, runs of "
         "one shape as one network; fused, the same in fewer kernels, compiled by torch; graphed, single runs side by "
         "side as CUDA graphs. Results of different backends are kept apart. Default: torch.",
+    )
+    group.addoption(
+        "--audit-arithmetic",
+        choices=("native", "portable"),
+        default=DEFAULTS["audit_arithmetic"],
+        help="portable: the same bits on every x86-64 machine of the last ten years, as far as libraries can be held "
+        "to it; results are kept apart. Default: native, what each library does best on this processor.",
     )
     group.addoption(
         "--audit-base",

@@ -116,7 +116,9 @@ class AuditSession:
             base = Path(option.audit_base) if option.audit_base else None
             if option.audit_backend == "compiled" and importlib.util.find_spec("numba") is None:
                 raise ConfigError("--audit-backend compiled needs Numba: pip install 'pruneaudit[compiled]'")
-            self.settings = Settings(option.audit_budget, option.audit_precision, base, option.audit_backend)
+            self.settings = Settings(
+                option.audit_budget, option.audit_precision, base, option.audit_backend, option.audit_arithmetic
+            )
             # Reads every TOML file and every base's digest now: a wrong one is told before anything runs.
             self.labels = {name: self.settings.labels(job) for name, job in self.catalog.workloads.items()}
             for protocol in self.catalog.protocols.values():
@@ -654,6 +656,7 @@ class AuditSession:
             f"methods {' '.join(self.selection.methods)}",
             seeds,
             f"{self.device} {self.settings.precision} {self.settings.backend}",
+            f"{self.settings.arithmetic} arithmetic",
             f"budget {self.settings.budget}",
             f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",
         ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from pruneaudit.arithmetic import PORTABLE
 from pruneaudit.catalog.claims import Claim
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Protocol
@@ -251,6 +252,8 @@ def _differs(
             texts.append(f"budget {label}: {run['epochs']:g} of {claim.epochs} epochs")
         elif label == cell["precision"]:
             texts.append(f"precision {label}")
+        elif label == PORTABLE:
+            texts.append("portable arithmetic")
         else:
             texts.append(f"base model from a file ({label})")
     theirs = claim.point

@@ -28,6 +28,7 @@ from pruneaudit.ledger.records import CellRecord, RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
 from pruneaudit.report.curves import Curve
+from pruneaudit.report.noise import noise_rows
 from pruneaudit.report.published import published
 from pruneaudit.report.standings import profiles, standings, strictest_setups
 from pruneaudit.report.values import base_value, value
@@ -115,6 +116,7 @@ class Results:
         environments: Distinct environments of the runs.
         study: What the session's study says, waivers included; None without one.
         metrics: What decides, by workload; one that is not named: accuracy.
+        noise: One row for each operating point that was measured in native and in portable arithmetic.
     """
 
     cells: list[dict[str, Any]]
@@ -133,6 +135,7 @@ class Results:
     environments: list[dict[str, str]] = field(default_factory=list)
     study: dict[str, Any] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    noise: list[dict[str, Any]] = field(default_factory=list)
     _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -163,6 +166,7 @@ class Results:
             "cells": self.cells,
             "findings": self.findings,
             **({"metrics": metrics} if metrics else {}),
+            **({"noise": self.noise} if self.noise else {}),
         }
 
     def metric(self, workload: str) -> Metric:
@@ -443,7 +447,7 @@ def _results(
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
-    environments = sorted({tuple(sorted(run.environment.items())) for run in runs.values()})
+    environments = sorted({_environment(run) for run in runs.values()})
     _add_trainability(rows, runs)
     _add_beside(rows, runs, catalog)
     names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
@@ -471,6 +475,7 @@ def _results(
         environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
         metrics=metrics,
+        noise=noise_rows(records, ledger),
     )
     begin(measured)
     findings = _findings(groups, asked)
@@ -574,12 +579,18 @@ def _run_rows(
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
             **({} if run.scores is None else {"value": run.value, "validation_value": run.validation_value}),
-            "environment": environments.index(tuple(sorted(run.environment.items()))),
+            "environment": environments.index(_environment(run)),
             **({"provenance": run.provenance} if run.provenance != "trained here" else {}),
         }
         for name, run in runs.items()
     ]
     return sorted(rows, key=lambda row: (row["workload"], row["slug"], row["run"]))
+
+
+def _environment(run: RunRecord) -> tuple[tuple[str, str], ...]:
+    """Versions and hardware of a run, and what it was computed with where that is told."""
+    told = {} if run.kind is None else {"arithmetic": f"{run.arithmetic}: {run.kind}"}
+    return tuple(sorted({**run.environment, **told}.items()))
 
 
 def _curve(run: RunRecord) -> Curve:

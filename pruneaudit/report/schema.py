@@ -138,6 +138,25 @@ class RunRow(Frozen):
     validation_value: float | None = None
 
 
+class NoiseRow(Frozen):
+    """How far cells are apart that were computed in native and in portable arithmetic, in the metric's unit.
+
+    ``typical`` is the root mean square of the differences, ``of_means`` the largest one of an arm's mean over seeds,
+    ``spread`` the standard deviation over seeds, pooled over arms.
+    """
+
+    workload: str
+    labels: list[str]
+    protocol: str
+    ratio: float
+    pairs: int
+    differ: int
+    typical: float
+    largest: float
+    of_means: float
+    spread: float | None
+
+
 class ProfileRow(Frozen):
     """Share of operating points at which each method is within so many points of the best."""
 
@@ -225,6 +244,7 @@ class ResultsFile(Frozen):
     rules: dict[str, RuleFacts]
     environments: list[dict[str, str]]
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    noise: list[NoiseRow] = Field(default_factory=list)
 
 
 def schema() -> dict[str, Any]:

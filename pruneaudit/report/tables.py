@@ -285,6 +285,29 @@ def standings_table(results: Results, workload: str, labels: tuple[str, ...]) ->
     return [*header, *(["not comparable"] if apart else [])], table
 
 
+#: What a noise floor is, in one sentence.
+NOISE_NOTE = (
+    "The same seeds computed in native and in portable arithmetic: a difference between methods that is no larger than "
+    "what this moves the mean of an arm is within what another processor changes."
+)
+
+
+def noise_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
+    """What the arithmetic alone changes at each operating point, beside what another seed changes."""
+    number = results.metric(workload).number
+    rows = [
+        [
+            row["protocol"],
+            f"{row['ratio']:g}",
+            f"{row['differ']} of {row['pairs']}",
+            *(number(row[name]) for name in ("typical", "largest", "of_means")),
+            "–" if row["spread"] is None else number(row["spread"]),
+        ]
+        for row in results.of("noise", workload, labels)
+    ]
+    return ["protocol", "ratio", "cells that differ", "typically", "at most", "an arm's mean", "std over seeds"], rows
+
+
 def strictest_matrix(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Method × method: the strictest setup whose rules hold between them at every ratio; – where none was measured.
 

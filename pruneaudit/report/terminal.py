@@ -23,6 +23,7 @@ from pruneaudit.report.tables import (
     legend,
     measured_text,
     named_rules,
+    noise_table,
     rules_text,
     standings_table,
     title,
@@ -56,6 +57,10 @@ def summary(results: Results, fails: Callable[[Mapping[str, Any]], bool] = lambd
         ties = standings_table(results, workload, labels)
         if ties[1]:
             lines += ["", f"{name}: methods in groups that nothing tells apart, best first", *_lines(ties)]
+        noise = noise_table(results, workload, labels)
+        if noise[1]:
+            lines += ["", f"{name}: noise floor, what native and portable arithmetic make of the same seeds"]
+            lines += _lines(noise)
         for heading, matrix in (
             ("comparisons, worst over ratios and seeds", audit_matrix(results, workload, labels)),
             ("arms, worst over protocols, ratios and seeds", arm_matrix(results, workload, labels)),

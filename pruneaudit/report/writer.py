@@ -23,6 +23,7 @@ from pruneaudit.report.published import PUBLISHED_NOTE, published_notes, publish
 from pruneaudit.report.results import Results, no_collection
 from pruneaudit.report.tables import (
     FEW_SEEDS,
+    NOISE_NOTE,
     Table,
     accuracy_table,
     architecture_table,
@@ -38,6 +39,7 @@ from pruneaudit.report.tables import (
     measured_text,
     metric_facts,
     no_outcomes,
+    noise_table,
     profile_table,
     profile_words,
     rules_text,
@@ -293,6 +295,11 @@ def _workload(results: Results, workload: str, labels: tuple[str, ...]) -> list[
             "How many of the rules on single arms hold, and a column for each one that somewhere does not, worst over "
             f"protocols, ratios and seeds. {_sentence(legend(arms))}",
             arms,
+        ),
+        (
+            "noise floor",
+            f"{NOISE_NOTE} In {metric.points}.",
+            noise_table(results, workload, labels),
         ),
         (
             "strictest common setup",

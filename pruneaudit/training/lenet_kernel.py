@@ -19,12 +19,14 @@ from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic, models, register_model
 
 TAPS = 5
-#: Bytes of a vector: with AVX-512 one register; elsewhere one or two, which still fit.
-VECTOR_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
+#: Bytes of a vector: with AVX-512 one register; elsewhere, or where the target is named, one or two, which still fit.
+VECTOR_BYTES = (
+    64 if getattr(config, "CPU_NAME", None) is None and binding.get_host_cpu_features().get("avx512f") else 32
+)
 #: What may be contracted; reordering ("fast" mathematics) is not.
 _CONTRACT = ("contract",)
 

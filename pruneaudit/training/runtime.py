@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pruneaudit import arithmetic
 from pruneaudit.training import memory
 from pruneaudit.version import __version__
 from pruneaudit.workloads.data import look_in
@@ -43,6 +44,7 @@ class Runtime:
         torch.set_num_threads(1)
         look_in(self.data_root)
         memory.keep()
+        arithmetic.settle()
         if self.device == "cuda":
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True

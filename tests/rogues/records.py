@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from builders import RECIPE, SEEDS, changed, right_answers, run_record, series
+from builders import RECIPE, SEEDS, changed, kind, right_answers, run_record, series
 
+from pruneaudit.arithmetic import ArithmeticKind
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.sequential import Plan
@@ -189,6 +190,11 @@ def ahead(case: Case, protocol: str, points: float) -> Case:
 def software(**environment: str) -> Callable[[Evidence], Evidence]:
     """A change: the retraining ran on other software."""
     return lambda arm: with_result(arm, environment={**arm.result.environment, **environment})
+
+
+def computed(kind: ArithmeticKind) -> Callable[[Evidence], Evidence]:
+    """A change: the retraining was computed with this arithmetic."""
+    return lambda arm: with_result(arm, kind=kind)
 
 
 # What is fair
@@ -437,6 +443,12 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
             1,
             0,
             lambda arm: with_run(arm, "base", environment={**arm.base.environment, "torch": "2.8.0"}),
+        ),
+        "longer-vectors-in-one-arm": lambda case: everywhere(
+            everywhere(case, 0, computed(kind())), 1, computed(kind(vectors="AVX512"))
+        ),
+        "another-arithmetic-at-one-seed": lambda case: at(
+            at(case, 0, 0, computed(kind())), 1, 0, computed(kind(digests={"MKL": "01"}))
         ),
         "unknown-software": lambda case: at(case, 1, 0, lambda arm: with_result(arm, environment={})),
         "device": lambda case: everywhere(case, 0, lambda arm: with_result(arm, device="cuda")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from pruneaudit.arithmetic import ArithmeticKind
 from pruneaudit.audit.evidence import Case, Evidence, measured
 from pruneaudit.audit.rule import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.statistics import ALPHA, seeds_needed, trend
@@ -150,7 +151,10 @@ def nothing_left_out(case: Case) -> Outcome:
 def one_stack(case: Case) -> Outcome:
     """Versions of torch, Python, pruneaudit and its training code, kind of device, versions of protocol and workload.
 
-    Example: torch 2.15 on CPU in all runs passes; one arm on a GPU, or from last year's version, does not.
+    And the kind of arithmetic: what libraries computed with, whatever the processor's name. Older runs do not tell it.
+
+    Example: torch 2.15 on CPU in all runs passes; one arm on a GPU, from last year's version, or on a processor with
+    longer vectors, does not.
     """
     sides: list[set[str]] = [set() for _ in case.subject.methods]
     for arms in case.pairs:
@@ -159,12 +163,30 @@ def one_stack(case: Case) -> Outcome:
     values = [" and ".join(sorted(side)) for side in sides]
     if not case.pairs:
         return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
-    return Outcome("pass" if len(set().union(*sides)) == 1 else "fail", values[0], values[-1])
+    if len(set().union(*sides)) != 1:
+        return Outcome("fail", values[0], values[-1])
+    return _one_arithmetic(case, values)
+
+
+def _one_arithmetic(case: Case, values: list[str]) -> Outcome:
+    """Whether runs that were made with the same versions were also computed alike; values tell the versions."""
+    kinds = [dict.fromkeys(kind for found in side for kind in found) for side in case.measured(_kinds)]
+    every = list(dict.fromkeys(kind for side in kinds for kind in side))
+    if len(every) < 2:
+        return Outcome("pass", values[0], values[-1])
+    left, right = (" and ".join(map(str, side)) or "not told" for side in (kinds[0], kinds[-1]))
+    advice = "judge what one kind of machine measured, or measure with --audit-arithmetic portable"
+    return Outcome("fail", left, right, f"{'; '.join(every[0].differences(every[1]))}; {advice}")
 
 
 @measured
 def _stacks(arm: Evidence) -> set[str]:
     return {_stack(arm, run) for run in arm.runs}
+
+
+@measured
+def _kinds(arm: Evidence) -> tuple[ArithmeticKind, ...]:
+    return tuple(dict.fromkeys(run.kind for run in arm.runs if run.kind is not None))
 
 
 def _stack(arm: Evidence, run: RunRecord) -> str:

@@ -113,6 +113,7 @@ class Results:
         environments: Distinct environments of the runs.
         study: What the session's study says, waivers included; None without one.
         metrics: What decides, by workload; one that is not named: accuracy.
+        ledger: What the signatures of the ledger's records say, one line each; empty: all are this machine's.
     """
 
     cells: list[dict[str, Any]]
@@ -131,6 +132,7 @@ class Results:
     environments: list[dict[str, str]] = field(default_factory=list)
     study: dict[str, Any] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    ledger: list[str] = field(default_factory=list)
     _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -161,6 +163,7 @@ class Results:
             "cells": self.cells,
             "findings": self.findings,
             **({"metrics": metrics} if metrics else {}),
+            **({"ledger": self.ledger} if self.ledger else {}),
         }
 
     def metric(self, workload: str) -> Metric:
@@ -462,6 +465,7 @@ def _results(
         profiles=profiles(rows, measured.metric),
         published=published(catalog, rows, measured.runs, measured.curves),
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
+        ledger=ledger.account().lines(),
     )
 
 

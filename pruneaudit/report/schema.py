@@ -225,6 +225,7 @@ class ResultsFile(Frozen):
     rules: dict[str, RuleFacts]
     environments: list[dict[str, str]]
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    ledger: list[str] = Field(default_factory=list)
 
 
 def schema() -> dict[str, Any]:

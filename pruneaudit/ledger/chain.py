@@ -1,8 +1,8 @@
 """Who wrote a record: a keyed digest beside it, which refers to the one that the same process wrote before.
 
 The key is this user's, outside all ledgers: methods in processes of their own cannot reach it. What the digest of a
-record (:func:`pruneaudit.ledger.store.sealed`) tells of disks, its link tells of people: whoever changes a number and the
-digest with it cannot make the link anew, and whoever removes a record leaves a gap in its writer's chain.
+record (:func:`pruneaudit.ledger.store.sealed`) tells of disks, its link tells of people: whoever changes a number and
+the digest with it cannot make the link anew, and whoever removes a record leaves a gap in its writer's chain.
 
 What it cannot tell: whoever has the key may write what they like, and the last records of a writer can be removed
 together with all that was written after them. For that there is ``pruneaudit verify``, which trains anew.

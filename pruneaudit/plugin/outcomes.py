@@ -28,11 +28,11 @@ REMOVED = "pruneaudit_removed"
 _DESELECTED = pytest.StashKey[set[pytest.Item]]()
 
 
-class Declined(pytest.skip.Exception):  # type: ignore[name-defined, misc]
+class Declined(pytest.skip.Exception):  # type: ignore[name-defined]
     """The audit skips an item."""
 
 
-class Waived(pytest.xfail.Exception):  # type: ignore[name-defined, misc]
+class Waived(pytest.xfail.Exception):  # type: ignore[name-defined]
     """The audit expects an item to fail: a study waives the rule."""
 
 

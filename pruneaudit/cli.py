@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -192,6 +193,32 @@ def export(
 
     write(_existing_ledger(ledger), Catalog(), run, to)
     typer.echo(f"wrote {to}")
+
+
+@app.command()
+def doctor(
+    ledger: LedgerPath = _LEDGER,
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Folder of datasets.")] = None,
+    audit_workload: WorkloadSpecs = None,
+    as_json: Json = False,
+) -> None:
+    """Look at versions, devices, isolation, disk, data and ledger, and say what to do.
+
+    Exit status: 1 where something is wrong.
+    """
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.doctor import examine
+    from pruneaudit.workloads.data import data_root as root_of
+
+    found = list(examine(ledger, Catalog(extra_workloads=tuple(audit_workload or ())), root_of(data_root)))
+    if as_json:
+        typer.echo(json.dumps([asdict(symptom) for symptom in found], indent=1))
+    else:
+        for symptom in found:
+            advice = f"; {symptom.advice}" if symptom.advice else ""
+            typer.echo(f"{symptom.state:5} {symptom.about}: {symptom.found}{advice}")
+    if any(symptom.state == "wrong" for symptom in found):
+        raise typer.Exit(1)
 
 
 @app.command()

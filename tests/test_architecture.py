@@ -23,6 +23,7 @@ FLOORS = [
     {"audit"},
     {"report"},
     {"plugin"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
 ]

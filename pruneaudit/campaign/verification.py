@@ -26,8 +26,8 @@ from pruneaudit.workloads.data import load
 
 #: ``bit-identical``: all that was measured is the same, to the last bit of the weights. ``within tolerance``: the
 #: result differs by no more than is asked for. ``different``: by more. ``forged``: the record says what its own weights
-#: do not give, or is not as it was written. ``not verified``: it cannot be trained or evaluated here. ``weights agree``:
-#: its weights give what it says, and it was not trained again.
+#: do not give, or is not as it was written. ``not verified``: it cannot be trained or evaluated here. ``weights
+#: agree``: its weights give what it says, and it was not trained again.
 Word = Literal["bit-identical", "within tolerance", "different", "forged", "not verified", "weights agree"]
 #: Words that a ledger should not have.
 WRONG: tuple[Word, ...] = ("different", "forged")

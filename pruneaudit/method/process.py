@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.ledger.chain import keys_folder
 from pruneaudit.method import child
 from pruneaudit.method.channel import HungUpError, Line, Message
 from pruneaudit.training.loop import DivergedError
@@ -112,7 +113,9 @@ class Process:
     ) -> None:
         self.name = source.name
         self.isolation = "process"
-        self._source, self._off_limits, self._patience = source, off_limits or {}, patience
+        # Whatever its job is, it signs nothing.
+        self._source, self._off_limits = source, {"keys": [keys_folder()], **(off_limits or {})}
+        self._patience = patience
         self._line: Line | None = None
         self._pid = 0
         self._folder = ""

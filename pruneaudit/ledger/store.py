@@ -95,7 +95,7 @@ class Ledger:
                     f"{root} is no ledger; give the folder of one (--ledger, --audit-ledger), "
                     f"or run '{suite_command()}' first"
                 )
-            version = json.loads(read_file(marker)).get("schema_version")
+            version = from_json(read_file(marker)).get("schema_version")
             check(version)
             self._older = version < SCHEMA_VERSION
             if writable and not when_needed:
@@ -147,7 +147,11 @@ class Ledger:
 
     def runs(self) -> Iterator[RunRecord]:
         """All finished runs, by folder name; those that cannot be read are left out, and named in ``damaged``."""
-        return self._readable(RunRecord, sorted((self.root / "runs").glob("*/record.json")))
+        for path in sorted((self.root / "runs").glob("*/record.json")):
+            try:
+                yield self._read_run(path)
+            except DamagedError as error:
+                self.damaged[path] = str(error)
 
     def damage(self, record: CellRecord) -> str | None:
         """What is wrong with a run that a cell stands on, in one line; None: all of them can be read."""
@@ -252,7 +256,13 @@ class Ledger:
     def failures_by_file(self) -> dict[Path, FailureRecord]:
         """All failed attempts, each with its file; damaged ones are named in ``damaged``."""
         paths = sorted((self.root / "failures").glob("*.json"))
-        return {path: failure for path in paths for failure in self._readable(FailureRecord, [path])}
+        found = {path: failure for path in paths for failure in self._readable(FailureRecord, [path])}
+        for path, failure in list(found.items()):
+            # Its name becomes a file's in a merge: that of a stranger might lead out of the ledger.
+            if not path.name.startswith(f"{failure.spec.folder}-"):
+                self.damaged[path] = f"{path}: is not named by the run that failed; delete it"
+                del found[path]
+        return found
 
     def lock(self, spec: RunSpec) -> FileLock:
         """Lock of a run: held by the process that trains it, freed by the system if that process dies."""
@@ -314,6 +324,8 @@ class Ledger:
                 self.damaged[path] = str(error)
 
     def _read_run(self, path: Path) -> RunRecord:
+        if path.parent.is_symlink():
+            raise DamagedError(f"{path.parent}: is a link, which no ledger has; delete it and run again")
         record = self._read(RunRecord, path)
         # The bits of a record may be right, and their place another run's.
         if record.folder != path.parent.name:
@@ -422,7 +434,7 @@ class Ledger:
         found = {}
         for path in sorted((self.root / "planned").glob("*.json")):
             try:
-                content = json.loads(read_file(path))
+                content = from_json(read_file(path))
                 found[path.stem] = {key: content[key] for key in content if key != "seen"}
             except (OSError, ValueError, TypeError):
                 raise DamagedError(f"{path}: not a plan; take it from a copy, or choose another ledger") from None
@@ -459,7 +471,7 @@ class Ledger:
         found: list[dict[str, Any]] = []
         for path in sorted((self.root / "progress").glob("*.json")):
             try:
-                runs = json.loads(read_file(path))
+                runs = from_json(read_file(path))
             except (OSError, ValueError):
                 continue  # just finished, or being replaced
             if isinstance(runs, list):
@@ -617,7 +629,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 def _read_plan(kind: type[Model], path: Path) -> Model:
     try:
-        content = json.loads(read_file(path))
+        content = from_json(read_file(path))
         check(content.pop("schema_version"))
         return kind.model_validate(content)
     except NewerError as error:

@@ -3,7 +3,10 @@
 ``tests/rogues/isolated/`` holds the methods, one file each.
 """
 
+import contextlib
+import ctypes
 import hashlib
+import mmap
 import os
 import shutil
 import socket
@@ -93,7 +96,12 @@ def failed(findings):
 
 
 def test_every_rogue_is_here():
-    files = {path.stem for path in ROGUES.glob("*.py")} - {"__init__", "trained_by_hand", "recalibrates"}
+    files = {path.stem for path in ROGUES.glob("*.py")} - {
+        "__init__",
+        "trained_by_hand",
+        "recalibrates",
+        "leaves_notes",
+    }
     assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
 
 
@@ -239,6 +247,53 @@ def test_checks_of_the_contract_run_in_its_process(folder):
         check("meets-target", catalog, "leaves-quietly", LENET, Runtime())
 
 
+def refused_by_the_kernel(name, *arguments):
+    """A call of the C library; raises where it fails."""
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+@confined
+def test_a_repetition_finds_no_note(court):
+    """Not in shared memory, not with the kernel, not on a file, not in a process that goes on."""
+    judged = court("leaves_notes")
+    found = failed(judged.findings(arm("leaves_notes")))
+    # That it forks is told; what it is after is not there.
+    assert found == {"F511": "program: os.fork"}
+    noted, plain = judged.evidence(arm("leaves_notes")), judged.evidence(arm("l1"))
+    assert noted.prune.conduct.replay == "same"
+    assert noted.prune.weights_digest == plain.prune.weights_digest
+    assert not Path("/dev/shm/pruneaudit-note").exists()
+    names = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            names.append(path.read_text().strip())
+    assert "pruneaudit-note" not in names
+
+
+def test_shared_memory_of_others_stays(tmp_path):
+    """Only what nobody has is removed, and only what was made since."""
+    names = [f"/dev/shm/pruneaudit-{os.getpid()}-{kind}" for kind in ("older", "held", "mapped", "left")]
+    older, held, mapped, left = names
+    Path(older).write_text("older")
+    os.utime(older, (1, 1))
+    time.sleep(1.2)
+    since = time.time()
+    time.sleep(1.2)
+    for name in (held, mapped, left):
+        Path(name).write_text("new")
+    try:
+        with open(held) as file, open(mapped, "r+b") as other:
+            view = mmap.mmap(other.fileno(), 3)
+            other.close()
+            child._sweep_memory(since)
+            assert [Path(name).exists() for name in names] == [True, True, True, False], file
+            view.close()
+    finally:
+        for name in names:
+            Path(name).unlink(missing_ok=True)
+
+
 @confined
 def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     for name in ("hidden", "scratch"):
@@ -257,6 +312,12 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
             "removes": lambda: (tmp_path / "known").unlink(),
             "calls": lambda: socket.create_connection(listener.getsockname(), 5),
             "signals": lambda: os.kill(os.getppid(), 0),
+            "sends": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+            "pairs": lambda: socket.socketpair(),
+            "dates": lambda: os.utime(tmp_path / "known", (1, 1)),
+            "opens": lambda: os.chmod(tmp_path / "hidden", 0o777),
+            "keeps": lambda: refused_by_the_kernel("shmget", 1, 64, 0o1600),
+            "queues": lambda: refused_by_the_kernel("mq_open", b"/note", os.O_CREAT, 0o600, None),
         }
         done = []
         for name, action in tries.items():
@@ -272,7 +333,9 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     done = set(ours.recv(4096).decode().split(";"))
     ours.close()
     listener.close()
-    may = {"reads what is known", "writes into scratch"}
+    may = {"reads what is known", "writes into scratch", "pairs"}
+    if not sandbox.filters_calls():
+        may |= {"sends", "dates", "opens", "keeps", "queues"}
     may |= set() if sandbox.version() >= 4 else {"calls"}
     may |= set() if sandbox.version() >= 6 else {"signals"}
     assert done == may

@@ -9,11 +9,13 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -113,12 +115,21 @@ class Source:
         What it reads was heard while it was imported and created (:func:`listening`); environment variables count where
         it names them literally and they are set.
         """
+        return self._digest(Path.read_bytes)
+
+    @property
+    def digest_of_code(self) -> str:
+        """The same of what Python sees of it: comments, empty lines and blanks at the ends of lines do not count."""
+        return self._digest(_code)
+
+    def _digest(self, content: Callable[[Path], bytes]) -> str:
         path = self.file
         if path is None:
             return hashlib.sha256(str(self).encode()).hexdigest()
         files = own_files(path, self.module)
         read = sorted({data for file in files for data in _read_by.get(file, ()) if data.is_file()} - set(files))
-        parts = [hashlib.sha256(one.read_bytes()).hexdigest() for one in (*files, *read)]
+        contents = [*map(content, files), *(one.read_bytes() for one in read)]
+        parts = [hashlib.sha256(one).hexdigest() for one in contents]
         names = sorted({name for file in files for name in _variables(file)})
         # Those of pytest change with every test: rules on what a method does see to that.
         parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ and name[:7] != "PYTEST_"]
@@ -254,6 +265,32 @@ _QUIET = frozenset(
     | {"operator", "random", "statistics", "typing", "torch", "torch_pruning", "sklearn.linear_model", "pruneaudit"}
 )
 _READERS = ("open", "load", "read", "from_file", "hub", "exec", "eval", "__import__")
+
+
+def _code(file: Path) -> bytes:
+    """Content of a file without what says nothing to Python; as it is where it is no Python.
+
+    Syntax trees would do as well, but for their dumps, which differ between versions of Python.
+    """
+    content = file.read_bytes()
+    try:
+        tokens = list(tokenize.tokenize(io.BytesIO(content).readline))
+        lines: list[str | None] = [*io.StringIO(content.decode(tokens[0].string), newline=None)]
+    except (tokenize.TokenError, SyntaxError, UnicodeDecodeError, LookupError):
+        return content
+    # The first token is the encoding, the last the end.
+    for token in tokens[1:-1]:
+        row, column = token.start
+        line = lines[row - 1] if row <= len(lines) else None
+        if line is None:
+            continue
+        if token.type == tokenize.COMMENT:
+            lines[row - 1] = line[:column].rstrip() + "\n"
+        elif token.type == tokenize.NL and not line.strip():
+            lines[row - 1] = None
+        elif token.type in (tokenize.NL, tokenize.NEWLINE):
+            lines[row - 1] = line.rstrip() + "\n"
+    return "".join(line for line in lines if line is not None).encode()
 
 
 def _ends_in(node: ast.expr, name: str) -> bool:

@@ -1,6 +1,5 @@
 """Discovery: names, specs, collisions and digests."""
 
-import hashlib
 import importlib.metadata
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pruneaudit.catalog.cells import Selection, pairs
 from pruneaudit.catalog.discovery import Catalog, MethodSource, content_root
 from pruneaudit.catalog.names import CORE_METHODS, method_id
 from pruneaudit.errors import ConfigError, MethodError
+from pruneaudit.sources import Source
 
 METHOD = """
 import torch
@@ -186,7 +186,10 @@ def test_module_spec(tmp_path, monkeypatch):
     source = Catalog(extra_methods=("audit_sample_package.pruners:MyPruner",)).method("my-pruner")
     assert source.cls.__name__ == "MyPruner"
     assert source.create().name == "my-pruner"
-    assert source.digest == hashlib.sha256(inner.read_bytes()).hexdigest()
+    assert source.digest == Source(None, "audit_sample_package.pruners", "MyPruner").digest_of_code
+    write(inner, METHOD.format(name="MyPruner") + "LIMIT = 1\n")
+    anew = Catalog(extra_methods=("audit_sample_package.pruners:MyPruner",)).method("my-pruner")
+    assert anew.digest != source.digest
 
 
 def test_entry_point(tmp_path, monkeypatch):
@@ -293,9 +296,11 @@ def test_target_that_is_no_method():
 def test_digest_follows_the_source(tmp_path):
     path = write(tmp_path / "my_pruner.py", METHOD.format(name="Mine"))
     before = Catalog(extra_methods=(str(path),)).method("my-pruner").digest
-    assert before == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert before == Source(path, "", "").digest_of_code
     assert Catalog(extra_methods=(str(path),)).method("my-pruner").digest == before
-    write(path, METHOD.format(name="Mine") + "# edited\n")
+    write(path, METHOD.format(name="Mine") + "# a comment\n")
+    assert Catalog(extra_methods=(str(path),)).method("my-pruner").digest == before
+    write(path, METHOD.format(name="Mine") + "LIMIT = 1\n")
     assert Catalog(extra_methods=(str(path),)).method("my-pruner").digest != before
 
 

@@ -1,5 +1,6 @@
 """Code that users bring is told from an edited version by all that is its own: imported, read, in the environment."""
 
+import hashlib
 import importlib
 import sys
 
@@ -83,7 +84,7 @@ def test_what_is_not_its_own_is_no_part_of_it(tmp_path):
     before = digest(path)
     elsewhere.write_text("2")
     (path.parent / "log").write_text("y")
-    assert digest(path) == before == Source(path, "", "").digest
+    assert digest(path) == before == Source(path, "", "").digest_of_code
 
 
 def test_a_variable_of_the_environment_is_part_of_it_while_it_is_set(tmp_path, monkeypatch):
@@ -131,5 +132,55 @@ def test_methods_that_can_read_nothing_are_not_imported_for_their_digest(tmp_pat
     quiet.write_text(
         "import math\nimport torch\n" + METHOD.format(constructor="") + "\nraise RuntimeError('imported')\n"
     )
-    assert digest(quiet) == Source(quiet, "", "").digest
+    assert digest(quiet) == Source(quiet, "", "").digest_of_code
     assert not any(Source(source.path, "", "").may_read for source in Catalog().methods.values() if source.path)
+
+
+CODE = """# Mine.
+from pruneaudit import FilterScore
+
+
+class Ours(FilterScore):  # as in the paper
+    \"\"\"Ours.
+
+    # no comment
+    \"\"\"
+
+    def score(self, layer, task):
+        # The norm.
+        text = '# no comment'
+        return layer.weight.flatten(1).abs().sum(1)
+"""
+
+
+def test_a_comment_keeps_the_runs_of_a_method(tmp_path):
+    def digest_of(text):
+        path = tmp_path / "ours_file.py"
+        path.write_text(text)
+        return digest(path)
+
+    before = digest_of(CODE)
+    same = [
+        CODE.replace("# Mine.\n", ""),
+        CODE.replace("  # as in the paper", ""),
+        CODE.replace("        # The norm.\n", "\n\n        # Their norm, see section 3.\n"),
+        CODE.replace("):\n        #", "):   \n        #"),
+        CODE + "\n\n# The end.\n",
+        CODE.replace("# Mine.", "#!/usr/bin/env python\n# -*- coding: utf-8 -*-"),
+    ]
+    assert [digest_of(text) for text in same] == [before] * len(same)
+    other = [
+        CODE.replace("# no comment'", "# a comment'"),
+        CODE.replace("    # no comment\n", ""),
+        CODE.replace("Ours.\n\n", "Ours.\n"),
+        CODE.replace("abs()", "square()"),
+        CODE.replace("        return", "    return"),
+    ]
+    assert len({before, *map(digest_of, other)}) == len(other) + 1
+    # What is no Python is another file with every byte.
+    assert digest_of(CODE + "(") != digest_of(CODE + "( # more")
+
+
+def test_methods_of_this_project_are_told_by_their_bytes():
+    source = Catalog().method("l1")
+    assert source.digest == hashlib.sha256(source.path.read_bytes()).hexdigest()

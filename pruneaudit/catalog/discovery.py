@@ -150,7 +150,10 @@ class MethodSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the source that defines the method, and of what it reads: an edited method is another method."""
+        """SHA-256 of the source that defines the method, and of what it reads: an edited method is another method.
+
+        Comments of a user's own are no edit. This project's methods were told by their bytes from the beginning.
+        """
         if self.path is None:
             # A class may be handed on by its package and defined in another file of it.
             target = Source(None, self.cls.__module__, self.cls.__name__)
@@ -160,7 +163,7 @@ class MethodSource:
             # Most cannot, so that judging their runs imports no torch. What cannot be created says so elsewhere.
             with contextlib.suppress(Exception):
                 self.create()
-        return target.digest
+        return target.digest if self.built_in else target.digest_of_code
 
 
 def _is_method(value: object) -> bool:

@@ -83,7 +83,7 @@ def methods(
     specs = tuple(audit_method or ())
     if name and _is_spec(name):
         specs, name = (*specs, name), method_source(name).name
-    catalog = Catalog(extra_methods=specs)
+    catalog = Catalog(extra_methods=specs, isolate="foreign", outside=_described)
     if as_markdown:
         typer.echo(cards.page(catalog), nl=False)
         return
@@ -93,6 +93,13 @@ def methods(
         rows[0]["not_for"] = [f"{', '.join(places)}: {reason}" for reason, places in reasons.items()]
     more = ["in_retraining", "published_recipe", "parameters", "not_for", "defined_in", "description"] if name else []
     _show(rows, [*cards.COLUMNS, *more], as_json)
+
+
+def _described(source: Any) -> Any:
+    """What an isolated method says of itself. Loads torch."""
+    from pruneaudit.method.isolation import described
+
+    return described(source)
 
 
 @app.command()
@@ -249,7 +256,6 @@ def verify(
     from pruneaudit.campaign.verification import WRONG
     from pruneaudit.campaign.verification import verify as verify_runs
     from pruneaudit.catalog.discovery import Catalog
-    from pruneaudit.method.isolation import described
     from pruneaudit.plugin.device import visible_gpus
     from pruneaudit.training.runtime import Runtime
     from pruneaudit.workloads.data import data_root as root_of
@@ -261,7 +267,7 @@ def verify(
         extra_methods=tuple(audit_method or ()),
         extra_workloads=tuple(audit_workload or ()),
         isolate="foreign",
-        outside=described,
+        outside=_described,
     )
     where = ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
     runtime = Runtime(where, root_of(data_root), base=base)

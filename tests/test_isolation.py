@@ -22,7 +22,7 @@ from pruneaudit import sandbox
 from pruneaudit.catalog.discovery import Catalog, content_root
 from pruneaudit.catalog.names import method_id
 from pruneaudit.errors import MethodError
-from pruneaudit.method import child
+from pruneaudit.method import child, isolation
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.isolation import check, described
 from pruneaudit.method.process import Process
@@ -209,6 +209,24 @@ def test_a_method_is_described_without_its_code(folder):
     digest = source.digest
     assert not [name for name in sys.modules if "one_step_licence" in name]
     assert digest == digest_inside(source)
+
+
+def test_few_processes_wait_for_questions(folder, monkeypatch):
+    """Those of methods that were not asked for longest are ended, and begin again when they are asked."""
+    monkeypatch.setattr(isolation, "MOST_DESCRIBING", 2)
+    names = ("honest_habits", "one_step_licence", "moves_the_target")
+    files = tuple(str(folder / f"{name}.py") for name in names)
+    catalog = Catalog(extra_methods=files, isolate="foreign", outside=described)
+    methods = [catalog.method(method_id(name)).create() for name in names]
+    waiting = [one.process._pid for one in isolation._descriptions.values()]
+    assert len(waiting) == 2
+    workload = catalog.workload(LENET)
+    assert [method.budget(workload).steps for method in methods] == [0, 1, 0]
+    again = [one.process._pid for one in isolation._descriptions.values()]
+    assert len(again) == 2 and again != waiting
+    for pid in set(waiting) - set(again):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def digest_inside(source):

@@ -54,6 +54,7 @@ REFUSED = {
 OUT_OF_REACH = {
     "reads_at_import": "opens data: ",
     "forges_state": "Permission denied: '.pruneaudit/ledger/work'",
+    "reads_the_key": "opens keys: ",
 }
 #: Those that come to nothing: what is measured is what L1 would have been.
 HARMLESS = ("patches_torch", "honest_habits")
@@ -96,12 +97,8 @@ def failed(findings):
 
 
 def test_every_rogue_is_here():
-    files = {path.stem for path in ROGUES.glob("*.py")} - {
-        "__init__",
-        "trained_by_hand",
-        "recalibrates",
-        "leaves_notes",
-    }
+    apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around"}
+    files = {path.stem for path in ROGUES.glob("*.py")} - apart
     assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
 
 
@@ -287,6 +284,15 @@ def test_a_repetition_finds_no_note(court):
         with contextlib.suppress(OSError):
             names.append(path.read_text().strip())
     assert "pruneaudit-note" not in names
+
+
+@confined
+def test_other_processes_are_closed(court):
+    """Their environment, which names the test that runs, their memory, their files; nor can they be ended."""
+    judged = court("looks_around")
+    assert failed(judged.findings(arm("looks_around"))) == {}
+    looked, plain = judged.evidence(arm("looks_around")), judged.evidence(arm("l1"))
+    assert looked.prune.weights_digest == plain.prune.weights_digest
 
 
 def test_shared_memory_of_others_stays(tmp_path):

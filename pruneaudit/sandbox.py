@@ -94,7 +94,7 @@ def _restrict(known: int, hidden: Iterable[Path], scratch: Path) -> str:
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         _allow(ruleset, Path("/"), _READ_DIR & rights)
-        for place in _beside([path.resolve() for path in hidden], Path("/")):
+        for place in _beside([*(path.resolve() for path in hidden), *_other_processes()], Path("/")):
             _allow(ruleset, place, _READ & rights)
         for place in (scratch, Path("/dev")):
             _allow(ruleset, place, rights)
@@ -103,6 +103,17 @@ def _restrict(known: int, hidden: Iterable[Path], scratch: Path) -> str:
     finally:
         os.close(ruleset)
     return f"Landlock {known}"
+
+
+def _other_processes() -> Iterator[Path]:
+    """What there is to read of other processes; those that begin later have no place of their own, either.
+
+    Landlock keeps their memory and environment from a confined process by itself, where the kernel asks it; some
+    systems that only behave like Linux do not.
+    """
+    for place in Path("/proc").glob("[0-9]*"):
+        if place.name != str(os.getpid()):
+            yield place
 
 
 def filters_calls() -> bool:

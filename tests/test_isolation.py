@@ -288,7 +288,7 @@ def test_a_repetition_finds_no_note(court):
 
 @confined
 def test_other_processes_are_closed(court):
-    """Their environment, which names the test that runs, their memory, their files; nor can they be ended."""
+    """Their environment, which names the test that runs, and their memory; nor can they be ended."""
     judged = court("looks_around")
     assert failed(judged.findings(arm("looks_around"))) == {}
     looked, plain = judged.evidence(arm("looks_around")), judged.evidence(arm("l1"))

@@ -11,7 +11,7 @@ class LooksAround(FilterScore):
     """L1 norm, or its opposite where it could see anything."""
 
     def prepare(self, task):
-        """Environment, memory and open files of whoever runs beside, and ending who watches."""
+        """Environment and memory of whoever runs beside, and ending who watches."""
         seen = []
         for process in Path("/proc").glob("[0-9]*"):
             if process.name == str(os.getpid()):
@@ -19,8 +19,6 @@ class LooksAround(FilterScore):
             for name in ("environ", "mem", "maps"):
                 with contextlib.suppress(OSError), open(process / name, "rb") as file:
                     seen.append(file.read(64))
-            with contextlib.suppress(OSError):
-                seen += list((process / "fd").iterdir())[:1]
         with contextlib.suppress(OSError):
             os.kill(os.getppid(), 9)
             seen.append("it is gone")

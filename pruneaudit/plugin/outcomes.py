@@ -29,11 +29,15 @@ _DESELECTED = pytest.StashKey[set[pytest.Item]]()
 
 
 class Declined(pytest.skip.Exception):  # type: ignore[name-defined]
-    """The audit skips an item."""
+    """The audit skips an item. Pytest and its plugins show it by the name that it has for them."""
+
+    __module__, __qualname__ = "builtins", "Skipped"
 
 
 class Waived(pytest.xfail.Exception):  # type: ignore[name-defined]
     """The audit expects an item to fail: a study waives the rule."""
+
+    __module__, __qualname__ = "builtins", "XFailed"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ WORKERS ?= auto
 # References are made in arithmetic that all x86-64 machines have in common.
 ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
-.PHONY: suite references test lint browser bench clean
+.PHONY: suite references test lint browser soak bench clean
 
 suite: $(READY)
 	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
@@ -37,6 +37,10 @@ browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	{ apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || \
 	echo "no Chromium is here and none can be installed: tests of the page will be skipped"
+
+# A random campaign under faults, for ten minutes: docs/reliability.md.
+soak: $(READY)
+	cd tests && ../$(BIN)/python soak.py --seconds 600
 
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,7 +91,7 @@ def methods(
     specs = tuple(audit_method or ())
     if name and _is_spec(name):
         specs, name = (*specs, name), method_source(name).name
-    catalog = Catalog(extra_methods=specs)
+    catalog = Catalog(extra_methods=specs, isolate="foreign", outside=_described)
     if as_markdown:
         typer.echo(cards.page(catalog), nl=False)
         return
@@ -100,6 +101,13 @@ def methods(
         rows[0]["not_for"] = [f"{', '.join(places)}: {reason}" for reason, places in reasons.items()]
     more = ["in_retraining", "published_recipe", "parameters", "not_for", "defined_in", "description"] if name else []
     _show(rows, [*cards.COLUMNS, *more], as_json)
+
+
+def _described(source: Any) -> Any:
+    """What an isolated method says of itself. Loads torch."""
+    from pruneaudit.method.isolation import described
+
+    return described(source)
 
 
 @app.command()
@@ -337,6 +345,91 @@ def export(
 
     write(_existing_ledger(ledger), Catalog(), run, to)
     typer.echo(f"wrote {to}")
+
+
+@app.command()
+def doctor(
+    ledger: LedgerPath = _LEDGER,
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Folder of datasets.")] = None,
+    audit_workload: WorkloadSpecs = None,
+    as_json: Json = False,
+) -> None:
+    """Look at versions, devices, isolation, disk, data and ledger, and say what to do.
+
+    Exit status: 1 where something is wrong.
+    """
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.doctor import examine
+    from pruneaudit.workloads.data import data_root as root_of
+
+    found = list(examine(ledger, Catalog(extra_workloads=tuple(audit_workload or ())), root_of(data_root)))
+    if as_json:
+        typer.echo(json.dumps([asdict(symptom) for symptom in found], indent=1))
+    else:
+        for symptom in found:
+            advice = f"; {symptom.advice}" if symptom.advice else ""
+            typer.echo(f"{symptom.state:5} {symptom.about}: {symptom.found}{advice}")
+    if any(symptom.state == "wrong" for symptom in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN…]", help="Ids of runs, or how they begin.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All runs of the ledger.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Only evaluate the stored weights again, which takes seconds.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Difference of the result that is none, in the metric's unit; default: its margin."),
+    ] = None,
+    ledger: LedgerPath = _LEDGER,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto: cuda if there is one.")
+    ] = "auto",
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Folder of datasets.")] = None,
+    base: Annotated[Path | None, typer.Option("--base", help="The user's own base model, where runs have one.")] = None,
+    audit_method: MethodSpecs = None,
+    audit_workload: WorkloadSpecs = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate what runs stored, and train them again: bit-identical, within tolerance, different or forged, and why.
+
+    Exit status: 1 where a run is different or forged, 3 where one could not be verified.
+    """
+    from pruneaudit.campaign.verification import WRONG
+    from pruneaudit.campaign.verification import verify as verify_runs
+    from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.plugin.device import visible_gpus
+    from pruneaudit.training.runtime import Runtime
+    from pruneaudit.workloads.data import data_root as root_of
+
+    if bool(runs) == every:
+        raise ConfigError("name the runs to verify, or give --all")
+    store = _existing_ledger(ledger)
+    catalog = Catalog(
+        extra_methods=tuple(audit_method or ()),
+        extra_workloads=tuple(audit_workload or ()),
+        isolate="foreign",
+        outside=_described,
+    )
+    where = ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
+    runtime = Runtime(where, root_of(data_root), base=base)
+    words = []
+    for found in verify_runs(store, catalog, runtime, runs or (), tolerance, not weights):
+        words.append(found.word)
+        if as_json:
+            typer.echo(json.dumps({"run": found.run, "verdict": found.word, "why": found.why}))
+        else:
+            typer.echo(f"{found.word}: {found.run}" + (f": {found.why}" if found.why else ""))
+    if every:
+        for line in store.account().lines():
+            typer.echo(f"ledger: {line}", err=as_json)
+    if any(word in WRONG for word in words):
+        raise typer.Exit(1)
+    if "not verified" in words:
+        raise typer.Exit(3)
 
 
 @app.command()

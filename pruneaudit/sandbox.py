@@ -1,13 +1,17 @@
-"""Takes a process's access to files, hosts and other processes away for good: Landlock, where the kernel has it.
+"""Takes a process's access to files, hosts and other processes away for good, where the kernel helps.
 
 Landlock (Linux 5.13; ``man 7 landlock``) lets a process without privileges restrict itself and all that it starts. It
-knows allowed places only, so that a forbidden one is left out: everything beside it is allowed instead.
+knows allowed places only, so that a forbidden one is left out: everything beside it is allowed instead. It says nothing
+of times, modes and owners of files, of other networks than TCP, and of what the kernel keeps for processes that are
+gone: there a filter of system calls (``man 2 seccomp``) refuses what Landlock lets through.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,7 +21,7 @@ from pathlib import Path
 # The same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH = 1
-_SET_NO_NEW_PRIVILEGES = 38
+_SET_NO_NEW_PRIVILEGES, _CHILD_SUBREAPER = 38, 36
 
 # Rights, by bit: see include/uapi/linux/landlock.h.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
@@ -28,6 +32,25 @@ _ALL = (1 << 16) - 1
 #: How many of these rights each version of Landlock knows.
 _KNOWN = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _TCP = 0b11
+
+#: What the filter refuses, by the numbers of x86-64 and of aarch64 (include/uapi/asm-generic/unistd.h); -1: not there.
+#: What the kernel keeps when a process is gone: memory, semaphores and queues of System V, queues of POSIX, keys.
+_KEPT = {"shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180)}
+_KEPT |= {"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)}
+#: What changes times, modes, owners and attributes of files, whatever Landlock says of their content.
+_MARKS = {"chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452)}
+_MARKS |= {"chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54)}
+_MARKS |= {"utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88)}
+_MARKS |= {"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7)}
+#: What does all that behind a filter's back.
+_BEHIND = {"io_uring_setup": (425, 425)}
+_SOCKET = (41, 198)
+#: Families of sockets that leave the machine, or speak to others on it: IPv4, IPv6, packets, virtual machines.
+_FAMILIES = (2, 10, 17, 40)
+#: Of each machine its column above, its name for the filter, and the number of the call that installs one.
+_MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
+#: Calls of x86-64's other convention have this bit.
+_X32 = 0x40000000
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
 
@@ -53,11 +76,15 @@ def confine(hidden: Iterable[Path], scratch: Path) -> str:
         scratch: Folder that may be written.
 
     Returns:
-        What confines it, such as ``Landlock 7``; empty: this kernel has nothing, and all is as before.
+        What confines it, such as ``Landlock 7, seccomp``; empty: this kernel has nothing, and all is as before.
     """
     known = version()
-    if not known:
-        return ""
+    by = [_restrict(known, hidden, scratch)] if known else []
+    return ", ".join([*by, *(["seccomp"] if _filter_calls() else [])])
+
+
+def _restrict(known: int, hidden: Iterable[Path], scratch: Path) -> str:
+    """Confine this process by Landlock."""
     rights = _ALL & ((1 << _KNOWN[min(known, 5)]) - 1)
     attributes = struct.pack(
         "QQQ", rights, _TCP if known >= 4 else 0, _ABSTRACT_SOCKETS_AND_SIGNALS if known >= 6 else 0
@@ -67,7 +94,7 @@ def confine(hidden: Iterable[Path], scratch: Path) -> str:
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         _allow(ruleset, Path("/"), _READ_DIR & rights)
-        for place in _beside([path.resolve() for path in hidden], Path("/")):
+        for place in _beside([*(path.resolve() for path in hidden), *_other_processes()], Path("/")):
             _allow(ruleset, place, _READ & rights)
         for place in (scratch, Path("/dev")):
             _allow(ruleset, place, rights)
@@ -76,6 +103,67 @@ def confine(hidden: Iterable[Path], scratch: Path) -> str:
     finally:
         os.close(ruleset)
     return f"Landlock {known}"
+
+
+def _other_processes() -> Iterator[Path]:
+    """What there is to read of other processes; those that begin later have no place of their own, either.
+
+    Landlock keeps their memory and environment from a confined process by itself, where the kernel asks it; some
+    systems that only behave like Linux do not.
+    """
+    for place in Path("/proc").glob("[0-9]*"):
+        if place.name != str(os.getpid()):
+            yield place
+
+
+def filters_calls() -> bool:
+    """Whether system calls can be filtered here."""
+    known = sys.platform.startswith("linux") and platform.machine() in _MACHINES and sys.maxsize > 2**32
+    # Of a kernel that knows filters, whether one is there or not.
+    return known and "Seccomp:" in Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+
+
+def _filter_calls() -> bool:
+    """Have system calls refused that Landlock does not look at; False: this kernel or machine cannot."""
+    if not filters_calls():
+        return False
+    column, machine, install = _MACHINES[platform.machine()]
+    numbers = [both[column] for both in (_KEPT | _MARKS | _BEHIND).values() if both[column] >= 0]
+    program = _program(machine, numbers, _SOCKET[column])
+    code = ctypes.create_string_buffer(b"".join(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    try:
+        _prctl(_SET_NO_NEW_PRIVILEGES, 1)
+        # Of all its threads.
+        return not _call(install, 1, 1, header)
+    except OSError:
+        return False
+
+
+def _program(machine: int, numbers: list[int], socket: int) -> list[bytes]:
+    """The filter, in instructions of the Berkeley packet filter: operation, two jumps, and a constant."""
+
+    def step(operation: int, constant: int, then: int = 0, otherwise: int = 0) -> bytes:
+        return struct.pack("HBBI", operation, then, otherwise, constant)
+
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    allow, refuse = step(answer, 0x7FFF0000), step(answer, 0x00050000 | errno.EPERM)
+    # Fields of what is filtered: number of the call 0, machine 4, first argument 16. Jumps count from the next one on.
+    families = [step(equal, family, then=len(_FAMILIES) - place) for place, family in enumerate(_FAMILIES)]
+    of_sockets = [step(load, 16), *families, allow, refuse]
+    body = [step(equal, socket, otherwise=len(of_sockets)), *of_sockets]
+    body += [step(equal, number, then=len(numbers) - place) for place, number in enumerate(numbers)]
+    return [
+        step(load, 4),
+        step(equal, machine, then=1),
+        refuse,
+        step(load, 0),
+        step(at_least, _X32, otherwise=1),
+        refuse,
+        *body,
+        allow,
+        refuse,
+    ]
 
 
 def _beside(hidden: list[Path], place: Path) -> Iterator[Path]:
@@ -115,6 +203,15 @@ def _call(number: int, *arguments: object) -> int:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return found
+
+
+def adopt_orphans() -> None:
+    """Have what this process's descendants leave behind become its children (``man 2 prctl``).
+
+    Raises:
+        OSError: The system does not know that.
+    """
+    _prctl(_CHILD_SUBREAPER, 1)
 
 
 def _prctl(option: int, value: int) -> None:

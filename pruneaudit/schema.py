@@ -20,6 +20,8 @@ class Frozen(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+#: Bytes that a TOML file may have.
+MOST_OF_TOML = 1 << 22
 
 
 def _arguments(value: object) -> object:
@@ -61,6 +63,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read, is no TOML, or states a name.
     """
     try:
+        if path.stat().st_size > MOST_OF_TOML:
+            raise ConfigError(f"{path}: is larger than {MOST_OF_TOML >> 20} MiB; no file of settings is")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None

@@ -1,13 +1,12 @@
 """Measure every selected cell. Being worse is not a failure; not being measurable is."""
 
-import pytest
-
 
 def test_cell(audit, audit_cell, request):
     """One cell: workload × protocol × method × ratio × seed."""
-    audit.require(audit_cell.workload, audit_cell.method)
-    record = audit.measure(audit_cell)
-    if record is None:
-        pytest.skip(f"{audit_cell.id}: not in the ledger that is judged")
-    if record.status != "ok":
-        audit.fail_with_cells(request.node, record.error, [audit_cell])
+    with audit.telling(request.node):
+        audit.require(audit_cell.workload, audit_cell.method)
+        record = audit.measure(audit_cell)
+        if record is None:
+            audit.skip(f"{audit_cell.id}: not in the ledger that is judged")
+        if record.status != "ok":
+            audit.fail_with_cells(request.node, record.error, [audit_cell])

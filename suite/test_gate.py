@@ -1,15 +1,14 @@
 """Fail on the verdicts that --audit-fail-on names: a method against its rivals, or against its own earlier results."""
 
-import pytest
-
 
 def test_gate(audit, audit_gate, request):
     """The verdict of one comparison."""
     subject = audit_gate.subject
-    audit.require(subject.workload, *subject.methods)
-    verdict = audit.verdict(audit_gate)
-    request.node.user_properties.append(("verdict", verdict.line))
-    if audit.only_judges and any(audit.stored(cell) is None for cell in subject.cells()):
-        pytest.skip(verdict.line)
-    if audit.fails(verdict.verdict):
-        audit.fail_with_cells(request.node, verdict.line, subject.cells())
+    with audit.telling(request.node):
+        audit.require(subject.workload, *subject.methods)
+        verdict = audit.verdict(audit_gate)
+        request.node.user_properties.append(("verdict", verdict.line))
+        if audit.only_judges and any(audit.stored(cell) is None for cell in subject.cells()):
+            audit.skip(verdict.line)
+        if audit.fails(verdict.verdict):
+            audit.fail_with_cells(request.node, verdict.line, subject.cells())

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,12 @@ WARM = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    """Have one Python wait with its imports done for all workers, which are told where."""
+    """Have one Python wait with its imports done for all workers, which are told where; keys are kept elsewhere."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="pruneaudit-tests-")
+        config.add_cleanup(folder.cleanup)
+        # Workers, and what tests start, inherit it.
+        os.environ["XDG_STATE_HOME"] = folder.name
     if hasattr(config, "workerinput"):
         config.stash[WARM] = config.workerinput["warm"]
     else:

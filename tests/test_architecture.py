@@ -25,6 +25,7 @@ FLOORS = [
     {"report", "tables"},
     {"studies"},
     {"plugin"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
 ]

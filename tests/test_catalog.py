@@ -187,6 +187,9 @@ def test_module_spec(tmp_path, monkeypatch):
     assert source.cls.__name__ == "MyPruner"
     assert source.create().name == "my-pruner"
     assert source.digest == code_digest(inner.read_bytes())
+    write(inner, METHOD.format(name="MyPruner") + "LIMIT = 1\n")
+    anew = Catalog(extra_methods=("audit_sample_package.pruners:MyPruner",)).method("my-pruner")
+    assert anew.digest != source.digest
 
 
 def test_entry_point(tmp_path, monkeypatch):

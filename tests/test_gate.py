@@ -84,8 +84,8 @@ def copied(checkout, measured):
 
 
 def anew(record):
-    """A record as if it had been written so: one that was edited is told by its digest."""
-    return sealed({name: value for name, value in record.items() if name != "digest"})
+    """A record as if an older pruneaudit had written it so: one that was edited is told by its digest and its link."""
+    return sealed({name: value for name, value in record.items() if name not in ("digest", "link")})
 
 
 def change(ledger, method, seed, **values):

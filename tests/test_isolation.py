@@ -3,7 +3,10 @@
 ``tests/rogues/isolated/`` holds the methods, one file each.
 """
 
+import contextlib
+import ctypes
 import hashlib
+import mmap
 import os
 import shutil
 import socket
@@ -19,7 +22,7 @@ from pruneaudit import sandbox
 from pruneaudit.catalog.discovery import Catalog, content_root, shipped
 from pruneaudit.catalog.names import method_id
 from pruneaudit.errors import MethodError
-from pruneaudit.method import child
+from pruneaudit.method import child, isolation
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.isolation import check, described
 from pruneaudit.method.process import Process
@@ -52,6 +55,7 @@ REFUSED = {
 OUT_OF_REACH = {
     "reads_at_import": "opens data: ",
     "forges_state": "Permission denied: '.pruneaudit/ledger/work'",
+    "reads_the_key": "opens keys: ",
 }
 #: Those that come to nothing: what is measured is what L1 would have been.
 HARMLESS = ("patches_torch", "honest_habits")
@@ -94,7 +98,8 @@ def failed(findings):
 
 
 def test_every_rogue_is_here():
-    files = {path.stem for path in ROGUES.glob("*.py")} - {"__init__", "trained_by_hand", "recalibrates"}
+    apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around"}
+    files = {path.stem for path in ROGUES.glob("*.py")} - apart
     assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
 
 
@@ -204,6 +209,24 @@ def test_a_method_is_described_without_its_code(folder):
     assert digest == digest_inside(source)
 
 
+def test_few_processes_wait_for_questions(folder, monkeypatch):
+    """Those of methods that were not asked for longest are ended, and begin again when they are asked."""
+    monkeypatch.setattr(isolation, "MOST_DESCRIBING", 2)
+    names = ("honest_habits", "one_step_licence", "moves_the_target")
+    files = tuple(str(folder / f"{name}.py") for name in names)
+    catalog = Catalog(extra_methods=files, isolate="foreign", outside=described)
+    methods = [catalog.method(method_id(name)).create() for name in names]
+    waiting = [one.process._pid for one in isolation._descriptions.values()]
+    assert len(waiting) == 2
+    workload = catalog.workload(LENET)
+    assert [method.budget(workload).steps for method in methods] == [0, 1, 0]
+    again = [one.process._pid for one in isolation._descriptions.values()]
+    assert len(again) == 2 and again != waiting
+    for pid in set(waiting) - set(again):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def digest_inside(source):
     """As an in-process source says: isolation does not change what a method is."""
     return Catalog(extra_methods=(str(source.path),)).method(source.name).digest
@@ -246,6 +269,62 @@ def test_checks_of_the_contract_run_in_its_process(folder):
         check("meets-target", catalog, "leaves-quietly", LENET, Runtime())
 
 
+def refused_by_the_kernel(name, *arguments):
+    """A call of the C library; raises where it fails."""
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+@confined
+def test_a_repetition_finds_no_note(court):
+    """Not in shared memory, not with the kernel, not on a file, not in a process that goes on."""
+    judged = court("leaves_notes")
+    found = failed(judged.findings(arm("leaves_notes")))
+    # That it forks is told; what it is after is not there.
+    assert found == {"F511": "program: os.fork"}
+    noted, plain = judged.evidence(arm("leaves_notes")), judged.evidence(arm("l1"))
+    assert noted.prune.conduct.replay == "same"
+    assert noted.prune.weights_digest == plain.prune.weights_digest
+    assert not Path("/dev/shm/pruneaudit-note").exists()
+    names = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            names.append(path.read_text().strip())
+    assert "pruneaudit-note" not in names
+
+
+@confined
+def test_other_processes_are_closed(court):
+    """Their environment, which names the test that runs, and their memory; nor can they be ended."""
+    judged = court("looks_around")
+    assert failed(judged.findings(arm("looks_around"))) == {}
+    looked, plain = judged.evidence(arm("looks_around")), judged.evidence(arm("l1"))
+    assert looked.prune.weights_digest == plain.prune.weights_digest
+
+
+def test_shared_memory_of_others_stays(tmp_path):
+    """Only what nobody has is removed, and only what was made since."""
+    names = [f"/dev/shm/pruneaudit-{os.getpid()}-{kind}" for kind in ("older", "held", "mapped", "left")]
+    older, held, mapped, left = names
+    Path(older).write_text("older")
+    os.utime(older, (1, 1))
+    time.sleep(1.2)
+    since = time.time()
+    time.sleep(1.2)
+    for name in (held, mapped, left):
+        Path(name).write_text("new")
+    try:
+        with open(held) as file, open(mapped, "r+b") as other:
+            view = mmap.mmap(other.fileno(), 3)
+            other.close()
+            child._sweep_memory(since)
+            assert [Path(name).exists() for name in names] == [True, True, True, False], file
+            view.close()
+    finally:
+        for name in names:
+            Path(name).unlink(missing_ok=True)
+
+
 @confined
 def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     for name in ("hidden", "scratch"):
@@ -264,6 +343,12 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
             "removes": lambda: (tmp_path / "known").unlink(),
             "calls": lambda: socket.create_connection(listener.getsockname(), 5),
             "signals": lambda: os.kill(os.getppid(), 0),
+            "sends": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+            "pairs": lambda: socket.socketpair(),
+            "dates": lambda: os.utime(tmp_path / "known", (1, 1)),
+            "opens": lambda: os.chmod(tmp_path / "hidden", 0o777),
+            "keeps": lambda: refused_by_the_kernel("shmget", 1, 64, 0o1600),
+            "queues": lambda: refused_by_the_kernel("mq_open", b"/note", os.O_CREAT, 0o600, None),
         }
         done = []
         for name, action in tries.items():
@@ -279,7 +364,9 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     done = set(ours.recv(4096).decode().split(";"))
     ours.close()
     listener.close()
-    may = {"reads what is known", "writes into scratch"}
+    may = {"reads what is known", "writes into scratch", "pairs"}
+    if not sandbox.filters_calls():
+        may |= {"sends", "dates", "opens", "keeps", "queues"}
     may |= set() if sandbox.version() >= 4 else {"calls"}
     may |= set() if sandbox.version() >= 6 else {"signals"}
     assert done == may

@@ -76,7 +76,11 @@ def test_it_is_reported_as_it_was_then(old, tmp_path):
     assert ours["cells"] == then["cells"]
     assert ours["runs"] == then["runs"]
     assert ours["findings"] == then["findings"]
-    assert ours["verdicts"] == then["verdicts"]
+    # A verdict may say more than it did, and of an open one in other words what it lacks.
+    for row, before in zip(ours["verdicts"], then["verdicts"], strict=True):
+        assert {key: row[key] for key in before if key != "summary"} == {
+            key: value for key, value in before.items() if key != "summary"
+        }
     assert (ours["standings"], ours["architectures"]) == (then["standings"], then["architectures"])
 
 

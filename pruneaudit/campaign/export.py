@@ -45,11 +45,7 @@ def export(ledger: Ledger, catalog: Catalog, run: str, to: Path) -> None:
     record = _record(ledger, run)
     workload = workload_of(record, catalog)
     widths = _widths(ledger, record)
-    network = shapes.network(workload, widths)
-    # Masks are in the weights: what they remove is zero.
-    network.load_state_dict(
-        {name: tensor for name, tensor in ledger.weights(record).items() if not name.startswith("mask:")}
-    )
+    network = network_of(ledger, catalog, record)
     facts = {
         "run": record.run_id,
         "workload": record.workload,
@@ -68,6 +64,20 @@ def export(ledger: Ledger, catalog: Catalog, run: str, to: Path) -> None:
         except Exception as error:
             raise ConfigError(f"--to {to}: {record.model} does not go into this format: {one_line(error)}") from error
         os.replace(part, to)
+
+
+def network_of(ledger: Ledger, catalog: Catalog, record: RunRecord) -> nn.Module:
+    """The network that a run left.
+
+    Raises:
+        DamagedError: Its weights do not have the digest of the record.
+    """
+    network = shapes.network(workload_of(record, catalog), _widths(ledger, record))
+    # Masks are in the weights: what they remove is zero.
+    network.load_state_dict(
+        {name: tensor for name, tensor in ledger.weights(record).items() if not name.startswith("mask:")}
+    )
+    return network
 
 
 def _record(ledger: Ledger, run: str) -> RunRecord:

@@ -19,6 +19,7 @@ from torch import nn
 from pruneaudit.arithmetic import is_pinned, kind
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError
+from pruneaudit.ledger.chain import keys_folder
 from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, own_training, pack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
@@ -212,6 +213,11 @@ class Stages:
         if spec.data_digest is not None and identity(spec.data, self.runtime.data_root) != spec.data_digest:
             raise ConfigError(f"data '{spec.data.name}' changed while the suite ran; start again")
         parent = self.ledger.get(spec.parent) if spec.parent else None
+        if parent is not None and parent.split_digest != dataset.split_digest:
+            raise ConfigError(
+                f"data '{spec.data.name}' are not those that {parent.folder} was trained on: a file is damaged, or "
+                "another one; take them from a copy, or choose another --audit-ledger"
+            )
         stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
         outcome = yield from stage(spec, workload, dataset, parent, progress)
         asked = time.perf_counter()
@@ -397,6 +403,7 @@ class Stages:
             "data": stored_at(self.runtime.data_root, spec.data),
             "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
             "reports": [reports] if reports else [],
+            "keys": [keys_folder()],
         }
 
     def _train(

@@ -1,19 +1,24 @@
-"""Makes one ledger of several, so that what was measured on several machines is judged together. Imports no torch."""
+"""Makes one ledger of several, so that what was measured on several machines is judged together. Imports no torch.
+
+Signed records are copied as they were written: who merges does not vouch for what others measured.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from filelock import Timeout
 
 from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.chain import Link
 from pruneaudit.ledger.noise import between, explained
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
-from pruneaudit.ledger.store import Ledger, storage_error
+from pruneaudit.ledger.store import Ledger, link_of, read_file, storage_error
 
 #: Parents before children, so that no run of a merge that was killed stands on one that is missing.
 _STAGES = get_args(Stage)
@@ -36,13 +41,17 @@ class Merged:
 
 @dataclass
 class _Union:
-    """What several ledgers hold together, each thing with the ledger that it comes from."""
+    """What several ledgers hold together, each thing with the ledger that it comes from.
+
+    ``left_out``: links of what another ledger has as well.
+    """
 
     runs: dict[str, tuple[RunRecord, Ledger]] = field(default_factory=dict)
-    failures: dict[str, tuple[FailureRecord, Ledger]] = field(default_factory=dict)
+    failures: dict[str, tuple[FailureRecord, Path, Ledger]] = field(default_factory=dict)
     cells: dict[str, tuple[CellRecord, Ledger]] = field(default_factory=dict)
     plans: dict[str, tuple[dict[str, object], Ledger]] = field(default_factory=dict)
     looks: list[tuple[str, dict[str, list[int]]]] = field(default_factory=list)
+    left_out: list[Link] = field(default_factory=list)
 
     def add(self, ledger: Ledger) -> None:
         """Take in what a ledger holds; what is there already stays.
@@ -53,8 +62,11 @@ class _Union:
         for run in ledger.runs():
             known, origin = self.runs.setdefault(run.run_id, (run, ledger))
             _agree(f"run {run.folder}", known, origin, run, ledger)
-        for failure in ledger.failures():
-            self.failures.setdefault(failure.model_dump_json(), (failure, ledger))
+            if origin is not ledger:
+                self._leave_out(ledger.file_of(run))
+        for path, failure in ledger.failures_by_file().items():
+            if self.failures.setdefault(failure.model_dump_json(), (failure, path, ledger))[1] != path:
+                self._leave_out(path)
         for name, plan in ledger.plan_files().items():
             known_plan, plan_origin = self.plans.setdefault(name, (plan, ledger))
             if known_plan != plan:
@@ -72,6 +84,12 @@ class _Union:
         for problem in ledger.damaged.values():
             # What cannot be read cannot be compared: nothing is lost by mending it first.
             raise DamagedError(problem)
+        self.left_out += ledger.left_out()
+
+    def _leave_out(self, path: Path) -> None:
+        link = link_of(read_file(path))
+        if link is not None:
+            self.left_out.append(link)
 
 
 def merge(target: Path, sources: Sequence[Path]) -> Merged:
@@ -99,10 +117,18 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
     for ledger in ledgers:
         union.add(ledger)
     runs = [(run, origin) for run, origin in union.runs.values() if origin.root != target]
-    failures = [failure for failure, origin in union.failures.values() if origin.root != target]
-    cells = {key: cell for key, (cell, origin) in union.cells.items() if origin.root != target}
+    failures = [(failure, path) for failure, path, origin in union.failures.values() if origin.root != target]
+    cells = {key: (cell, origin) for key, (cell, origin) in union.cells.items() if origin.root != target}
     for run, origin in runs:
         origin.weights_file(run)
+    as_written = {
+        path: _as_written(path)
+        for path in (
+            *(origin.file_of(run) for run, origin in runs),
+            *(path for _, path in failures),
+            *(origin.file_of(key) for key, (_, origin) in cells.items()),
+        )
+    }
     merged = Ledger(target)
     try:
         # First, so that a merge that was killed left no seeds without the plan that they were trained by.
@@ -113,15 +139,36 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         for run, origin in sorted(runs, key=lambda pair: _STAGES.index(pair[0].stage)):
             with _held(merged, run.spec):
                 if merged.find(run.spec) is None:
-                    merged.commit(run, origin.weights_file(run))
-        for failure in failures:
+                    merged.commit(run, origin.weights_file(run), as_written[origin.file_of(run)])
+        for failure, path in failures:
             with _held(merged, failure.spec):
-                merged.fail(failure)
-        for key, cell in cells.items():
-            merged.save_cell(cell, key)
+                merged.fail(failure, as_written[path])
+        for key, (cell, origin) in cells.items():
+            merged.save_cell(cell, key, as_written[origin.file_of(key)])
+        merged.leave_out(union.left_out)
     except OSError as error:
         raise storage_error(error, target) from None
     return Merged(len(runs), len(failures), len(cells))
+
+
+def _as_written(path: Path) -> bytes | None:
+    """A signed record as its file has it; None: nobody signed it, and it is written in today's layout.
+
+    Raises:
+        DamagedError: It says one thing twice: programs differ in which of the two they believe.
+    """
+    content = read_file(path)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DamagedError(f"{path}: says '{twice}' twice; no pruneaudit writes so")
+        return found
+
+    json.loads(content, object_pairs_hook=once)
+    return None if link_of(content) is None else content
 
 
 def _agree(

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 
 from pruneaudit.ledger.schedule import Job, makespan
-from pruneaudit.ledger.store import Ledger, process_space
+from pruneaudit.ledger.store import Ledger, process_space, read_file
 from pruneaudit.workloads.metrics import ACCURACY, shown
 
 Status = Literal["waiting", "busy", "done", "failed"]
@@ -276,7 +277,7 @@ class Watcher:
         version = _version(path)
         if path not in self._plans or self._plans[path][0] != version:
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = from_json(read_file(path))
             except (OSError, ValueError):
                 return Plan()
             self._plans[path] = (version, _read(Plan, content) or Plan())

@@ -12,20 +12,25 @@ Layout::
     progress/PID-NUMBER.json                         runs that each process has under way
     progress/SESSION.plan                            what each session has to train
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
+    merged/DIGEST.json                               links of records that merges left out
 
-Records hold the digest of everything else in them (:func:`sealed`). Several machines may share the folder: locks are
-the file system's, and no name is told by the number of a process alone, which another container has as well.
+Records hold the digest of everything else in them (:func:`sealed`), and a link to what their writer wrote before
+(:mod:`pruneaudit.ledger.chain`). Several machines may share the folder: locks are the file system's, and no name is
+told by the number of a process alone, which another container has as well. Files of a ledger may come from strangers:
+links of the file system are not followed, and nothing is read that is larger than it may be (:func:`read_file`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +42,7 @@ from pydantic_core import from_json
 
 from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError, StorageError
+from pruneaudit.ledger.chain import Account, Link, Writer, account, known_keys
 from pruneaudit.ledger.migration import OLDEST, NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
 
@@ -49,6 +55,10 @@ _LOOKS = TypeAdapter(dict[str, list[int]])
 _PLANS_KEPT = 8
 #: Seconds after which what a process told is nobody's any more, where it was killed and could not take it back.
 _FORGOTTEN = 86400.0
+#: What is wrong with a record whose digest fits and whose link does not.
+_FOREIGN = "somebody else wrote it"
+#: Bytes that a file of a ledger may have: records, weights.
+MOST_OF_RECORD, MOST_OF_WEIGHTS = 1 << 28, 1 << 36
 
 
 class Ledger:
@@ -73,6 +83,10 @@ class Ledger:
         #: What is wrong with records that were left out of a list of all.
         self.damaged: dict[Path, str] = {}
         self._number = secrets.token_hex(4)
+        self._writer = Writer()
+        self._keys = known_keys()
+        # Links of the records that were read.
+        self._links: dict[Path, Link | None] = {}
         marker = root / "ledger.json"
         try:
             if writable and not when_needed:
@@ -84,7 +98,7 @@ class Ledger:
                     f"{root} is no ledger; give the folder of one (--ledger, --audit-ledger), "
                     f"or run '{suite_command()}' first"
                 )
-            version = json.loads(marker.read_text(encoding="utf-8")).get("schema_version")
+            version = from_json(read_file(marker)).get("schema_version")
             check(version)
             self._older = version < SCHEMA_VERSION
             if writable and not when_needed:
@@ -95,7 +109,7 @@ class Ledger:
             raise ConfigError(
                 f"ledger {root}: {error.strerror or error}; choose another folder with --audit-ledger"
             ) from None
-        except ValueError:
+        except (ValueError, AttributeError):
             raise ConfigError(
                 f"ledger {root}: ledger.json is damaged; choose another folder with --audit-ledger"
             ) from None
@@ -111,7 +125,7 @@ class Ledger:
             path = self.root / "runs" / spec.folder / "record.json"
             if not path.exists():
                 return None
-            self._records[run_id] = _read(RunRecord, path)
+            self._records[run_id] = self._read_run(path)
         return self._records[run_id]
 
     def get(self, run_id: str) -> RunRecord:
@@ -127,7 +141,7 @@ class Ledger:
                 self._paths = {path.parent.name.rpartition("-")[2]: path for path in paths}
             if run_id not in self._paths:
                 raise DamagedError(f"ledger {self.root}: run {run_id} is missing; run the suite again to train it")
-            self._records[run_id] = _read(RunRecord, self._paths[run_id])
+            self._records[run_id] = self._read_run(self._paths[run_id])
         return self._records[run_id]
 
     def finished(self) -> set[str]:
@@ -136,7 +150,11 @@ class Ledger:
 
     def runs(self) -> Iterator[RunRecord]:
         """All finished runs, by folder name; those that cannot be read are left out, and named in ``damaged``."""
-        return self._readable(RunRecord, sorted((self.root / "runs").glob("*/record.json")))
+        for path in sorted((self.root / "runs").glob("*/record.json")):
+            try:
+                yield self._read_run(path)
+            except DamagedError as error:
+                self.damaged[path] = str(error)
 
     def damage(self, record: CellRecord) -> str | None:
         """What is wrong with a run that a cell stands on, in one line; None: all of them can be read."""
@@ -166,7 +184,7 @@ class Ledger:
         folder = self.root / "runs" / record.folder
         path = folder / "weights.safetensors"
         try:
-            content = path.read_bytes()
+            content = read_file(path, MOST_OF_WEIGHTS)
         except OSError as error:
             raise DamagedError(f"{path}: {error.strerror}; delete {folder} and run again") from None
         if hashlib.sha256(content).hexdigest() != record.weights_digest:
@@ -176,13 +194,18 @@ class Ledger:
     def digest_on_disk(self, record: RunRecord) -> str:
         """SHA-256 of a run's weights file as it is now; empty where it cannot be read."""
         try:
-            content = (self.root / "runs" / record.folder / "weights.safetensors").read_bytes()
+            content = read_file(self.root / "runs" / record.folder / "weights.safetensors", MOST_OF_WEIGHTS)
         except OSError:
             return ""
         return hashlib.sha256(content).hexdigest()
 
-    def commit(self, record: RunRecord, weights: bytes) -> RunRecord:
+    def commit(self, record: RunRecord, weights: bytes, as_written: bytes | None = None) -> RunRecord:
         """Add a finished run; whole or not at all. Who commits it holds its lock.
+
+        Args:
+            record: The run.
+            weights: Content of its weights file.
+            as_written: The record as another ledger has it, with the link of who wrote it; None: it is this process's.
 
         Raises:
             StorageError: There is no room for it, or the ledger may not be written.
@@ -194,7 +217,7 @@ class Ledger:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             (aside / "weights.safetensors").write_bytes(weights)
-            write_json(aside / "record.json", sealed(record.model_dump(mode="json")))
+            self._write(aside / "record.json", record, as_written, place=target / "record.json")
             if target.exists():
                 # A folder without a readable record, left by hand: finished runs are never replaced.
                 shutil.rmtree(target)
@@ -203,8 +226,12 @@ class Ledger:
         self._records[record.run_id] = record
         return record
 
-    def fail(self, failure: FailureRecord) -> None:
+    def fail(self, failure: FailureRecord, as_written: bytes | None = None) -> None:
         """Add a failed attempt beside earlier ones.
+
+        Args:
+            failure: The attempt.
+            as_written: As :meth:`commit`'s.
 
         Raises:
             StorageError: There is no room for it, or the ledger may not be written.
@@ -215,19 +242,30 @@ class Ledger:
         while (path := self.root / "failures" / f"{failure.spec.folder}-{number}.json").exists():
             number += 1
         with self._storing():
-            write_json(path, sealed(failure.model_dump(mode="json")))
+            self._write(path, failure, as_written)
 
     def failure(self, spec: RunSpec, session: str) -> FailureRecord | None:
         """A failure of this run in this session, or None: the next session tries again."""
         for path in sorted((self.root / "failures").glob(f"{spec.folder}-*.json"), reverse=True):
-            failure = _read(FailureRecord, path)
+            failure = self._read(FailureRecord, path)
             if failure.session == session:
                 return failure
         return None
 
     def failures(self) -> list[FailureRecord]:
         """All failed attempts; those that cannot be read are left out, and named in ``damaged``."""
-        return list(self._readable(FailureRecord, sorted((self.root / "failures").glob("*.json"))))
+        return list(self.failures_by_file().values())
+
+    def failures_by_file(self) -> dict[Path, FailureRecord]:
+        """All failed attempts, each with its file; damaged ones are named in ``damaged``."""
+        paths = sorted((self.root / "failures").glob("*.json"))
+        found = {path: failure for path in paths for failure in self._readable(FailureRecord, [path])}
+        for path, failure in list(found.items()):
+            # Its name becomes a file's in a merge: that of a stranger might lead out of the ledger.
+            if not path.name.startswith(f"{failure.spec.folder}-"):
+                self.damaged[path] = f"{path}: is not named by the run that failed; delete it"
+                del found[path]
+        return found
 
     def lock(self, spec: RunSpec) -> FileLock:
         """Lock of a run: held by the process that trains it, freed by the system if that process dies."""
@@ -265,7 +303,7 @@ class Ledger:
         if not path.exists():
             return None
         try:
-            return _opened(dict(from_json(path.read_bytes())))
+            return _opened(dict(from_json(read_file(path))), {})
         except (OSError, ValueError, TypeError):
             raise DamagedError(f"{path}: not readable, or damaged; delete it and run again") from None
 
@@ -274,21 +312,26 @@ class Ledger:
         self._writing()
         return FileLock(self.root / "locks" / f"{population}-{name}.lock")
 
-    def save_cell(self, record: CellRecord, key: str) -> None:
+    def save_cell(self, record: CellRecord, key: str, as_written: bytes | None = None) -> None:
         """Write what a cell makes of its runs (a view: a later attempt replaces it).
+
+        Args:
+            record: The cell.
+            key: Its name in the ledger.
+            as_written: As :meth:`commit`'s.
 
         Raises:
             StorageError: There is no room for it, or the ledger may not be written.
         """
         self._writing()
         with self._storing():
-            write_json(self.root / "cells" / f"{key}.json", sealed(record.model_dump(mode="json")))
+            self._write(self.root / "cells" / f"{key}.json", record, as_written, view=True)
 
     def cell(self, key: str) -> CellRecord | None:
         """The record of a cell, or None where there is none that can be read: it is only a view, written anew."""
         path = self.root / "cells" / f"{key}.json"
         try:
-            return _read(CellRecord, path) if path.exists() else None
+            return self._read(CellRecord, path) if path.exists() else None
         except DamagedError:
             return None
 
@@ -310,9 +353,89 @@ class Ledger:
         """The records that can be read."""
         for path in paths:
             try:
-                yield _read(kind, path)
+                yield self._read(kind, path)
             except DamagedError as error:
                 self.damaged[path] = str(error)
+
+    def _read_run(self, path: Path) -> RunRecord:
+        if path.parent.is_symlink():
+            raise DamagedError(f"{path.parent}: is a link, which no ledger has; delete it and run again")
+        record = self._read(RunRecord, path)
+        # The bits of a record may be right, and their place another run's.
+        if record.folder != path.parent.name:
+            raise DamagedError(
+                f"{path}: holds run {record.folder}, which was moved here; delete {path.parent} and run again"
+            )
+        return record
+
+    def _read(self, kind: type[Model], path: Path) -> Model:
+        found, self._links[path] = _read(kind, path, self._keys)
+        return found
+
+    def _write(
+        self,
+        path: Path,
+        record: BaseModel,
+        as_written: bytes | None = None,
+        view: bool = False,
+        place: Path | None = None,
+    ) -> None:
+        """Write a record with its digest and its link."""
+        link: Link | None
+        if as_written is None:
+            content = sealed(record.model_dump(mode="json"))
+            link = self._writer.link(content["digest"], view)
+            write_json(path, content if link is None else {**content, "link": link.model_dump()})
+            if not view:
+                self._writer.written(link)
+            # A key may just have been made.
+            self._keys = self._keys or known_keys()
+        else:
+            _write_whole(path, as_written)
+            link = link_of(as_written)
+        self._links[place or path] = link
+
+    def file_of(self, record: RunSpec | str) -> Path:
+        """The file of a run, or of the cell with a key."""
+        if isinstance(record, str):
+            return self.root / "cells" / f"{record}.json"
+        return self.root / "runs" / record.folder / "record.json"
+
+    def account(self) -> Account:
+        """What the links of all records say of the ledger as a whole."""
+        links: dict[str, Link | None] = {}
+        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json"):
+            for path in sorted(self.root.glob(pattern)):
+                if path not in self._links and path not in self.damaged:
+                    # Whether it holds what it promises is told where it is read.
+                    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+                        self._links[path] = link_of(read_file(path))
+                if path in self._links:
+                    links[path.parent.name if path.name == "record.json" else path.stem] = self._links[path]
+        return account(links, self.left_out(), self._keys)
+
+    def left_out(self) -> list[Link]:
+        """Links of records that merges left out, as far as a key that is here says so."""
+        found: list[Link] = []
+        for path in sorted((self.root / "merged").glob("*.json")):
+            try:
+                content = from_json(read_file(path))
+                if (link := _link(content)) is not None and link.key in self._keys:
+                    found += map(Link.model_validate, _opened(content, self._keys)["links"])
+            except (OSError, ValueError, TypeError, AttributeError, KeyError):
+                self.damaged[path] = f"{path}: damaged; what that merge left out counts as removed"
+        return found
+
+    def leave_out(self, links: Sequence[Link]) -> None:
+        """Keep the links of records that a merge left out, so that nobody takes them for removed."""
+        self._writing()
+        listed = [link.model_dump() for link in sorted(links, key=lambda link: (link.writer, link.number))]
+        path = self.root / "merged" / f"{_digest({'links': listed})[:16]}.json"
+        if listed and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            content = sealed({"links": listed})
+            signed = self._writer.link(content["digest"], view=True)
+            write_json(path, content if signed is None else {**content, "link": signed.model_dump()})
 
     def plan_once(self, name: str, plan: Model, refuse: str = "") -> Model:
         """Write a plan of verdicts unless there is one of this name, which stays; give what is there.
@@ -345,7 +468,7 @@ class Ledger:
         found = {}
         for path in sorted((self.root / "planned").glob("*.json")):
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = from_json(read_file(path))
                 found[path.stem] = {key: content[key] for key in content if key != "seen"}
             except (OSError, ValueError, TypeError):
                 raise DamagedError(f"{path}: not a plan; take it from a copy, or choose another ledger") from None
@@ -375,7 +498,7 @@ class Ledger:
         """
         path = self.root / "looks" / f"{name}.json"
         try:
-            return _LOOKS.validate_json(path.read_bytes()) if path.exists() else {}
+            return _LOOKS.validate_json(read_file(path)) if path.exists() else {}
         except (OSError, ValueError):
             raise DamagedError(f"{path}: not a list of looks; take it from a copy, or choose another ledger") from None
 
@@ -411,7 +534,7 @@ class Ledger:
         found: list[dict[str, Any]] = []
         for path in sorted((self.root / "progress").glob("*.json")):
             try:
-                runs = json.loads(path.read_text(encoding="utf-8"))
+                runs = from_json(read_file(path))
             except (OSError, ValueError):
                 continue  # just finished, or being replaced
             if isinstance(runs, list):
@@ -516,17 +639,48 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _opened(content: dict[str, Any]) -> dict[str, Any]:
-    """A record without its digest.
+def _opened(content: dict[str, Any], keys: Mapping[str, bytes]) -> dict[str, Any]:
+    """A record without its digest and its link.
 
     Raises:
-        ValueError: It does not hold what the digest promises.
+        ValueError: It does not hold what they promise.
     """
-    digest = content.pop("digest", None)
+    content = dict(content)
+    digest, link = content.pop("digest", None), _link(content)
+    content.pop("link", None)
     # Older records have none. No error of a disk takes it away: a key with another name is one that nobody knows.
     if digest is not None and digest != _digest(content):
         raise ValueError("it changed after it was written")
+    if link is not None and link.key in keys and not link.fits(str(digest), keys[link.key]):
+        raise ValueError(_FOREIGN)
     return content
+
+
+def _link(content: Mapping[str, Any]) -> Link | None:
+    found = content.get("link")
+    return None if found is None else Link.model_validate(found)
+
+
+def link_of(written: bytes) -> Link | None:
+    """The link of a record as its file has it."""
+    return _link(from_json(written))
+
+
+def read_file(path: Path, most: int = MOST_OF_RECORD) -> bytes:
+    """Content of a file of a ledger.
+
+    Raises:
+        OSError: It is no plain file, such as a link or a pipe, is larger than it may be, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        if facts.st_size > most:
+            raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB", str(path))
+        # Not what is written behind it meanwhile.
+        return file.read(facts.st_size)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -536,10 +690,13 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: The content holds NaN or infinity.
         TypeError: The content holds something that is no JSON builtin.
     """
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    _write_whole(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -549,7 +706,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def _read_plan(kind: type[Model], path: Path) -> Model:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(read_file(path))
         check(content.pop("schema_version"))
         return kind.model_validate(content)
     except NewerError as error:
@@ -560,16 +717,25 @@ def _read_plan(kind: type[Model], path: Path) -> Model:
         ) from None
 
 
-def _read(kind: type[Model], path: Path) -> Model:
+def _read(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:
+    """A record and its link."""
     try:
-        content = from_json(path.read_bytes())
+        content = from_json(read_file(path))
         version = content.get("schema_version", OLDEST)
+        link = None
         # A newer version may seal its records in another way.
-        return kind.model_validate(migrated(_opened(content) if version in range(SCHEMA_VERSION + 1) else content))
+        if version in range(SCHEMA_VERSION + 1):
+            link, content = _link(content), _opened(content, keys)
+        return kind.model_validate(migrated(content)), link
     except NewerError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = "not readable" if isinstance(error, OSError) else "damaged, or not a record of this version"
+        reason = "damaged, or not a record of this version"
+        if isinstance(error, OSError):
+            reason = "is a link, which no ledger has" if error.errno == errno.ELOOP else "not readable"
+            reason += "" if error.errno != errno.EFBIG else f": {error.strerror}"
+        elif str(error) == _FOREIGN:
+            reason = "edited: this pruneaudit did not write it so"
         raise DamagedError(
             f"{path}: {reason}; delete {path.parent if path.name == 'record.json' else path} and run again"
         ) from None

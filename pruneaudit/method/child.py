@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from inspect import getdoc
 from pathlib import Path
@@ -528,6 +531,72 @@ def _be_a_child(end: socket.socket) -> None:
         os._exit(status)
 
 
+def _watch_over(door: socket.socket, end: socket.socket) -> None:
+    """Fork a method's process, and see that nothing of it is left behind its end; never returns.
+
+    What it started may have left its group: whoever is orphaned becomes a child of this process. Shared
+    memory (``/dev/shm``) is writable, as workers of data loaders need it; what is left there by nobody alive is
+    removed, or one repetition could tell the next that it is one.
+    """
+    status, since = 1, time.time()
+    try:
+        # Only Linux knows it (``man 2 prctl``, PR_SET_CHILD_SUBREAPER); elsewhere the group is ended alone.
+        with suppress(OSError, AttributeError):
+            sandbox.adopt_orphans()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        pid = os.fork()
+        if not pid:
+            door.close()
+            os.setpgid(0, 0)
+            _be_a_child(end)
+        end.close()
+        door.sendall(pid.to_bytes(8, "big") + os.getpid().to_bytes(8, "big"))
+        door.close()
+        os.waitpid(pid, 0)
+        _end_descendants()
+        _sweep_memory(since)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _end_descendants() -> None:
+    """End the children of this process, and whoever becomes one thereby."""
+    while True:
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            # The name of a program may hold anything, brackets as well.
+            with suppress(OSError, ValueError, IndexError):
+                if int(entry.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0 if Path("/proc/self/stat").exists() else os.WNOHANG)
+        except ChildProcessError:
+            return
+
+
+def _sweep_memory(since: float) -> None:
+    """Remove files of shared memory that were made since then and that no process has."""
+    left = []
+    with suppress(OSError):
+        for file in os.scandir("/dev/shm"):
+            with suppress(OSError):
+                status = file.stat(follow_symlinks=False)
+                if status.st_uid == os.geteuid() and status.st_ctime >= since - 1:
+                    left.append(file.path)
+    if not left:
+        return
+    held: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            held.update(line.split()[-1] for line in (process / "maps").read_text().splitlines())
+        with suppress(OSError):
+            held.update(os.readlink(link) for link in (process / "fd").iterdir())
+    for path in left:
+        if path not in held:
+            with suppress(OSError):
+                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+
 def main() -> None:
     """Fork a process for each connection that comes in at the standard input, until the referee is gone."""
     # Interrupts of the terminal are the referee's to handle.
@@ -541,11 +610,6 @@ def main() -> None:
             said, ends, _, _ = socket.recv_fds(door, 1, 1)
             if not said:
                 return
-            pid = os.fork()
-            if not pid:
-                door.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.setpgid(0, 0)
-                _be_a_child(socket.socket(fileno=ends[0]))
+            if not os.fork():
+                _watch_over(door, socket.socket(fileno=ends[0]))
             os.close(ends[0])
-            door.sendall(pid.to_bytes(8, "big"))

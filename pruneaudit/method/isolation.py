@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ from pruneaudit.workloads.schema import Workload
 #: A method that takes no more steps than this, or than this share of the retraining, is tried on an untrained network:
 #: what it leaves then must be no better than plain training of as many steps. With more it would cost as much again.
 PROBED_STEPS, PROBED_SHARE = 50, 0.05
+#: Processes that answer questions to methods and wait for the next one.
+MOST_DESCRIBING = 4
 #: Points of accuracy that a method's few steps may be better than plain ones.
 PROBE_SLACK = 10.0
 
@@ -68,16 +70,13 @@ def described(source: MethodSource) -> type[Method]:
     Raises:
         MethodError: It cannot be imported, or says what is no answer.
     """
-    process = Process(source)
-    process.__enter__()
-    atexit.register(process.__exit__)
-    process.tell(child.Describe())
-    said = process.hear()
-    facts = said.facts
+    # As its file is now, whoever described it before.
+    facts = _describing(source, anew=True).facts
     hear_of(facts["read"])
     published, parameters = facts["published"], dict(facts["parameters"])
 
     def ask(what: str, *arguments: Any) -> Any:
+        process = _describing(source).process
         process.tell(child.Ask(what, arguments))
         return process.hear().facts["value"]
 
@@ -113,6 +112,51 @@ def described(source: MethodSource) -> type[Method]:
             **{name: facts[name] for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
         },
     )
+
+
+@dataclass(frozen=True)
+class _Description:
+    """A process that answers questions to a method, and what it said of it first."""
+
+    process: Process
+    facts: Mapping[str, Any]
+
+
+#: By method; the last one that was asked is the last one here.
+_descriptions: dict[str, _Description] = {}
+
+
+def _describing(source: MethodSource, anew: bool = False) -> _Description:
+    """The process that answers questions to a method, started where there is none (any more).
+
+    Raises:
+        MethodError: The method cannot be imported, or says what is no answer.
+    """
+    if not _descriptions:
+        atexit.register(_end_descriptions)
+    name = repr(source)
+    found = _descriptions.pop(name, None)
+    if found is not None and anew:
+        found.process.__exit__()
+        found = None
+    if found is None:
+        while len(_descriptions) >= MOST_DESCRIBING:
+            _descriptions.pop(next(iter(_descriptions))).process.__exit__()
+        process = Process(source)
+        process.__enter__()
+        try:
+            process.tell(child.Describe())
+            found = _Description(process, process.hear().facts)
+        except BaseException:
+            process.__exit__()
+            raise
+    _descriptions[name] = found
+    return found
+
+
+def _end_descriptions() -> None:
+    while _descriptions:
+        _descriptions.popitem()[1].process.__exit__()
 
 
 def _made(kind: Any, values: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import shutil
 import signal
 import socket
@@ -18,10 +19,14 @@ from typing import Any, Self
 
 from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.ledger.chain import keys_folder
 from pruneaudit.method import child
 from pruneaudit.method.channel import HungUpError, Line, Message
 from pruneaudit.training.loop import DivergedError
 from pruneaudit.training.runtime import Runtime
+
+#: Seconds in which all that a method started is ended.
+_GONE = 10.0
 
 
 class ElsewhereError(Exception):
@@ -44,8 +49,8 @@ class Origin:
         """Whether it can still fork for this process."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def fork(self) -> tuple[Line, int]:
-        """A new process: the line to it, and its id.
+    def fork(self) -> tuple[Line, int, int]:
+        """A new process: the line to it, its id, and the id of the process that sees that nothing is left of it.
 
         Raises:
             MethodError: None can be started.
@@ -56,15 +61,15 @@ class Origin:
                 raise OSError("it ended while it started")
             self._ready = True
             socket.send_fds(self._door, [b"+"], [theirs.fileno()])
-            pid = self._door.recv(8, socket.MSG_WAITALL)
-            if len(pid) < 8:
+            ids = self._door.recv(16, socket.MSG_WAITALL)
+            if len(ids) < 16:
                 raise OSError("it ended")
         except OSError as error:
             ours.close()
             raise MethodError(f"no process can be started for a method: {one_line(error)}") from None
         finally:
             theirs.close()
-        return Line(ours), int.from_bytes(pid, "big")
+        return Line(ours), int.from_bytes(ids[:8], "big"), int.from_bytes(ids[8:], "big")
 
     def end(self) -> None:
         """Let it end."""
@@ -92,6 +97,16 @@ def _plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
 
 
+def _wait_for(pid: int) -> None:
+    """Wait until a process that is no child of this one is over, for some seconds at most."""
+    with suppress(OSError, AttributeError):
+        known = os.pidfd_open(pid)
+        try:
+            select.select([known], [], [], _GONE)
+        finally:
+            os.close(known)
+
+
 class Process:
     """A method's process, while entered: it is told its job, heard, and ended.
 
@@ -112,13 +127,15 @@ class Process:
     ) -> None:
         self.name = source.name
         self.isolation = "process"
-        self._source, self._off_limits, self._patience = source, off_limits or {}, patience
+        # Whatever its job is, it signs nothing.
+        self._source, self._off_limits = source, {"keys": [keys_folder()], **(off_limits or {})}
+        self._patience = patience
         self._line: Line | None = None
-        self._pid = 0
+        self._pid = self._watcher = 0
         self._folder = ""
 
     def __enter__(self) -> Self:
-        self._line, self._pid = warm().fork()
+        self._line, self._pid, self._watcher = warm().fork()
         self._folder = tempfile.mkdtemp(prefix="pruneaudit-")
         start = child.Start(
             replace(self._source, outside=None),
@@ -139,6 +156,7 @@ class Process:
             os.killpg(self._pid, signal.SIGKILL)
         with suppress(OSError):
             os.kill(self._pid, signal.SIGKILL)
+        _wait_for(self._watcher)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def tell(self, thing: Any) -> None:

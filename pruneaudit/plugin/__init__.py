@@ -13,9 +13,11 @@ import pytest
 
 from pruneaudit.arithmetic import pin
 from pruneaudit.errors import ConfigError
+from pruneaudit.plugin import outcomes
 from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: F401  (a hook)
 from pruneaudit.plugin.device import claim, visible_gpus
 from pruneaudit.plugin.options import DEFAULTS, add_options, with_values
+from pruneaudit.plugin.outcomes import REMOVED, Disputes, removed
 from pruneaudit.plugin.project import joined, misled
 
 if TYPE_CHECKING:
@@ -65,14 +67,17 @@ def pytest_configure(config: pytest.Config) -> None:
         from pruneaudit.plugin.worker import Worker
 
         config.pluginmanager.register(Worker(config), "pruneaudit-worker")
+        config.pluginmanager.register(outcomes, "pruneaudit-outcomes")
     else:
         from pruneaudit.plugin.controller import Controller
         from pruneaudit.plugin.studies import Sentences
 
-        causes = Causes()
+        causes, disputes = Causes(), Disputes()
+        config.pluginmanager.register(outcomes, "pruneaudit-outcomes")
         config.pluginmanager.register(causes, "pruneaudit-causes")
         config.pluginmanager.register(Sentences(session), "pruneaudit-studies")
-        config.pluginmanager.register(Controller(config, session, causes), "pruneaudit-controller")
+        config.pluginmanager.register(disputes, "pruneaudit-disputes")
+        config.pluginmanager.register(Controller(config, session, causes, disputes), "pruneaudit-controller")
         # Without this xdist hands out cells in chunks, and a worker may sit on heavy ones while others are idle.
         if getattr(config.option, "maxschedchunk", 1) is None:
             config.option.maxschedchunk = 1
@@ -178,6 +183,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     from pruneaudit.plugin.gate import with_conformance
     from pruneaudit.plugin.session import Check, ConformanceCase, Gate, is_placeholder, item_target
 
+    _note_removed(config, removed(config, every, items))
     items[:] = with_conformance(config, config.stash[_SESSION], every, items)
     targets = [(item_target(item), item) for item in items if not is_placeholder(item)]
     order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}
@@ -202,6 +208,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if isinstance(target, Gate) or (isinstance(target, Check) and isinstance(target.subject, Comparison))
     ]
     session.judged = list(dict.fromkeys(judged))
+
+
+def _note_removed(config: pytest.Config, items: list[str]) -> None:
+    """Tell the controlling process which items were taken away."""
+    disputes: Any = config.pluginmanager.get_plugin("pruneaudit-disputes")
+    if disputes is not None:
+        disputes.removed = items
+    elif items:
+        config.workeroutput[REMOVED] = items  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import AuditError, StorageError, one_line
 from pruneaudit.plugin.causes import Causes
 from pruneaudit.plugin.interrupts import PATIENCE, Interrupts, Leash
+from pruneaudit.plugin.outcomes import Disputes
 from pruneaudit.plugin.session import AuditSession, Check, Gate
 from pruneaudit.plugin.storage import STOP
 from pruneaudit.plugin.worker import LEASH
@@ -39,9 +40,10 @@ class Controller:
     reported, or the session is incomplete.
     """
 
-    def __init__(self, config: pytest.Config, audit: AuditSession, causes: Causes) -> None:
+    def __init__(self, config: pytest.Config, audit: AuditSession, causes: Causes, disputes: Disputes) -> None:
         self.config = config
         self.causes = causes
+        self.disputes = disputes
         self.audit = audit
         self.expected: set[str] = set()
         self.outcomes: dict[str, str] = {}
@@ -170,7 +172,7 @@ class Controller:
                 self._report(selected)
         except (AuditError, OSError) as error:
             self.report_error = one_line(error)
-        incomplete = self.missing or self.nothing_measured or self.report_error or self.lacking
+        incomplete = self.missing or self.nothing_measured or self.report_error or self.lacking or self.disputes.lines()
         if exitstatus == pytest.ExitCode.OK and incomplete:
             session.exitstatus = INCOMPLETE
 
@@ -272,7 +274,7 @@ class Controller:
             own = f"{target.subject.workload} {target.subject.protocol} ratio"
         else:
             own = f"{target.id}: " if isinstance(target, Cell) else target.rule
-        if nodeid in self.causes.dependants:
+        if nodeid in self.causes.dependants or nodeid in self.disputes.reported:
             return False
         # What was looked at and not judged says so in a line that begins with its own name.
         return self.outcomes.get(nodeid) == "skipped" and not self.reasons.get(nodeid, own).startswith(own)
@@ -287,7 +289,7 @@ class Controller:
         if self.stopped:
             self._say_what_is_kept(terminalreporter)
             return
-        if self.results is None and not self.missing and not self.report_error:
+        if self.results is None and not self.missing and not self.report_error and not self.disputes.lines():
             return
         terminalreporter.write_sep("=", "pruneaudit")
         # GitHub reads an annotation only at the start of a line: not behind the dots.
@@ -309,6 +311,8 @@ class Controller:
             names = ", ".join(self.missing[:3]) + (", …" if len(self.missing) > 3 else "")
             text = f"INCOMPLETE: {len(self.missing)} of {len(self.expected)} items were never reported: {names}"
             terminalreporter.write_line(text, red=True)
+        for line in self.disputes.lines():
+            terminalreporter.write_line(f"INCOMPLETE: {line}", red=True)
         if self.results is not None and not self.report_error:
             terminalreporter.write_line(f"report: {self.audit.report_path / 'report.html'}")
             terminalreporter.write_line(f"results: {self.audit.report_path / 'results.json'}")

@@ -8,6 +8,7 @@ import os
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.plugin.keywords import absent_ratios
 from pruneaudit.plugin.options import DEFAULTS
+from pruneaudit.plugin.outcomes import Declined, Waived, telling
 from pruneaudit.plugin.project import above, project
 from pruneaudit.studies.answer import Question, answer_claim, answer_panel, questions
 from pruneaudit.studies.judgement import Judgement
@@ -625,7 +627,19 @@ class AuditSession:
             reason = self._declined(name, workload)
             obstacle = obstacle or (f"{name} does not apply to {workload}: {reason}" if reason else None)
         if obstacle is not None:
-            pytest.skip(obstacle)
+            self.skip(obstacle)
+
+    def skip(self, reason: str) -> NoReturn:
+        """Skip the running test, by the audit's own word."""
+        raise Declined(reason)
+
+    def waive(self, reason: str) -> NoReturn:
+        """Expect the running test to fail, by the audit's own word."""
+        raise Waived(reason)
+
+    def telling(self, item: pytest.Item) -> AbstractContextManager[None]:
+        """Say of an item of the suite how it ended: what else pytest reports of it is not believed."""
+        return telling(item)
 
     def _declined(self, name: str, workload: str) -> str | None:
         """Why a method does not apply, by its own word; a broken method is told where it is used.

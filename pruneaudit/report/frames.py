@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import RunRecord
 from pruneaudit.ledger.store import Ledger
@@ -47,6 +47,13 @@ class Frames:
     curves: pd.DataFrame
 
 
+def _described(source: MethodSource) -> Any:
+    """What an isolated method says of itself. Loads torch, which few need: their digests do not tell by themselves."""
+    from pruneaudit.method.isolation import described
+
+    return described(source)
+
+
 def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[str] = ()) -> Frames:
     """Read and judge a ledger; trains nothing and writes nothing.
 
@@ -62,7 +69,9 @@ def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[st
     if not (path / "ledger.json").exists():
         raise ConfigError(f"no ledger at {path}; name the folder that --audit-ledger wrote")
     store = Ledger(path, writable=False)
-    catalog = Catalog(extra_methods=tuple(methods), extra_workloads=tuple(workloads))
+    catalog = Catalog(
+        extra_methods=tuple(methods), extra_workloads=tuple(workloads), isolate="foreign", outside=_described
+    )
     results = gather_ledger(catalog, store)
     runs = sorted(store.runs(), key=lambda run: (run.workload, run.slug, run.run_id))
     by_id = {run.run_id: run for run in runs}

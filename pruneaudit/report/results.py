@@ -117,6 +117,7 @@ class Results:
         study: What the session's study says, waivers included; None without one.
         metrics: What decides, by workload; one that is not named: accuracy.
         noise: One row for each operating point that was measured in native and in portable arithmetic.
+        ledger: What the signatures of the ledger's records say, one line each; empty: all are this machine's.
     """
 
     cells: list[dict[str, Any]]
@@ -136,6 +137,7 @@ class Results:
     study: dict[str, Any] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     noise: list[dict[str, Any]] = field(default_factory=list)
+    ledger: list[str] = field(default_factory=list)
     _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -167,6 +169,7 @@ class Results:
             "findings": self.findings,
             **({"metrics": metrics} if metrics else {}),
             **({"noise": self.noise} if self.noise else {}),
+            **({"ledger": self.ledger} if self.ledger else {}),
         }
 
     def metric(self, workload: str) -> Metric:
@@ -495,6 +498,7 @@ def _results(
         profiles=profiles(rows, measured.metric),
         published=published(catalog, rows, measured.runs, measured.curves),
         rules={rule_id: {"claim": get_rule(rule_id).claim, "source": get_rule(rule_id).source} for rule_id in applied},
+        ledger=ledger.account().lines(),
     )
 
 

@@ -245,6 +245,7 @@ class ResultsFile(Frozen):
     environments: list[dict[str, str]]
     metrics: dict[str, Metric] = Field(default_factory=dict)
     noise: list[NoiseRow] = Field(default_factory=list)
+    ledger: list[str] = Field(default_factory=list)
 
 
 def schema() -> dict[str, Any]:

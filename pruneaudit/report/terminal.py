@@ -97,6 +97,7 @@ def _problems(results: Results) -> list[str]:
     counts = Counter(row["status"] for row in results.cells)
     statuses = ", ".join(f"{counts[key]} {key}" for key in sorted(counts))
     lines = ["", f"cells: {len(results.cells)} selected, {statuses}; {results.attempted}"]
+    lines += [f"  ledger: {line}" for line in results.ledger]
     told: list[str] = []
     for status in ("failed", "missing", "skipped", "outdated"):
         reasons = Counter(row["error"] for row in unmeasured_cells(results) if row["status"] == status)

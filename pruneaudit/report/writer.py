@@ -371,6 +371,8 @@ def _problems(results: Results) -> list[tuple[str, str]]:
         ]
         header = ["status", "workload", "protocol", "method", "ratio", "seed", "reason"]
         sections.append(("Cells without a result", _table(header, rows)))
+    if results.ledger:
+        sections.append(("Who wrote the records", "\n".join(f"- {as_text(line)}." for line in results.ledger)))
     return sections
 
 

@@ -58,12 +58,13 @@ class ArithmeticKind(Frozen):
     device: dict[str, str] = {}
 
     def __hash__(self) -> int:
-        return hash((self.torch, self.vectors, self.compiler, *self.digests.values()))
+        # Whatever the order in which a record had been written.
+        return hash((self.torch, self.vectors, self.compiler, *sorted(self.digests.items())))
 
     def __str__(self) -> str:
-        libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
+        libraries = ", ".join(f"{name} {version}" for name, version in sorted(self.libraries.items()))
         whole = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()[:8]
-        more = [text for text in (self.compiler, " ".join(self.device.values())) if text]
+        more = [text for text in (self.compiler, " ".join(value for _, value in sorted(self.device.items()))) if text]
         return ", ".join([f"torch {self.torch} {self.vectors}", libraries, *more, f"digest {whole}"])
 
     def differences(self, other: ArithmeticKind) -> list[str]:

@@ -236,7 +236,7 @@ def test_report_judges_and_writes(run, ledger, tmp_path):
     required = [row for row in results["findings"] if row["required"]]
     assert {row["verdict"] for row in required} == {"pass"}
     # Every rule that S3.2 requires: of the pair, and of each arm that it applies to.
-    wanted = set(results["protocols"]["s3.2"]["requires"])
+    wanted = {*results["protocols"]["s3.2"]["requires"], *(name for name, rule in rules().items() if rule.always)}
     arms = {rule_id for rule_id in wanted if rules()[rule_id].scope == "arm"}
     assert {row["rule"] for row in required if len(row["arms"]) == 2} == wanted - arms
     for method in ("l1", "tpp"):

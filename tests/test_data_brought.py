@@ -344,7 +344,7 @@ def test_identity_follows_code_content_labels_and_versions(tmp_path, monkeypatch
     for expression in (
         "Data(train=(draw.normal(size=(30, 5)), np.arange(30) % 2))",
         "Data(train=(draw.normal(size=(30, 5)) + 1, np.arange(30) % 3))",
-        "Data(train=(draw.normal(size=(30, 5)), np.arange(30) % 3))  # said otherwise",
+        "Data(train=(draw.normal(size=(5, 30)).T, np.arange(30) % 3))",
     ):
         own(tmp_path, expression)
         find.cache_clear()

@@ -344,7 +344,7 @@ def test_a_campaign_by_a_metric_of_ones_own(tmp_path, monkeypatch):
     found = {row["rule"]: row for row in gather_ledger(work.catalog, work.ledger).findings}
     assert found["F601"]["verdict"] == "pass" and "recounted" in json.dumps(found["F601"]["measured"])
     # An edited metric is another one.
-    (tmp_path / "mine.py").write_text(SMALL.replace("!= labels\n", "!= labels  # edited\n"), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(SMALL.replace("!= labels\n", "!= (labels)\n"), encoding="utf-8")
     (row,) = gather_ledger(work.catalog, work.ledger).cells
     assert row["status"] == "outdated" and "another version of mine.py:wrong" in row["error"]
     again = campaign(metric, tmp_path / "ledger")

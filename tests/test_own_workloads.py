@@ -341,7 +341,7 @@ def test_a_network_that_changes_while_the_suite_runs_is_told(folder, tmp_path):
 
     catalog = found(folder / "tiny.toml")
     spec = planned(catalog).base
-    (folder / "nets.py").write_text(NETWORK + "# edited\n")
+    (folder / "nets.py").write_text(NETWORK + "EDITED = True\n")
     stages = Stages(Ledger(tmp_path / "ledger"), catalog, Runtime())
     with pytest.raises(ConfigError, match=r"workload 'tiny': nets\.py:Tiny changed while the suite ran; start again"):
         stages.execute(spec)

@@ -317,7 +317,7 @@ class CompiledSteps:
         loss, hits, seen = 0.0, 0, 0
         trainer.optimiser.zero_grad(set_to_none=True)
         self._fetch()
-        with self._as_torch_computes():
+        with self._as_torch_computes(), trainer.meter.noting({}, trainer.optimiser):
             for images, labels in trainer.dataset.batches(
                 trainer.seed, trainer.stream, epoch, recipe.batch, network.type
             ):

@@ -239,7 +239,8 @@ def seeds_as_planned(case: Case) -> Outcome:
     that had been looked at as six do not.
     """
     n, fewest = len(case.pairs), seeds_needed(ALPHA)
-    others = sorted({look for look in case.looks if look >= fewest and (look != n or case.plan is not None)})
+    decisive = {look for look in case.looks if look >= fewest} if n >= fewest else set()
+    others = sorted(look for look in decisive if look != n or case.plan is not None)
     note = f"a verdict over {', '.join(map(str, others))} seeds was known before" if others else ""
     if case.plan is not None:
         value = f"{n} seeds, planned: {case.plan.seeds} at most, looked at from the {case.plan.first}th on"

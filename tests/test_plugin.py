@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pruneaudit.audit.catalogue import get_rule, required
+from pruneaudit.audit.catalogue import get_rule, required, rules
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.ledger.records import VOLATILE
 from pruneaudit.ledger.store import Ledger
@@ -65,6 +65,7 @@ def test_terminal_and_files(checkout):
         assert part in header
     assert any(line.startswith("lenet5-digits [smoke]: test accuracy") for line in outcome.lines)
     pairs = [rule_id for rule_id in required(protocol) if get_rule(rule_id).scope != "arm"]
+    pairs += [rule_id for rule_id, rule in rules().items() if rule.always]
     matrix = [line for line in outcome.lines if line.startswith("s3.2") and "l1 vs random" in line]
     assert any(f"all {len(pairs)} ok" in line for line in matrix), outcome.text
     assert any("indeterminate" in line for line in matrix), "the verdict stands above"

@@ -123,8 +123,9 @@ class Controller:
         if report.skipped and isinstance(report.longrepr, tuple):
             self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
-        """From here on pytest catches none any more."""
+        """From here on pytest catches none any more: the terminal takes its time to show where it came from."""
         self.interrupts.raises = False
 
     def _leave(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -76,6 +77,9 @@ class Interrupts:
         signal.set_wakeup_fd(self._wakeup)
         for number, before in self._before.items():
             signal.signal(number, before)
+            if self.signal is not None and os.getpid() == self._process:
+                # Who is impatient finds the interpreter tidying up: nothing there expects an exception.
+                atexit.register(signal.signal, number, signal.SIG_IGN)
         self._before = {}
         self._sockets[1].close()
         self._sockets = None

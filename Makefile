@@ -25,7 +25,8 @@ references: $(READY)
 	done
 
 test: $(READY) lint browser
-	$(BIN)/pytest tests -n $(WORKERS) -q
+	# Two workers with two threads each are several times slower than with one.
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) -q
 
 lint: $(READY)
 	$(BIN)/ruff check .

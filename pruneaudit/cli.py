@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from pruneaudit.arithmetic import pin
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.version import __version__
 
@@ -720,6 +719,8 @@ def crossvalidate(
     """
     arithmetic = [part for word in context.args for part in _option_and_value(word, "--audit-arithmetic")]
     if "--audit-arithmetic" in arithmetic and "portable" in arithmetic:
+        from pruneaudit.arithmetic import pin
+
         # Before the catalogue loads NumPy.
         pin()
     import pytest

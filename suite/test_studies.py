@@ -9,16 +9,17 @@ def test_study(audit, audit_question, request):
     """One part of a study: a population of pruned networks, or a sentence about two arms."""
     question = audit_question
     methods = [] if question.claim is None else [question.claim.left, question.claim.right]
-    for workload in question.workloads(audit.catalog):
-        audit.require(workload.name, *methods)
-    if audit.only_judges and question.claim is None:
-        pytest.skip(f"{question.id}: networks of a study are not judged from a ledger that may not be written")
-    try:
-        judged = audit.answer(question)
-    except AuditError as error:
-        pytest.fail(str(error), pytrace=False)
-    for one in judged or ():
-        line = f"{one.says}: {one.text} [{one.place}: {one.value:+.2f}, {one.measured}]"
-        request.node.user_properties.append(("sentence", f"{question.study.name}: {line}"))
-    if not judged:
-        request.node.user_properties.append(("sentence", f"{question.study.name}: measured: {question.part}"))
+    with audit.telling(request.node):
+        for workload in question.workloads(audit.catalog):
+            audit.require(workload.name, *methods)
+        if audit.only_judges and question.claim is None:
+            audit.skip(f"{question.id}: networks of a study are not judged from a ledger that may not be written")
+        try:
+            judged = audit.answer(question)
+        except AuditError as error:
+            pytest.fail(str(error), pytrace=False)
+        for one in judged or ():
+            line = f"{one.says}: {one.text} [{one.place}: {one.value:+.2f}, {one.measured}]"
+            request.node.user_properties.append(("sentence", f"{question.study.name}: {line}"))
+        if not judged:
+            request.node.user_properties.append(("sentence", f"{question.study.name}: measured: {question.part}"))

@@ -196,7 +196,7 @@ def test_a_session_is_pinned_before_anything_is_loaded(checkout):
 def test_only_what_computes_is_pinned(monkeypatch, given, pins):
     """A portable ledger can be judged on any machine."""
     calls = []
-    monkeypatch.setattr(plugin, "pin", lambda: calls.append(None))
+    monkeypatch.setattr(arithmetic, "pin", lambda: calls.append(None))
     options = {"audit_arithmetic": "portable", "audit_from": None, "collectonly": False, **given}
     plugin.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=SimpleNamespace(**options)))
     assert bool(calls) == pins

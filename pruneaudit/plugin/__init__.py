@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pruneaudit.arithmetic import pin
 from pruneaudit.errors import ConfigError
 from pruneaudit.plugin import outcomes
 from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: F401  (a hook)
@@ -38,6 +37,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     # Nothing is computed where items are only listed (plans are made in a process that has loaded much) or judged.
     computes = not (chosen.collectonly or getattr(chosen, "audit_from", None))
     if computes and getattr(chosen, "audit_arithmetic", "native") == "portable":
+        from pruneaudit.arithmetic import pin
+
         try:
             pin()
         except ConfigError as error:

@@ -312,7 +312,7 @@ def test_a_lost_report_never_ends_in_success(checkout):
         "suite/test_trap.py",
         "import numpy as np\n"
         "def test_trap(record_property):\n    record_property('value', np.float64(1.0))\n"
-        "def test_fine():\n    pass\n",
+        "def test_fine(audit, request):\n    with audit.telling(request.node):\n        pass\n",
     )
     outcome = checkout.pytest("suite/test_trap.py", "-n2")
     assert outcome.code != 0, outcome.text

@@ -23,13 +23,12 @@ def on_skeleton(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Modul
         ask: Gets copies of both in eval mode, on torch's device ``meta`` or on the network's own. What it gives must
             hold none of their tensors.
     """
-    network = copy.deepcopy(model).eval()
-    parameter = next(network.parameters())
+    parameter = next(model.parameters())
     inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
     try:
-        return ask(copy.deepcopy(network).to("meta"), inputs.to("meta"))
+        return ask(copy.deepcopy(model).eval().to("meta"), inputs.to("meta"))
     except AuditError:
         raise
     except Exception:
         # It looks at values, or holds tensors that are no buffers. What else is wrong with it is wrong again.
-        return ask(network, inputs)
+        return ask(copy.deepcopy(model).eval(), inputs)

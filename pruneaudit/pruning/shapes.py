@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
-from pruneaudit.measure.skeleton import on_skeleton
+from pruneaudit.measure.skeleton import Found, on_skeleton
 from pruneaudit.pruning.equivalence import verified
 from pruneaudit.pruning.graph import LAYERS, is_depthwise
 from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_names, prunable_units, weight_names
@@ -196,9 +196,24 @@ def without_norm(workload: Workload) -> str | None:
 
 @lru_cache(maxsize=64)
 def _without_norm(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> str | None:
-    layers = prunable_layers(_dense(model, data), _example(data), prunable, skip)
-    bare = next((layer.name for layer in layers if layer.norm is None), None)
-    return None if bare is None else f"no batch normalisation behind {bare}"
+    def look(network: nn.Module, example: torch.Tensor) -> str | None:
+        layers = prunable_layers(network, example, prunable, skip)
+        return next((f"no batch normalisation behind {layer.name}" for layer in layers if layer.norm is None), None)
+
+    return _looked(_dense(model, data), _example(data), prunable, look)
+
+
+def _looked(
+    network: nn.Module,
+    example: torch.Tensor,
+    prunable: tuple[str, ...],
+    look: Callable[[nn.Module, torch.Tensor], Found],
+) -> Found:
+    """What is found of a network's units, by name: without weights, unless these are asked for.
+
+    With ``auto``, units are tried on weights.
+    """
+    return look(network, example) if prunable == AUTO else on_skeleton(network, example, look)
 
 
 def not_alone(workload: Workload) -> str | None:
@@ -216,8 +231,7 @@ def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tu
     def look(network: nn.Module, example: torch.Tensor) -> tuple[list[Unit], dict[str, str]]:
         return prunable_units(network, Wiring(network, example), example, prunable, skip)
 
-    # With auto, units are tried on weights.
-    found, refused = look(network, example) if prunable == AUTO else on_skeleton(network, example, look)
+    found, refused = _looked(network, example, prunable, look)
     if prunable != AUTO and model.model not in _OWN:
         found, wrong = verified(network, found, example)
         for name, why in wrong.items():

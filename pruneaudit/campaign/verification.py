@@ -193,6 +193,9 @@ def explanation(stored: RunRecord, again: RunRecord) -> str:
     unlike = differences(stored.environment, again.environment)
     if stored.device != again.device:
         unlike.insert(0, f"device {stored.device} and {again.device}")
+    if stored.kind is not None and again.kind is not None:
+        # Of one name, version and kernel, processors still compute otherwise.
+        unlike += [part for part in stored.kind.differences(again.kind) if part not in unlike]
     if unlike:
         return f"it was made with {', '.join(unlike)}"
     if stored.backend != "torch":

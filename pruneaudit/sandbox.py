@@ -52,6 +52,10 @@ _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
 #: Calls of x86-64's other convention have this bit.
 _X32 = 0x40000000
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
+#: Shared memory of processes: files that stay when who made them is gone.
+_MEMORY = Path("/dev/shm")
+_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000
+_PRIVATE_BELOW, _NO_DEVICES_NO_SETUID = (1 << 14) | (1 << 18), (1 << 1) | (1 << 2)
 
 
 def version() -> int:
@@ -64,7 +68,39 @@ def version() -> int:
         return 0
 
 
-def confine(hidden: Iterable[Path], scratch: Path) -> str:
+def own_memory(needed: Iterable[Path]) -> bool:
+    """Give this process, and what it starts from now on, shared memory of its own, which ends with them.
+
+    An empty ``/dev/shm`` in a namespace of mounts, where privileges or the kernel (``man 7 user_namespaces``) allow
+    one; Landlock keeps the process from taking it away again. Only for a process with one thread.
+
+    Args:
+        needed: Files and folders that must stay to be seen.
+
+    Returns:
+        Whether it has; False: all is as before, and nobody else's memory was touched.
+    """
+    if not _MEMORY.is_dir() or any(_MEMORY in (path, *path.parents) for path in map(Path.resolve, needed)):
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    user, group = os.geteuid(), os.getegid()
+    try:
+        if library.unshare(_NEW_MOUNTS):
+            if library.unshare(_NEW_MOUNTS | _NEW_USER):
+                return False
+            # Whoever this was, it still is.
+            maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+            for name, text in maps.items():
+                Path("/proc/self", name).write_text(text, encoding="ascii")
+        if library.mount(None, b"/", None, _PRIVATE_BELOW, None):
+            return False
+        options = b"size=50%,mode=1777"
+        return not library.mount(b"tmpfs", bytes(_MEMORY), b"tmpfs", _NO_DEVICES_NO_SETUID, options)
+    except (OSError, AttributeError):
+        return False
+
+
+def confine(hidden: Iterable[Path], scratch: Path, memory: bool = True) -> str:
     """Confine this process, and what it starts from now on, for good.
 
     Everything may be read but what is hidden; nothing may be written but a scratch folder and devices. Where the kernel
@@ -74,16 +110,17 @@ def confine(hidden: Iterable[Path], scratch: Path) -> str:
     Args:
         hidden: Files and folders that cannot be read. What comes to lie beside them later cannot be either.
         scratch: Folder that may be written.
+        memory: Whether shared memory may be written, too: it is its own, see :func:`own_memory`.
 
     Returns:
         What confines it, such as ``Landlock 7, seccomp``; empty: this kernel has nothing, and all is as before.
     """
     known = version()
-    by = [_restrict(known, hidden, scratch)] if known else []
+    by = [_restrict(known, hidden, scratch, memory)] if known else []
     return ", ".join([*by, *(["seccomp"] if _filter_calls() else [])])
 
 
-def _restrict(known: int, hidden: Iterable[Path], scratch: Path) -> str:
+def _restrict(known: int, hidden: Iterable[Path], scratch: Path, memory: bool) -> str:
     """Confine this process by Landlock."""
     rights = _ALL & ((1 << _KNOWN[min(known, 5)]) - 1)
     attributes = struct.pack(
@@ -96,7 +133,7 @@ def _restrict(known: int, hidden: Iterable[Path], scratch: Path) -> str:
         _allow(ruleset, Path("/"), _READ_DIR & rights)
         for place in _beside([*(path.resolve() for path in hidden), *_other_processes()], Path("/")):
             _allow(ruleset, place, _READ & rights)
-        for place in (scratch, Path("/dev")):
+        for place in (scratch, *_beside([] if memory else [_MEMORY], Path("/dev"))):
             _allow(ruleset, place, rights)
         _prctl(_SET_NO_NEW_PRIVILEGES, 1)
         _call(_RESTRICT_SELF, ruleset, 0)

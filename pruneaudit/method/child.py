@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -472,6 +470,9 @@ def _explain(line: Line, error: BaseException) -> None:
 def serve(line: Line) -> None:
     """Be one method's process: begin as told, do the one job, and end."""
     start: Start = line.listen()
+    # Workers of data loaders need shared memory; in one that others share, a repetition would find a note.
+    defined_in = [start.source.path] if start.source.path is not None else []
+    memory = sandbox.own_memory([start.folder, start.scratch, *map(Path, start.path), *defined_in])
     job = line.listen()
     os.chdir(start.folder)
     os.environ.clear()
@@ -492,7 +493,7 @@ def serve(line: Line) -> None:
     np.random.seed()
     torch.seed()
     hidden = [path for paths in start.off_limits.values() for path in paths]
-    line.say("confined", by=sandbox.confine(hidden, start.scratch))
+    line.say("confined", by=sandbox.confine(hidden, start.scratch, memory))
     with Reach(start.off_limits, everywhere=True, own=start.scratch) as reach, listening():
         try:
             if bench is not None:
@@ -534,11 +535,9 @@ def _be_a_child(end: socket.socket) -> None:
 def _watch_over(door: socket.socket, end: socket.socket) -> None:
     """Fork a method's process, and see that nothing of it is left behind its end; never returns.
 
-    What it started may have left its group: whoever is orphaned becomes a child of this process. Shared
-    memory (``/dev/shm``) is writable, as workers of data loaders need it; what is left there by nobody alive is
-    removed, or one repetition could tell the next that it is one.
+    What it started may have left its group: whoever is orphaned becomes a child of this process.
     """
-    status, since = 1, time.time()
+    status = 1
     try:
         # Only Linux knows it (``man 2 prctl``, PR_SET_CHILD_SUBREAPER); elsewhere the group is ended alone.
         with suppress(OSError, AttributeError):
@@ -554,7 +553,6 @@ def _watch_over(door: socket.socket, end: socket.socket) -> None:
         door.close()
         os.waitpid(pid, 0)
         _end_descendants()
-        _sweep_memory(since)
         status = 0
     finally:
         os._exit(status)
@@ -572,29 +570,6 @@ def _end_descendants() -> None:
             os.waitpid(-1, 0 if Path("/proc/self/stat").exists() else os.WNOHANG)
         except ChildProcessError:
             return
-
-
-def _sweep_memory(since: float) -> None:
-    """Remove files of shared memory that were made since then and that no process has."""
-    left = []
-    with suppress(OSError):
-        for file in os.scandir("/dev/shm"):
-            with suppress(OSError):
-                status = file.stat(follow_symlinks=False)
-                if status.st_uid == os.geteuid() and status.st_ctime >= since - 1:
-                    left.append(file.path)
-    if not left:
-        return
-    held: set[str] = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            held.update(line.split()[-1] for line in (process / "maps").read_text().splitlines())
-        with suppress(OSError):
-            held.update(os.readlink(link) for link in (process / "fd").iterdir())
-    for path in left:
-        if path not in held:
-            with suppress(OSError):
-                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ class LeavesNotes(FilterScore):
     def prepare(self, task):
         """Look for notes, and leave some: in shared memory, with the kernel, on a file, in a process that goes on."""
         found = [_NOTE.exists(), self._of_the_kernel(), self._on_the_file(), self._of_a_process()]
-        _NOTE.write_text("I was here")
+        with contextlib.suppress(OSError):
+            _NOTE.write_text("I was here")
         self.sign = -1.0 if any(found) else 1.0
 
     def _of_the_kernel(self):

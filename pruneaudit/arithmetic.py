@@ -121,7 +121,7 @@ def pin(environ: MutableMapping[str, str] | None = None, loaded: Mapping[str, An
     environ = os.environ if environ is None else environ
     if is_pinned(environ):
         return
-    lacking = _lacking()
+    lacking = lacks_portable()
     if lacking:
         raise ConfigError(f"portable arithmetic needs {lacking}; leave out --audit-arithmetic, or give native")
     late = [name for name in _LIBRARIES if name in (sys.modules if loaded is None else loaded)]
@@ -185,7 +185,7 @@ def _replace_guessed() -> Any:
     return registration
 
 
-def _lacking() -> str:
+def lacks_portable() -> str:
     """What portable arithmetic needs and this machine has not; empty: nothing."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"an x86-64 processor, not {platform.machine()}"

@@ -15,6 +15,7 @@ from typing import Literal
 from filelock import FileLock
 
 from pruneaudit import sandbox
+from pruneaudit.arithmetic import is_pinned, kind, lacks_portable
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, MethodError, one_line
 from pruneaudit.ledger.chain import keys_folder, own_key
@@ -57,6 +58,7 @@ def examine(ledger: Path, catalog: Catalog, data_root: Path | None) -> Iterator[
     """
     yield from _versions()
     yield from _devices()
+    yield _arithmetic()
     yield from _isolation()
     yield _keys()
     yield from _disk(ledger)
@@ -105,6 +107,16 @@ def _devices() -> Iterator[Symptom]:
     else:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         yield Symptom("devices", "ok", f"{len(names)} GPU(s): {', '.join(sorted(set(names)))}")
+
+
+def _arithmetic() -> Symptom:
+    if is_pinned():
+        return Symptom("arithmetic", "ok", f"portable: {kind()}")
+    lacking = lacks_portable()
+    if lacking:
+        found = f"native: {kind()}; portable arithmetic, the same on all x86-64 machines, needs {lacking}"
+        return Symptom("arithmetic", "note", found)
+    return Symptom("arithmetic", "ok", f"native: {kind()}; --audit-arithmetic portable can be had")
 
 
 def _isolation() -> Iterator[Symptom]:

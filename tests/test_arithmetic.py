@@ -35,7 +35,7 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.merging import merge
 from pruneaudit.ledger.noise import Noise
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.report.results import gather_ledger
+from pruneaudit.report.results import Results, gather_ledger
 from pruneaudit.report.schema import ResultsFile
 from pruneaudit.report.terminal import summary
 from pruneaudit.report.writer import markdown
@@ -43,7 +43,7 @@ from pruneaudit.report.writer import markdown
 #: What portable arithmetic gives, whatever the processor, by versions of the libraries: made with AVX2 by AMD, and seen
 #: on an emulated Intel Haswell as well. Add versions with ``UPDATE_GOLDEN=1 pytest`` this file.
 GOLDEN = Path(__file__).parent / "golden" / "portable.json"
-lacking = arithmetic._lacking()
+lacking = arithmetic.lacks_portable()
 x86 = pytest.mark.skipif(bool(lacking), reason=lacking)
 
 #: Pins itself, as a session does, then computes what libraries give and a few steps of a network.
@@ -320,6 +320,12 @@ def test_a_report_says_what_the_arithmetic_alone_changes(tmp_path):
     )
     assert any("noise floor" in line for line in summary(found))
     ResultsFile.model_validate(found.as_json())
+
+
+def test_the_end_of_a_session_says_what_it_was_computed_with():
+    environments = [{"device": device, "arithmetic": f"portable: {kind()}"} for device in ("one", "another")]
+    told = [line for line in summary(Results(cells=[], findings=[], environments=environments)) if "arithmetic" in line]
+    assert told == [f"  arithmetic: portable: {kind()}"]
 
 
 def test_cells_that_were_made_differently_tell_nothing_of_arithmetic(tmp_path):

@@ -10,7 +10,7 @@ from builders import CATALOG, WEIGHTS, changed, evidence, run_record, run_spec, 
 from faulty import disk
 from typer.testing import CliRunner
 
-from pruneaudit import doctor, sandbox
+from pruneaudit import arithmetic, doctor, sandbox
 from pruneaudit.cli import app
 from pruneaudit.doctor import Symptom, examine
 from pruneaudit.ledger.chain import keys_folder
@@ -122,6 +122,21 @@ def test_isolation_says_what_this_kernel_can(monkeypatch, version, state, said):
     monkeypatch.setattr(sandbox, "version", lambda: version)
     (found,) = doctor._isolation()
     assert found.state == state and said in found.found
+
+
+@pytest.mark.parametrize(
+    ("pinned", "lacking", "state", "said"),
+    [
+        (True, "", "ok", "portable: torch "),
+        (False, "", "ok", "--audit-arithmetic portable can be had"),
+        (False, "a processor with AVX2", "note", "needs a processor with AVX2"),
+    ],
+)
+def test_the_kind_of_arithmetic_is_told(monkeypatch, pinned, lacking, state, said):
+    monkeypatch.setattr(doctor, "is_pinned", lambda: pinned)
+    monkeypatch.setattr(doctor, "lacks_portable", lambda: lacking)
+    found = doctor._arithmetic()
+    assert found.state == state and said in found.found and str(arithmetic.kind()) in found.found
 
 
 def test_packages_that_do_not_fit_are_told(monkeypatch):

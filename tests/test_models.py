@@ -28,6 +28,7 @@ CHECKPOINT_VARIABLE = "PRUNEAUDIT_CHECKPOINTS"
 
 # model, channels, classes, parameters, MACs at 32x32
 SIZES = [
+    ("convnet4", 1, 10, 65_834, 9_732_736),
     ("lenet5", 1, 10, 61_706, 416_520),
     ("lenet5-mini", 1, 10, 5_500, 448_700),
     ("resnet20", 3, 10, 269_722, 40_551_040),

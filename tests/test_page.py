@@ -510,6 +510,18 @@ def test_an_empty_report_is_a_page(opened):
         look(tab, section)
 
 
+def test_what_arithmetic_alone_changes_is_a_section_where_it_was_measured(opened, results):
+    row = {
+        **{"workload": "lenet5-digits", "labels": [], "protocol": "s3.2", "ratio": 0.5, "pairs": 4, "differ": 3},
+        **{"typical": 1.87, "largest": 3.0, "of_means": 2.5, "spread": None},
+    }
+    tab = opened(replace(results, noise=[row]))
+    tab.locator("nav a", has_text="Noise floor").click()
+    look(tab, "noise")
+    assert tab.locator("#noise tbody td").all_inner_texts() == ["s3.2", "0.5", "3 of 4", "1.87", "3.00", "2.50", "–"]
+    assert "In percentage points." in tab.locator("#noise p").inner_text()
+
+
 def test_what_papers_state_stands_beside_ours(opened, results):
     stated = {
         **{"file": "a-table", "paper": "A paper", "source": "arXiv 0000.00000", "table": "Table 9", "row": "L1, step"},

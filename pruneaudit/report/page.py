@@ -24,7 +24,7 @@ from pruneaudit.report.payload import payload
 from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
 from pruneaudit.report.sentences import Sentence, sentences
-from pruneaudit.report.tables import besides, metric_facts, title, verdict_counts
+from pruneaudit.report.tables import NOISE_NOTE, besides, metric_facts, title, verdict_counts
 from pruneaudit.version import __version__
 
 _SCRIPTS = ("data.js", "tables.js", "plots.js", "page.js")
@@ -54,6 +54,7 @@ def page(results: Results) -> str:
         ],
         # Ours, none of a stranger's words is in them.
         published_note=PUBLISHED_NOTE,
+        noise_note=NOISE_NOTE,
         style=Markup(_asset("page.css")),
         script=Markup(script),
         digests=[_digest(script), _digest(plotly)],

@@ -12,7 +12,7 @@ from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Results
 from pruneaudit.report.style import styles
-from pruneaudit.report.tables import accuracy_table, profile_table, strictest_matrix, title
+from pruneaudit.report.tables import accuracy_table, noise_table, profile_table, strictest_matrix, title
 from pruneaudit.report.values import validation_value, value
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.metrics import title as metric_title
@@ -59,6 +59,7 @@ def payload(results: Results) -> dict[str, Any]:
                 **_metric(results.metric(workload)),
                 "base": base.mean if base is not None else None,
                 "means": _table(*accuracy_table(results, workload, labels)),
+                "noise": _table(*noise_table(results, workload, labels)),
                 "strictest": _table(*strictest_matrix(results, workload, labels)),
                 "published": _table(*published_table(results.of("published", workload, labels))),
                 "notes": published_notes(results.of("published", workload, labels)),

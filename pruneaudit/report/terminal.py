@@ -98,6 +98,8 @@ def _problems(results: Results) -> list[str]:
     statuses = ", ".join(f"{counts[key]} {key}" for key in sorted(counts))
     lines = ["", f"cells: {len(results.cells)} selected, {statuses}; {results.attempted}"]
     lines += [f"  ledger: {line}" for line in results.ledger]
+    kinds = dict.fromkeys(environment.get("arithmetic", "") for environment in results.environments)
+    lines += [f"  arithmetic: {one}" for one in kinds if one]
     told: list[str] = []
     for status in ("failed", "missing", "skipped", "outdated"):
         reasons = Counter(row["error"] for row in unmeasured_cells(results) if row["status"] == status)

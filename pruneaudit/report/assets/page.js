@@ -49,7 +49,7 @@ function listen() {
       if (entry.isIntersecting) draw(entry.target.id);
     }
   }, { rootMargin: "300px" });
-  Object.keys(SECTIONS).forEach((id) => seen.observe(byId(id)));
+  drawn().forEach((id) => seen.observe(byId(id)));
 }
 
 /** Everything for paper, before it is laid out there: light, unfolded, drawn, and as wide as a page. Afterwards as it was. */
@@ -66,7 +66,7 @@ function print(on) {
     const { protocol, ratio } = chosen;
     const shown = [data.groups[chosen.group]?.title, protocol, ratio === ALL ? "all ratios" : `ratio ${ratio}`];
     byId("shown").textContent = data.groups.length ? `Shown: ${shown.join(", ")}.` : "";
-    Object.keys(SECTIONS).forEach(draw);
+    drawn().forEach(draw);
   }
 }
 
@@ -152,6 +152,7 @@ const SECTIONS = {
   curves: drawCurves,
   budget: drawBudget,
   trainability: drawTrainability,
+  noise: drawNoise,
   strictest: drawStrictest,
   published: drawPublished,
   excluded: drawExcluded,
@@ -159,8 +160,13 @@ const SECTIONS = {
   provenance: drawRuns,
 };
 
+/** Sections that are there: most reports are of one arithmetic, and have no noise floor. */
+function drawn() {
+  return Object.keys(SECTIONS).filter(byId);
+}
+
 function outdate(only) {
-  (only ? [only] : Object.keys(SECTIONS)).forEach((id) => { stale.add(id); if (visible.has(id)) draw(id); });
+  (only ? [only] : drawn()).forEach((id) => { stale.add(id); if (visible.has(id)) draw(id); });
 }
 
 function draw(id) {
@@ -352,6 +358,10 @@ function drawTrainability() {
     const metric = metricOf(data.groups[chosen.group]);
     trainabilityPlot(place, `${chosen.protocol}: trainability ${metric.title} and final ${metric.title}`, cells, data.methods, metric);
   }
+}
+
+function drawNoise() {
+  plainSheet(byId("noise-table"), data.groups[chosen.group]?.noise ?? NO_TABLE, { empty: "No cell of it was measured in both arithmetics.", label: "noise floor" });
 }
 
 function drawStrictest() {

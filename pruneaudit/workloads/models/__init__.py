@@ -9,6 +9,7 @@ from torch import nn
 
 from pruneaudit.errors import ConfigError, one_line, unknown
 from pruneaudit.workloads.models import brought
+from pruneaudit.workloads.models.convnet import ConvNet4
 from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.models.resnet import CifarResNet
@@ -16,6 +17,7 @@ from pruneaudit.workloads.models.vgg import CifarVGG
 from pruneaudit.workloads.networks import Network
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnet4": ConvNet4,
     "lenet5": LeNet5,
     # Feng et al. 2024 (arXiv 2412.00143): small enough to try every set of filters; 5,500 parameters, 448,700 MACs.
     "lenet5-mini": partial(LeNet5, widths=(10, 10, 10, 10)),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pruneaudit.training.compiled  # noqa: F401  (a backend)
+import pruneaudit.training.tiled  # noqa: F401  (another)
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.metric import BY_ACCURACY, Measure

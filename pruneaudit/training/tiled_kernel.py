@@ -1,0 +1,654 @@
+"""Layers of convolutional networks, forward and backward, compiled for the CPU at first use (Numba).
+
+Maps lie as ``[T, cells, L]``: T tiles of L images, a cell for each channel, row and column of an image (with some to
+spare, so that tiles do not compete for the same sets of a cache). Widths and heights are arguments; the length of a
+row is compiled in, as a row of sums has to stay in registers: :func:`convolution` makes the passes for a geometry.
+
+Weights lie as torch has them, ``[O, C, K, K]``, and are spread over lanes as they are read. Outside of an image
+nothing is computed: on maps of 2×2 pixels that is more than half of a padded 3×3 convolution.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from pruneaudit.training.vectors import Emitter, compiled
+
+#: Sums that are kept in registers, of sixteen: some are needed for what is multiplied.
+_SUMS = 8
+#: Columns of a row that are computed at once, at most.
+_COLUMNS = 8
+
+
+# Two loops in LLVM's vectors
+
+
+def _variants(builder: Any, number: Any, count: int, emit: Any) -> None:
+    """Code for each value that a number takes below ``count``, of which one runs."""
+    if count == 1:
+        emit(0)
+        return
+    blocks = [builder.append_basic_block(f"variant{value}") for value in range(count)]
+    after = builder.append_basic_block("after")
+    switch = builder.switch(number, blocks[-1])
+    for value, block in enumerate(blocks):
+        if value < count - 1:
+            switch.add_case(ir.Constant(number.type, value), block)
+        builder.position_at_end(block)
+        emit(value)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def _sums(write: Emitter, count: int) -> list[Any]:
+    """Vectors that LLVM keeps in registers."""
+    return [cgutils.alloca_once(write.builder, write.type) for _ in range(count)]
+
+
+@intrinsic(prefer_literal=True)
+def correlate(
+    typing,
+    is_backward, kernel, stride, padding, of_outputs, of_inputs, block, columns,
+    part, outputs, out_at, out_step, rows, inputs, in_at, in_step, channels,
+    weights, weight_at, row_step, channel_step, bias, first, last, step, adds,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """One row of outputs of ``block`` channels, or what one row of inputs gets back from outputs.
+
+    Args:
+        typing: Numba's context.
+        is_backward: Whether ``outputs`` are gradients of a layer's inputs, and ``inputs`` those of its outputs.
+        kernel: Rows and columns of a kernel.
+        stride: The convolution's.
+        padding: The convolution's.
+        of_outputs: Columns of a row of the outputs.
+        of_inputs: Columns of a row of the inputs.
+        block: Output channels that are computed at once; where fewer are left, the last one is computed again.
+        columns: Output columns that are computed at once; divides ``of_outputs``.
+        part: Which of them.
+        outputs: Where to write; ``out_at`` is the row's place in the first channel, ``out_step`` leads to the next.
+        out_at: See ``outputs``.
+        out_step: See ``outputs``.
+        rows: Output channels that are left.
+        inputs: What to read; ``in_at`` is the place of the row that the tap row ``first`` sees in the first channel.
+        in_at: See ``inputs``.
+        in_step: See ``inputs``.
+        channels: Input channels.
+        weights: All of the layer's; ``weight_at`` is the place of the first output channel's first kernel.
+        weight_at: See ``weights``.
+        row_step: From an output channel's weights to the next one's.
+        channel_step: From an input channel's weights to the next one's.
+        bias: One number for each output channel from the first of this block on.
+        first: First row of the kernel.
+        last: Where to stop.
+        step: From one row of the kernel to the next: 1, or the stride where ``is_backward``.
+        adds: Whether outputs are added to what is there.
+    """
+    numbers = (is_backward, kernel, stride, padding, of_outputs, of_inputs, block, columns)
+    back, taps, jump, border, wide, wide_in, many, some = (number.literal_value for number in numbers)
+
+    def triples(start: int) -> list[tuple[int, int, int]]:
+        """Output column within this part, input column, tap."""
+        found = []
+        for one in range(wide_in if back else wide):
+            for tap in range(taps):
+                other = one * jump + tap - border
+                out, read = (other, one) if back else (one, other)
+                if start <= out < start + some and 0 <= read < wide_in:
+                    found.append((out - start, read, tap))
+        return sorted(found, key=lambda triple: (triple[1], triple[2]))
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, outputs.dtype)
+        (number, array, out, of_channel, left, source, seen, in_channel, depth, matrix, at) = values[8:19]
+        (of_row, of_depth, start, begin, end, by, more) = values[19:]
+        size = ir.Constant(left.type, wide_in * write.lanes)
+        tap_row = ir.Constant(left.type, taps)
+        one = ir.Constant(left.type, 1)
+        lasting = builder.sub(left, one)
+        chosen = [
+            builder.select(
+                builder.icmp_signed("<", ir.Constant(left.type, row), left), ir.Constant(left.type, row), lasting
+            )
+            for row in range(many)
+        ]
+        goals = [write.data(outputs, array, builder.add(out, builder.mul(row, of_channel))) for row in chosen]
+        fields = [write.data(weights, matrix, builder.add(at, builder.mul(row, of_row))) for row in chosen]
+        first_bias = write.data(bias, start, ir.Constant(left.type, 0))
+        begins = [builder.load(builder.gep(first_bias, [row])) for row in chosen]
+
+        def variant(value: int) -> None:
+            sums = [_sums(write, some) for _ in range(many)]
+            place = value * some
+            for row in range(many):
+                for column in range(some):
+                    builder.store(write.fill(begins[row]), sums[row][column])
+            with builder.if_then(builder.trunc(more, ir.IntType(1))):
+                for row in range(many):
+                    for column in range(some):
+                        given = builder.fadd(write.load(goals[row], place + column), builder.load(sums[row][column]))
+                        builder.store(given, sums[row][column])
+            wanted = triples(place)
+            with cgutils.for_range(builder, depth) as channel:
+                plane = builder.add(seen, builder.mul(channel.index, in_channel))
+                under = builder.mul(channel.index, of_depth)
+                with cgutils.for_range_slice(builder, begin, end, by, left.type) as (tap, count):
+                    line = builder.mul(count, size)
+                    line = builder.sub(plane, line) if back else builder.add(plane, line)
+                    read = write.data(inputs, source, line)
+                    offset = builder.add(under, builder.mul(tap, tap_row))
+                    sources = [builder.gep(field, [offset]) for field in fields]
+                    vectors = {column: write.load(read, column) for column in sorted({triple[1] for triple in wanted})}
+                    factors = {
+                        (row, which): write.fill(builder.load(write.place(sources[row], which)))
+                        for row in range(many)
+                        for which in sorted({triple[2] for triple in wanted})
+                    }
+                    for column, which, factor in wanted:
+                        for row in range(many):
+                            slot = sums[row][column]
+                            total = write.multiply_add(factors[row, factor], vectors[which], builder.load(slot))
+                            builder.store(total, slot)
+            for row in range(many):
+                for column in range(some):
+                    write.store(builder.load(sums[row][column]), goals[row], place + column)
+
+        _variants(builder, number, wide // some, variant)
+        return context.get_dummy_value()
+
+    wide_numbers = (types.intp,) * 4
+    signature = types.void(
+        *numbers,
+        types.intp, outputs, types.intp, types.intp, types.intp, inputs, types.intp, types.intp, types.intp,
+        weights, *wide_numbers[:3], bias, types.intp, types.intp, types.intp, types.boolean,
+    )  # fmt: skip
+    return signature, emit
+
+
+@intrinsic(prefer_literal=True)
+def products(
+    typing,
+    kernel, stride, padding, of_outputs, of_inputs, block,
+    gradients, gradient_at, gradient_step, rows, inputs, in_at, tiles, gradient_tile, in_tile, lines,
+    of_weights, weight_at, row_step,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Gradients of one row of the kernels that lead from one input channel to ``block`` output channels.
+
+    Args:
+        typing: Numba's context.
+        kernel: Rows and columns of a kernel.
+        stride: The convolution's.
+        padding: The convolution's.
+        of_outputs: Columns of a row of the outputs.
+        of_inputs: Columns of a row of the inputs.
+        block: Output channels at once; where fewer are left, the last one is computed again.
+        gradients: Of outputs; ``gradient_at`` is the first row of the first channel that counts, ``gradient_step``
+            leads to the next channel, ``gradient_tile`` to the next tile.
+        gradient_at: See ``gradients``.
+        gradient_step: See ``gradients``.
+        rows: Output channels that are left.
+        inputs: The layer's; ``in_at`` is the row that the kernel's row sees there, ``in_tile`` leads to the next tile.
+        in_at: See ``inputs``.
+        tiles: Number of tiles.
+        gradient_tile: See ``gradients``.
+        in_tile: See ``inputs``.
+        lines: Rows of outputs that count.
+        of_weights: Where to write; ``weight_at`` is the place of the first number, ``row_step`` leads to the next
+            output channel's.
+        weight_at: See ``of_weights``.
+        row_step: See ``of_weights``.
+    """
+    numbers = (kernel, stride, padding, of_outputs, of_inputs, block)
+    taps, jump, border, wide, wide_in, many = (number.literal_value for number in numbers)
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, gradients.dtype)
+        (array, at, of_channel, left, source, seen, count, of_tile, in_next, height, target, goal, of_row) = values[6:]
+        lasting = builder.sub(left, ir.Constant(left.type, 1))
+        chosen = [
+            builder.select(
+                builder.icmp_signed("<", ir.Constant(left.type, row), left), ir.Constant(left.type, row), lasting
+            )
+            for row in range(many)
+        ]
+        sums = [_sums(write, taps) for _ in range(many)]
+        nothing = write.fill(ir.Constant(write.element, 0.0))
+        for row in range(many):
+            for tap in range(taps):
+                builder.store(nothing, sums[row][tap])
+        starts = [builder.add(at, builder.mul(row, of_channel)) for row in chosen]
+        with cgutils.for_range(builder, count) as tile:
+            ahead, below = builder.mul(tile.index, of_tile), builder.mul(tile.index, in_next)
+            with cgutils.for_range(builder, height) as line:
+                shift = builder.add(ahead, builder.mul(line.index, ir.Constant(left.type, wide * write.lanes)))
+                read = builder.mul(line.index, ir.Constant(left.type, jump * wide_in * write.lanes))
+                maps = write.data(inputs, source, builder.add(builder.add(seen, below), read))
+                fields = [write.data(gradients, array, builder.add(start, shift)) for start in starts]
+                vectors: dict[int, Any] = {}
+                for column in range(wide):
+                    given = [write.load(field, column) for field in fields]
+                    for tap in range(taps):
+                        other = column * jump + tap - border
+                        if 0 <= other < wide_in:
+                            if other not in vectors:
+                                vectors[other] = write.load(maps, other)
+                            for row in range(many):
+                                slot = sums[row][tap]
+                                total = write.multiply_add(given[row], vectors[other], builder.load(slot))
+                                builder.store(total, slot)
+        for row in range(many):
+            first = write.data(of_weights, target, builder.add(goal, builder.mul(chosen[row], of_row)))
+            for tap in range(taps):
+                builder.store(write.sum_of_lanes(builder.load(sums[row][tap])), write.place(first, tap))
+        return context.get_dummy_value()
+
+    whole = types.intp
+    signature = types.void(
+        *numbers, gradients, whole, whole, whole, inputs, whole, whole, whole, whole, whole, of_weights, whole, whole
+    )
+    return signature, emit
+
+
+# Convolutions
+
+
+def _at_once(length: int, stride: int) -> int:
+    """Columns of a row that are computed together."""
+    return max(part for part in range(1, _COLUMNS + 1) if length % part == 0)
+
+
+@cache
+def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[Any, Any, Any]:
+    """A convolution's passes for rows of one length.
+
+    Args:
+        kernel: Rows and columns of a kernel.
+        stride: Of both directions.
+        padding: Of all sides, with zeros.
+        length: Columns of the inputs.
+
+    Returns:
+        The forward pass, the backward pass to inputs, and that to weights.
+    """
+    reach = (length + 2 * padding - kernel) // stride + 1
+    columns, columns_back = _at_once(reach, 1), _at_once(length, stride)
+    block, block_back = max(1, _SUMS // columns), max(1, _SUMS // columns_back)
+    block_weights = max(1, min(_SUMS, (_SUMS + 2) // kernel))
+
+    @compiled
+    def forward(inputs, weights, bias, outputs, tall, high):  # type: ignore[no-untyped-def]
+        """From inputs ``[C, tall, length]`` to outputs ``[O, high, reach]`` in their cells."""
+        tiles, lanes = inputs.shape[0], inputs.shape[2]
+        out, channels = weights.shape[0], weights.shape[1]
+        square = kernel * kernel
+        for tile in range(tiles):
+            for row in range(0, out, block):
+                for line in range(high):
+                    first = max(0, padding - line * stride)
+                    last = min(kernel, tall + padding - line * stride)
+                    seen = tile * inputs.shape[1] + (line * stride - padding + first) * length
+                    goal = tile * outputs.shape[1] + (row * high + line) * reach
+                    for part in range(reach // columns):
+                        correlate(
+                            0, kernel, stride, padding, reach, length, block, columns,
+                            part, outputs, goal * lanes, high * reach * lanes, out - row,
+                            inputs, seen * lanes, tall * length * lanes, channels,
+                            weights, row * channels * square, channels * square, square, bias[row:],
+                            first, last, 1, False,
+                        )  # fmt: skip
+
+    @compiled
+    def backward(gradients, weights, nothing, of_inputs, tall, high, adds):  # type: ignore[no-untyped-def]
+        """From gradients of outputs to those of inputs; ``nothing`` is zeros, as many as there are input channels."""
+        tiles, lanes = gradients.shape[0], gradients.shape[2]
+        out, channels = weights.shape[0], weights.shape[1]
+        square = kernel * kernel
+        for tile in range(tiles):
+            for row in range(0, channels, block_back):
+                for line in range(tall):
+                    # The rows of the kernel through which a row of outputs sees this line.
+                    first = max((line + padding) % stride, line + padding - (high - 1) * stride)
+                    seen = tile * gradients.shape[1] + (line + padding - first) // stride * reach
+                    goal = tile * of_inputs.shape[1] + (row * tall + line) * length
+                    for part in range(length // columns_back):
+                        correlate(
+                            1, kernel, stride, padding, length, reach, block_back, columns_back,
+                            part, of_inputs, goal * lanes, tall * length * lanes, channels - row,
+                            gradients, seen * lanes, high * reach * lanes, out,
+                            weights, row * square, square, channels * square, nothing,
+                            first, min(kernel, line + padding + 1), stride, adds,
+                        )  # fmt: skip
+
+    @compiled
+    def backward_weights(inputs, gradients, of_weights, tall, high):  # type: ignore[no-untyped-def]
+        """From gradients of outputs and from inputs to gradients of weights."""
+        tiles, lanes = inputs.shape[0], inputs.shape[2]
+        out, channels = of_weights.shape[0], of_weights.shape[1]
+        square = kernel * kernel
+        for row in range(0, out, block_weights):
+            for channel in range(channels):
+                for tap in range(kernel):
+                    # Outputs that see an input through this row of the kernel.
+                    first = max(0, (padding - tap + stride - 1) // stride)
+                    lines = min(high, (tall - 1 + padding - tap) // stride + 1) - first
+                    seen = (channel * tall + first * stride + tap - padding) * length
+                    products(
+                        kernel, stride, padding, reach, length, block_weights,
+                        gradients, (row * high + first) * reach * lanes, high * reach * lanes, out - row,
+                        inputs, seen * lanes, tiles, gradients.shape[1] * lanes, inputs.shape[1] * lanes, lines,
+                        of_weights, (row * channels + channel) * square + tap * kernel, channels * square,
+                    )  # fmt: skip
+
+    return forward, backward, backward_weights
+
+
+@compiled
+def bias_gradients(gradients, of_bias, cells):  # type: ignore[no-untyped-def]
+    """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``."""
+    flat, lanes, step = gradients.reshape(-1), gradients.shape[2], gradients.shape[1]
+    for channel in range(of_bias.size):
+        total = flat.dtype.type(0)
+        for tile in range(gradients.shape[0]):
+            start = (tile * step + channel * cells) * lanes
+            for place in range(start, start + cells * lanes):
+                total += flat[place]
+        of_bias[channel] = total
+
+
+# Normalisation of a batch, with the sum and the ReLU that follow
+
+
+def _summing(function: Any) -> Any:
+    return compiled(function, also=("reassoc",))
+
+
+@_summing
+def normalise(
+    maps, beside, outputs, cells, batch, weight, bias, running_mean, running_variance, means, scales,
+    momentum, eps, learns, joins, rectifies,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """``outputs = maps`` normalised, plus ``beside`` where it ``joins``, its ReLU where it ``rectifies``.
+
+    A channel passes as a whole, so that it lies in the cache for all three loops over it.
+
+    Args:
+        maps: What is normalised; lanes without an image, from ``batch`` on, are not counted.
+        beside: Of the same shape.
+        outputs: Where to write.
+        cells: Pixels of a channel.
+        batch: Number of images.
+        weight: One for each channel, as ``torch.nn.BatchNorm2d`` has it; so are the next three.
+        bias: See ``weight``.
+        running_mean: Changed where it ``learns``, read elsewhere.
+        running_variance: See ``running_mean``.
+        means: The means that were taken are written here,
+        scales: and the inverse standard deviations.
+        momentum: Share of the batch in the running values.
+        eps: Added to variances.
+        learns: Whether the batch is normalised by itself.
+        joins: Whether ``beside`` is added.
+        rectifies: Whether negative outputs become zero.
+    """
+    source, other, target = maps.reshape(-1), beside.reshape(-1), outputs.reshape(-1)
+    tiles, lanes = maps.shape[0], maps.shape[2]
+    zero = source.dtype.type(0)
+    whole, present = batch // lanes, batch % lanes
+    count = source.dtype.type(batch * cells)
+    for channel in range(weight.size):
+        mean, variance = running_mean[channel], running_variance[channel]
+        if learns:
+            mean, variance = zero, zero
+            for tile in range(whole):
+                start = (tile * maps.shape[1] + channel * cells) * lanes
+                for place in range(start, start + cells * lanes):
+                    mean += source[place]
+            for tile in range(whole, tiles):
+                for cell in range(channel * cells, (channel + 1) * cells):
+                    for lane in range(present):
+                        mean += maps[tile, cell, lane]
+            mean /= count
+            for tile in range(whole):
+                start = (tile * maps.shape[1] + channel * cells) * lanes
+                for place in range(start, start + cells * lanes):
+                    variance += (source[place] - mean) * (source[place] - mean)
+            for tile in range(whole, tiles):
+                for cell in range(channel * cells, (channel + 1) * cells):
+                    for lane in range(present):
+                        variance += (maps[tile, cell, lane] - mean) * (maps[tile, cell, lane] - mean)
+            variance /= count
+            unbiased = variance * (count / (count - 1))
+            running_mean[channel] += momentum * (mean - running_mean[channel])
+            running_variance[channel] += momentum * (unbiased - running_variance[channel])
+        scale = 1 / np.sqrt(variance + eps)
+        means[channel], scales[channel] = mean, scale
+        factor = weight[channel] * scale
+        shift = bias[channel] - mean * factor
+        for tile in range(tiles):
+            start, wide = (tile * maps.shape[1] + channel * cells) * lanes, cells * lanes
+            begin = (tile * outputs.shape[1] + channel * cells) * lanes
+            if joins:
+                again = (tile * beside.shape[1] + channel * cells) * lanes
+                for place in range(wide):
+                    value = source[start + place] * factor + shift + other[again + place]
+                    target[begin + place] = zero if rectifies and value <= zero else value
+            else:
+                for place in range(wide):
+                    value = source[start + place] * factor + shift
+                    target[begin + place] = zero if rectifies and value <= zero else value
+
+
+@_summing
+def normalise_backward(
+    maps, outputs, gradients, of_maps, of_beside, cells, batch, weight, of_weight, of_bias, means, scales,
+    joins, beside_adds, rectifies, adds,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """What :func:`normalise` does backward, where it learnt.
+
+    Args:
+        maps: What was normalised.
+        outputs: What came out.
+        gradients: Of the outputs; those of what came before the ReLU afterwards. It may be ``of_maps``, too.
+        of_maps: Gradients of ``maps``; zero for lanes without an image.
+        of_beside: Gradients of what was added.
+        cells: Pixels of a channel.
+        batch: Number of images.
+        weight: One for each channel.
+        of_weight: Its gradients.
+        of_bias: Those of the bias.
+        means: As they were taken,
+        scales: and the inverse standard deviations.
+        joins: Whether something was added.
+        beside_adds: Whether its gradients are added to what is there.
+        rectifies: Whether a ReLU followed.
+        adds: Whether the gradients of ``maps`` are.
+    """
+    source, output, flow = maps.reshape(-1), outputs.reshape(-1), gradients.reshape(-1)
+    target, other = of_maps.reshape(-1), of_beside.reshape(-1)
+    tiles, lanes = maps.shape[0], maps.shape[2]
+    zero = source.dtype.type(0)
+    count = source.dtype.type(batch * cells)
+    wide = cells * lanes
+    for channel in range(weight.size):
+        mean, scale = means[channel], scales[channel]
+        total, along = zero, zero
+        for tile in range(tiles):
+            start = (tile * maps.shape[1] + channel * cells) * lanes
+            begin = (tile * outputs.shape[1] + channel * cells) * lanes
+            if rectifies:
+                for place in range(wide):
+                    flow[begin + place] = zero if output[begin + place] <= zero else flow[begin + place]
+            if joins:
+                again = (tile * of_beside.shape[1] + channel * cells) * lanes
+                if beside_adds:
+                    for place in range(wide):
+                        other[again + place] += flow[begin + place]
+                else:
+                    for place in range(wide):
+                        other[again + place] = flow[begin + place]
+            for place in range(wide):
+                total += flow[begin + place]
+                along += flow[begin + place] * (source[start + place] - mean)
+        of_weight[channel], of_bias[channel] = along * scale, total
+        factor = weight[channel] * scale
+        level, slope = factor * total / count, factor * scale * scale * along / count
+        for tile in range(tiles):
+            start = (tile * maps.shape[1] + channel * cells) * lanes
+            begin = (tile * outputs.shape[1] + channel * cells) * lanes
+            if adds:
+                for place in range(wide):
+                    target[start + place] += (
+                        flow[begin + place] * factor - level - (source[start + place] - mean) * slope
+                    )
+            else:
+                for place in range(wide):
+                    target[start + place] = (
+                        flow[begin + place] * factor - level - (source[start + place] - mean) * slope
+                    )
+        if batch % lanes:
+            for cell in range(channel * cells, (channel + 1) * cells):
+                for lane in range(batch % lanes, lanes):
+                    of_maps[tiles - 1, cell, lane] = zero
+
+
+# What has no weights
+
+
+@compiled
+def rectify(maps, outputs, cells):  # type: ignore[no-untyped-def]
+    """ReLU of the first ``cells``."""
+    for tile in range(maps.shape[0]):
+        for cell in range(cells):
+            for lane in range(maps.shape[2]):
+                value = maps[tile, cell, lane]
+                outputs[tile, cell, lane] = 0 if value <= 0 else value
+
+
+@compiled
+def rectify_backward(outputs, gradients, of_maps, cells, adds):  # type: ignore[no-untyped-def]
+    """Gradients of what was rectified."""
+    for tile in range(outputs.shape[0]):
+        for cell in range(cells):
+            for lane in range(outputs.shape[2]):
+                value = gradients[tile, cell, lane]
+                value = 0 if outputs[tile, cell, lane] <= 0 else value
+                of_maps[tile, cell, lane] = value + of_maps[tile, cell, lane] if adds else value
+
+
+@compiled
+def join(one, other, outputs, cells):  # type: ignore[no-untyped-def]
+    """Sum of two maps."""
+    for tile in range(one.shape[0]):
+        for cell in range(cells):
+            for lane in range(one.shape[2]):
+                outputs[tile, cell, lane] = one[tile, cell, lane] + other[tile, cell, lane]
+
+
+@compiled
+def hand_on(gradients, of_maps, cells, adds):  # type: ignore[no-untyped-def]
+    """Gradients of one of two maps that were added."""
+    for tile in range(gradients.shape[0]):
+        for cell in range(cells):
+            for lane in range(gradients.shape[2]):
+                value = gradients[tile, cell, lane]
+                of_maps[tile, cell, lane] = value + of_maps[tile, cell, lane] if adds else value
+
+
+@compiled
+def shortcut(maps, outputs, channels, wider, before, tall, length, stride):  # type: ignore[no-untyped-def]
+    """Every ``stride``-th pixel of ``channels``, ``before`` blank ones before them, ``wider`` in all."""
+    high, reach = (tall + stride - 1) // stride, (length + stride - 1) // stride
+    for tile in range(maps.shape[0]):
+        for channel in range(wider):
+            there = 0 <= channel - before < channels
+            for row in range(high):
+                for column in range(reach):
+                    goal = (channel * high + row) * reach + column
+                    source = ((channel - before) * tall + row * stride) * length + column * stride
+                    for lane in range(maps.shape[2]):
+                        outputs[tile, goal, lane] = maps[tile, source, lane] if there else 0
+
+
+@compiled
+def shortcut_backward(gradients, of_maps, channels, before, tall, length, stride, adds):  # type: ignore[no-untyped-def]
+    """Gradients of what :func:`shortcut` took."""
+    high, reach = (tall + stride - 1) // stride, (length + stride - 1) // stride
+    for tile in range(gradients.shape[0]):
+        for channel in range(channels):
+            for row in range(tall):
+                for column in range(length):
+                    goal = (channel * tall + row) * length + column
+                    seen = row % stride == 0 and column % stride == 0
+                    source = ((channel + before) * high + row // stride) * reach + column // stride
+                    for lane in range(gradients.shape[2]):
+                        value = gradients[tile, source, lane] if seen else 0
+                        of_maps[tile, goal, lane] = value + of_maps[tile, goal, lane] if adds else value
+
+
+@compiled
+def mean(maps, outputs, channels, cells):  # type: ignore[no-untyped-def]
+    """Mean of all pixels of each channel."""
+    for tile in range(maps.shape[0]):
+        for channel in range(channels):
+            for lane in range(maps.shape[2]):
+                outputs[tile, channel, lane] = 0
+            for cell in range(channel * cells, (channel + 1) * cells):
+                for lane in range(maps.shape[2]):
+                    outputs[tile, channel, lane] += maps[tile, cell, lane]
+            for lane in range(maps.shape[2]):
+                outputs[tile, channel, lane] /= cells
+
+
+@compiled
+def mean_backward(gradients, of_maps, channels, cells, adds):  # type: ignore[no-untyped-def]
+    """Gradients of what the mean was taken of."""
+    for tile in range(gradients.shape[0]):
+        for channel in range(channels):
+            for cell in range(channel * cells, (channel + 1) * cells):
+                for lane in range(gradients.shape[2]):
+                    value = gradients[tile, channel, lane] / cells
+                    of_maps[tile, cell, lane] = value + of_maps[tile, cell, lane] if adds else value
+
+
+@compiled
+def largest(maps, outputs, winner, channels, tall, length, size):  # type: ignore[no-untyped-def]
+    """Largest pixel of each window of ``size`` × ``size``, and which one won, as torch has it."""
+    high, reach = tall // size, length // size
+    for tile in range(maps.shape[0]):
+        for channel in range(channels):
+            for row in range(high):
+                for column in range(reach):
+                    goal = (channel * high + row) * reach + column
+                    corner = (channel * tall + row * size) * length + column * size
+                    for lane in range(maps.shape[2]):
+                        outputs[tile, goal, lane] = maps[tile, corner, lane]
+                        winner[tile, goal, lane] = 0
+                    for pixel in range(1, size * size):
+                        source = corner + pixel // size * length + pixel % size
+                        for lane in range(maps.shape[2]):
+                            value = maps[tile, source, lane]
+                            # The first of equals wins, and a NaN wins over all.
+                            wins = value > outputs[tile, goal, lane] or value != value
+                            outputs[tile, goal, lane] = value if wins else outputs[tile, goal, lane]
+                            winner[tile, goal, lane] = pixel if wins else winner[tile, goal, lane]
+
+
+@compiled
+def largest_backward(gradients, winner, of_maps, channels, tall, length, size, adds):  # type: ignore[no-untyped-def]
+    """Gradients of what the largest pixels were taken of."""
+    high, reach = tall // size, length // size
+    for tile in range(gradients.shape[0]):
+        for channel in range(channels):
+            for row in range(tall):
+                for column in range(length):
+                    goal = (channel * tall + row) * length + column
+                    source = (channel * high + row // size) * reach + column // size
+                    pixel = row % size * size + column % size
+                    for lane in range(gradients.shape[2]):
+                        value = gradients[tile, source, lane] if winner[tile, source, lane] == pixel else 0
+                        of_maps[tile, goal, lane] = value + of_maps[tile, goal, lane] if adds else value

@@ -255,6 +255,153 @@ def products(
     return signature, emit
 
 
+def _flow(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    """Gradients ``a`` of outputs ``b`` through a ReLU, on to ``c``, and their sums alone and along ``d``."""
+    gradient = at.a()
+    if variant % 2:
+        gradient = write.where_positive(at.b(), gradient)
+        at.a(gradient)
+    if variant >= 2:
+        at.c(write.builder.fadd(gradient, at.c()) if variant >= 4 else gradient)
+    sums[0](write.builder.fadd(gradient, sums[0]()))
+    sums[1](write.multiply_add(gradient, write.builder.fsub(at.d(), scalars[0]), sums[1]()))
+
+
+def _affine(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    value = write.multiply_add(at.a(), scalars[0], scalars[1])
+    value = write.builder.fadd(value, at.c()) if variant % 2 else value
+    at.b(write.where_positive(value, value) if variant >= 2 else value)
+
+
+def _ebb(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    value = write.multiply_add(at.c(), scalars[1], write.multiply_add(at.a(), scalars[0], scalars[2]))
+    at.b(write.builder.fadd(value, at.b()) if variant else value)
+
+
+def _deviation(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    apart = write.builder.fsub(at.a(), scalars[0])
+    sums[0](write.multiply_add(apart, apart, sums[0]()))
+
+
+def _total(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    sums[0](write.builder.fadd(at.a(), sums[0]()))
+
+
+def _rectify(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    at.c(write.where_positive(at.a(), at.a()))
+
+
+def _rectified(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    value = write.where_positive(at.b(), at.a())
+    at.c(write.builder.fadd(value, at.c()) if variant else value)
+
+
+def _sum(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    at.c(write.builder.fadd(at.a(), at.b()))
+
+
+def _copy(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    at.c(write.builder.fadd(at.a(), at.c()) if variant else at.a())
+
+
+#: What :func:`run` does with vectors a, b, c, d that lie at the same place of four runs, and in how many variants.
+_RUNS: dict[str, tuple[int, Any]] = {
+    "total": (1, _total),
+    "deviation": (1, _deviation),
+    "affine": (4, _affine),
+    "flow": (6, _flow),
+    "ebb": (2, _ebb),
+    "rectify": (1, _rectify),
+    "rectified": (2, _rectified),
+    "sum": (1, _sum),
+    "copy": (2, _copy),
+}
+RECTIFY, RECTIFIED, SUM, COPY = range(4)
+
+
+class _Access:
+    """Reads a vector where it is called with nothing, and writes what it is called with."""
+
+    def __init__(self, write: Emitter, pointer: Any) -> None:
+        self._write, self._pointer = write, pointer
+
+    def __call__(self, value: Any = None) -> Any:
+        if value is None:
+            return self._write.load(self._pointer, 0)
+        return self._write.store(value, self._pointer, 0)
+
+
+class _Place:
+    """The vectors at one place of four runs."""
+
+    def __init__(self, write: Emitter, pointers: list[Any]) -> None:
+        self.a, self.b, self.c, self.d = (_Access(write, pointer) for pointer in pointers)
+
+
+@intrinsic(prefer_literal=True)
+def run(
+    typing, kind, variant, count, a, a_at, b, b_at, c, c_at, d, d_at, first, second, third, sums
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """One of the loops of :data:`_RUNS` over ``count`` vectors that lie one after the other.
+
+    Args:
+        typing: Numba's context.
+        kind: Name of the loop.
+        variant: Which of its variants.
+        count: Vectors.
+        a: An array; ``a_at`` is the flat place of the first vector. So are the others.
+        a_at: See ``a``.
+        b: See ``a``.
+        b_at: See ``a``.
+        c: See ``a``.
+        c_at: See ``a``.
+        d: See ``a``.
+        d_at: See ``a``.
+        first: A number for all lanes; so are the next two.
+        second: See ``first``.
+        third: See ``first``.
+        sums: Two vectors, ``[2, L]``, to which sums are added.
+    """
+    variants, body = _RUNS[kind.literal_value]
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, a.dtype)
+        starts = [write.data(array, values[3 + 2 * n], values[4 + 2 * n]) for n, array in enumerate((a, b, c, d))]
+        scalars = [
+            write.fill(context.cast(builder, value, given, a.dtype))
+            for value, given in zip(values[11:14], (first, second, third), strict=True)
+        ]
+        totals = write.data(sums, values[14], ir.Constant(values[2].type, 0))
+
+        def emit_variant(number: int) -> None:
+            slots = [cgutils.alloca_once(builder, write.type) for _ in range(2)]
+            for place, slot in enumerate(slots):
+                builder.store(write.load(totals, place), slot)
+            accesses = [_Slot(builder, slot) for slot in slots]
+            with cgutils.for_range(builder, values[2]) as loop:
+                ahead = builder.mul(loop.index, ir.Constant(loop.index.type, write.lanes))
+                body(write, number, _Place(write, [builder.gep(start, [ahead]) for start in starts]), scalars, accesses)
+            for place, slot in enumerate(slots):
+                write.store(builder.load(slot), totals, place)
+
+        _variants(builder, context.cast(builder, values[1], signature.args[1], types.intp), variants, emit_variant)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    signature = types.void(kind, variant, whole, a, whole, b, whole, c, whole, d, whole, first, second, third, sums)
+    return signature, emit
+
+
+class _Slot:
+    """Reads and writes a register as :class:`_Access` does memory."""
+
+    def __init__(self, builder: Any, slot: Any) -> None:
+        self._builder, self._slot = builder, slot
+
+    def __call__(self, value: Any = None) -> Any:
+        return self._builder.load(self._slot) if value is None else self._builder.store(value, self._slot)
+
+
 # Convolutions
 
 
@@ -287,8 +434,12 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[An
         tiles, lanes = inputs.shape[0], inputs.shape[2]
         out, channels = weights.shape[0], weights.shape[1]
         square = kernel * kernel
-        for tile in range(tiles):
-            for row in range(0, out, block):
+        rows = (out + block - 1) // block
+        # What is larger is read once: a tile's inputs, or the weights.
+        by_row = weights.size > channels * tall * length * lanes
+        for number in range(tiles * rows):
+            tile, row = (number % tiles, number // tiles * block) if by_row else (number // rows, number % rows * block)
+            if True:
                 for line in range(high):
                     first = max(0, padding - line * stride)
                     last = min(kernel, tall + padding - line * stride)
@@ -309,8 +460,12 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[An
         tiles, lanes = gradients.shape[0], gradients.shape[2]
         out, channels = weights.shape[0], weights.shape[1]
         square = kernel * kernel
-        for tile in range(tiles):
-            for row in range(0, channels, block_back):
+        rows = (channels + block_back - 1) // block_back
+        by_row = weights.size > out * high * reach * lanes
+        for number in range(tiles * rows):
+            tile = number % tiles if by_row else number // rows
+            row = (number // tiles if by_row else number % rows) * block_back
+            if True:
                 for line in range(tall):
                     # The rows of the kernel through which a row of outputs sees this line.
                     first = max((line + padding) % stride, line + padding - (high - 1) * stride)
@@ -349,28 +504,33 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[An
 
 
 @compiled
-def bias_gradients(gradients, of_bias, cells):  # type: ignore[no-untyped-def]
-    """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``."""
-    flat, lanes, step = gradients.reshape(-1), gradients.shape[2], gradients.shape[1]
+def bias_gradients(gradients, sums, of_bias, cells):  # type: ignore[no-untyped-def]
+    """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``. ``sums`` is scratch, ``[2, L]``."""
+    step, lanes = gradients.shape[1], gradients.shape[2]
     for channel in range(of_bias.size):
-        total = flat.dtype.type(0)
+        sums[:] = 0
         for tile in range(gradients.shape[0]):
-            start = (tile * step + channel * cells) * lanes
-            for place in range(start, start + cells * lanes):
-                total += flat[place]
-        of_bias[channel] = total
+            at = (tile * step + channel * cells) * lanes
+            run("total", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
+        of_bias[channel] = sums[0].sum()
 
 
 # Normalisation of a batch, with the sum and the ReLU that follow
 
 
-def _summing(function: Any) -> Any:
-    return compiled(function, also=("reassoc",))
+@compiled
+def _blank(maps, first, cells, batch, value):  # type: ignore[no-untyped-def]
+    """Give a channel's cells from ``first`` on one value in the lanes that have no image."""
+    tiles, lanes = maps.shape[0], maps.shape[2]
+    if batch < tiles * lanes:
+        for cell in range(first, first + cells):
+            for lane in range(batch % lanes, lanes):
+                maps[tiles - 1, cell, lane] = value
 
 
-@_summing
+@compiled
 def normalise(
-    maps, beside, outputs, cells, batch, weight, bias, running_mean, running_variance, means, scales,
+    maps, beside, outputs, sums, cells, batch, weight, bias, running_mean, running_variance, means, scales,
     momentum, eps, learns, joins, rectifies,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """``outputs = maps`` normalised, plus ``beside`` where it ``joins``, its ReLU where it ``rectifies``.
@@ -378,11 +538,12 @@ def normalise(
     A channel passes as a whole, so that it lies in the cache for all three loops over it.
 
     Args:
-        maps: What is normalised; lanes without an image, from ``batch`` on, are not counted.
+        maps: What is normalised; where it ``learns``, lanes without an image (from ``batch`` on) become the mean.
         beside: Of the same shape.
         outputs: Where to write.
+        sums: Scratch, ``[2, L]``.
         cells: Pixels of a channel.
-        batch: Number of images.
+        batch: Number of images, all of whose tiles but the last are full.
         weight: One for each channel, as ``torch.nn.BatchNorm2d`` has it; so are the next three.
         bias: See ``weight``.
         running_mean: Changed where it ``learns``, read elsewhere.
@@ -395,57 +556,41 @@ def normalise(
         joins: Whether ``beside`` is added.
         rectifies: Whether negative outputs become zero.
     """
-    source, other, target = maps.reshape(-1), beside.reshape(-1), outputs.reshape(-1)
-    tiles, lanes = maps.shape[0], maps.shape[2]
-    zero = source.dtype.type(0)
-    whole, present = batch // lanes, batch % lanes
-    count = source.dtype.type(batch * cells)
+    tiles, step, lanes = maps.shape
+    count = weight.dtype.type(batch * cells)
+    one = weight.dtype.type(1)
+    variant = (1 if joins else 0) + (2 if rectifies else 0)
     for channel in range(weight.size):
         mean, variance = running_mean[channel], running_variance[channel]
         if learns:
-            mean, variance = zero, zero
-            for tile in range(whole):
-                start = (tile * maps.shape[1] + channel * cells) * lanes
-                for place in range(start, start + cells * lanes):
-                    mean += source[place]
-            for tile in range(whole, tiles):
-                for cell in range(channel * cells, (channel + 1) * cells):
-                    for lane in range(present):
-                        mean += maps[tile, cell, lane]
-            mean /= count
-            for tile in range(whole):
-                start = (tile * maps.shape[1] + channel * cells) * lanes
-                for place in range(start, start + cells * lanes):
-                    variance += (source[place] - mean) * (source[place] - mean)
-            for tile in range(whole, tiles):
-                for cell in range(channel * cells, (channel + 1) * cells):
-                    for lane in range(present):
-                        variance += (maps[tile, cell, lane] - mean) * (maps[tile, cell, lane] - mean)
-            variance /= count
-            unbiased = variance * (count / (count - 1))
+            _blank(maps, channel * cells, cells, batch, 0)
+            sums[:] = 0
+            for tile in range(tiles):
+                at = (tile * step + channel * cells) * lanes
+                run("total", 0, cells, maps, at, maps, at, maps, at, maps, at, 0, 0, 0, sums)
+            mean = sums[0].sum() / count
+            # They deviate by nothing.
+            _blank(maps, channel * cells, cells, batch, mean)
+            sums[:] = 0
+            for tile in range(tiles):
+                at = (tile * step + channel * cells) * lanes
+                run("deviation", 0, cells, maps, at, maps, at, maps, at, maps, at, mean, 0, 0, sums)
+            variance = sums[0].sum() / count
+            unbiased = variance * (count / (count - one))
             running_mean[channel] += momentum * (mean - running_mean[channel])
             running_variance[channel] += momentum * (unbiased - running_variance[channel])
-        scale = 1 / np.sqrt(variance + eps)
+        scale = one / np.sqrt(variance + eps)
         means[channel], scales[channel] = mean, scale
         factor = weight[channel] * scale
         shift = bias[channel] - mean * factor
         for tile in range(tiles):
-            start, wide = (tile * maps.shape[1] + channel * cells) * lanes, cells * lanes
-            begin = (tile * outputs.shape[1] + channel * cells) * lanes
-            if joins:
-                again = (tile * beside.shape[1] + channel * cells) * lanes
-                for place in range(wide):
-                    value = source[start + place] * factor + shift + other[again + place]
-                    target[begin + place] = zero if rectifies and value <= zero else value
-            else:
-                for place in range(wide):
-                    value = source[start + place] * factor + shift
-                    target[begin + place] = zero if rectifies and value <= zero else value
+            at = (tile * step + channel * cells) * lanes
+            run("affine", variant, cells, maps, at, outputs, at, beside, at, maps, at, factor, shift, 0, sums)
 
 
-@_summing
+@compiled
 def normalise_backward(
-    maps, outputs, gradients, of_maps, of_beside, cells, batch, weight, of_weight, of_bias, means, scales,
+    maps, outputs, gradients, of_maps, of_beside, sums, cells, batch, weight, of_weight, of_bias, means, scales,
     joins, beside_adds, rectifies, adds,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """What :func:`normalise` does backward, where it learnt.
@@ -456,6 +601,7 @@ def normalise_backward(
         gradients: Of the outputs; those of what came before the ReLU afterwards. It may be ``of_maps``, too.
         of_maps: Gradients of ``maps``; zero for lanes without an image.
         of_beside: Gradients of what was added.
+        sums: Scratch, ``[2, L]``.
         cells: Pixels of a channel.
         batch: Number of images.
         weight: One for each channel.
@@ -468,95 +614,45 @@ def normalise_backward(
         rectifies: Whether a ReLU followed.
         adds: Whether the gradients of ``maps`` are.
     """
-    source, output, flow = maps.reshape(-1), outputs.reshape(-1), gradients.reshape(-1)
-    target, other = of_maps.reshape(-1), of_beside.reshape(-1)
-    tiles, lanes = maps.shape[0], maps.shape[2]
-    zero = source.dtype.type(0)
-    count = source.dtype.type(batch * cells)
-    wide = cells * lanes
+    tiles, step, lanes = maps.shape
+    count = weight.dtype.type(batch * cells)
+    variant = (0 if not joins else 4 if beside_adds else 2) + (1 if rectifies else 0)
     for channel in range(weight.size):
         mean, scale = means[channel], scales[channel]
-        total, along = zero, zero
+        sums[:] = 0
         for tile in range(tiles):
-            start = (tile * maps.shape[1] + channel * cells) * lanes
-            begin = (tile * outputs.shape[1] + channel * cells) * lanes
-            if rectifies:
-                for place in range(wide):
-                    flow[begin + place] = zero if output[begin + place] <= zero else flow[begin + place]
-            if joins:
-                again = (tile * of_beside.shape[1] + channel * cells) * lanes
-                if beside_adds:
-                    for place in range(wide):
-                        other[again + place] += flow[begin + place]
-                else:
-                    for place in range(wide):
-                        other[again + place] = flow[begin + place]
-            for place in range(wide):
-                total += flow[begin + place]
-                along += flow[begin + place] * (source[start + place] - mean)
+            at = (tile * step + channel * cells) * lanes
+            run("flow", variant, cells, gradients, at, outputs, at, of_beside, at, maps, at, mean, 0, 0, sums)
+        total, along = sums[0].sum(), sums[1].sum()
         of_weight[channel], of_bias[channel] = along * scale, total
         factor = weight[channel] * scale
-        level, slope = factor * total / count, factor * scale * scale * along / count
+        slope = -factor * scale * scale * along / count
+        level = -factor * total / count - mean * slope
+        more = 1 if adds else 0
         for tile in range(tiles):
-            start = (tile * maps.shape[1] + channel * cells) * lanes
-            begin = (tile * outputs.shape[1] + channel * cells) * lanes
-            if adds:
-                for place in range(wide):
-                    target[start + place] += (
-                        flow[begin + place] * factor - level - (source[start + place] - mean) * slope
-                    )
-            else:
-                for place in range(wide):
-                    target[start + place] = (
-                        flow[begin + place] * factor - level - (source[start + place] - mean) * slope
-                    )
-        if batch % lanes:
-            for cell in range(channel * cells, (channel + 1) * cells):
-                for lane in range(batch % lanes, lanes):
-                    of_maps[tiles - 1, cell, lane] = zero
+            at = (tile * step + channel * cells) * lanes
+            run("ebb", more, cells, gradients, at, of_maps, at, maps, at, maps, at, factor, slope, level, sums)
+        _blank(of_maps, channel * cells, cells, batch, 0)
 
 
 # What has no weights
 
 
 @compiled
-def rectify(maps, outputs, cells):  # type: ignore[no-untyped-def]
-    """ReLU of the first ``cells``."""
-    for tile in range(maps.shape[0]):
-        for cell in range(cells):
-            for lane in range(maps.shape[2]):
-                value = maps[tile, cell, lane]
-                outputs[tile, cell, lane] = 0 if value <= 0 else value
-
-
-@compiled
-def rectify_backward(outputs, gradients, of_maps, cells, adds):  # type: ignore[no-untyped-def]
-    """Gradients of what was rectified."""
-    for tile in range(outputs.shape[0]):
-        for cell in range(cells):
-            for lane in range(outputs.shape[2]):
-                value = gradients[tile, cell, lane]
-                value = 0 if outputs[tile, cell, lane] <= 0 else value
-                of_maps[tile, cell, lane] = value + of_maps[tile, cell, lane] if adds else value
-
-
-@compiled
-def join(one, other, outputs, cells):  # type: ignore[no-untyped-def]
-    """Sum of two maps."""
+def act(kind, variant, one, other, outputs, sums, cells):  # type: ignore[no-untyped-def]
+    """What acts on each of the first ``cells`` by itself: see :func:`run`."""
     for tile in range(one.shape[0]):
-        for cell in range(cells):
-            for lane in range(one.shape[2]):
-                outputs[tile, cell, lane] = one[tile, cell, lane] + other[tile, cell, lane]
-
-
-@compiled
-def hand_on(gradients, of_maps, cells, adds):  # type: ignore[no-untyped-def]
-    """Gradients of one of two maps that were added."""
-    for tile in range(gradients.shape[0]):
-        for cell in range(cells):
-            for lane in range(gradients.shape[2]):
-                value = gradients[tile, cell, lane]
-                of_maps[tile, cell, lane] = value + of_maps[tile, cell, lane] if adds else value
+        lanes = one.shape[2]
+        first, second = tile * one.shape[1] * lanes, tile * other.shape[1] * lanes
+        goal = tile * outputs.shape[1] * lanes
+        if kind == RECTIFY:
+            run("rectify", 0, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
+        elif kind == RECTIFIED:
+            run("rectified", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
+        elif kind == SUM:
+            run("sum", 0, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
+        else:
+            run("copy", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
 
 
 @compiled

@@ -97,6 +97,11 @@ class Emitter:
         product = self.builder.fmul(one, other, flags=CONTRACT)
         return self.builder.fadd(product, total, flags=CONTRACT)
 
+    def where_positive(self, tested: ir.Value, value: ir.Value) -> ir.Value:
+        """A vector where another is not zero or less (a NaN is not), zero elsewhere."""
+        nothing = ir.Constant(self.type, [0.0] * self.lanes)
+        return self.builder.select(self.builder.fcmp_ordered("<=", tested, nothing), nothing, value)
+
     def sum_of_lanes(self, vector: ir.Value) -> ir.Value:
         """All lanes of a vector in one number: halves are added to each other."""
         count = self.lanes

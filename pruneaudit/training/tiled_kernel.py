@@ -57,7 +57,7 @@ def correlate(
     typing,
     is_backward, kernel, stride, padding, of_outputs, of_inputs, block, columns,
     part, outputs, out_at, out_step, rows, inputs, in_at, in_step, channels,
-    weights, weight_at, row_step, channel_step, bias, first, last, step, adds,
+    weights, weight_at, row_step, channel_step, bias, bias_at, first, last, step, adds,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """One row of outputs of ``block`` channels, or what one row of inputs gets back from outputs.
 
@@ -84,7 +84,8 @@ def correlate(
         weight_at: See ``weights``.
         row_step: From an output channel's weights to the next one's.
         channel_step: From an input channel's weights to the next one's.
-        bias: One number for each output channel from the first of this block on.
+        bias: One number for each output channel; ``bias_at`` is that of the first one of this block.
+        bias_at: See ``bias``.
         first: First row of the kernel.
         last: Where to stop.
         step: From one row of the kernel to the next: 1, or the stride where ``is_backward``.
@@ -107,7 +108,7 @@ def correlate(
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         write = Emitter(context, builder, outputs.dtype)
         (number, array, out, of_channel, left, source, seen, in_channel, depth, matrix, at) = values[8:19]
-        (of_row, of_depth, start, begin, end, by, more) = values[19:]
+        (of_row, of_depth, start, start_at, begin, end, by, more) = values[19:]
         size = ir.Constant(left.type, wide_in * write.lanes)
         tap_row = ir.Constant(left.type, taps)
         one = ir.Constant(left.type, 1)
@@ -120,7 +121,7 @@ def correlate(
         ]
         goals = [write.data(outputs, array, builder.add(out, builder.mul(row, of_channel))) for row in chosen]
         fields = [write.data(weights, matrix, builder.add(at, builder.mul(row, of_row))) for row in chosen]
-        first_bias = write.data(bias, start, ir.Constant(left.type, 0))
+        first_bias = write.data(bias, start, start_at)
         begins = [builder.load(builder.gep(first_bias, [row])) for row in chosen]
 
         def variant(value: int) -> None:
@@ -162,11 +163,11 @@ def correlate(
         _variants(builder, number, wide // some, variant)
         return context.get_dummy_value()
 
-    wide_numbers = (types.intp,) * 4
+    places = (types.intp,) * 4
     signature = types.void(
         *numbers,
         types.intp, outputs, types.intp, types.intp, types.intp, inputs, types.intp, types.intp, types.intp,
-        weights, *wide_numbers[:3], bias, types.intp, types.intp, types.intp, types.boolean,
+        weights, *places[:3], bias, *places, types.boolean,
     )  # fmt: skip
     return signature, emit
 
@@ -402,6 +403,32 @@ class _Slot:
         return self._builder.load(self._slot) if value is None else self._builder.store(value, self._slot)
 
 
+@intrinsic
+def lane_sum(typing, sums, number):  # type: ignore[no-untyped-def]
+    """All lanes of one of two vectors, ``[2, L]``, in one number."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, sums.dtype)
+        at = builder.mul(values[1], ir.Constant(values[1].type, write.lanes))
+        return write.sum_of_lanes(write.load(write.data(sums, values[0], at), 0))
+
+    return sums.dtype(sums, types.intp), emit
+
+
+@intrinsic
+def _clear(typing, sums):  # type: ignore[no-untyped-def]
+    """Make two vectors, ``[2, L]``, zero."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, sums.dtype)
+        first = write.data(sums, values[0], ir.Constant(ir.IntType(64), 0))
+        for number in range(2):
+            write.store(write.fill(ir.Constant(write.element, 0.0)), first, number)
+        return context.get_dummy_value()
+
+    return types.void(sums), emit
+
+
 # Convolutions
 
 
@@ -438,21 +465,23 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[An
         # What is larger is read once: a tile's inputs, or the weights.
         by_row = weights.size > channels * tall * length * lanes
         for number in range(tiles * rows):
-            tile, row = (number % tiles, number // tiles * block) if by_row else (number // rows, number % rows * block)
-            if True:
-                for line in range(high):
-                    first = max(0, padding - line * stride)
-                    last = min(kernel, tall + padding - line * stride)
-                    seen = tile * inputs.shape[1] + (line * stride - padding + first) * length
-                    goal = tile * outputs.shape[1] + (row * high + line) * reach
-                    for part in range(reach // columns):
-                        correlate(
-                            0, kernel, stride, padding, reach, length, block, columns,
-                            part, outputs, goal * lanes, high * reach * lanes, out - row,
-                            inputs, seen * lanes, tall * length * lanes, channels,
-                            weights, row * channels * square, channels * square, square, bias[row:],
-                            first, last, 1, False,
-                        )  # fmt: skip
+            tile = number % tiles if by_row else number // rows
+            row = (number // tiles if by_row else number % rows) * block
+            for line in range(high):
+                # Plain comparisons: each call of another function is compiled into this one anew.
+                first = padding - line * stride if line * stride < padding else 0
+                last = tall + padding - line * stride
+                last = kernel if last > kernel else last
+                seen = tile * inputs.shape[1] + (line * stride - padding + first) * length
+                goal = tile * outputs.shape[1] + (row * high + line) * reach
+                for part in range(reach // columns):
+                    correlate(
+                        0, kernel, stride, padding, reach, length, block, columns,
+                        part, outputs, goal * lanes, high * reach * lanes, out - row,
+                        inputs, seen * lanes, tall * length * lanes, channels,
+                        weights, row * channels * square, channels * square, square, bias, row,
+                        first, last, 1, False,
+                    )  # fmt: skip
 
     @compiled
     def backward(gradients, weights, nothing, of_inputs, tall, high, adds):  # type: ignore[no-untyped-def]
@@ -465,20 +494,21 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[An
         for number in range(tiles * rows):
             tile = number % tiles if by_row else number // rows
             row = (number // tiles if by_row else number % rows) * block_back
-            if True:
-                for line in range(tall):
-                    # The rows of the kernel through which a row of outputs sees this line.
-                    first = max((line + padding) % stride, line + padding - (high - 1) * stride)
-                    seen = tile * gradients.shape[1] + (line + padding - first) // stride * reach
-                    goal = tile * of_inputs.shape[1] + (row * tall + line) * length
-                    for part in range(length // columns_back):
-                        correlate(
-                            1, kernel, stride, padding, length, reach, block_back, columns_back,
-                            part, of_inputs, goal * lanes, tall * length * lanes, channels - row,
-                            gradients, seen * lanes, high * reach * lanes, out,
-                            weights, row * square, square, channels * square, nothing,
-                            first, min(kernel, line + padding + 1), stride, adds,
-                        )  # fmt: skip
+            for line in range(tall):
+                # The rows of the kernel through which a row of outputs sees this line.
+                first, last = (line + padding) % stride, line + padding + 1
+                first = line + padding - (high - 1) * stride if line + padding - first >= high * stride else first
+                last = kernel if last > kernel else last
+                seen = tile * gradients.shape[1] + (line + padding - first) // stride * reach
+                goal = tile * of_inputs.shape[1] + (row * tall + line) * length
+                for part in range(length // columns_back):
+                    correlate(
+                        1, kernel, stride, padding, length, reach, block_back, columns_back,
+                        part, of_inputs, goal * lanes, tall * length * lanes, channels - row,
+                        gradients, seen * lanes, high * reach * lanes, out,
+                        weights, row * square, square, channels * square, nothing, row,
+                        first, last, stride, adds,
+                    )  # fmt: skip
 
     @compiled
     def backward_weights(inputs, gradients, of_weights, tall, high):  # type: ignore[no-untyped-def]
@@ -490,8 +520,9 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[An
             for channel in range(channels):
                 for tap in range(kernel):
                     # Outputs that see an input through this row of the kernel.
-                    first = max(0, (padding - tap + stride - 1) // stride)
-                    lines = min(high, (tall - 1 + padding - tap) // stride + 1) - first
+                    first = (padding - tap + stride - 1) // stride if tap < padding else 0
+                    lines = (tall - 1 + padding - tap) // stride + 1
+                    lines = (high if lines > high else lines) - first
                     seen = (channel * tall + first * stride + tap - padding) * length
                     products(
                         kernel, stride, padding, reach, length, block_weights,
@@ -508,11 +539,11 @@ def bias_gradients(gradients, sums, of_bias, cells):  # type: ignore[no-untyped-
     """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``. ``sums`` is scratch, ``[2, L]``."""
     step, lanes = gradients.shape[1], gradients.shape[2]
     for channel in range(of_bias.size):
-        sums[:] = 0
+        _clear(sums)
         for tile in range(gradients.shape[0]):
             at = (tile * step + channel * cells) * lanes
             run("total", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
-        of_bias[channel] = sums[0].sum()
+        of_bias[channel] = lane_sum(sums, 0)
 
 
 # Normalisation of a batch, with the sum and the ReLU that follow
@@ -564,18 +595,18 @@ def normalise(
         mean, variance = running_mean[channel], running_variance[channel]
         if learns:
             _blank(maps, channel * cells, cells, batch, 0)
-            sums[:] = 0
+            _clear(sums)
             for tile in range(tiles):
                 at = (tile * step + channel * cells) * lanes
                 run("total", 0, cells, maps, at, maps, at, maps, at, maps, at, 0, 0, 0, sums)
-            mean = sums[0].sum() / count
+            mean = lane_sum(sums, 0) / count
             # They deviate by nothing.
             _blank(maps, channel * cells, cells, batch, mean)
-            sums[:] = 0
+            _clear(sums)
             for tile in range(tiles):
                 at = (tile * step + channel * cells) * lanes
                 run("deviation", 0, cells, maps, at, maps, at, maps, at, maps, at, mean, 0, 0, sums)
-            variance = sums[0].sum() / count
+            variance = lane_sum(sums, 0) / count
             unbiased = variance * (count / (count - one))
             running_mean[channel] += momentum * (mean - running_mean[channel])
             running_variance[channel] += momentum * (unbiased - running_variance[channel])
@@ -619,11 +650,11 @@ def normalise_backward(
     variant = (0 if not joins else 4 if beside_adds else 2) + (1 if rectifies else 0)
     for channel in range(weight.size):
         mean, scale = means[channel], scales[channel]
-        sums[:] = 0
+        _clear(sums)
         for tile in range(tiles):
             at = (tile * step + channel * cells) * lanes
             run("flow", variant, cells, gradients, at, outputs, at, of_beside, at, maps, at, mean, 0, 0, sums)
-        total, along = sums[0].sum(), sums[1].sum()
+        total, along = lane_sum(sums, 0), lane_sum(sums, 1)
         of_weight[channel], of_bias[channel] = along * scale, total
         factor = weight[channel] * scale
         slope = -factor * scale * scale * along / count
@@ -653,62 +684,6 @@ def act(kind, variant, one, other, outputs, sums, cells):  # type: ignore[no-unt
             run("sum", 0, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
         else:
             run("copy", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
-
-
-@compiled
-def shortcut(maps, outputs, channels, wider, before, tall, length, stride):  # type: ignore[no-untyped-def]
-    """Every ``stride``-th pixel of ``channels``, ``before`` blank ones before them, ``wider`` in all."""
-    high, reach = (tall + stride - 1) // stride, (length + stride - 1) // stride
-    for tile in range(maps.shape[0]):
-        for channel in range(wider):
-            there = 0 <= channel - before < channels
-            for row in range(high):
-                for column in range(reach):
-                    goal = (channel * high + row) * reach + column
-                    source = ((channel - before) * tall + row * stride) * length + column * stride
-                    for lane in range(maps.shape[2]):
-                        outputs[tile, goal, lane] = maps[tile, source, lane] if there else 0
-
-
-@compiled
-def shortcut_backward(gradients, of_maps, channels, before, tall, length, stride, adds):  # type: ignore[no-untyped-def]
-    """Gradients of what :func:`shortcut` took."""
-    high, reach = (tall + stride - 1) // stride, (length + stride - 1) // stride
-    for tile in range(gradients.shape[0]):
-        for channel in range(channels):
-            for row in range(tall):
-                for column in range(length):
-                    goal = (channel * tall + row) * length + column
-                    seen = row % stride == 0 and column % stride == 0
-                    source = ((channel + before) * high + row // stride) * reach + column // stride
-                    for lane in range(gradients.shape[2]):
-                        value = gradients[tile, source, lane] if seen else 0
-                        of_maps[tile, goal, lane] = value + of_maps[tile, goal, lane] if adds else value
-
-
-@compiled
-def mean(maps, outputs, channels, cells):  # type: ignore[no-untyped-def]
-    """Mean of all pixels of each channel."""
-    for tile in range(maps.shape[0]):
-        for channel in range(channels):
-            for lane in range(maps.shape[2]):
-                outputs[tile, channel, lane] = 0
-            for cell in range(channel * cells, (channel + 1) * cells):
-                for lane in range(maps.shape[2]):
-                    outputs[tile, channel, lane] += maps[tile, cell, lane]
-            for lane in range(maps.shape[2]):
-                outputs[tile, channel, lane] /= cells
-
-
-@compiled
-def mean_backward(gradients, of_maps, channels, cells, adds):  # type: ignore[no-untyped-def]
-    """Gradients of what the mean was taken of."""
-    for tile in range(gradients.shape[0]):
-        for channel in range(channels):
-            for cell in range(channel * cells, (channel + 1) * cells):
-                for lane in range(gradients.shape[2]):
-                    value = gradients[tile, channel, lane] / cells
-                    of_maps[tile, cell, lane] = value + of_maps[tile, cell, lane] if adds else value
 
 
 @compiled

@@ -255,27 +255,33 @@ class Flat(Layer):
 
 @dataclass(eq=False)
 class Shortcut(Layer):
-    """Every ``stride``-th pixel, and blank channels, ``before`` of them before the others."""
+    """Every ``stride``-th pixel, and blank channels, ``before`` of them before the others.
+
+    It is rare, and what NumPy does in microseconds; so is :class:`Mean`.
+    """
 
     stride: int
     before: int
 
+    def _taken(self, batch: Batch, inputs: Any, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What is taken of the one map, and where it is in the other."""
+        source = _by_pixel(self.inputs, batch.of(inputs))[:, :, :: self.stride, :: self.stride]
+        stop = self.before + self.inputs.channels
+        return source, _by_pixel(self.outputs, batch.of(outputs))[:, self.before : stop]
+
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
-        inputs, outputs = self.inputs, self.outputs
-        yield partial(
-            batch.kernel.shortcut, batch.of(inputs.values), batch.of(outputs.values), inputs.channels,
-            outputs.channels, self.before, inputs.high, inputs.wide, self.stride,
-        )  # fmt: skip
+        # Blank channels are, from the beginning: nobody else writes there.
+        source, target = self._taken(batch, self.inputs.values, self.outputs.values)
+        yield partial(np.copyto, target, source)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
-        inputs = self.inputs
-        if inputs.gradients is not None:
-            yield partial(
-                batch.kernel.shortcut_backward, batch.of(self.outputs.gradients), batch.of(inputs.gradients),
-                inputs.channels, self.before, inputs.high, inputs.wide, self.stride, self.adds[0],
-            )  # fmt: skip
+        if self.inputs.gradients is not None:
+            target, source = self._taken(batch, self.inputs.gradients, self.outputs.gradients)
+            if not self.adds[0]:
+                yield partial(batch.of(self.inputs.gradients).fill, 0)
+            yield partial(np.add, target, source, out=target)
 
 
 class Mean(Layer):
@@ -283,16 +289,24 @@ class Mean(Layer):
 
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
-        inputs = self.inputs
-        maps = (batch.of(inputs.values), batch.of(self.outputs.values))
-        yield partial(batch.kernel.mean, *maps, inputs.channels, inputs.cells)
+        maps = _by_pixel(self.inputs, batch.of(self.inputs.values))
+        yield partial(np.mean, maps, axis=(2, 3), out=batch.of(self.outputs.values)[:, : self.outputs.size])
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
-        inputs = self.inputs
-        if inputs.gradients is not None:
-            maps = (batch.of(self.outputs.gradients), batch.of(inputs.gradients))
-            yield partial(batch.kernel.mean_backward, *maps, inputs.channels, inputs.cells, self.adds[0])
+        if self.inputs.gradients is not None:
+            target = _by_pixel(self.inputs, batch.of(self.inputs.gradients))
+            source = batch.of(self.outputs.gradients)[:, : self.outputs.size, None, None]
+            share = np.zeros_like(source)
+            yield partial(np.divide, source, source.dtype.type(self.inputs.cells), out=share)
+            yield partial(np.add, target, share, out=target) if self.adds[0] else partial(np.copyto, target, share)
+
+
+def _by_pixel(of: Map, array: np.ndarray) -> np.ndarray:
+    """A map's room as ``[T, C, H, W, L]``."""
+    tiles, _, lanes = array.shape
+    strides = (array.strides[0], *(of.cells * array.strides[1], of.wide * array.strides[1]), *array.strides[1:])
+    return np.lib.stride_tricks.as_strided(array, (tiles, of.channels, of.high, of.wide, lanes), strides)
 
 
 @dataclass(eq=False)

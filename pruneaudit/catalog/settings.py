@@ -15,6 +15,8 @@ from pruneaudit.workloads.schema import Budget, Reading, Workload
 
 Precision = Literal["fp32", "bf16", "fp64"]
 Backend = Literal["torch", "compiled", "tiled", "grouped", "fused", "graphed"]
+#: Backends whose steps Numba compiles.
+COMPILED: tuple[Backend, ...] = ("compiled", "tiled")
 #: Backends that train runs together.
 TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
 

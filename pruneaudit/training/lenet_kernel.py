@@ -1,8 +1,8 @@
 """LeNet-5's convolutions, forward and backward, compiled for the CPU at first use (Numba).
 
-The activations of a tile of images lie as ``[channels, rows, columns, lanes]``, see :mod:`.vectors`. Numba neither unrolls
-a row of outputs nor keeps it in registers, so the three loops that take nearly all the time are written in LLVM's vectors
-(:func:`correlate`, :func:`spread`, :func:`products`).
+The activations of a tile of images lie as ``[channels, rows, columns, lanes]``, see :mod:`.vectors`. Numba neither
+unrolls a row of outputs nor keeps it in registers, so the three loops that take nearly all the time are written in
+LLVM's vectors (:func:`correlate`, :func:`spread`, :func:`products`).
 
 Importing this module needs Numba; :mod:`pruneaudit.training.compiled` says what to do where it is missing.
 """

@@ -48,12 +48,12 @@ def train_many(
 ) -> list[Trained]:
     """Train networks; what goes wrong with one of them costs that one alone.
 
-    ``torch`` trains one after the other; ``compiled`` and ``tiled`` too, with compiled steps where there are some. ``grouped``
-    trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds and masks
-    are each run's own, and who is at the end makes room for the next. ``fused`` does the same with fewer, compiled
-    kernels, where torch can compile. ``graphed`` trains single models, side by side on streams of a GPU. On CUDA all
-    three capture their steps once and replay them. Methods that act in training, and networks whose layers have no
-    grouped form, are trained one after the other by torch.
+    ``torch`` trains one after the other; ``compiled`` and ``tiled`` too, with compiled steps where there are some.
+    ``grouped`` trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds
+    and masks are each run's own, and who is at the end makes room for the next. ``fused`` does the same with fewer,
+    compiled kernels, where torch can compile. ``graphed`` trains single models, side by side on streams of a GPU. On
+    CUDA all three capture their steps once and replay them. Methods that act in training, and networks whose layers
+    have no grouped form, are trained one after the other by torch.
 
     Args:
         trainings: What to train; none shares its network with another, all are on one device.

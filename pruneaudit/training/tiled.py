@@ -1,7 +1,7 @@
 """Training of plain and residual convolutional networks, of any pruned widths, at the speed of one core's arithmetic.
 
-A network becomes a list of layers (:mod:`.tiled_graph`) that act on tiles of images (:mod:`.tiled_kernel`): what is small
-for torch's kernels, and mostly waits for their dispatch, is not for these. See :mod:`.lanes` for what the numbers are.
+A network becomes a list of layers (:mod:`.tiled_graph`) that act on tiles of images (:mod:`.tiled_kernel`): what is
+small for torch's kernels, and mostly waits for their dispatch, is not for these. Its numbers: :mod:`.lanes`.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ class _Reader:
             make = _METHODS.get(str(node.target))
             made = make(self, node, None) if make else None
         if made is None:
-            raise CannotTileError(f"no tiled form of {layer or node.format_node()} is known")
+            shown = layer or f"'{node.format_node()}'"
+            raise CannotTileError(f"no tiled form of {shown} is known")
         self._maps[node] = made
 
     def _of(self, node: fx.Node, place: int = 0) -> Map:
@@ -138,30 +139,31 @@ class _Reader:
     def convolution(self, node: fx.Node, layer: nn.Conv2d) -> Map | None:
         """A convolution with square kernels."""
         inputs = self._of(node)
-        pairs = (layer.kernel_size, layer.stride, layer.padding)
+        shape, padding = tuple(layer.weight.shape), layer.padding
         if layer.groups != 1 or layer.padding_mode != "zeros" or tuple(layer.dilation) != (1, 1):
             return None
-        if any(isinstance(pair, str) or pair[0] != pair[1] for pair in pairs) or layer.in_channels != inputs.channels:
+        if isinstance(padding, str) or padding[0] != padding[1] or layer.stride[0] != layer.stride[1]:
             return None
-        (kernel, _), (stride, _), (padding, _) = pairs
-        high, wide = ((length + 2 * int(padding) - kernel) // stride + 1 for length in (inputs.high, inputs.wide))
-        if min(high, wide) < 1 or int(padding) >= kernel or max(wide, inputs.wide) > _LONGEST:
+        kernel, stride, around = layer.kernel_size[0], layer.stride[0], padding[0]
+        if shape[1:] != (inputs.channels, kernel, kernel):
             return None
-        outputs = Map(layer.out_channels, high, wide)
-        return self._add(Convolution(outputs, [inputs], self._takes(node), layer))
+        high, wide = ((length + 2 * around - kernel) // stride + 1 for length in (inputs.high, inputs.wide))
+        if min(high, wide) < 1 or around >= kernel or max(wide, inputs.wide) > _LONGEST:
+            return None
+        return self._add(Convolution(Map(shape[0], high, wide), [inputs], self._takes(node), layer))
 
     def linear(self, node: fx.Node, layer: nn.Linear) -> Map | None:
         """A linear layer over vectors."""
         inputs = self._of(node)
-        if inputs.cells != 1 or layer.in_features != inputs.channels:
+        if inputs.cells != 1 or layer.weight.shape[1] != inputs.channels:
             return None
-        return self._add(Convolution(Map(layer.out_features), [inputs], self._takes(node), layer))
+        return self._add(Convolution(Map(layer.weight.shape[0]), [inputs], self._takes(node), layer))
 
     def normalisation(self, node: fx.Node, layer: nn.BatchNorm2d) -> Map | None:
         """A normalisation with weights and running statistics."""
         inputs = self._of(node)
         known = layer.affine and layer.track_running_stats and layer.momentum is not None
-        if not known or layer.num_features != inputs.channels or inputs is self._images:
+        if not known or len(layer.weight) != inputs.channels or inputs is self._images:
             return None
         return self._add(Normalisation(inputs.like(), [inputs], self._takes(node), layer))
 

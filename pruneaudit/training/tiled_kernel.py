@@ -10,6 +10,7 @@ nothing is computed: on maps of 2×2 pixels that is more than half of a padded 3
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,11 @@ _COLUMNS = 8
 
 
 # Two loops in LLVM's vectors
+
+
+def _written(function: Callable[..., Any]) -> Any:
+    """An operation that is written in LLVM's instructions; numbers that are constants come as such."""
+    return intrinsic(prefer_literal=True)(function)
 
 
 def _variants(builder: Any, number: Any, count: int, emit: Any) -> None:
@@ -52,13 +58,13 @@ def _sums(write: Emitter, count: int) -> list[Any]:
     return [cgutils.alloca_once(write.builder, write.type) for _ in range(count)]
 
 
-@intrinsic(prefer_literal=True)
-def correlate(
+@_written
+def correlate(  # type: ignore[no-untyped-def]
     typing,
     is_backward, kernel, stride, padding, of_outputs, of_inputs, block, columns,
     part, outputs, out_at, out_step, rows, inputs, in_at, in_step, channels,
     weights, weight_at, row_step, channel_step, bias, bias_at, first, last, step, adds,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """One row of outputs of ``block`` channels, or what one row of inputs gets back from outputs.
 
     Args:
@@ -172,13 +178,13 @@ def correlate(
     return signature, emit
 
 
-@intrinsic(prefer_literal=True)
-def products(
+@_written
+def products(  # type: ignore[no-untyped-def]
     typing,
     kernel, stride, padding, of_outputs, of_inputs, block,
     gradients, gradient_at, gradient_step, rows, inputs, in_at, tiles, gradient_tile, in_tile, lines,
     of_weights, weight_at, row_step,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Gradients of one row of the kernels that lead from one input channel to ``block`` output channels.
 
     Args:
@@ -339,10 +345,10 @@ class _Place:
         self.a, self.b, self.c, self.d = (_Access(write, pointer) for pointer in pointers)
 
 
-@intrinsic(prefer_literal=True)
-def run(
+@_written
+def run(  # type: ignore[no-untyped-def]
     typing, kind, variant, count, a, a_at, b, b_at, c, c_at, d, d_at, first, second, third, sums
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """One of the loops of :data:`_RUNS` over ``count`` vectors that lie one after the other.
 
     Args:
@@ -403,7 +409,7 @@ class _Slot:
         return self._builder.load(self._slot) if value is None else self._builder.store(value, self._slot)
 
 
-@intrinsic
+@_written
 def lane_sum(typing, sums, number):  # type: ignore[no-untyped-def]
     """All lanes of one of two vectors, ``[2, L]``, in one number."""
 
@@ -415,7 +421,7 @@ def lane_sum(typing, sums, number):  # type: ignore[no-untyped-def]
     return sums.dtype(sums, types.intp), emit
 
 
-@intrinsic
+@_written
 def _clear(typing, sums):  # type: ignore[no-untyped-def]
     """Make two vectors, ``[2, L]``, zero."""
 
@@ -560,10 +566,10 @@ def _blank(maps, first, cells, batch, value):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def normalise(
+def normalise(  # type: ignore[no-untyped-def]
     maps, beside, outputs, sums, cells, batch, weight, bias, running_mean, running_variance, means, scales,
     momentum, eps, learns, joins, rectifies,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """``outputs = maps`` normalised, plus ``beside`` where it ``joins``, its ReLU where it ``rectifies``.
 
     A channel passes as a whole, so that it lies in the cache for all three loops over it.
@@ -620,10 +626,10 @@ def normalise(
 
 
 @compiled
-def normalise_backward(
+def normalise_backward(  # type: ignore[no-untyped-def]
     maps, outputs, gradients, of_maps, of_beside, sums, cells, batch, weight, of_weight, of_bias, means, scales,
     joins, beside_adds, rectifies, adds,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """What :func:`normalise` does backward, where it learnt.
 
     Args:

@@ -1,7 +1,7 @@
 """Layers of convolutional networks that act on tiles of images: which kernels, on which parts of memory.
 
-A layer does not compute; it says what is to be called, once for each size of a batch, so that a step is nothing but these
-calls (:mod:`.tiled_kernel`).
+A layer does not compute; it says what is to be called, once for each size of a batch, so that a step is nothing but
+these calls (:mod:`.tiled_kernel`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pruneaudit.arithmetic import kind
 from pruneaudit.streams import generator
 from pruneaudit.training import tiled
 from pruneaudit.training.checkpoint import Checkpoint
@@ -319,7 +320,7 @@ OBSTACLES = {
 @pytest.mark.parametrize("reason", OBSTACLES)
 def test_what_has_no_tiles_says_why(reason):
     case = {"model": resnet, "dataset": noise, "hooks": Hooks(), "precision": "fp64", **OBSTACLES[reason]}
-    found = tiled.obstacle(case["model"](), case["dataset"](), case["hooks"], case["precision"], RECIPE)
+    found = tiled.layers_of(case["model"](), case["dataset"](), case["hooks"], case["precision"], RECIPE)
     assert reason in found and "\n" not in found
 
 
@@ -330,3 +331,8 @@ def test_what_has_no_tiles_is_trained_by_torch():
     trainer.fit(Hooks(after_step=steps.append))
     assert trainer.backend == "torch" and "hooks" in trainer.fallback
     assert steps == list(range(20))
+
+
+@needs_numba
+def test_a_record_tells_which_compiler_made_the_steps():
+    assert "Numba" in kind("cpu", "tiled").compiler and not kind("cpu", "torch").compiler

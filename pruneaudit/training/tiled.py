@@ -24,7 +24,7 @@ from pruneaudit.training.lanes import (
 )
 from pruneaudit.training.loop import BACKENDS, Hooks, Steps, Trainer
 from pruneaudit.training.tiled_graph import CannotTileError, trace
-from pruneaudit.training.tiled_layers import Batch, Call, Normalisation
+from pruneaudit.training.tiled_layers import Batch, Call, Layer, Normalisation
 from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.recipes import Recipe
 
@@ -32,8 +32,10 @@ from pruneaudit.workloads.recipes import Recipe
 _SPARE = 2
 
 
-def obstacle(model: nn.Module, dataset: Dataset, hooks: Hooks, precision: str, recipe: Recipe) -> str | None:
-    """Why a training cannot run in tiles, or None where it can.
+def layers_of(
+    model: nn.Module, dataset: Dataset, hooks: Hooks, precision: str, recipe: Recipe
+) -> Sequence[Layer] | str:
+    """A network's layers in tiles, or why a training cannot run so.
 
     Args:
         model: The network.
@@ -57,7 +59,7 @@ def obstacle(model: nn.Module, dataset: Dataset, hooks: Hooks, precision: str, r
     last = len(dataset.train) % recipe.batch or recipe.batch
     if any(isinstance(layer, Normalisation) and last * layer.inputs.cells < 2 for layer in layers):
         return "a batch of one image gives a normalisation one value"
-    return None
+    return layers
 
 
 @dataclass
@@ -83,18 +85,18 @@ class TiledNetwork(LaneNetwork):
     """A network whose parameters lie in one flat array, in the order and shapes of its module.
 
     Args:
-        model: The network; :func:`obstacle` found none.
-        shape: Of one input, ``[C, H, W]``.
+        model: The network.
+        layers: Its layers, as :func:`layers_of` has them.
         batch: Images of a training batch, at most.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], batch: int) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], batch: int) -> None:
         super().__init__(model)
         # Needs Numba, and loads it only where something is compiled.
         from pruneaudit.training import tiled_kernel
 
         self._tiled = tiled_kernel
-        self._layers = trace(model, shape)
+        self._layers = layers
         self._images, self._logits = self._layers[0].inputs, self._layers[-1].outputs
         self._count = -(-max(batch, EVALUATION_BATCH) // self.width)
         self._buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
@@ -192,8 +194,8 @@ class TiledSteps(LaneSteps):
 def _tiled(trainer: Trainer, hooks: Hooks) -> Steps | str:
     """Tiled steps of a trainer, or why there are none."""
     recipe = trainer.recipe
-    found = recipe.only_torch or obstacle(trainer.model, trainer.dataset, hooks, trainer.precision, recipe)
-    return found or TiledSteps(trainer, TiledNetwork(trainer.model, trainer.dataset.shape, recipe.batch))
+    found = recipe.only_torch or layers_of(trainer.model, trainer.dataset, hooks, trainer.precision, recipe)
+    return found if isinstance(found, str) else TiledSteps(trainer, TiledNetwork(trainer.model, found, recipe.batch))
 
 
 BACKENDS["tiled"] = _tiled

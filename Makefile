@@ -51,6 +51,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/steps.py resnet56-cifar10
 	$(BIN)/python benchmarks/lenet_sweep.py
 	$(BIN)/python benchmarks/many.py
+	$(BIN)/python benchmarks/engine.py --seeds 8
 	$(BIN)/python benchmarks/jsv.py
 	$(BIN)/python benchmarks/oracle.py
 	$(BIN)/python benchmarks/workers.py

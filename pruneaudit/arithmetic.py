@@ -229,7 +229,7 @@ def kind(device: str = "cpu", backend: str = "torch") -> ArithmeticKind:
 
 def _compiler(backend: str, device: str) -> str:
     """What compiles a backend's kernels for this process, and for which processor."""
-    if backend == "compiled":
+    if backend in ("compiled", "tiled"):
         from llvmlite import binding  # type: ignore[import-untyped]
 
         target = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()

@@ -24,6 +24,7 @@ from torch import nn
 
 from pruneaudit.campaign.cost import cost, widths, workload_of
 from pruneaudit.catalog.discovery import Catalog, MethodSource
+from pruneaudit.catalog.settings import COMPILED
 from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.measure.trainability import SAMPLES, jacobian
 from pruneaudit.method import isolation
@@ -288,8 +289,8 @@ class Calibration:
         workload = workload_of(run, self._catalog)
         # In a pruning stage torch makes the steps, whatever the backend; others that train several at once are timed
         # as torch as well: runs are planned one at a time.
-        is_compiled = run.backend == "compiled" and run.stage != "prune" and not run.recipe.only_torch
-        steps = "compiled" if is_compiled else "torch"
+        is_compiled = run.backend in COMPILED and run.stage != "prune" and not run.recipe.only_torch
+        steps = run.backend if is_compiled else "torch"
         return _network(workload, run.recipe.micro_batch, run.precision, steps, widths(run, workload, self._catalog))
 
     def _dense(self, workload: Workload) -> Network:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from pruneaudit.campaign.export import network_of
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.settings import TOGETHER
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, one_line
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, RunRecord, Stage, pack, unpack
 from pruneaudit.ledger.store import Ledger
@@ -198,7 +199,7 @@ def explanation(stored: RunRecord, again: RunRecord) -> str:
         unlike += [part for part in stored.kind.differences(again.kind) if part not in unlike]
     if unlike:
         return f"it was made with {', '.join(unlike)}"
-    if stored.backend != "torch":
+    if stored.backend in TOGETHER:
         return f"versions and hardware are the same; with {stored.backend} last bits depend on what trained beside it"
     return "versions and hardware are the same: something is drawn that no seed fixes, or somebody made the record"
 

@@ -14,7 +14,9 @@ from pruneaudit.workloads.checkpoints import base_path, read
 from pruneaudit.workloads.schema import Budget, Reading, Workload
 
 Precision = Literal["fp32", "bf16", "fp64"]
-Backend = Literal["torch", "compiled", "grouped", "fused", "graphed"]
+Backend = Literal["torch", "compiled", "tiled", "grouped", "fused", "graphed"]
+#: Backends whose steps Numba compiles.
+COMPILED: tuple[Backend, ...] = ("compiled", "tiled")
 #: Backends that train runs together.
 TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
 

@@ -157,9 +157,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-backend",
-        choices=("torch", "compiled", "grouped", "fused", "graphed"),
+        choices=("torch", "compiled", "tiled", "grouped", "fused", "graphed"),
         default=DEFAULTS["audit_backend"],
-        help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; grouped, runs of "
+        help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; tiled, "
+        "plain and residual convolutional networks on a CPU, too; grouped, runs of "
         "one shape as one network; fused, the same in fewer kernels, compiled by torch; graphed, single runs side by "
         "side as CUDA graphs. Results of different backends are kept apart. Default: torch.",
     )

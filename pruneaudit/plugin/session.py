@@ -29,7 +29,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
-from pruneaudit.catalog.settings import Settings
+from pruneaudit.catalog.settings import COMPILED, Settings
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
@@ -116,8 +116,10 @@ class AuditSession:
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
             base = Path(option.audit_base) if option.audit_base else None
-            if option.audit_backend == "compiled" and importlib.util.find_spec("numba") is None:
-                raise ConfigError("--audit-backend compiled needs Numba: pip install 'pruneaudit[compiled]'")
+            if option.audit_backend in COMPILED and importlib.util.find_spec("numba") is None:
+                raise ConfigError(
+                    f"--audit-backend {option.audit_backend} needs Numba: pip install 'pruneaudit[compiled]'"
+                )
             self.settings = Settings(
                 option.audit_budget, option.audit_precision, base, option.audit_backend, option.audit_arithmetic
             )

@@ -1,96 +1,28 @@
 """LeNet-5's convolutions, forward and backward, compiled for the CPU at first use (Numba).
 
-One image per SIMD lane: a batch is cut into tiles of as many images as a vector register holds, and the activations
-of a tile lie as ``[channels, rows, columns, lanes]``. Every operation is then a plain loop over whole vectors, whatever
-widths pruning left, and an image never meets another one before the sums over the batch.
-
-Numba neither unrolls a row of outputs nor keeps it in registers, so the three loops that take nearly all the time are
-written in LLVM's vectors (:func:`correlate`, :func:`spread`, :func:`products`). Arithmetic is IEEE; products and sums
-may be contracted to fused multiply-adds, as C compilers do; nothing is reordered.
+The activations of a tile of images lie as ``[channels, rows, columns, lanes]``, see :mod:`.vectors`. Numba neither
+unrolls a row of outputs nor keeps it in registers, so the three loops that take nearly all the time are written in
+LLVM's vectors (:func:`correlate`, :func:`spread`, :func:`products`).
 
 Importing this module needs Numba; :mod:`pruneaudit.training.compiled` says what to do where it is missing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils, config
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from pruneaudit.training.vectors import Emitter, compiled, lanes
+
 TAPS = 5
-#: Bytes of a vector: with AVX-512 one register; elsewhere, or where the target is named, one or two, which still fit.
-VECTOR_BYTES = (
-    64 if getattr(config, "CPU_NAME", None) is None and binding.get_host_cpu_features().get("avx512f") else 32
-)
-#: What may be contracted; reordering ("fast" mathematics) is not.
-_CONTRACT = ("contract",)
 
 
-def lanes(element_bytes: int) -> int:
-    """Images of a tile."""
-    return VECTOR_BYTES // element_bytes
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile once and keep the machine code: in the package, else in the user's cache, else for this process only."""
-    options: dict[str, Any] = {"fastmath": set(_CONTRACT), "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        # Neither folder can be written, and NUMBA_CACHE_DIR names none.
-        return njit(**options)(function)
-
-
-# Vectors
-
-
-class _Emitter:
-    """Writes LLVM instructions on vectors of one type."""
-
-    def __init__(self, context: Any, builder: ir.IRBuilder, dtype: types.Float) -> None:
-        self.context = context
-        self.builder = builder
-        self.bytes = dtype.bitwidth // 8
-        self.lanes = lanes(self.bytes)
-        self.type = ir.VectorType(context.get_value_type(dtype), self.lanes)
-
-    def place(self, pointer: ir.Value, elements: int) -> ir.Value:
-        return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), elements)])
-
-    def data(self, kind: types.Array, array: ir.Value, at: ir.Value) -> ir.Value:
-        """Address of an array's element, counted as if it were flat."""
-        start = cgutils.create_struct_proxy(kind)(self.context, self.builder, array).data
-        return self.builder.gep(start, [at])
-
-    def _vector(self, pointer: ir.Value, number: int) -> ir.Value:
-        return self.builder.bitcast(self.place(pointer, number * self.lanes), self.type.as_pointer())
-
-    def load(self, pointer: ir.Value, number: int) -> ir.Value:
-        """The vector that lies ``number`` vectors behind an address."""
-        return self.builder.load(self._vector(pointer, number), align=self.bytes)
-
-    def store(self, value: ir.Value, pointer: ir.Value, number: int) -> None:
-        self.builder.store(value, self._vector(pointer, number), align=self.bytes)
-
-    def fill(self, scalar: ir.Value) -> ir.Value:
-        """A vector with one number in all lanes."""
-        nothing = ir.Constant(self.type, ir.Undefined)
-        first = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, nothing, zeros)
-
-    def taps(self, pointer: ir.Value) -> list[ir.Value]:
-        """The weights of one row of a kernel."""
-        return [self.fill(self.builder.load(self.place(pointer, tap))) for tap in range(TAPS)]
-
-    def multiply_add(self, one: ir.Value, other: ir.Value, total: ir.Value) -> ir.Value:
-        product = self.builder.fmul(one, other, flags=_CONTRACT)
-        return self.builder.fadd(product, total, flags=_CONTRACT)
+# Rows of vectors
 
 
 class Sums(types.Opaque):
@@ -119,7 +51,7 @@ def _sums_of(typing: Any, count: Any, like: Any, start: Any) -> Any:
     kind = Sums(like.dtype, count.literal_value)
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = _Emitter(context, builder, like.dtype)
+        write = Emitter(context, builder, like.dtype)
         sums = cgutils.alloca_once(builder, write.type, size=ir.Constant(ir.IntType(64), kind.count))
         first = write.fill(context.cast(builder, values[2], signature.args[2], like.dtype))
         for number in range(kind.count):
@@ -132,13 +64,13 @@ def _sums_of(typing: Any, count: Any, like: Any, start: Any) -> Any:
 sums_of: Any = intrinsic(prefer_literal=True)(_sums_of)
 
 
-def _accumulation(body: Callable[[_Emitter, list[Any], Any, Any, int], None]) -> Any:
+def _accumulation(body: Callable[[Emitter, list[Any], Any, Any, int], None]) -> Any:
     """An operation that adds to sums what ``body`` makes of two arrays from two flat places on, over ``count``."""
 
     @intrinsic(prefer_literal=True)
     def operation(typing: Any, sums: Any, count: Any, one: Any, at: Any, other: Any, start: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            write = _Emitter(context, builder, sums.dtype)
+            write = Emitter(context, builder, sums.dtype)
             slots = [write.place(values[0], number) for number in range(sums.count)]
             row = [builder.load(slot) for slot in slots]
             first, second = write.data(one, *values[2:4]), write.data(other, *values[4:6])
@@ -152,9 +84,14 @@ def _accumulation(body: Callable[[_Emitter, list[Any], Any, Any, int], None]) ->
     return operation
 
 
-def _correlate(write: _Emitter, row: list[Any], inputs: Any, weights: Any, count: int) -> None:
+def _taps(write: Emitter, weights: Any) -> list[Any]:
+    """The weights of one row of a kernel."""
+    return [write.fill(write.builder.load(write.place(weights, tap))) for tap in range(TAPS)]
+
+
+def _correlate(write: Emitter, row: list[Any], inputs: Any, weights: Any, count: int) -> None:
     """``row[k] += Σ_j weights[j] inputs[k + j]``: a row of outputs and one row of the kernel."""
-    taps = write.taps(weights)
+    taps = _taps(write, weights)
     for number in range(count + TAPS - 1):
         value = write.load(inputs, number)
         for tap in range(TAPS):
@@ -162,16 +99,16 @@ def _correlate(write: _Emitter, row: list[Any], inputs: Any, weights: Any, count
                 row[number - tap] = write.multiply_add(taps[tap], value, row[number - tap])
 
 
-def _spread(write: _Emitter, row: list[Any], gradients: Any, weights: Any, count: int) -> None:
+def _spread(write: Emitter, row: list[Any], gradients: Any, weights: Any, count: int) -> None:
     """``row[k + j] += Σ weights[j] gradients[k]``: what a row of outputs says about a row of inputs."""
-    taps = write.taps(weights)
+    taps = _taps(write, weights)
     for number in range(count):
         value = write.load(gradients, number)
         for tap in range(TAPS):
             row[number + tap] = write.multiply_add(taps[tap], value, row[number + tap])
 
 
-def _products(write: _Emitter, row: list[Any], gradients: Any, inputs: Any, count: int) -> None:
+def _products(write: Emitter, row: list[Any], gradients: Any, inputs: Any, count: int) -> None:
     """``row[j] += Σ_k gradients[k] inputs[k + j]``: what a row of outputs says about one row of the kernel."""
     window = [write.load(inputs, number) for number in range(TAPS - 1)]
     for number in range(count):
@@ -192,7 +129,7 @@ def _writing(adds: bool) -> Any:
     @intrinsic
     def operation(typing: Any, sums: Any, array: Any, at: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            write = _Emitter(context, builder, sums.dtype)
+            write = Emitter(context, builder, sums.dtype)
             target = write.data(array, *values[1:3])
             for number in range(sums.count):
                 value = builder.load(write.place(values[0], number))
@@ -311,60 +248,3 @@ def _convolution(size: int, chunk: int, is_first: bool) -> tuple[Any, Any]:
 
 forward1, backward1 = _convolution(28, 14, is_first=True)
 forward2, backward2 = _convolution(10, 10, is_first=False)
-
-
-@compiled
-def into_lanes(images, tiles):  # type: ignore[no-untyped-def]
-    """From a batch ``[B, H, W, C]`` to ``[T, C, H, W, L]``; lanes without an image are blank."""
-    batch, height, breadth, channels = images.shape
-    width = tiles.shape[4]
-    for tile in range(tiles.shape[0]):
-        present = min(width, batch - tile * width)
-        for channel in range(channels):
-            for row in range(height):
-                for lane in range(width):
-                    for column in range(breadth):
-                        tiles[tile, channel, row, column, lane] = (
-                            images[tile * width + lane, row, column, channel] if lane < present else 0
-                        )
-
-
-# Loss and optimiser
-
-
-@compiled
-def cross_entropy(logits, labels, smoothing, losses, hits):  # type: ignore[no-untyped-def]
-    """Losses and hits, ``[B]``, of logits ``[classes, N]``, N ≥ B, which become the gradients of the mean loss."""
-    classes, batch = logits.shape[0], labels.shape[0]
-    zero, one = logits.dtype.type(0), logits.dtype.type(1)
-    on = one - smoothing
-    off = smoothing / logits.dtype.type(classes)
-    for image in range(batch):
-        best = 0
-        for number in range(1, classes):
-            if logits[number, image] > logits[best, image]:
-                best = number
-        top, label = logits[best, image], labels[image]
-        total, below = zero, zero
-        for number in range(classes):
-            total += math.exp(logits[number, image] - top)
-            below += top - logits[number, image]
-        log_total = math.log(total)
-        hits[image] = best == label
-        losses[image] = on * (log_total + top - logits[label, image]) + off * (classes * log_total + below)
-        for number in range(classes):
-            share = math.exp(logits[number, image] - top) / total
-            wanted = off + (on if number == label else zero)
-            logits[number, image] = (share - wanted) / logits.dtype.type(batch)
-    for number in range(classes):
-        for image in range(batch, logits.shape[1]):
-            logits[number, image] = zero
-
-
-@compiled
-def descend(weights, gradients, velocity, mask, rate, momentum, decay, nesterov):  # type: ignore[no-untyped-def]
-    """One step of SGD on flat arrays, as ``torch.optim.SGD`` defines it; the mask applies to gradients."""
-    for number in range(weights.size):
-        gradient = gradients[number] * mask[number] + decay * weights[number]
-        velocity[number] = momentum * velocity[number] + gradient
-        weights[number] -= rate * (gradient + momentum * velocity[number] if nesterov else velocity[number])

@@ -13,12 +13,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 
 from pruneaudit.catalog.settings import TOGETHER
 from pruneaudit.training.fused import obstacle
 from pruneaudit.training.grouped import CannotStackError, signature, stack
+from pruneaudit.training.loop import BACKENDS
 from pruneaudit.training.memory import OutOfMemoryError, is_out_of_memory
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.runs import Backend, Run, Trained, Training
@@ -46,12 +48,12 @@ def train_many(
 ) -> list[Trained]:
     """Train networks; what goes wrong with one of them costs that one alone.
 
-    ``torch`` trains one after the other; ``compiled`` too, with compiled steps where there are some. ``grouped``
-    trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds and masks
-    are each run's own, and who is at the end makes room for the next. ``fused`` does the same with fewer, compiled
-    kernels, where torch can compile. ``graphed`` trains single models, side by side on streams of a GPU. On CUDA all
-    three capture their steps once and replay them. Methods that act in training, and networks whose layers have no
-    grouped form, are trained one after the other by torch.
+    ``torch`` trains one after the other; ``compiled`` and ``tiled`` too, with compiled steps where there are some.
+    ``grouped`` trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds
+    and masks are each run's own, and who is at the end makes room for the next. ``fused`` does the same with fewer,
+    compiled kernels, where torch can compile. ``graphed`` trains single models, side by side on streams of a GPU. On
+    CUDA all three capture their steps once and replay them. Methods that act in training, and networks whose layers
+    have no grouped form, are trained one after the other by torch.
 
     Args:
         trainings: What to train; none shares its network with another, all are on one device.
@@ -80,7 +82,7 @@ def train_many(
         except CannotStackError as error:
             reason = f"not {backend}: {error}"
         if key is None:
-            results.append(_alone(training, "compiled" if backend == "compiled" else "torch"))
+            results.append(_alone(training, backend if backend in BACKENDS else "torch"))
             results[-1].reason = reason or results[-1].reason
             end([number])
             continue
@@ -148,7 +150,7 @@ def _alone(training: Training, steps: str = "torch") -> Trained:
         except Exception as error:
             trained.error = OutOfMemoryError(error) if is_out_of_memory(error) else error
         else:
-            trained.backend = "compiled" if trainer.backend == "compiled" else "torch"
+            trained.backend = cast(Backend, trainer.backend)
             trained.reason = f"not {steps}: {trainer.fallback}" if trainer.fallback else ""
     trained.seconds = time.perf_counter() - started
     return trained

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import pruneaudit.training.compiled  # noqa: F401  (a backend)
+import pruneaudit.training.compiled
+import pruneaudit.training.tiled  # noqa: F401  (another)
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.metric import BY_ACCURACY, Measure

@@ -25,8 +25,9 @@ references: $(READY)
 	done
 
 test: $(READY) lint browser
-	# Two workers with two threads each are several times slower than with one.
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) -q
+	# Two workers with two threads each are several times slower than with one; what they and hundreds of processes of
+	# theirs import is compiled once.
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) -q
 
 lint: $(READY)
 	$(BIN)/ruff check .

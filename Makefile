@@ -7,7 +7,7 @@ WORKERS ?= auto
 # References are made in arithmetic that all x86-64 machines have in common.
 ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
-.PHONY: suite references test lint browser soak bench clean
+.PHONY: suite references test lint browser wheel-smoke mutants soak bench clean
 
 suite: $(READY)
 	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
@@ -39,6 +39,14 @@ browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	{ apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || \
 	echo "no Chromium is here and none can be installed: tests of the page will be skipped"
+
+# The wheel in an environment that has nothing else of the project.
+wheel-smoke: $(READY)
+	.ci/wheel-smoke
+
+# Every rule of the audit, changed a little in each way in turn: a test of rules must notice.
+mutants: $(READY)
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python mutants.py
 
 # A random campaign under faults, for ten minutes: docs/reliability.md.
 soak: $(READY)

@@ -180,6 +180,7 @@ class Court:
     def __init__(self, modules: list[ModuleType], only: str) -> None:
         self.modules, self.only = modules, only
         self.survivors: list[str] = []
+        self.same: set[str] = set()
         self.killed: dict[str, int] = defaultdict(int)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -216,12 +217,21 @@ class Court:
                     self.judge(mutant, tests)
         return True
 
+    def forget(self) -> None:
+        """Nothing that was found out by an earlier rule is known any more."""
+        made = [sys.modules[name] for name in ("builders", "rogues.records")]
+        for value in [value for module in (*self.modules, *made) for value in vars(module).values()]:
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+
     def judge(self, mutant: Mutant, tests: list[Test]) -> None:
         """Try one: tests that killed many come first, then quick ones."""
         if mutant.name in EQUIVALENT:
+            self.same.add(mutant.name)
             return
         able = [test for test in tests if mutant.of & test.runs]
         mutant.make()
+        self.forget()
         try:
             for test in sorted(able, key=lambda test: (-test.kills, test.seconds)):
                 if test.fails():
@@ -230,6 +240,7 @@ class Court:
                     return
         finally:
             mutant.undo()
+            self.forget()
         self.survivors.append(mutant.name)
         print(f"survives: {mutant.name}", flush=True)
 
@@ -243,15 +254,20 @@ def main() -> int:
     court = Court([importlib.import_module(f"{rules.__name__}.{name}") for name in names], only)
     here = Path(__file__).resolve().parent
     began = time.perf_counter()
-    status = pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", str(here / "test_rules.py")], [court])
+    status = pytest.main(
+        ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, sorted(here.glob("test_rules*.py")))],
+        [court],
+    )
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         return int(status)
     killed, survivors = sum(court.killed.values()), len(court.survivors)
     print(
         f"{killed} mutants of {len(court.killed)} functions and modules killed, {survivors} survive, "
-        f"{len(EQUIVALENT)} are the same rule; {time.perf_counter() - began:.0f} s"
+        f"{len(court.same)} are the same rule; {time.perf_counter() - began:.0f} s"
     )
-    return int(bool(survivors) or not killed)
+    gone = [name for name in EQUIVALENT if only in name and name not in court.same]
+    print("".join(f"no such mutant any more: {name}\n" for name in gone), end="")
+    return int(bool(survivors or gone) or not killed)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from pruneaudit.audit import rules
 EQUIVALENT: dict[str, str] = {
     "attribution._sign: value > 1e-09 -> value >= 1e-09": "no mean of accuracies is a billionth of a point",
     "attribution._sign: value < -1e-09 -> value <= -1e-09": "no mean of accuracies is a billionth of a point",
+    "comparability.same_total_macs: abs(ours - theirs) <= epoch / 2 * (1 + 1e-09) -> "
+    "abs(ours - theirs) < epoch / 2 * (1 + 1e-09)": "no whole number of MACs lies on a bound that was widened a little",
 }
 
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {

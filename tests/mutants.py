@@ -32,6 +32,8 @@ EQUIVALENT: dict[str, str] = {
     "attribution._sign: value < -1e-09 -> value <= -1e-09": "no mean of accuracies is a billionth of a point",
     "comparability.same_total_macs: abs(ours - theirs) <= epoch / 2 * (1 + 1e-09) -> "
     "abs(ours - theirs) < epoch / 2 * (1 + 1e-09)": "no whole number of MACs lies on a bound that was widened a little",
+    "measurement._flat: metric.merit(slope) > 0 -> metric.merit(slope) >= 0": "a slope of zero is never significant",
+    "measurement._flat: p < ALPHA -> p <= ALPHA": "no t test of a curve gives alpha itself",
 }
 
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from builders import RECIPE, evidence, measured_by, series
-from rogues.records import overall, retrained, thinned, with_conduct, with_result, with_run
+from builders import RECIPE, evidence, kind, measured_by, series
+from rogues.records import at, computed, overall, retrained, thinned, with_conduct, with_result, with_run
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.sequential import Plan
@@ -220,6 +220,14 @@ def test_a_length_in_steps_has_no_last_stage():
 def test_a_plateau_of_twenty_one_epochs_is_one():
     for rule_id in ("F605", "F606"):
         assert outcome(rule_id, retrained(evidence("l1"))).verdict == "pass"
+
+
+def test_arithmetic_is_named_of_both_arms_as_far_as_it_was_told():
+    one, other = kind(), kind(vectors="AVX512")
+    case = at(series("l1", "tpp", "s3.2", seeds=range(2)), 0, 1, computed(one))
+    assert outcome("F608", case).verdict == "pass"
+    found = outcome("F608", at(case, 1, 1, computed(other)))
+    assert found[:3] == ("fail", "not told", f"{one} and {other}")
 
 
 @pytest.mark.parametrize(("points", "word"), [(4, "fail"), (5, "pass")])

@@ -1,5 +1,6 @@
 """Processes in which foreign methods run: what they begin with."""
 
+from pruneaudit import sandbox
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.method import isolation
 from pruneaudit.training.runtime import Runtime
@@ -25,3 +26,21 @@ def test_what_takes_long_to_import_is_imported_once_for_all_processes(tmp_path):
     path.write_text(IMPATIENT, encoding="utf-8")
     catalog = Catalog(extra_methods=(str(path),), isolate="foreign", outside=isolation.described)
     isolation.check("meets-target", catalog, "impatient", "lenet5-digits", Runtime())
+
+
+def test_all_is_open_but_what_is_hidden(tmp_path):
+    """The largest places: a folder is parted where something below it is hidden, and links are left out."""
+    for name in ("data/cifar/train", "data/cifar/test", "data/mnist", "code"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data" / "notes").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+
+    def beside(*hidden):
+        found = sandbox._beside([tmp_path / name for name in hidden], tmp_path)
+        return sorted(str(place.relative_to(tmp_path)) for place in found)
+
+    assert beside() == ["."]
+    assert beside("data/cifar/test") == ["code", "data/cifar/train", "data/mnist", "data/notes"]
+    assert beside("data", "data/cifar/test") == ["code"]
+    assert beside("data/notes", "data/mnist", "elsewhere") == ["code", "data/cifar"]
+    assert beside("") == []

@@ -7,7 +7,7 @@ WORKERS ?= auto
 # References are made in arithmetic that all x86-64 machines have in common.
 ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
-.PHONY: suite references test lint browser soak bench clean
+.PHONY: suite references test lint browser wheel-smoke mutants soak bench clean
 
 suite: $(READY)
 	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
@@ -25,6 +25,10 @@ references: $(READY)
 	done
 
 test: $(READY) lint browser
+	# What hundreds of processes import is compiled once, plugins that pytest rewrites among it, whatever is said of
+	# bytecode here.
+	$(BIN)/python -m compileall -q pruneaudit
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/test_badge.py --collect-only -q -n 0 >/dev/null
 	# Two workers with two threads each are several times slower than with one.
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) -q
 
@@ -38,6 +42,14 @@ browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	{ apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || \
 	echo "no Chromium is here and none can be installed: tests of the page will be skipped"
+
+# The wheel in an environment that has nothing else of the project.
+wheel-smoke: $(READY)
+	.ci/wheel-smoke
+
+# Every rule of the audit, changed a little in each way in turn: a test of rules must notice.
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 # A random campaign under faults, for ten minutes: docs/reliability.md.
 soak: $(READY)

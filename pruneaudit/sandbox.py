@@ -14,7 +14,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -203,16 +203,22 @@ def _program(machine: int, numbers: list[int], socket: int) -> list[bytes]:
     ]
 
 
-def _beside(hidden: list[Path], place: Path) -> Iterator[Path]:
+def _beside(hidden: Iterable[Path], place: Path) -> Iterator[Path]:
     """The largest places that hold everything below one but what is hidden."""
-    if not any(place == path or place in path.parents for path in hidden):
+    closed = frozenset(hidden)
+    yield from _open_below(place, closed, closed.union(*(path.parents for path in closed)))
+
+
+def _open_below(place: Path, closed: Set[Path], parted: Set[Path]) -> Iterator[Path]:
+    """The same; `parted` are all places which hold a hidden one, or are one."""
+    if place not in parted:
         yield place
-    elif place not in hidden:
+    elif place not in closed:
         with suppress(OSError):
             for entry in os.scandir(place):
                 # A link is what it leads to: that place has a rule of its own.
                 if not entry.is_symlink():
-                    yield from _beside(hidden, place / entry.name)
+                    yield from _open_below(place / entry.name, closed, parted)
 
 
 def _allow(ruleset: int, place: Path, rights: int) -> None:

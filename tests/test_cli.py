@@ -38,16 +38,21 @@ def run(monkeypatch, capsys):
     return call
 
 
-def command(*arguments, folder):
+@pytest.fixture(scope="module")
+def command(warm):
     """Run the command in a process of its own: pytest inside a test would see the outer session."""
-    return subprocess.run(
-        [sys.executable, "-c", "from pruneaudit.cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=120,
-        check=False,
-    )
+
+    def call(*arguments, folder, python=warm):
+        return subprocess.run(
+            [python, "-c", "from pruneaudit.cli import main; main()", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            timeout=300,
+            check=False,
+        )
+
+    return call
 
 
 def refused(answer, *words):
@@ -313,7 +318,7 @@ def test_report_where_nothing_can_be_written_is_one_line(run, ledger, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+def planned(tmp_path_factory, command):
     """A plan made before anything was trained: its folder and its facts."""
     folder = tmp_path_factory.mktemp("plan")
     done = command("plan", *PLAN, "--no-probe", "--json", "--audit-ledger", folder / "ledger", folder=folder)
@@ -334,7 +339,7 @@ def test_plan_counts_and_trains_nothing(planned):
     assert list(ledger.runs()) == [] and ledger.failures() == [] and ledger.cells() == []
 
 
-def test_a_plan_of_verdicts_says_how_many_seeds_are_expected(tmp_path):
+def test_a_plan_of_verdicts_says_how_many_seeds_are_expected(command, tmp_path):
     options = ["-k", "lenet5-digits and l1-vs-tpp and s3.2 and r0.5", "--audit-methods", "l1,tpp"]
     facts = command(
         "plan", *options, "--audit-budget", "smoke", "--decide", "9", "--no-probe", "--json", folder=tmp_path
@@ -348,7 +353,7 @@ def test_a_plan_of_verdicts_says_how_many_seeds_are_expected(tmp_path):
     assert refused.returncode == 2 and "give both" in refused.stderr
 
 
-def test_a_campaign_measures_what_the_plan_says_and_then_costs_nothing(planned):
+def test_a_campaign_measures_what_the_plan_says_and_then_costs_nothing(command, planned):
     from pruneaudit.campaign.executors.local import LocalExecutor
     from pruneaudit.campaign.planner import Campaign
     from pruneaudit.campaign.stages import Stages
@@ -377,7 +382,7 @@ def test_a_campaign_measures_what_the_plan_says_and_then_costs_nothing(planned):
     assert (again["epochs"], again["training_macs"]) == (0, 0)
 
 
-def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
+def test_plan_prints_cells_runs_epochs_macs_and_time(command, tmp_path):
     done = command(
         "plan",
         "-k",
@@ -389,6 +394,8 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
         "--audit-ledger",
         tmp_path / "ledger",
         folder=tmp_path,
+        # It times processes of its own.
+        python=sys.executable,
     )
     assert done.returncode == 0 and done.stderr == ""
     assert "12 cells stand on 27 distinct runs (0 of them in the ledger); to train: " in done.stdout
@@ -410,6 +417,6 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(tmp_path):
     ],
     ids=["nothing", "method", "option", "expression", "price"],
 )
-def test_a_wrong_plan_is_one_line(tmp_path, arguments, said):
+def test_a_wrong_plan_is_one_line(command, tmp_path, arguments, said):
     done = command("plan", *arguments, "--audit-ledger", tmp_path / "ledger", folder=tmp_path)
     refused((done.returncode, done.stdout, done.stderr), said)

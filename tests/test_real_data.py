@@ -1,6 +1,7 @@
 """Seconds on the real CIFAR-10 and MNIST, where `PRUNEAUDIT_DATA` names a folder that has them."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def workload(name):
     return Catalog().workload(name)
 
 
+@lru_cache(maxsize=1)
+def real(config):
+    """The whole dataset; decoding and normalising sixty thousand images takes seconds."""
+    return load(config, Path(DATA))
+
+
 @needs_data
 @needs_checkpoints
 def test_a_public_resnet20_has_its_accuracy():
@@ -42,35 +49,35 @@ def test_a_public_resnet20_has_its_accuracy():
         load_file(Path(CHECKPOINTS) / "resnet20-cifar10.safetensors"), strict=False
     )
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
-    data = load(job.data, Path(DATA))
+    data = real(job.data)
     assert evaluate(place(model, "cpu", "fp32"), data, data.test).accuracy == pytest.approx(91.73, abs=0.011)
 
 
 @needs_data
 def test_a_few_steps_of_pruning_and_retraining_on_cifar10():
     job = workload("resnet56-cifar10").scaled("smoke")
-    data = load(job.data, Path(DATA))
+    data = real(job.data)
     assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
     # A few images are enough to see all parts work on the real thing.
     small = type(data)(
         data.config,
         data.classes,
-        type(data.train)(data.train.images[:128], data.train.labels[:128]),
-        type(data.train)(data.validation.images[:32], data.validation.labels[:32]),
-        type(data.train)(data.test.images[:32], data.test.labels[:32]),
+        type(data.train)(data.train.images[:32], data.train.labels[:32]),
+        type(data.train)(data.validation.images[:16], data.validation.labels[:16]),
+        type(data.train)(data.test.images[:16], data.test.labels[:16]),
         data.split_digest,
     )
     model = place(shapes.dense_network(job), "cpu", "bf16")
     method = Catalog().method("tpp").create()
     layers = prunable_layers(model, data.example(), job.prunable)
     with Meter(model) as meter:
-        recipe = job.prune.model_copy(update={"steps": 4, "batch": 32})
+        recipe = job.prune.model_copy(update={"steps": 4, "batch": 8})
         task = PruningTask(model, layers, job, 0.5, recipe, small, 0, meter, "tpp", "bf16")
         kept = checked(method.prune(task), task, method).kept
-    assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 128
+    assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 32
     pruned = shrink(model, kept, data.example())
     with Meter(pruned) as meter:
-        retrain = job.retrain.model_copy(update={"batch": 32})
+        retrain = job.retrain.model_copy(update={"batch": 8})
         history = Trainer(pruned, small, retrain, 0, "retrain", meter, "bf16").fit()
     assert len(history.test_accuracy) == 1 and meter.consumption.rates == [[0.01, 4]]
 
@@ -78,7 +85,7 @@ def test_a_few_steps_of_pruning_and_retraining_on_cifar10():
 @needs_data
 def test_lenet_learns_mnist_in_a_hundred_steps():
     job = workload("lenet5-mnist")
-    data = load(job.data, Path(DATA))
+    data = real(job.data)
     model = place(shapes.dense_network(job), "cpu", "fp32")
     recipe = job.pretrain.model_copy(update={"epochs": None, "steps": 100, "lr": "0:5e-2"})
     with Meter(model) as meter:

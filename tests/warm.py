@@ -28,10 +28,10 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-#: The last one: its plugin imports it at the end of every session.
+#: The last two are imported by plugins of theirs in every session, where they are installed.
 HEAVY = (
     *("torch._dynamo", "torch_pruning", "sklearn.datasets", "scipy.stats", "pandas", "plotly", "jinja2", "rich"),
-    "hypothesis.internal.observability",
+    *("fvcore.nn", "PIL.Image", "numpy.random", "hypothesis.internal.observability", "anyio._backends._asyncio"),
 )
 
 #: What stands in for the interpreter: hands over its arguments, environment and files, and ends as the fork does.
@@ -79,7 +79,8 @@ def serve(folder: Path) -> None:
         while 0 not in select.select([0, listener], [], [])[0]:
             connection, _ = listener.accept()
             for name in HEAVY:
-                importlib.import_module(name)
+                with contextlib.suppress(ModuleNotFoundError):
+                    importlib.import_module(name)
             # What is here now stays: no fork looks through it for garbage, and so none copies it.
             gc.freeze()
             if os.fork() == 0:

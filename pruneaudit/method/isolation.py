@@ -142,7 +142,7 @@ def _describing(source: MethodSource, anew: bool = False) -> _Description:
     if found is None:
         while len(_descriptions) >= MOST_DESCRIBING:
             _descriptions.pop(next(iter(_descriptions))).process.__exit__()
-        process = Process(source)
+        process = Process(source, works=False)
         process.__enter__()
         try:
             process.tell(child.Describe())

@@ -39,7 +39,9 @@ class Origin:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from pruneaudit.method.child import main; main()"
-        self._process = subprocess.Popen([sys.executable, "-c", code], stdin=theirs.fileno(), env=_plain_environment())
+        # Without NVML, to ask whether there is a GPU starts CUDA, which no fork could use.
+        environment = _plain_environment() | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        self._process = subprocess.Popen([sys.executable, "-c", code], stdin=theirs.fileno(), env=environment)
         theirs.close()
         self._door, self._ready = ours, False
         self._owner = os.getpid()
@@ -49,8 +51,11 @@ class Origin:
         """Whether it can still fork for this process."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def fork(self) -> tuple[Line, int, int]:
+    def fork(self, works: bool = False) -> tuple[Line, int, int]:
         """A new process: the line to it, its id, and the id of the process that sees that nothing is left of it.
+
+        Args:
+            works: Whether its job has to do with networks: what that takes is imported before it is forked.
 
         Raises:
             MethodError: None can be started.
@@ -60,7 +65,7 @@ class Origin:
             if not self._ready and self._door.recv(1) != b"!":
                 raise OSError("it ended while it started")
             self._ready = True
-            socket.send_fds(self._door, [b"+"], [theirs.fileno()])
+            socket.send_fds(self._door, [child.WORKS if works else child.ANY], [theirs.fileno()])
             ids = self._door.recv(16, socket.MSG_WAITALL)
             if len(ids) < 16:
                 raise OSError("it ended")
@@ -114,6 +119,7 @@ class Process:
         source: The method.
         off_limits: What it has no business with.
         patience: Seconds that it may say nothing.
+        works: Whether its job has to do with networks.
 
     Attributes:
         isolation: What keeps it apart, for the record.
@@ -124,18 +130,19 @@ class Process:
         source: MethodSource,
         off_limits: Mapping[str, Sequence[Path]] | None = None,
         patience: float = Runtime.patience,
+        works: bool = True,
     ) -> None:
         self.name = source.name
         self.isolation = "process"
         # Whatever its job is, it signs nothing.
         self._source, self._off_limits = source, {"keys": [keys_folder()], **(off_limits or {})}
-        self._patience = patience
+        self._patience, self._works = patience, works
         self._line: Line | None = None
         self._pid = self._watcher = 0
         self._folder = ""
 
     def __enter__(self) -> Self:
-        self._line, self._pid, self._watcher = warm().fork()
+        self._line, self._pid, self._watcher = warm().fork(self._works)
         self._folder = tempfile.mkdtemp(prefix="pruneaudit-")
         start = child.Start(
             replace(self._source, outside=None),

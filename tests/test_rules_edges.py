@@ -1,0 +1,267 @@
+"""Where rules turn: on the last value that passes, and on what a record lacks. What ``make mutants`` found untested."""
+
+from dataclasses import replace
+
+import pytest
+from builders import RECIPE, evidence, kind, measured_by, series
+from rogues.records import at, computed, overall, retrained, thinned, with_conduct, with_result, with_run
+
+from pruneaudit.audit.catalogue import get_rule
+from pruneaudit.audit.sequential import Plan
+from pruneaudit.ledger.records import Untrained
+from pruneaudit.workloads.metrics import Metric
+
+
+def outcome(rule_id, *arms):
+    return get_rule(rule_id).check(*arms)
+
+
+def pruned(epochs, steps=None):
+    """An arm whose top-up took other epochs, or steps."""
+    arm = evidence("l1", "s4.1")
+    steps = arm.topup.optimiser_steps if steps is None else steps
+    return with_run(arm, "topup", epochs=arm.topup.epochs + epochs, optimiser_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("apart", "steps", "word", "note"),
+    [
+        (0, None, "pass", ""),
+        (0.25, None, "pass", "0.25 epochs of gradients for scores"),
+        (0.5, None, "pass", "0.50 epochs of gradients for scores"),
+        (0.51, None, "fail", ""),
+        (0.25, 7, "fail", ""),
+    ],
+)
+def test_half_an_epoch_of_images_may_be_scored_with_gradients(apart, steps, word, note):
+    plain, scores = pruned(0), pruned(apart, steps)
+    for arms in ((plain, scores), (scores, plain)):
+        found = outcome("F411", *arms)
+        assert (found.verdict, found.note) == (word, note)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_pruning_epochs_of_one_arm_may_be_unknown(side):
+    arms = [pruned(0), pruned(0)]
+    arms[side] = with_run(arms[side], "topup", epochs=None)
+    assert outcome("F411", *arms).verdict == "not measured"
+
+
+@pytest.mark.parametrize(("rates", "whole"), [(200, True), (201, False)])
+def test_two_hundred_rates_are_shown_and_of_more_both_ends(rates, whole):
+    arm = with_result(evidence("l1"), learning_rates=[[0.1 / (step + 1), 1] for step in range(rates)])
+    shown = outcome("F321", arm, arm).left
+    assert (shown.count("×") == rates) == whole
+    assert ("…" in shown and f"({rates} rates, " in shown) != whole
+
+
+def test_removed_weights_are_told_from_smaller_networks():
+    mine, theirs = evidence("l1"), thinned(evidence("tpp"), [100])
+    found = outcome("F105", mine, theirs)
+    assert found[:3] == ("fail", "smaller network", "zeros among the weights; 1000 MACs are executed")
+
+
+@pytest.mark.parametrize(("params", "word"), [(1000, "pass"), (980, "pass"), (979, "fail")])
+def test_parameters_match_within_two_percent_of_the_larger(params, word):
+    left, right = (with_result(evidence("l1"), params=number) for number in (1000, params))
+    assert outcome("F106", left, right).verdict == outcome("F106", right, left).verdict == word
+
+
+def test_sizes_of_single_weights_are_parameters_where_both_arms_removed_them():
+    filters, weights = evidence("l1"), thinned(evidence("tpp"), [100])
+    more = {"macs": weights.result.macs * 2, "macs_recounted": weights.result.macs * 2}
+    assert outcome("F103", weights, with_result(weights, **more)).verdict == "pass"
+    for other in (filters, with_result(filters, params=filters.result.params * 2)):
+        assert outcome("F103", with_result(weights, **more), other).verdict == "fail"
+        assert outcome("F103", other, with_result(weights, **more)).verdict == "fail"
+
+
+def test_the_chosen_trial_is_known_by_its_run():
+    """The cell's result, read a second time, is the same run and another object."""
+    arm = evidence("l1", "s3.1", trials=3)
+    again = replace(arm, result=arm.result.model_copy())
+    assert outcome("F314", again, again).verdict == "pass"
+
+
+def test_of_two_rates_both_are_at_an_edge():
+    assert outcome("F313", evidence("l1", "s3.1", trials=2)).verdict == "fail"
+    assert outcome("F313", evidence("l1", "s3.1", trials=1)).verdict == "not measured"
+
+
+def test_total_macs_may_be_half_an_epoch_of_the_dearer_network_apart():
+    left, right = evidence("l1", "sx-b"), evidence("scratch", "sx-b")
+    epoch = right.result.training_macs / right.result.epochs
+    # Twice the MACs for each epoch, and as many in all.
+    left = with_result(left, epochs=left.result.epochs / 2)
+    for more, word in ((0.9 * epoch, "pass"), (1.1 * epoch, "fail")):
+        dearer = with_run(left, "base", training_macs=left.base.training_macs + round(more))
+        assert outcome("F802", dearer, right).verdict == outcome("F802", right, dearer).verdict == word
+
+
+@pytest.mark.parametrize(
+    ("probe", "word", "value"),
+    [
+        (None, "pass", "unchanged"),
+        (Untrained(at_most=30.0, accuracy=30.0), "pass", "unchanged"),
+        (Untrained(at_most=30.0, accuracy=30.5), "fail", "of an untrained network it makes 30.50 %, at most 30.00 %"),
+        (Untrained(at_most=30.0, error="it broke"), "fail", "it broke"),
+    ],
+    ids=["not tried", "at chance", "better", "raised"],
+)
+def test_an_untrained_network_stays_untrained(probe, word, value):
+    found = outcome("F502", with_conduct(evidence("l1"), untrained=probe))
+    assert (found.verdict, found.left) == (word, value)
+
+
+def test_rewritten_layers_are_named():
+    found = outcome("F502", with_conduct(evidence("l1"), rewritten=("conv1.weight",)))
+    assert (found.verdict, found.left) == ("fail", "conv1.weight")
+
+
+@pytest.mark.parametrize(("off", "word"), [(-61, "fail"), (-60, "pass"), (0, "pass"), (60, "pass"), (61, "fail")])
+def test_a_threshold_over_all_layers_may_miss_by_one_filter(off, word):
+    arm = overall(evidence("l1"))
+    arm = with_run(arm, "prune", macs=arm.prune.conduct.target.macs + off)
+    assert outcome("F503", arm).verdict == word
+
+
+@pytest.mark.parametrize(("share", "word"), [(10, "fail"), (11, "pass"), (12, "fail")])
+def test_a_share_of_all_filters_is_met_exactly(share, word):
+    assert outcome("F503", overall(evidence("l1"), share=share)).verdict == word
+
+
+def test_what_was_met_is_told():
+    assert outcome("F503", evidence("l1")).left == "2 layers as asked"
+    assert outcome("F503", with_run(evidence("l1"), "prune", kept={"conv1": [0]})).left == (
+        "conv1 keeps 1 of 6, target 3, conv2 keeps 0 of 16, target 8"
+    )
+    assert outcome("F510", evidence("random")).left == "about 50% of every layer"
+
+
+def test_nobody_can_tell_what_a_method_reached_in_the_referees_process():
+    assert outcome("F511", with_conduct(evidence("l1"), isolation="none")).verdict == "fail"
+
+
+def test_weights_that_nobody_counted_are_not_measured():
+    assert outcome("F512", thinned(evidence("l1"), [])).verdict == "not measured"
+    assert outcome("F512", thinned(evidence("l1"), [100])).verdict == "pass"
+    assert outcome("F512", thinned(evidence("l1"), [100, 101, 100])).verdict == "fail"
+
+
+PERPLEXITY = Metric(name="perplexity")
+
+
+def test_a_metric_without_right_images_has_no_recount():
+    arm = measured_by(evidence("l1"), PERPLEXITY, 60.0)
+    found = outcome("F601", with_result(arm, outcomes=False, correct=""))
+    assert found.verdict == "pass" and "recounted" not in found.left
+
+
+@pytest.mark.parametrize(
+    ("curve", "best"), [([70.0, 62.0, 60.0], "60 in epoch 3"), ([61.0, 59.0, 60.0], "59 in epoch 2")]
+)
+def test_the_best_epoch_is_the_metrics_own(curve, best):
+    arm = measured_by(evidence("l1"), PERPLEXITY, 60.0)
+    scores = arm.result.scores.model_copy(update={"test_curve": curve})
+    assert outcome("F601", with_result(arm, scores=scores)).note == f"best on test: {best}"
+
+
+def test_the_best_epoch_of_a_run_without_a_curve_is_its_only_one():
+    arm = measured_by(evidence("l1"), PERPLEXITY, 60.0)
+    scores = arm.result.scores.model_copy(update={"test_curve": []})
+    assert outcome("F601", with_result(arm, scores=scores)).note == "best on test: 60 in epoch 1"
+
+
+def over(lr, curve, epochs=None):
+    """An arm retrained by a schedule, with this validation curve."""
+    recipe = RECIPE.model_copy(update={"epochs": epochs or len(curve), "lr": lr})
+    return with_result(
+        evidence("l1"),
+        recipe=recipe,
+        epochs=float(len(curve)),
+        validation_accuracy=curve[-1],
+        validation_accuracy_curve=curve,
+    )
+
+
+FLAT = [60.0] * 7
+RISING = [50.0, 52, 54, 56, 58.0, 60.1, 62.0]
+FALLING = RISING[::-1]
+
+
+@pytest.mark.parametrize(
+    ("curve", "word"),
+    [(FLAT, "pass"), (RISING, "fail"), (FALLING, "pass"), (FLAT[:6], "not measured"), (RISING[:6], "not measured")],
+    ids=["flat", "rising", "falling", "flat and short", "rising and short"],
+)
+@pytest.mark.parametrize("rule_id", ["F605", "F606"])
+def test_a_slope_needs_three_epochs_in_the_last_third(rule_id, curve, word):
+    found = outcome(rule_id, over("0:0.01", curve))
+    assert found.verdict == word
+    if word == "not measured":
+        assert found.note.endswith("has 6 epochs; 7 show a slope")
+
+
+def test_a_rise_that_may_be_noise_is_none():
+    assert outcome("F606", over("0:0.01", [50.0, 52, 54, 56, 60.0, 60.1, 60.05])).verdict == "pass"
+
+
+def test_a_drop_at_the_very_end_begins_no_stage():
+    assert outcome("F606", over("0:0.01,7:0.001", RISING)).verdict == "fail"
+
+
+def test_a_length_in_steps_has_no_last_stage():
+    arm = over("0:0.01", RISING)
+    steps = RECIPE.model_copy(update={"epochs": None, "steps": 14, "lr": "0:0.01"})
+    found = outcome("F606", with_result(arm, recipe=steps))
+    assert (found.verdict, found.note) == ("not measured", "no epochs")
+
+
+def test_a_plateau_of_twenty_one_epochs_is_one():
+    for rule_id in ("F605", "F606"):
+        assert outcome(rule_id, retrained(evidence("l1"))).verdict == "pass"
+
+
+def test_arithmetic_is_named_of_both_arms_as_far_as_it_was_told():
+    one, other = kind(), kind(vectors="AVX512")
+    case = at(series("l1", "tpp", "s3.2", seeds=range(2)), 0, 1, computed(one))
+    assert outcome("F608", case).verdict == "pass"
+    found = outcome("F608", at(case, 1, 1, computed(other)))
+    assert found[:3] == ("fail", "not told", f"{one} and {other}")
+
+
+@pytest.mark.parametrize(("points", "word"), [(4, "fail"), (5, "pass")])
+def test_a_trade_off_has_five_points(points, word):
+    case = series("l1", "tpp", "s3.2", seeds=range(2))
+    ratios = sorted({cell.ratio for cell in case.table.cells if cell.protocol == "s3.2"})[:points]
+    cells = {cell: record for cell, record in case.table.cells.items() if cell.ratio in ratios}
+    assert outcome("F609", replace(case, table=replace(case.table, cells=cells))).verdict == word
+
+
+def looked(seeds, looks=(), plan=None):
+    """A comparison over so many seeds that were looked at."""
+    return replace(series("l1", "tpp", "s3.2", seeds=range(seeds)), looks=tuple(looks), plan=plan)
+
+
+PLAN = Plan(seeds=8, comparisons=1, margin=0.5)
+
+
+@pytest.mark.parametrize(
+    ("case", "word"),
+    [
+        (looked(6, [6]), "pass"),
+        (looked(6, [7]), "fail"),
+        (looked(8, [6]), "fail"),
+        (looked(8, [5]), "pass"),
+        (looked(5, [6]), "pass"),
+        (looked(8, plan=PLAN), "pass"),
+        (looked(7, plan=PLAN), "pass"),
+        (looked(9, plan=PLAN), "fail"),
+        (looked(8, [8], PLAN), "fail"),
+        (looked(8, [5], PLAN), "pass"),
+    ],
+    ids=["as looked", "fewer", "more", "few only describe", "too few to choose", "planned", "planned and fewer",
+         "beyond the plan", "looked without the plan", "described without the plan"],
+)  # fmt: skip
+def test_seeds_are_those_that_were_planned_or_looked_at(case, word):
+    assert outcome("F611", case).verdict == word

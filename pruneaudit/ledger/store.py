@@ -13,6 +13,7 @@ Layout::
     progress/SESSION.plan                            what each session has to train
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
     merged/DIGEST.json                               links of records that merges left out
+    checked/DIGEST.json                              of which records the stored weights were evaluated again
 
 Records hold the digest of everything else in them (:func:`sealed`), and a link to what their writer wrote before
 (:mod:`pruneaudit.ledger.chain`). Several machines may share the folder: locks are the file system's, and no name is
@@ -87,6 +88,7 @@ class Ledger:
         self._keys = known_keys()
         # Links of the records that were read.
         self._links: dict[Path, Link | None] = {}
+        self._checks: dict[str, str] | None = None
         marker = root / "ledger.json"
         try:
             if writable and not when_needed:
@@ -366,7 +368,57 @@ class Ledger:
             raise DamagedError(
                 f"{path}: holds run {record.folder}, which was moved here; delete {path.parent} and run again"
             )
+        if contradiction := self.checks().get(self._identity(record)):
+            raise DamagedError(f"{path}: {contradiction}; delete {path.parent} and run again")
         return record
+
+    def _identity(self, record: RunRecord) -> str:
+        """What no other record has, nor this one once it is edited."""
+        link = self._links.get(self.file_of(record))
+        return _digest(record.model_dump(mode="json")) if link is None else link.mac
+
+    def checks(self) -> dict[str, str]:
+        """Of which records the weights were evaluated again, and what contradicts them, or nothing.
+
+        Only what a key that is here signed counts.
+        """
+        if self._checks is None:
+            self._checks = {}
+            for path in sorted((self.root / "checked").glob("*.json")):
+                # What cannot be read is checked again.
+                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+                    content = from_json(read_file(path))
+                    if (link := _link(content)) is not None and link.key in self._keys:
+                        found = _opened(content, self._keys)["records"]
+                        self._checks |= {str(name): str(why) for name, why in found.items()}
+        return self._checks
+
+    def is_checked(self, record: RunRecord) -> bool:
+        """Whether the weights of a run were evaluated again since its record was written."""
+        return self._identity(record) in self.checks()
+
+    def remember_checks(self, found: Sequence[tuple[RunRecord, str]]) -> None:
+        """Keep what came of evaluating stored weights again: records that they contradict are read no more.
+
+        Args:
+            found: Runs, each with what contradicts its record, or nothing.
+        """
+        records = {self._identity(record): why for record, why in found}
+        self.checks().update(records)
+        for record, why in found:
+            if why:
+                self._records.pop(record.run_id, None)
+        # A look changes no ledger of an older layout.
+        if not records or not self.writable or self._older:
+            return
+        content = sealed({"records": records})
+        link = self._writer.link(content["digest"], view=True)
+        # Who can keep no key, or may not write, looks again next time.
+        with contextlib.suppress(StorageError), self._storing():
+            self._writing()
+            (self.root / "checked").mkdir(exist_ok=True)
+            path = self.root / "checked" / f"{content['digest'][:16]}.json"
+            write_json(path, content if link is None else {**content, "link": link.model_dump()})
 
     def _read(self, kind: type[Model], path: Path) -> Model:
         found, self._links[path] = _read(kind, path, self._keys)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.method import child, isolation
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.isolation import check, described
+from pruneaudit.method.limits import Limits, free_memory
 from pruneaudit.method.process import Process
 from pruneaudit.sources import code_digest
 from pruneaudit.training.runtime import Runtime
@@ -41,6 +43,7 @@ CAUGHT = {
     "hands_over_others": {"F502": ALL_WEIGHTS, "F507": OTHER_WEIGHTS},
     "rewrites_by_training": {"F502": "of an untrained network it makes"},
     "one_step_licence": {"F502": "of an untrained network it makes"},
+    "hides_in_its_budget": {"F502": "of an untrained network it makes"},
     "brings_weights": {"F502": "of an untrained network it makes"},
 }
 #: Those that come to no end: the cell fails, and says why.
@@ -50,6 +53,8 @@ REFUSED = {
     "leaves_quietly": "its process ended before it answered",
     "hangs": "its process said nothing for 3 seconds",
     "asks_for_ever": "asks for more than 107900 images to score with",
+    "trains_for_ever": "asks for more than 12948 images to train with",
+    "talks_for_ever": "says more than 20000 things",
 }
 #: Those that a kernel with Landlock stops.
 OUT_OF_REACH = {
@@ -98,7 +103,7 @@ def failed(findings):
 
 
 def test_every_rogue_is_here():
-    apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around"}
+    apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around", "takes_too_much"}
     files = {path.stem for path in ROGUES.glob("*.py")} - apart
     assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
 
@@ -418,6 +423,40 @@ def test_tensors_cross_by_value_and_in_any_layout():
     assert all(torch.equal(heard.tensors[name], tensor) for name, tensor in tensors.items())
     ours.tell(tensors["channels last"])
     assert theirs.listen().stride() == tensors["channels last"].stride()
+
+
+@pytest.mark.parametrize(
+    ("much", "said"),
+    [
+        ("memory", "wants more memory than the 0.5 GiB that its process may have; run fewer workers"),
+        ("one file", "raised OSError: [Errno 27] File too large"),
+        ("files", "its process writes more than 8 MiB into its folder"),
+        ("words", "its process prints more than 8 MiB"),
+    ],
+)
+def test_who_takes_too_much_of_the_machine_ends_alone(folder, much, said):
+    """In one line, before the machine has none left, and nothing of it stays."""
+    catalog = Catalog(extra_methods=(f"{folder}/takes_too_much.py:TakesTooMuch(what='{much}')",))
+    source = next(source for name, source in catalog.methods.items() if name.startswith("takes-too-much"))
+    if much == "words" and not stat.S_ISREG(os.fstat(1).st_mode):
+        pytest.skip("what is printed fills no file here")
+    # The kernel's own limit is seen where nobody looks meanwhile.
+    look = 60.0 if much == "one file" else 0.02
+    limits = Limits(memory=1 << 29, written=(32 if much == "words" else 8) << 20, printed=8 << 20, look=look)
+    with Process(source, patience=60, limits=limits) as one, pytest.raises(MethodError) as caught:
+        scratch = Path(one._folder)
+        one.tell(child.Describe())
+        one.hear()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not scratch.exists()
+
+
+def test_an_honest_process_has_its_share_of_the_memory():
+    free = free_memory()
+    if free is None:
+        pytest.skip("nobody says how much memory is free here")
+    assert Limits.of("cpu", 1).memory >= min(free / 2, 1 << 31) and Limits.of("cuda", 1).memory == 0
+    assert Limits.of("cpu", 10**9).memory == 1 << 31
 
 
 def test_nothing_is_left_running(folder):

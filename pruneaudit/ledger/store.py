@@ -456,14 +456,15 @@ class Ledger:
     def account(self) -> Account:
         """What the links of all records say of the ledger as a whole."""
         links: dict[str, Link | None] = {}
-        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json"):
+        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json", "planned/*.json"):
             for path in sorted(self.root.glob(pattern)):
                 if path not in self._links and path not in self.damaged:
                     # Whether it holds what it promises is told where it is read.
                     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
                         self._links[path] = link_of(read_file(path))
                 if path in self._links:
-                    links[path.parent.name if path.name == "record.json" else path.stem] = self._links[path]
+                    named = path.parent.name if path.name == "record.json" else path.stem
+                    links[f"plan {named}" if pattern.startswith("planned") else named] = self._links[path]
         return account(links, self.left_out(), self._keys)
 
     def left_out(self) -> list[Link]:
@@ -502,17 +503,25 @@ class Ledger:
             DamagedError: The one that is there cannot be read.
         """
         self._writing()
-        path = self.root / "planned" / f"{name}.json"
+        path = self.plan_file(name)
         with FileLock(self.root / "locks" / f"{name}.plan.lock"):
             if not path.exists():
                 if refuse:
                     raise ConfigError(refuse)
                 path.parent.mkdir(exist_ok=True)
-                write_json(path, {**plan.model_dump(mode="json"), "schema_version": SCHEMA_VERSION})
-        return _read_plan(type(plan), path)
+                content = sealed({**plan.model_dump(mode="json"), "schema_version": SCHEMA_VERSION})
+                link = self._writer.link(content["digest"])
+                write_json(path, content if link is None else {**content, "link": link.model_dump()})
+                self._writer.written(link)
+                self._keys = self._keys or known_keys()
+        return self._read_plan(type(plan), path)
+
+    def _read_plan(self, kind: type[Model], path: Path) -> Model:
+        found, self._links[path] = _read_plan(kind, path, self._keys)
+        return found
 
     def plan_files(self) -> dict[str, dict[str, object]]:
-        """Content of all plans of verdicts, by name, without what was there when they were written.
+        """Content of all plans of verdicts, by name, without what was there when they were written, and who did.
 
         Raises:
             DamagedError: One cannot be read.
@@ -520,19 +529,23 @@ class Ledger:
         found = {}
         for path in sorted((self.root / "planned").glob("*.json")):
             try:
-                content = from_json(read_file(path))
+                content = _opened(from_json(read_file(path)), self._keys)
                 found[path.stem] = {key: content[key] for key in content if key != "seen"}
-            except (OSError, ValueError, TypeError):
-                raise DamagedError(f"{path}: not a plan; take it from a copy, or choose another ledger") from None
+            except (OSError, ValueError, TypeError) as error:
+                raise _no_plan(path, error) from None
         return found
 
-    def write_plan(self, name: str, plan: dict[str, object]) -> None:
-        """Add a plan of another ledger; one that is here stays."""
+    def plan_file(self, name: str) -> Path:
+        """The file of a plan."""
+        return self.root / "planned" / f"{name}.json"
+
+    def write_plan(self, name: str, as_written: bytes) -> None:
+        """Add a plan of another ledger, as its file has it; one that is here stays."""
         self._writing()
-        path = self.root / "planned" / f"{name}.json"
+        path = self.plan_file(name)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            write_json(path, plan)
+            _write_whole(path, as_written)
 
     def planned(self, kind: type[Model]) -> list[Model]:
         """All plans of verdicts, by name.
@@ -540,7 +553,7 @@ class Ledger:
         Raises:
             DamagedError: One cannot be read.
         """
-        return [_read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
+        return [self._read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
 
     def looks(self, name: str) -> dict[str, list[int]]:
         """Over how many seeds there were verdicts of a table without a plan, by series of seeds.
@@ -756,17 +769,25 @@ def _write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_plan(kind: type[Model], path: Path) -> Model:
+def _read_plan(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:
+    """A plan and its link."""
     try:
         content = from_json(read_file(path))
-        check(content.pop("schema_version"))
-        return kind.model_validate(content)
+        check(content["schema_version"])
+        link, content = _link(content), _opened(content, keys)
+        del content["schema_version"]
+        return kind.model_validate(content), link
     except NewerError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        raise DamagedError(
-            f"{path}: not a plan of this version; take it from a copy, or choose another ledger"
-        ) from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise _no_plan(path, error) from None
+
+
+def _no_plan(path: Path, error: Exception) -> DamagedError:
+    """Why a plan does not count. It cannot be written anew: seeds may have been seen since."""
+    edited = str(error) == _FOREIGN
+    reason = "edited: this pruneaudit did not write it so" if edited else "damaged, or not a plan of this version"
+    return DamagedError(f"{path}: {reason}; take it from a copy, or choose another ledger")
 
 
 def _read(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:

@@ -53,9 +53,9 @@ from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
 #: A method is tried on an untrained network: what it leaves then must be no better than plain training of as many
-#: steps. One that takes more steps than this, and than this share of the retraining, gets no more than this there: all
-#: of them would cost as much again.
-PROBED_STEPS, PROBED_SHARE = 50, 0.05
+#: steps. One that takes more steps than this, and than this share of the retraining, gets few there: all of them would
+#: cost as much again, and the fewer explain, the more shows what came from elsewhere.
+PROBED_STEPS, PROBED_SHARE, FEW_STEPS = 50, 0.05, 5
 #: Processes that answer questions to methods and wait for the next one.
 MOST_DESCRIBING = 4
 #: Points of accuracy that a method's few steps may be better than plain ones.
@@ -339,7 +339,7 @@ class _Bench:
         retraining = self.job.workload.retrain
         whole = retraining.total_steps(steps_per_epoch(len(self.job.dataset.train), retraining.batch))
         declared = self.job.recipe.steps or 0
-        return declared if declared <= max(PROBED_STEPS, PROBED_SHARE * whole) else PROBED_STEPS
+        return declared if declared <= max(PROBED_STEPS, PROBED_SHARE * whole) else FEW_STEPS
 
     def probe(self) -> Untrained | None:
         """What the method makes of an untrained network; None: it does not do with fewer steps than it declares."""

@@ -305,7 +305,11 @@ class Ledger:
         if not path.exists():
             return None
         try:
-            return _opened(dict(from_json(read_file(path))), {})
+            content = dict(from_json(read_file(path)))
+            if "digest" not in content:
+                # All have one: a record without one is older, a part without one lost its name.
+                raise ValueError("no digest")
+            return _opened(content, {})
         except (OSError, ValueError, TypeError):
             raise DamagedError(f"{path}: not readable, or damaged; delete it and run again") from None
 
@@ -456,7 +460,7 @@ class Ledger:
     def account(self) -> Account:
         """What the links of all records say of the ledger as a whole."""
         links: dict[str, Link | None] = {}
-        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json", "planned/*.json"):
+        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json", "planned/*.json", "looks/*.json"):
             for path in sorted(self.root.glob(pattern)):
                 if path not in self._links and path not in self.damaged:
                     # Whether it holds what it promises is told where it is read.
@@ -464,7 +468,8 @@ class Ledger:
                         self._links[path] = link_of(read_file(path))
                 if path in self._links:
                     named = path.parent.name if path.name == "record.json" else path.stem
-                    links[f"plan {named}" if pattern.startswith("planned") else named] = self._links[path]
+                    kind = {"planned": "plan ", "looks": "looks at "}.get(path.parent.name, "")
+                    links[kind + named] = self._links[path]
         return account(links, self.left_out(), self._keys)
 
     def left_out(self) -> list[Link]:
@@ -563,9 +568,11 @@ class Ledger:
         """
         path = self.root / "looks" / f"{name}.json"
         try:
-            return _LOOKS.validate_json(read_file(path)) if path.exists() else {}
-        except (OSError, ValueError):
-            raise DamagedError(f"{path}: not a list of looks; take it from a copy, or choose another ledger") from None
+            return _LOOKS.validate_python(_opened(from_json(read_file(path)), self._keys)) if path.exists() else {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            edited = str(error) == _FOREIGN
+            reason = "edited: this pruneaudit did not write it so" if edited else "damaged, or not a list of looks"
+            raise DamagedError(f"{path}: {reason}; take it from a copy, or choose another ledger") from None
 
     def looked_at(self) -> list[str]:
         """Names of the tables that :meth:`looks` knows."""
@@ -582,7 +589,9 @@ class Ledger:
             path.parent.mkdir(exist_ok=True)
             there = self.looks(name)
             known = {series: sorted({*there.get(series, ()), *looks.get(series, ())}) for series in {*there, *looks}}
-            write_json(path, known)
+            content = sealed(known)
+            link = self._writer.link(content["digest"], view=True)
+            write_json(path, content if link is None else {**content, "link": link.model_dump()})
 
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""

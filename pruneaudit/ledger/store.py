@@ -9,7 +9,7 @@ Layout::
     looks/WORKLOAD-PROTOCOL.json                     over how many seeds there were verdicts without a plan
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
-    progress/PID-NUMBER.json                         runs that each process has under way
+    progress/HOST-PID-NUMBER.json                    runs that each process has under way
     progress/SESSION.plan                            what each session has to train
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
     merged/DIGEST.json                               links of records that merges left out
@@ -595,7 +595,7 @@ class Ledger:
 
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""
-        path = self.root / "progress" / f"{os.getpid()}-{self._number}.json"
+        path = self.root / "progress" / f"{_host_in_names()}-{os.getpid()}-{self._number}.json"
         if runs:
             self._writing()
             who = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "space": process_space()}
@@ -686,6 +686,11 @@ class Ledger:
         if not self._made:
             with self._storing():
                 self._make()
+
+
+def _host_in_names() -> str:
+    """The name of this machine, as far as it can be part of a file's."""
+    return "".join(mark if mark.isascii() and mark.isalnum() else "_" for mark in platform.node())[:40]
 
 
 def process_space() -> str:

@@ -63,7 +63,7 @@ def test_what_was_evaluated_once_is_not_evaluated_again(root, python, monkeypatc
     ledger = Ledger(root)
     found = recheck(ledger, CATALOG, results(ledger), 60)
     assert (found.total, found.new, found.left, found.wrong) == (2, 2, 0, [])
-    assert found.lines() == ["stored weights of 2 runs were evaluated again: they give what their records say"]
+    assert found.lines() == ["stored weights of 2 run(s) were evaluated again: they give what their records say"]
 
     def never(*_, **__):
         raise AssertionError("a process was started")
@@ -80,7 +80,7 @@ def test_who_has_no_time_evaluates_nothing_and_says_so(root, python):
     assert recheck(ledger, CATALOG, results(ledger), 0) == Rechecked()
     found = recheck(ledger, CATALOG, results(ledger), 1e-9)
     assert found.left == 1 and found.new == 1, "one is evaluated whatever the time, so that reports come to an end"
-    assert found.lines()[1].startswith("stored weights of 1 of 2 runs were not evaluated again: there was no time")
+    assert found.lines()[1].startswith("stored weights of 1 of 2 run(s) were not evaluated again: there was no time")
     # The next report goes on.
     assert recheck(ledger, CATALOG, results(ledger), 1e-9).left == 0
 
@@ -129,7 +129,7 @@ def test_weights_that_changed_are_told_and_weights_that_are_gone_are_left(root, 
     ledger = Ledger(root)
     found = recheck(ledger, CATALOG, results(ledger), 60)
     assert found.wrong == [f"{runs['retrain'].folder}: its weights changed after the run wrote them"]
-    assert found.lines()[1] == "stored weights of 1 of 2 runs were not evaluated again: their files are not here"
+    assert found.lines()[1] == "stored weights of 1 of 2 run(s) were not evaluated again: their files are not here"
 
 
 def test_who_may_not_write_is_told_all_the_same(root, python):

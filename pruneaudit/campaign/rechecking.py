@@ -53,10 +53,10 @@ class Rechecked:
         """What a reader must know, contradictions first; nothing where nothing was done."""
         found = self.contradictions()
         if self.new:
-            found.append(f"stored weights of {self.new} runs were evaluated again: they give what their records say")
+            found.append(f"stored weights of {self.new} run(s) were evaluated again: they give what their records say")
         if self.left:
             why = self.reason or "there was no time; the next report goes on"
-            found.append(f"stored weights of {self.left} of {self.total} runs were not evaluated again: {why}")
+            found.append(f"stored weights of {self.left} of {self.total} run(s) were not evaluated again: {why}")
         return found
 
 

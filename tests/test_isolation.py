@@ -5,13 +5,16 @@
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
+import resource
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -352,6 +355,15 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     (tmp_path / "known").write_text("known")
     listener = socket.create_server(("127.0.0.1", 0))
     ours, theirs = socket.socketpair()
+    _, terminal = os.openpty()
+    disk = os.stat(tmp_path).st_dev
+    device = next(
+        (path for path in Path("/dev").glob("*") if path.is_block_device() and os.access(path, os.R_OK)), None
+    )
+
+    def refuse():
+        raise OSError("there is none")
+
     if not os.fork():
         sandbox.confine([tmp_path / "hidden"], tmp_path / "scratch")
         tries = {
@@ -368,6 +380,20 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
             "opens": lambda: os.chmod(tmp_path / "hidden", 0o777),
             "keeps": lambda: refused_by_the_kernel("shmget", 1, 64, 0o1600),
             "queues": lambda: refused_by_the_kernel("mq_open", b"/note", os.O_CREAT, 0o600, None),
+            # What is tried on another process sets what it has already.
+            "limits another": lambda: resource.prlimit(
+                os.getppid(), resource.RLIMIT_NOFILE, resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+            ),
+            "moves another": lambda: os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0)),
+            "slows all": lambda: os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_PROCESS, 0)),
+            "types": lambda: fcntl.ioctl(terminal, termios.TIOCSTI, b"x"),
+            "makes a disk": lambda: os.mknod(tmp_path / "scratch" / "disk", stat.S_IFBLK | 0o600, disk),
+            "reads the disk": lambda: os.close(os.open(device, os.O_RDONLY)) if device else refuse(),
+            "limits itself": lambda: resource.setrlimit(
+                resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)
+            ),
+            "moves itself": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+            "asks its terminal": lambda: termios.tcgetattr(terminal),
         }
         done = []
         for name, action in tries.items():
@@ -383,8 +409,10 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     done = set(ours.recv(4096).decode().split(";"))
     ours.close()
     listener.close()
-    may = {"reads what is known", "writes into scratch", "pairs"}
+    may = {"reads what is known", "writes into scratch", "pairs", "limits itself", "moves itself", "asks its terminal"}
     if not sandbox.filters_calls():
+        # And what the kernel lets somebody do who is not root.
+        done &= may | {"sends", "dates", "opens", "keeps", "queues", "calls", "signals"}
         may |= {"sends", "dates", "opens", "keeps", "queues"}
     may |= set() if sandbox.version() >= 4 else {"calls"}
     may |= set() if sandbox.version() >= 6 else {"signals"}

@@ -60,7 +60,7 @@ def compare(options: argparse.Namespace, ledger: Path, to: Path) -> None:
         subprocess.run([*myself, *chosen, "--only", "make"], check=True)
     done = subprocess.run([*myself, "--only", "measure"], stdout=subprocess.PIPE, text=True, check=True)
     show(json.loads(done.stdout))
-    command = [str(Path(sys.executable).with_name("pruneaudit")), "report", *folders]
+    command = [str(Path(sys.executable).with_name("pruneaudit")), "report", *folders, "--recheck", "0"]
     for figures in ("auto", "none"):
         started = time.perf_counter()
         process = subprocess.Popen([*command, "--figures", figures], stdout=subprocess.DEVNULL)

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from pruneaudit.errors import AuditError, ConfigError
+from pruneaudit.errors import AuditError, ConfigError, DamagedError
 from pruneaudit.version import __version__
 
 
@@ -442,6 +443,18 @@ def report(
     ] = "auto",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of results.json, and stop.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again as cells come in; no figures.")] = False,
+    recheck: Annotated[
+        float,
+        typer.Option(
+            "--recheck",
+            min=0.0,
+            metavar="SECONDS",
+            envvar="PRUNEAUDIT_RECHECK",
+            help="Evaluate stored weights again that nobody has evaluated since they were trained, for so long; the "
+            "next report goes on. 0: not at all.",
+        ),
+    ] = 10.0,
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Folder of datasets.")] = None,
     audit_workload: WorkloadSpecs = None,
 ) -> None:
     """Judge everything a ledger holds and write the report; trains nothing."""
@@ -470,6 +483,9 @@ def report(
     store = _existing_ledger(ledger)
     # One report, then the process ends: looking for cyclic garbage, here and at exit, would be a fifth of the time.
     with no_collection(), Drawing(figures) as drawing:
+        told: list[str] = []
+        if recheck:
+            store, told = _rechecked(ledger, catalog, recheck, data_root)
         results = gather_ledger(catalog, store, chosen, drawing.begin)
         if not results.cells:
             raise ConfigError(f"ledger {ledger} holds no cell yet; run '{suite_command()}' first")
@@ -480,7 +496,7 @@ def report(
             typer.echo(line)
         if unknown:
             typer.echo(_how_to_know(unknown))
-        for problem in store.damaged.values():
+        for problem in [*told, *store.damaged.values()]:
             typer.echo(problem)
         try:
             for path in write(results, to, drawing):
@@ -753,6 +769,23 @@ def _option_and_value(word: str, option: str) -> list[str]:
 def _is_spec(text: str) -> bool:
     """Whether a method is given by file or module, not by name."""
     return ".py" in text or ":" in text or "(" in text
+
+
+def _rechecked(path: Path, catalog: Any, seconds: float, data_root: str | None) -> tuple[Any, list[str]]:
+    """A ledger whose stored weights were evaluated again for so long, and what must be told of it."""
+    from pruneaudit.campaign.rechecking import recheck
+    from pruneaudit.ledger.store import Ledger
+    from pruneaudit.plugin.device import visible_gpus
+
+    store = Ledger(path, when_needed=True)
+    runs = []
+    for run_id in sorted(store.finished()):
+        # Whoever stands on a record that cannot be read says so.
+        with suppress(DamagedError):
+            # What is pruned, and not retrained, is nobody's result.
+            runs += [run] if (run := store.get(run_id)).stage != "prune" else []
+    found = recheck(store, catalog, runs, seconds, "cuda" if visible_gpus() else "cpu", data_root)
+    return store, found.lines()
 
 
 def _existing_ledger(path: Path) -> Any:

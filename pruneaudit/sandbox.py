@@ -2,8 +2,9 @@
 
 Landlock (Linux 5.13; ``man 7 landlock``) lets a process without privileges restrict itself and all that it starts. It
 knows allowed places only, so that a forbidden one is left out: everything beside it is allowed instead. It says nothing
-of times, modes and owners of files, of other networks than TCP, and of what the kernel keeps for processes that are
-gone: there a filter of system calls (``man 2 seccomp``) refuses what Landlock lets through.
+of times, modes and owners of files, of other networks than TCP, of what the kernel keeps for processes that are gone,
+of limits and turns of other processes, and of what concerns the whole machine: there a filter of system calls (``man 2
+seccomp``) refuses what Landlock lets through.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import errno
 import os
 import platform
+import stat
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Set
@@ -29,6 +31,9 @@ _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _ALL = (1 << 16) - 1
+_MEMORY_AS_FILE = ("mem", "kmem", "port")
+#: Making devices: where a process may do it, each is a way to the whole disk.
+_MAKE_DEVICES = (1 << 6) | (1 << 11)
 #: How many of these rights each version of Landlock knows.
 _KNOWN = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _TCP = 0b11
@@ -43,7 +48,25 @@ _MARKS |= {"chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat"
 _MARKS |= {"utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88)}
 _MARKS |= {"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7)}
 #: What does all that behind a filter's back.
-_BEHIND = {"io_uring_setup": (425, 425)}
+_BEHIND = {"io_uring_setup": (425, 425), "open_by_handle_at": (304, 265), "bpf": (321, 280)}
+#: What concerns the whole machine, for processes that may do it: its clock, name, modules, swap, end.
+_MACHINE = {
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+}
+_MACHINE |= {"sethostname": (170, 161), "setdomainname": (171, 162), "reboot": (169, 142), "acct": (163, 89)}
+_MACHINE |= {"init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106)}
+_MACHINE |= {"kexec_load": (246, 104), "kexec_file_load": (320, 294), "swapon": (167, 224), "swapoff": (168, 225)}
+_MACHINE |= {"iopl": (172, -1), "ioperm": (173, -1), "perf_event_open": (298, 241)}
+#: What slows processes of the same user down: all of them at once.
+_MACHINE |= {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+#: What sets limits, processors and turns of any process of the same user: for the caller alone, by the number 0.
+_OF_ANYBODY = {"prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119)}
+_OF_ANYBODY |= {"sched_setparam": (142, 118), "sched_setattr": (314, 274)}
+#: What types for the user: TIOCSTI and TIOCLINUX of the terminal that a process prints to.
+_IOCTL_CALL, _TYPES = (16, 29), (0x5412, 0x541C)
 _SOCKET = (41, 198)
 #: Families of sockets that leave the machine, or speak to others on it: IPv4, IPv6, packets, virtual machines.
 _FAMILIES = (2, 10, 17, 40)
@@ -131,10 +154,11 @@ def _restrict(known: int, hidden: Iterable[Path], scratch: Path, memory: bool) -
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         _allow(ruleset, Path("/"), _READ_DIR & rights)
-        for place in _beside([*(path.resolve() for path in hidden), *_other_processes()], Path("/")):
+        disks = list(_disks())
+        for place in _beside([*(path.resolve() for path in hidden), *_other_processes(), *disks], Path("/")):
             _allow(ruleset, place, _READ & rights)
-        for place in (scratch, *_beside([] if memory else [_MEMORY], Path("/dev"))):
-            _allow(ruleset, place, rights)
+        for place in (scratch, *_beside(disks if memory else [_MEMORY, *disks], Path("/dev"))):
+            _allow(ruleset, place, rights & ~_MAKE_DEVICES)
         _prctl(_SET_NO_NEW_PRIVILEGES, 1)
         _call(_RESTRICT_SELF, ruleset, 0)
     finally:
@@ -153,6 +177,16 @@ def _other_processes() -> Iterator[Path]:
             yield place
 
 
+def _disks() -> Iterator[Path]:
+    """Devices below whose files all data lie, hidden ones as well, and memory as a file: root may read them."""
+    for place, _, names in os.walk("/dev"):
+        for name in names:
+            with suppress(OSError):
+                if stat.S_ISBLK(os.lstat(path := Path(place, name)).st_mode) or name in _MEMORY_AS_FILE:
+                    yield path
+    yield Path("/proc/kcore")
+
+
 def filters_calls() -> bool:
     """Whether system calls can be filtered here."""
     known = sys.platform.startswith("linux") and platform.machine() in _MACHINES and sys.maxsize > 2**32
@@ -165,8 +199,10 @@ def _filter_calls() -> bool:
     if not filters_calls():
         return False
     column, machine, install = _MACHINES[platform.machine()]
-    numbers = [both[column] for both in (_KEPT | _MARKS | _BEHIND).values() if both[column] >= 0]
-    program = _program(machine, numbers, _SOCKET[column])
+    refused = _KEPT | _MARKS | _BEHIND | _MACHINE
+    numbers = [both[column] for both in refused.values() if both[column] >= 0]
+    own = [both[column] for both in _OF_ANYBODY.values()]
+    program = _program(machine, numbers, _SOCKET[column], own, _IOCTL_CALL[column])
     code = ctypes.create_string_buffer(b"".join(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
     try:
@@ -177,7 +213,7 @@ def _filter_calls() -> bool:
         return False
 
 
-def _program(machine: int, numbers: list[int], socket: int) -> list[bytes]:
+def _program(machine: int, numbers: list[int], socket: int, own: list[int], ioctl: int) -> list[bytes]:
     """The filter, in instructions of the Berkeley packet filter: operation, two jumps, and a constant."""
 
     def step(operation: int, constant: int, then: int = 0, otherwise: int = 0) -> bytes:
@@ -185,10 +221,16 @@ def _program(machine: int, numbers: list[int], socket: int) -> list[bytes]:
 
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     allow, refuse = step(answer, 0x7FFF0000), step(answer, 0x00050000 | errno.EPERM)
-    # Fields of what is filtered: number of the call 0, machine 4, first argument 16. Jumps count from the next one on.
+    # Fields of what is filtered: number of the call 0, machine 4, arguments 16, 24. Jumps count from the next one on.
     families = [step(equal, family, then=len(_FAMILIES) - place) for place, family in enumerate(_FAMILIES)]
     of_sockets = [step(load, 16), *families, allow, refuse]
     body = [step(equal, socket, otherwise=len(of_sockets)), *of_sockets]
+    of_oneself = [step(load, 16), step(equal, 0, then=1), refuse, allow]
+    for number in own:
+        body += [step(equal, number, otherwise=len(of_oneself)), *of_oneself]
+    requests = [step(equal, request, then=len(_TYPES) - place) for place, request in enumerate(_TYPES)]
+    of_devices = [step(load, 24), *requests, allow, refuse]
+    body += [step(equal, ioctl, otherwise=len(of_devices)), *of_devices]
     body += [step(equal, number, then=len(numbers) - place) for place, number in enumerate(numbers)]
     return [
         step(load, 4),

@@ -25,6 +25,8 @@ def pytest_configure(config):
         config.add_cleanup(folder.cleanup)
         # Workers, and what tests start, inherit it.
         os.environ["XDG_STATE_HOME"] = folder.name
+        # Records of tests are made up: their weights give nothing. What is said of real ones: test_rechecking.py.
+        os.environ["PRUNEAUDIT_RECHECK"] = "0"
     if hasattr(config, "workerinput"):
         config.stash[WARM] = config.workerinput["warm"]
     else:
@@ -87,7 +89,7 @@ class Checkout:
             if not key.startswith(("PYTEST_", "PRUNEAUDIT_", "COV_"))
         }
         # Seconds for each session, and the same pictures again and again.
-        quick = {"PYTEST_ADDOPTS": "--audit-figures none"}
+        quick = {"PYTEST_ADDOPTS": "--audit-figures none --audit-recheck 0", "PRUNEAUDIT_RECHECK": "0"}
         done = subprocess.run(
             [sys.executable if fresh else self.warm, *arguments],
             cwd=self.root,

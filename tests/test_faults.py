@@ -1,12 +1,15 @@
 """What goes wrong around a campaign: disks, damaged files, killed processes, clocks. Nothing is lost or misused."""
 
+import ctypes
 import errno
 import json
 import locale
 import multiprocessing
 import os
+import platform
 import random
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -22,8 +25,9 @@ from pruneaudit.campaign.executors import local
 from pruneaudit.campaign.executors.local import LocalExecutor, RunFailedError
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.errors import ConfigError, DamagedError, StorageError
+from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.records import VOLATILE, CellRecord, FailureRecord
-from pruneaudit.ledger.store import Ledger
+from pruneaudit.ledger.store import Ledger, process_space
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.memory import is_out_of_memory
 from pruneaudit.training.runtime import Runtime
@@ -32,6 +36,8 @@ from pruneaudit.workloads.recipes import Recipe
 # Torch has computed in this process already: with one thread a fork goes on as if nothing had been.
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 60.0
+# Seconds that are few even on a machine that is busy with other tests.
+SOON = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +129,10 @@ def test_a_ledger_that_is_complete_needs_no_writing(root, log, monkeypatch):
         assert [one.obtain(run).run_id for run in chain()] == [run.run_id for run in chain()]
 
 
+def remount(place, how):
+    subprocess.run(["mount", "-o", f"remount,{how}", place], check=True)
+
+
 def test_a_ledger_on_a_small_disk_goes_on_when_there_is_room_again(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
@@ -139,6 +149,12 @@ def test_a_ledger_on_a_small_disk_goes_on_when_there_is_room_again(tmp_path):
         before = assert_whole(root).finished()
         assert before, "not even the first run fitted: nothing is tested"
         (small / "ballast").unlink()
+        remount(small, "ro")
+        with pytest.raises(StorageError, match="Read-only file system; make room or access"):
+            campaign(root, log, runs=runs)
+        # What is there can be judged all the same.
+        assert assert_whole(root).finished() == before
+        remount(small, "rw")
         campaign(root, log, session="later", runs=runs)
         assert len(started(log)) <= len(runs) + 1
         assert assert_whole(root).finished() == {run.run_id for run in runs}
@@ -341,8 +357,74 @@ def test_a_dead_holder_is_noticed_in_seconds(root, log):
     holder.kill()
     began = time.monotonic()
     campaign(root, log, runs=[run_spec()])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
     holder.join(PATIENCE)
+
+
+_NEW_PIDS = 0x20000000
+
+
+def in_container(send, target, *arguments):
+    """Do something as the first process of a space of process numbers of its own; tells its number out here."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_PIDS):
+        send.send(None)
+        return
+    pid = os.fork()
+    if not pid:
+        target(*arguments)
+        os._exit(0)
+    send.send(pid)
+    os.waitpid(pid, 0)
+
+
+def hold(root, log, sleep):
+    """Want a run, as a worker of one host does; numbers of processes are its container's."""
+    assert os.getpid() == 1
+    local.POLL = 0.005
+    ledger = Ledger(root)
+    LocalExecutor(ledger, FakeStages(ledger, log, sleep=sleep), "session").obtain(run_spec())
+
+
+def contained(root, log, sleep):
+    """A process that wants the run in a container, and the number that it has out here."""
+    heard, send = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=in_container, args=(send, hold, root, log, sleep))
+    process.start()
+    assert heard.poll(PATIENCE)
+    number = heard.recv()
+    if number is None:
+        pytest.skip("no container can be made here: namespaces of process numbers need privileges")
+    return process, number
+
+
+def until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_two_containers_with_equal_numbers_on_one_folder_train_a_run_once(root, log):
+    """Both are process 1 of their machine; one trains, the other waits, and notices soon that the first is dead."""
+    Ledger(root)
+    holder, number = contained(root, log, 600.0)
+    until(lambda: started(log))
+    waiting, _ = contained(root, log, 0.0)
+    # Another machine of one name: what process 1 is doing here says nothing of it.
+    (training,) = Watcher(Ledger(root, writable=False)).look().busy
+    assert (training.pid, training.host) == (1, platform.node()) and training.space not in ("", process_space())
+    time.sleep(0.2)
+    assert waiting.is_alive() and len(started(log)) == 1
+    os.kill(number, signal.SIGKILL)
+    began = time.monotonic()
+    waiting.join(PATIENCE)
+    assert time.monotonic() - began < SOON and waiting.exitcode == 0
+    holder.join(PATIENCE)
+    assert started(log) == [run_spec().run_id] * 2
+    assert assert_whole(root).finished() == {run_spec().run_id}
+    # What the dead one was doing stands there under a name of its own.
+    (left,) = (root / "progress").glob("*.json")
+    assert "-1-" in left.name
 
 
 def digits(epochs):

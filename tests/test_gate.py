@@ -554,6 +554,8 @@ class TestDecide:
         # A verdict over six seeds is remembered: over another number it would be one that was chosen.
         (looks,) = (copied / "looks").iterdir()
         known = json.loads(looks.read_text())
+        # Without a signature, as an older version would have written it.
+        known = {series: known[series] for series in known if series not in ("digest", "link")}
         assert set(map(tuple, known.values())) == {(6,)}
         looks.write_text(json.dumps({series: [8] for series in known}))
         outcome = checkout.pytest(*self.GATE, "--audit-from", str(copied), "--audit-seeds", "6")

@@ -5,12 +5,16 @@
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
+import resource
 import shutil
 import socket
+import stat
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.method import child, isolation
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.isolation import check, described
+from pruneaudit.method.limits import Limits, free_memory
 from pruneaudit.method.process import Process
 from pruneaudit.sources import code_digest
 from pruneaudit.training.runtime import Runtime
@@ -41,6 +46,7 @@ CAUGHT = {
     "hands_over_others": {"F502": ALL_WEIGHTS, "F507": OTHER_WEIGHTS},
     "rewrites_by_training": {"F502": "of an untrained network it makes"},
     "one_step_licence": {"F502": "of an untrained network it makes"},
+    "hides_in_its_budget": {"F502": "of an untrained network it makes"},
     "brings_weights": {"F502": "of an untrained network it makes"},
 }
 #: Those that come to no end: the cell fails, and says why.
@@ -50,6 +56,8 @@ REFUSED = {
     "leaves_quietly": "its process ended before it answered",
     "hangs": "its process said nothing for 3 seconds",
     "asks_for_ever": "asks for more than 107900 images to score with",
+    "trains_for_ever": "asks for more than 12948 images to train with",
+    "talks_for_ever": "says more than 20000 things",
 }
 #: Those that a kernel with Landlock stops.
 OUT_OF_REACH = {
@@ -98,7 +106,7 @@ def failed(findings):
 
 
 def test_every_rogue_is_here():
-    apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around"}
+    apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around", "takes_too_much"}
     files = {path.stem for path in ROGUES.glob("*.py")} - apart
     assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
 
@@ -347,6 +355,15 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     (tmp_path / "known").write_text("known")
     listener = socket.create_server(("127.0.0.1", 0))
     ours, theirs = socket.socketpair()
+    _, terminal = os.openpty()
+    disk = os.stat(tmp_path).st_dev
+    device = next(
+        (path for path in Path("/dev").glob("*") if path.is_block_device() and os.access(path, os.R_OK)), None
+    )
+
+    def refuse():
+        raise OSError("there is none")
+
     if not os.fork():
         sandbox.confine([tmp_path / "hidden"], tmp_path / "scratch")
         tries = {
@@ -363,6 +380,20 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
             "opens": lambda: os.chmod(tmp_path / "hidden", 0o777),
             "keeps": lambda: refused_by_the_kernel("shmget", 1, 64, 0o1600),
             "queues": lambda: refused_by_the_kernel("mq_open", b"/note", os.O_CREAT, 0o600, None),
+            # What is tried on another process sets what it has already.
+            "limits another": lambda: resource.prlimit(
+                os.getppid(), resource.RLIMIT_NOFILE, resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+            ),
+            "moves another": lambda: os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0)),
+            "slows all": lambda: os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_PROCESS, 0)),
+            "types": lambda: fcntl.ioctl(terminal, termios.TIOCSTI, b"x"),
+            "makes a disk": lambda: os.mknod(tmp_path / "scratch" / "disk", stat.S_IFBLK | 0o600, disk),
+            "reads the disk": lambda: os.close(os.open(device, os.O_RDONLY)) if device else refuse(),
+            "limits itself": lambda: resource.setrlimit(
+                resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)
+            ),
+            "moves itself": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+            "asks its terminal": lambda: termios.tcgetattr(terminal),
         }
         done = []
         for name, action in tries.items():
@@ -378,8 +409,10 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
     done = set(ours.recv(4096).decode().split(";"))
     ours.close()
     listener.close()
-    may = {"reads what is known", "writes into scratch", "pairs"}
+    may = {"reads what is known", "writes into scratch", "pairs", "limits itself", "moves itself", "asks its terminal"}
     if not sandbox.filters_calls():
+        # And what the kernel lets somebody do who is not root.
+        done &= may | {"sends", "dates", "opens", "keeps", "queues", "calls", "signals"}
         may |= {"sends", "dates", "opens", "keeps", "queues"}
     may |= set() if sandbox.version() >= 4 else {"calls"}
     may |= set() if sandbox.version() >= 6 else {"signals"}
@@ -418,6 +451,40 @@ def test_tensors_cross_by_value_and_in_any_layout():
     assert all(torch.equal(heard.tensors[name], tensor) for name, tensor in tensors.items())
     ours.tell(tensors["channels last"])
     assert theirs.listen().stride() == tensors["channels last"].stride()
+
+
+@pytest.mark.parametrize(
+    ("much", "said"),
+    [
+        ("memory", "wants more memory than the 0.5 GiB that its process may have; run fewer workers"),
+        ("one file", "raised OSError: [Errno 27] File too large"),
+        ("files", "its process writes more than 8 MiB into its folder"),
+        ("words", "its process prints more than 8 MiB"),
+    ],
+)
+def test_who_takes_too_much_of_the_machine_ends_alone(folder, much, said):
+    """In one line, before the machine has none left, and nothing of it stays."""
+    catalog = Catalog(extra_methods=(f"{folder}/takes_too_much.py:TakesTooMuch(what='{much}')",))
+    source = next(source for name, source in catalog.methods.items() if name.startswith("takes-too-much"))
+    if much == "words" and not stat.S_ISREG(os.fstat(1).st_mode):
+        pytest.skip("what is printed fills no file here")
+    # The kernel's own limit is seen where nobody looks meanwhile.
+    look = 60.0 if much == "one file" else 0.02
+    limits = Limits(memory=1 << 29, written=(32 if much == "words" else 8) << 20, printed=8 << 20, look=look)
+    with Process(source, patience=60, limits=limits) as one, pytest.raises(MethodError) as caught:
+        scratch = Path(one._folder)
+        one.tell(child.Describe())
+        one.hear()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not scratch.exists()
+
+
+def test_an_honest_process_has_its_share_of_the_memory():
+    free = free_memory()
+    if free is None:
+        pytest.skip("nobody says how much memory is free here")
+    assert Limits.of("cpu", 1).memory >= min(free / 2, 1 << 31) and Limits.of("cuda", 1).memory == 0
+    assert Limits.of("cpu", 10**9).memory == 1 << 31
 
 
 def test_nothing_is_left_running(folder):

@@ -1,15 +1,17 @@
 """Plans of verdicts: written before anything trains, kept by everybody, and worked through seed by seed."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from builders import evidence, store
 
 from pruneaudit.audit.rounds import Family, register
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Arm, Comparison
 from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.merging import merge
-from pruneaudit.ledger.store import Ledger
+from pruneaudit.ledger.store import Ledger, sealed
 from pruneaudit.workloads.metrics import ACCURACY
 
 WHERE = "lenet5-digits", "s3.2"
@@ -110,6 +112,47 @@ class TestRegistered:
         (tmp_path / "both" / "looks" / "table.json").write_text('{"a-b": ["six"]}')
         with pytest.raises(DamagedError, match="not a list of looks"):
             Ledger(tmp_path / "both").looks("table")
+
+    def test_a_plan_is_signed(self, tmp_path):
+        """Whoever makes its margin what suits the results is told, as of a record."""
+        ledger = Ledger(tmp_path / "ledger")
+        register(ledger, family(), records(), ACCURACY)
+        assert Ledger(ledger.root).account().lines() == []
+        (path,) = (ledger.root / "planned").iterdir()
+        whole = json.loads(path.read_text())
+        edited = whole | {"plan": whole["plan"] | {"margin": 5.0}}
+        link, _ = edited.pop("link"), edited.pop("digest")
+        for content, said in ((edited | {"digest": whole["digest"]}, "damaged"), (sealed(edited), "edited")):
+            path.write_text(json.dumps(content | {"link": link}))
+            for read in (lambda: Ledger(ledger.root).planned(Family), lambda: merge(tmp_path / "both", [ledger.root])):
+                with pytest.raises(DamagedError, match=f"{said}.*; take it from a copy") as caught:
+                    read()
+                assert "\n" not in str(caught.value)
+        # Without a signature it is read, as those of older versions are, and named.
+        path.write_text(json.dumps(edited))
+        again = Ledger(ledger.root)
+        assert again.planned(Family)[0].plan.margin == 5.0
+        (line,) = again.account().lines()
+        assert line.startswith("1 record(s) are not signed") and line.endswith(f": plan {path.stem}")
+
+    def test_a_plan_that_was_removed_leaves_a_gap(self, tmp_path):
+        ledger = Ledger(tmp_path / "ledger")
+        register(ledger, family(), records(), ACCURACY)
+        store(ledger, evidence())
+        (path,) = (ledger.root / "planned").iterdir()
+        path.unlink()
+        (line,) = Ledger(ledger.root).account().lines()
+        assert line.startswith("1 record(s) that were written to this ledger are not there any more")
+
+    def test_a_merge_leaves_the_signature_of_a_plan_and_takes_none_for_removed(self, tmp_path):
+        for name in ("one", "two"):
+            ledger = Ledger(tmp_path / name)
+            register(ledger, family(), records(), ACCURACY)
+            store(ledger, evidence())
+        merge(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
+        assert Ledger(tmp_path / "both").account().lines() == []
+        (one,), (both,) = ((tmp_path / name / "planned").iterdir() for name in ("one", "both"))
+        assert one.read_bytes() == both.read_bytes()
 
     def test_a_damaged_plan_is_told_and_not_replaced(self, tmp_path):
         ledger = Ledger(tmp_path / "ledger")

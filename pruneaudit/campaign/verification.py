@@ -109,7 +109,7 @@ def _verify(
     ledger: Ledger, catalog: Catalog, runtime: Runtime, record: RunRecord, tolerance: float | None, retrain: bool
 ) -> Verified:
     try:
-        wrong = _evaluated(ledger, catalog, runtime, record)
+        wrong = contradiction(ledger, catalog, runtime, record)
     except DamagedError as error:
         return Verified(record.folder, "forged", str(error))
     if wrong:
@@ -124,8 +124,13 @@ def _verify(
     return compare(record, again, _margin(catalog, record) if tolerance is None else tolerance)
 
 
-def _evaluated(ledger: Ledger, catalog: Catalog, runtime: Runtime, record: RunRecord) -> str:
-    """What the stored weights contradict, or nothing."""
+def contradiction(ledger: Ledger, catalog: Catalog, runtime: Runtime, record: RunRecord) -> str:
+    """What of a record its stored weights contradict, evaluated on the test split; nothing where they agree.
+
+    Raises:
+        DamagedError: The weights are not those that the run wrote.
+        ConfigError: The data are other ones here.
+    """
     dataset = load(record.data, runtime.data_root, runtime.download, runtime.device)
     if dataset.split_digest != record.split_digest:
         raise ConfigError("its data are other ones here")

@@ -69,6 +69,8 @@ class _Union:
                 self._leave_out(path)
         for name, plan in ledger.plan_files().items():
             known_plan, plan_origin = self.plans.setdefault(name, (plan, ledger))
+            if plan_origin is not ledger:
+                self._leave_out(ledger.plan_file(name))
             if known_plan != plan:
                 raise ConfigError(
                     f"plan {name}: ledgers {plan_origin.root} and {ledger.root} planned these comparisons differently; "
@@ -129,11 +131,12 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
             *(origin.file_of(key) for key, (_, origin) in cells.items()),
         )
     }
+    plans = {name: read_file(origin.plan_file(name)) for name, (_, origin) in union.plans.items()}
     merged = Ledger(target)
     try:
         # First, so that a merge that was killed left no seeds without the plan that they were trained by.
-        for name, (plan, _) in union.plans.items():
-            merged.write_plan(name, plan)
+        for name, as_planned in plans.items():
+            merged.write_plan(name, as_planned)
         for name, looks in union.looks:
             merged.remember_looks(name, looks)
         for run, origin in sorted(runs, key=lambda pair: _STAGES.index(pair[0].stage)):

@@ -149,6 +149,11 @@ class Training(_Said):
         """What it reached in the last epoch, such as ``94.2 %``; nothing where that is not known."""
         return "" if self.accuracy is None else shown(self.metric, self.accuracy)
 
+    @property
+    def process(self) -> tuple[str, str, int]:
+        """Who it is: two containers of one machine, with one name, may both have a process of this number."""
+        return self.host, self.space, self.pid
+
     def share(self, begun: int = 0) -> float:
         """Share of the run's epochs that are done, in [0, 1]; without its first ``begun`` epochs."""
         return min(1.0, max(0, self.epoch - begun) / self.epochs) if self.epochs else 0.0
@@ -242,7 +247,7 @@ class Watcher:
         self._plans: dict[Path, tuple[tuple[int, int], Plan]] = {}
         self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
         # A process says nothing between two runs: what it had measured still counts.
-        self._spent: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
+        self._spent: dict[tuple[str, str, int], dict[str, tuple[float, float]]] = {}
 
     def look(self, now: float | None = None) -> State:
         """How far the campaign is now."""
@@ -254,7 +259,7 @@ class Watcher:
             if training.time >= self.since and training.is_alive(now)
         )
         for training in busy:
-            self._spent[training.host, training.pid] = training.spent
+            self._spent[training.process] = training.spent
         plans = self._chosen_plans({training.plan for training in busy})
         planned = {run.id: run for plan in plans for run in plan.runs}
         started = min((plan.time for plan in plans), default=0.0)
@@ -377,18 +382,18 @@ def seconds_left(
             measured[kind][0] += macs
             measured[kind][1] += seconds
     under_way = {training.id: training for training in busy}
-    beside = Counter((training.host, training.pid) for training in busy)
+    beside = Counter(training.process for training in busy)
     for training in busy:
         if training.id in planned and training.epoch > training.begun:
             run = planned[training.id]
             measured[run.kind][0] += (run.cost or 0.0) * training.share(training.begun)
-            measured[run.kind][1] += (training.time - training.started) / beside[training.host, training.pid]
+            measured[run.kind][1] += (training.time - training.started) / beside[training.process]
     macs, seconds = (sum(column) for column in zip((0.0, 0.0), *measured.values(), strict=True))
     if macs <= 0 or seconds < MEASURED:
         return None
     usual = _median_rate(measured.values())
     waiting: list[Job] = []
-    left: dict[tuple[str, int], list[float]] = defaultdict(list)
+    left: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for run in open_runs:
         macs_of_kind, seconds_of_kind = measured.get(run.kind, (0.0, 0.0))
         needed = (run.cost or 0.0) * (seconds_of_kind / macs_of_kind if macs_of_kind > 0 else usual)
@@ -397,12 +402,12 @@ def seconds_left(
             waiting.append(Job(run.id, needed, run.needs))
             continue
         # Between two reports a process has gone on, by an epoch at most.
-        worker = current.host, current.pid
+        worker = current.process
         ahead = min((now - current.time) / beside[worker], needed / max(current.epochs, 1))
         left[worker].append(max(0.0, needed * (1 - current.share()) - ahead))
     # The longest of the runs that a process trains side by side goes on in its share of the time. What waits for one of
     # them waits for all.
-    ends = {training.id: str(worker) for worker in left for training in busy if (training.host, training.pid) == worker}
+    ends = {training.id: str(worker) for worker in left for training in busy if training.process == worker}
     jobs = [replace(job, needs=tuple(ends.get(need, need) for need in job.needs)) for job in waiting]
     begun = [Job(str(worker), max(sum(each), max(each) * beside[worker])) for worker, each in left.items()]
     return makespan(jobs, len(beside), begun)

@@ -9,10 +9,11 @@ Layout::
     looks/WORKLOAD-PROTOCOL.json                     over how many seeds there were verdicts without a plan
     partial/ID/                                      state of a run under way
     locks/ID.lock                                    held by the process that trains it
-    progress/PID-NUMBER.json                         runs that each process has under way
+    progress/HOST-PID-NUMBER.json                    runs that each process has under way
     progress/SESSION.plan                            what each session has to train
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
     merged/DIGEST.json                               links of records that merges left out
+    checked/DIGEST.json                              of which records the stored weights were evaluated again
 
 Records hold the digest of everything else in them (:func:`sealed`), and a link to what their writer wrote before
 (:mod:`pruneaudit.ledger.chain`). Several machines may share the folder: locks are the file system's, and no name is
@@ -87,6 +88,7 @@ class Ledger:
         self._keys = known_keys()
         # Links of the records that were read.
         self._links: dict[Path, Link | None] = {}
+        self._checks: dict[str, str] | None = None
         marker = root / "ledger.json"
         try:
             if writable and not when_needed:
@@ -303,7 +305,11 @@ class Ledger:
         if not path.exists():
             return None
         try:
-            return _opened(dict(from_json(read_file(path))), {})
+            content = dict(from_json(read_file(path)))
+            if "digest" not in content:
+                # All have one: a record without one is older, a part without one lost its name.
+                raise ValueError("no digest")
+            return _opened(content, {})
         except (OSError, ValueError, TypeError):
             raise DamagedError(f"{path}: not readable, or damaged; delete it and run again") from None
 
@@ -366,7 +372,57 @@ class Ledger:
             raise DamagedError(
                 f"{path}: holds run {record.folder}, which was moved here; delete {path.parent} and run again"
             )
+        if contradiction := self.checks().get(self._identity(record)):
+            raise DamagedError(f"{path}: {contradiction}; delete {path.parent} and run again")
         return record
+
+    def _identity(self, record: RunRecord) -> str:
+        """What no other record has, nor this one once it is edited."""
+        link = self._links.get(self.file_of(record))
+        return _digest(record.model_dump(mode="json")) if link is None else link.mac
+
+    def checks(self) -> dict[str, str]:
+        """Of which records the weights were evaluated again, and what contradicts them, or nothing.
+
+        Only what a key that is here signed counts.
+        """
+        if self._checks is None:
+            self._checks = {}
+            for path in sorted((self.root / "checked").glob("*.json")):
+                # What cannot be read is checked again.
+                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+                    content = from_json(read_file(path))
+                    if (link := _link(content)) is not None and link.key in self._keys:
+                        found = _opened(content, self._keys)["records"]
+                        self._checks |= {str(name): str(why) for name, why in found.items()}
+        return self._checks
+
+    def is_checked(self, record: RunRecord) -> bool:
+        """Whether the weights of a run were evaluated again since its record was written."""
+        return self._identity(record) in self.checks()
+
+    def remember_checks(self, found: Sequence[tuple[RunRecord, str]]) -> None:
+        """Keep what came of evaluating stored weights again: records that they contradict are read no more.
+
+        Args:
+            found: Runs, each with what contradicts its record, or nothing.
+        """
+        records = {self._identity(record): why for record, why in found}
+        self.checks().update(records)
+        for record, why in found:
+            if why:
+                self._records.pop(record.run_id, None)
+        # A look changes no ledger of an older layout.
+        if not records or not self.writable or self._older:
+            return
+        content = sealed({"records": records})
+        link = self._writer.link(content["digest"], view=True)
+        # Who can keep no key, or may not write, looks again next time.
+        with contextlib.suppress(StorageError), self._storing():
+            self._writing()
+            (self.root / "checked").mkdir(exist_ok=True)
+            path = self.root / "checked" / f"{content['digest'][:16]}.json"
+            write_json(path, content if link is None else {**content, "link": link.model_dump()})
 
     def _read(self, kind: type[Model], path: Path) -> Model:
         found, self._links[path] = _read(kind, path, self._keys)
@@ -404,14 +460,16 @@ class Ledger:
     def account(self) -> Account:
         """What the links of all records say of the ledger as a whole."""
         links: dict[str, Link | None] = {}
-        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json"):
+        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json", "planned/*.json", "looks/*.json"):
             for path in sorted(self.root.glob(pattern)):
                 if path not in self._links and path not in self.damaged:
                     # Whether it holds what it promises is told where it is read.
                     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
                         self._links[path] = link_of(read_file(path))
                 if path in self._links:
-                    links[path.parent.name if path.name == "record.json" else path.stem] = self._links[path]
+                    named = path.parent.name if path.name == "record.json" else path.stem
+                    kind = {"planned": "plan ", "looks": "looks at "}.get(path.parent.name, "")
+                    links[kind + named] = self._links[path]
         return account(links, self.left_out(), self._keys)
 
     def left_out(self) -> list[Link]:
@@ -450,17 +508,25 @@ class Ledger:
             DamagedError: The one that is there cannot be read.
         """
         self._writing()
-        path = self.root / "planned" / f"{name}.json"
+        path = self.plan_file(name)
         with FileLock(self.root / "locks" / f"{name}.plan.lock"):
             if not path.exists():
                 if refuse:
                     raise ConfigError(refuse)
                 path.parent.mkdir(exist_ok=True)
-                write_json(path, {**plan.model_dump(mode="json"), "schema_version": SCHEMA_VERSION})
-        return _read_plan(type(plan), path)
+                content = sealed({**plan.model_dump(mode="json"), "schema_version": SCHEMA_VERSION})
+                link = self._writer.link(content["digest"])
+                write_json(path, content if link is None else {**content, "link": link.model_dump()})
+                self._writer.written(link)
+                self._keys = self._keys or known_keys()
+        return self._read_plan(type(plan), path)
+
+    def _read_plan(self, kind: type[Model], path: Path) -> Model:
+        found, self._links[path] = _read_plan(kind, path, self._keys)
+        return found
 
     def plan_files(self) -> dict[str, dict[str, object]]:
-        """Content of all plans of verdicts, by name, without what was there when they were written.
+        """Content of all plans of verdicts, by name, without what was there when they were written, and who did.
 
         Raises:
             DamagedError: One cannot be read.
@@ -468,19 +534,23 @@ class Ledger:
         found = {}
         for path in sorted((self.root / "planned").glob("*.json")):
             try:
-                content = from_json(read_file(path))
+                content = _opened(from_json(read_file(path)), self._keys)
                 found[path.stem] = {key: content[key] for key in content if key != "seen"}
-            except (OSError, ValueError, TypeError):
-                raise DamagedError(f"{path}: not a plan; take it from a copy, or choose another ledger") from None
+            except (OSError, ValueError, TypeError) as error:
+                raise _no_plan(path, error) from None
         return found
 
-    def write_plan(self, name: str, plan: dict[str, object]) -> None:
-        """Add a plan of another ledger; one that is here stays."""
+    def plan_file(self, name: str) -> Path:
+        """The file of a plan."""
+        return self.root / "planned" / f"{name}.json"
+
+    def write_plan(self, name: str, as_written: bytes) -> None:
+        """Add a plan of another ledger, as its file has it; one that is here stays."""
         self._writing()
-        path = self.root / "planned" / f"{name}.json"
+        path = self.plan_file(name)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            write_json(path, plan)
+            _write_whole(path, as_written)
 
     def planned(self, kind: type[Model]) -> list[Model]:
         """All plans of verdicts, by name.
@@ -488,7 +558,7 @@ class Ledger:
         Raises:
             DamagedError: One cannot be read.
         """
-        return [_read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
+        return [self._read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
 
     def looks(self, name: str) -> dict[str, list[int]]:
         """Over how many seeds there were verdicts of a table without a plan, by series of seeds.
@@ -498,9 +568,11 @@ class Ledger:
         """
         path = self.root / "looks" / f"{name}.json"
         try:
-            return _LOOKS.validate_json(read_file(path)) if path.exists() else {}
-        except (OSError, ValueError):
-            raise DamagedError(f"{path}: not a list of looks; take it from a copy, or choose another ledger") from None
+            return _LOOKS.validate_python(_opened(from_json(read_file(path)), self._keys)) if path.exists() else {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            edited = str(error) == _FOREIGN
+            reason = "edited: this pruneaudit did not write it so" if edited else "damaged, or not a list of looks"
+            raise DamagedError(f"{path}: {reason}; take it from a copy, or choose another ledger") from None
 
     def looked_at(self) -> list[str]:
         """Names of the tables that :meth:`looks` knows."""
@@ -517,11 +589,13 @@ class Ledger:
             path.parent.mkdir(exist_ok=True)
             there = self.looks(name)
             known = {series: sorted({*there.get(series, ()), *looks.get(series, ())}) for series in {*there, *looks}}
-            write_json(path, known)
+            content = sealed(known)
+            link = self._writer.link(content["digest"], view=True)
+            write_json(path, content if link is None else {**content, "link": link.model_dump()})
 
     def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Tell other processes which runs this one has under way, and how far they are."""
-        path = self.root / "progress" / f"{os.getpid()}-{self._number}.json"
+        path = self.root / "progress" / f"{_host_in_names()}-{os.getpid()}-{self._number}.json"
         if runs:
             self._writing()
             who = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "space": process_space()}
@@ -614,6 +688,11 @@ class Ledger:
                 self._make()
 
 
+def _host_in_names() -> str:
+    """The name of this machine, as far as it can be part of a file's."""
+    return "".join(mark if mark.isascii() and mark.isalnum() else "_" for mark in platform.node())[:40]
+
+
 def process_space() -> str:
     """What tells numbers of processes apart that are counted anew: of containers on one machine, with one name."""
     try:
@@ -704,17 +783,25 @@ def _write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_plan(kind: type[Model], path: Path) -> Model:
+def _read_plan(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:
+    """A plan and its link."""
     try:
         content = from_json(read_file(path))
-        check(content.pop("schema_version"))
-        return kind.model_validate(content)
+        check(content["schema_version"])
+        link, content = _link(content), _opened(content, keys)
+        del content["schema_version"]
+        return kind.model_validate(content), link
     except NewerError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        raise DamagedError(
-            f"{path}: not a plan of this version; take it from a copy, or choose another ledger"
-        ) from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise _no_plan(path, error) from None
+
+
+def _no_plan(path: Path, error: Exception) -> DamagedError:
+    """Why a plan does not count. It cannot be written anew: seeds may have been seen since."""
+    edited = str(error) == _FOREIGN
+    reason = "edited: this pruneaudit did not write it so" if edited else "damaged, or not a plan of this version"
+    return DamagedError(f"{path}: {reason}; take it from a copy, or choose another ledger")
 
 
 def _read(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:

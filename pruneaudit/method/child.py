@@ -36,12 +36,14 @@ from pruneaudit.method.answers import adds, decide
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.conduct import REPEATED_STEPS, digest, own_modules
 from pruneaudit.method.contract import Budget, Method, ScratchArm
+from pruneaudit.method.limits import Limits
 from pruneaudit.method.task import PruningTask, RetrainingTask
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.sources import heard_by, listening
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.loop import Hooks, Trainer
+from pruneaudit.training.memory import is_out_of_memory
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
@@ -58,6 +60,8 @@ ANY, WORKS = b"+", b"*"
 
 #: Foreign images that are shown to the referee one by one; all others are counted.
 SHOWN_IMAGES = 4096
+#: Calls of a training whose steps are fewer than the method declares.
+MOST_CALLS = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Start:
         environment: Environment variables.
         scratch: Folder that it may write.
         off_limits: What it has no business with, by what it holds; none of it can be read where the kernel helps.
+        limits: What it may take of the machine.
     """
 
     source: MethodSource
@@ -79,6 +84,7 @@ class Start:
     environment: Mapping[str, str]
     scratch: Path
     off_limits: Mapping[str, Sequence[Path]]
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ class Work:
         retrains: Whether the stage is retraining: the network is pruned already.
         is_accuracy: Whether the metric is accuracy.
         knows_initial: Whether the referee can give the base model's earlier weights.
+        clipped: Whether the recipe's steps are all that there are, fewer than the method declares.
     """
 
     workload: Workload
@@ -169,6 +176,7 @@ class Work:
     retrains: bool = False
     is_accuracy: bool = True
     knows_initial: bool = False
+    clipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,12 +300,20 @@ class _Shown(Pictures):
 class _Task(PruningTask):
     """A task that tells the referee what the weights are after the first steps: a repetition is compared by that."""
 
-    def __init__(self, line: Line, *arguments: Any, **more: Any) -> None:
+    def __init__(self, line: Line, clipped: bool, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.__line, self.__steps = line, 0
+        self.__line, self.__steps, self.__calls = line, 0, 0
+        self.__clipped = clipped
 
     def train(self, steps: int | None = None, hooks: Hooks | None = None) -> None:
         """Train, see :meth:`PruningTask.train`."""
+        if self.__clipped:
+            self.__calls += 1
+            if self.__calls > MOST_CALLS:
+                raise MethodError("it trains until something holds that never does with fewer steps")
+            steps = min(self.steps if steps is None else steps, self.steps - self.__steps)
+            if steps <= 0:
+                return
         hooks = hooks or Hooks()
         after = hooks.after_step
 
@@ -378,6 +394,7 @@ def prune(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
     with Meter(model, witness=watch.pictures.see, example=dataset.example()) as meter:
         task = _Task(
             line,
+            work.clipped,
             model,
             layers,
             work.workload,
@@ -501,6 +518,7 @@ def serve(line: Line) -> None:
     np.random.seed()
     torch.seed()
     hidden = [path for paths in start.off_limits.values() for path in paths]
+    start.limits.impose()
     line.say("confined", by=sandbox.confine(hidden, start.scratch, memory))
     with Reach(start.off_limits, everywhere=True, own=start.scratch) as reach, listening():
         try:
@@ -514,6 +532,12 @@ def serve(line: Line) -> None:
             else:
                 (retrain if job.retrains else prune)(line, start.source, job, reach)
         except Exception as error:
+            if start.limits.memory and is_out_of_memory(error):
+                most = start.limits.memory / 2**30
+                raise MethodError(
+                    f"method '{start.source.name}' wants more memory than the {most:.1f} GiB that its process may "
+                    "have; run fewer workers (-n), or have it keep less"
+                ) from error
             if reach.found and "PermissionError" in f"{type(error).__name__}: {error}":
                 place = min(reach.found)
                 raise MethodError(

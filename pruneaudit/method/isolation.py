@@ -52,9 +52,10 @@ from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
-#: A method that takes no more steps than this, or than this share of the retraining, is tried on an untrained network:
-#: what it leaves then must be no better than plain training of as many steps. With more it would cost as much again.
-PROBED_STEPS, PROBED_SHARE = 50, 0.05
+#: A method is tried on an untrained network: what it leaves then must be no better than plain training of as many
+#: steps. One that takes more steps than this, and than this share of the retraining, gets few there: all of them would
+#: cost as much again, and the fewer explain, the more shows what came from elsewhere.
+PROBED_STEPS, PROBED_SHARE, FEW_STEPS = 50, 0.05, 5
 #: Processes that answer questions to methods and wait for the next one.
 MOST_DESCRIBING = 4
 #: Points of accuracy that a method's few steps may be better than plain ones.
@@ -287,9 +288,13 @@ class _Bench:
         pictures: Pictures | None = None,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
+        clipped: bool = False,
     ) -> Referee:
-        """Who hands out to a process that starts from a network; the network is where its weights are evaluated."""
-        work = self.work(network)
+        """Who hands out to a process that starts from a network; the network is where its weights are evaluated.
+
+        ``clipped``: it trains for as many steps as the job has, whatever it asks for.
+        """
+        work = replace(self.work(network), clipped=clipped)
         return Referee(self.source, self.job, network, work, "prune", self.declared, pictures, checkpoint, progress)
 
     def judged(self, message: Message) -> tuple[PruningTask, Answer]:
@@ -325,41 +330,51 @@ class _Bench:
 
     @property
     def is_probed(self) -> bool:
-        """Whether an untrained network tells anything: weights may change, and training does not explain it."""
-        steps = self.job.recipe.steps or 0
-        if not steps:
-            return self.method.rewrites
+        """Whether an untrained network tells anything: weights may change."""
+        return bool(self.job.recipe.steps) or self.method.rewrites
+
+    @property
+    def probed_steps(self) -> int:
+        """Steps of training that a method gets on an untrained network."""
         retraining = self.job.workload.retrain
         whole = retraining.total_steps(steps_per_epoch(len(self.job.dataset.train), retraining.batch))
-        return steps <= max(PROBED_STEPS, PROBED_SHARE * whole)
+        declared = self.job.recipe.steps or 0
+        return declared if declared <= max(PROBED_STEPS, PROBED_SHARE * whole) else FEW_STEPS
 
-    def probe(self) -> Untrained:
-        """What the method makes of an untrained network."""
-        job = self.job
+    def probe(self) -> Untrained | None:
+        """What the method makes of an untrained network; None: it does not do with fewer steps than it declares."""
+        job, steps = self.job, self.probed_steps
         fresh = job.inherit()
         initialise(fresh, generator(job.seed, "untrained"))
-        limit = _most_untrained(job.dataset.classes)
-        if job.recipe.steps:
-            plain = copy.deepcopy(fresh)
-            with Meter(plain) as meter:
-                Trainer(plain, job.dataset, job.recipe, job.seed, "prune", meter, job.precision).fit()
-            limit = max(limit, evaluate(plain, job.dataset, job.dataset.test, job.precision).accuracy + PROBE_SLACK)
+        is_short = steps < (job.recipe.steps or 0)
+        short = job.recipe.for_steps(steps) if is_short else job.recipe
         bench = _Bench(
             self.source,
-            replace(job, inherit=lambda: copy.deepcopy(fresh), held={}),
+            replace(job, inherit=lambda: copy.deepcopy(fresh), held={}, recipe=short),
             self.off_limits,
             self.runtime,
         )
+        most = _most_untrained(job.dataset.classes)
         try:
-            heard = bench.referee(copy.deepcopy(fresh)).hear_out(self.off_limits)
+            referee = bench.referee(copy.deepcopy(fresh), clipped=is_short)
+            heard = referee.hear_out(self.off_limits)
             assert heard.message is not None
             task, answer = bench.judged(heard.message)
         except AuditError as error:
-            return Untrained(at_most=limit, error=one_line(error))
+            return None if is_short else Untrained(at_most=most, error=one_line(error))
+        # One that trains in a loop of its own takes all its steps, and says so.
+        said = int(heard.message.facts["consumption"]["optimiser_steps"])
+        fair = min(max(steps, said), job.recipe.steps or 0)
+        if fair:
+            plain = copy.deepcopy(fresh)
+            recipe = job.recipe.for_steps(fair) if is_short else job.recipe
+            with Meter(plain) as meter:
+                Trainer(plain, job.dataset, recipe, job.seed, "prune", meter, job.precision).fit()
+            most = max(most, evaluate(plain, job.dataset, job.dataset.test, job.precision).accuracy + PROBE_SLACK)
         model = task.model
         small = thinned(model, answer.masks) if answer.masks else shrink(model, answer.kept, job.dataset.example())
         best = max(evaluate(one, job.dataset, job.dataset.test, job.precision).accuracy for one in (model, small))
-        return Untrained(accuracy=best, at_most=limit)
+        return Untrained(accuracy=best, at_most=most)
 
 
 def _most_untrained(classes: int) -> float:

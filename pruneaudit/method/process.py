@@ -22,6 +22,7 @@ from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.ledger.chain import keys_folder
 from pruneaudit.method import child
 from pruneaudit.method.channel import HungUpError, Line, Message
+from pruneaudit.method.limits import Limits, Overseer
 from pruneaudit.training.loop import DivergedError
 from pruneaudit.training.runtime import Runtime
 
@@ -120,6 +121,7 @@ class Process:
         off_limits: What it has no business with.
         patience: Seconds that it may say nothing.
         works: Whether its job has to do with networks.
+        limits: What it may take of the machine; None: what is usual.
 
     Attributes:
         isolation: What keeps it apart, for the record.
@@ -131,12 +133,14 @@ class Process:
         off_limits: Mapping[str, Sequence[Path]] | None = None,
         patience: float = Runtime.patience,
         works: bool = True,
+        limits: Limits | None = None,
     ) -> None:
         self.name = source.name
         self.isolation = "process"
         # Whatever its job is, it signs nothing.
         self._source, self._off_limits = source, {"keys": [keys_folder()], **(off_limits or {})}
-        self._patience, self._works = patience, works
+        self._patience, self._works, self._limits = patience, works, limits or Limits()
+        self._overseer: Overseer | None = None
         self._line: Line | None = None
         self._pid = self._watcher = 0
         self._folder = ""
@@ -151,20 +155,28 @@ class Process:
             _plain_environment(),
             Path(self._folder),
             self._off_limits,
+            self._limits,
         )
+        self._overseer = Overseer(Path(self._folder), self._limits, self._kill)
+        self._overseer.__enter__()
         self.tell(start)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._line is not None
+        if self._overseer is not None:
+            self._overseer.__exit__()
         self._line.close()
-        # It may be in the middle of something, and what it started with it.
+        self._kill()
+        _wait_for(self._watcher)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _kill(self) -> None:
+        """End it: it may be in the middle of something, and what it started with it."""
         with suppress(OSError):
             os.killpg(self._pid, signal.SIGKILL)
         with suppress(OSError):
             os.kill(self._pid, signal.SIGKILL)
-        _wait_for(self._watcher)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def tell(self, thing: Any) -> None:
         """Say something to it.
@@ -176,7 +188,12 @@ class Process:
         try:
             self._line.tell(thing)
         except HungUpError as error:
-            raise MethodError(f"method '{self.name}': its process {error}") from None
+            raise self._gone(error) from None
+
+    def _gone(self, error: HungUpError) -> MethodError:
+        """Why it says nothing more: it may have been ended."""
+        why = self._overseer.why if self._overseer is not None else ""
+        return MethodError(f"method '{self.name}': its process {why or error}")
 
     def hear(self) -> Message:
         """What it says next.
@@ -188,7 +205,7 @@ class Process:
         try:
             said = self._line.hear(self._patience)
         except HungUpError as error:
-            raise MethodError(f"method '{self.name}': its process {error}") from None
+            raise self._gone(error) from None
         if said.kind == "confined":
             by = str(said.facts.get("by", ""))
             self.isolation = f"process, {by}" if by else "process"

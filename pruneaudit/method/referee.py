@@ -19,6 +19,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.method import child
 from pruneaudit.method.channel import Message
 from pruneaudit.method.conduct import Job, refuse_another_network
+from pruneaudit.method.limits import Limits
 from pruneaudit.method.process import Process
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.loop import History, Progress
@@ -28,6 +29,10 @@ from pruneaudit.workloads.recipes import steps_per_epoch
 
 #: Passes over the training split that a method may score with, besides the images that it declares.
 MOST_PASSES = 100
+#: Passes that it may train with beyond twice what it declares, before it is stopped.
+SPARE_PASSES = 10
+#: What a method's process may say besides asking for batches: images that it shows, weights that it asks for.
+MOST_WORDS = 20_000
 
 
 @dataclass
@@ -85,6 +90,7 @@ class Referee:
         self._batches: dict[tuple[str, int, int], tuple[int, Iterator[Any]]] = {}
         self._heard = Heard()
         self._declared = declared
+        self._words = 0
 
     def hear_out(self, off_limits: Mapping[str, Sequence[Path]], until_began: bool = False) -> Heard:
         """Let a process do the work.
@@ -107,10 +113,13 @@ class Referee:
                 name: unknown if curve else [] for name, curve in vars(heard.history).items() if _is_held_out(name)
             }
             snapshot = Snapshot(snapshot.tensors, {**facts, "history": {**facts["history"], **hidden}})
-        with Process(self._source, off_limits, self._work.runtime.patience) as process:
+        runtime = self._work.runtime
+        limits = Limits.of(runtime.device, runtime.processes)
+        with Process(self._source, off_limits, runtime.patience, limits) as process:
             process.tell(replace(self._work, snapshot=snapshot))
             while True:
                 said = process.hear()
+                self._count(said)
                 if said.kind in ("pruned", "retrained"):
                     heard.message, heard.isolation = said, process.isolation
                     self._check_curves(said.facts)
@@ -123,6 +132,17 @@ class Referee:
                 answer = self._asked(said)
                 if said.kind in ("batch", "initial"):
                     process.tell(answer)
+
+    def _count(self, said: Message) -> None:
+        """Who talks without end comes to one: an epoch takes few words, batches are counted by their images.
+
+        Raises:
+            MethodError: It says too much.
+        """
+        self._words += said.kind != "batch"
+        steps = self._work.recipe.total_steps(steps_per_epoch(self._work.data.count, self._work.recipe.batch))
+        if self._words > MOST_WORDS + 4 * steps:
+            raise MethodError(f"method '{self._source.name}' says more than {MOST_WORDS + 4 * steps} things")
 
     def _asked(self, said: Message) -> Any:
         """Do what a process asks for."""
@@ -166,6 +186,11 @@ class Referee:
                 raise MethodError(f"method '{self._source.name}' asks for more than {most} images to score with")
         else:
             self._heard.trained += len(labels)
+            # One that trains more than it declares is judged, see F501; one that trains without end has to come to one.
+            recipe, count = self._work.recipe, len(self._job.dataset.train)
+            most = SPARE_PASSES * count + 2 * recipe.images(count)
+            if self._heard.trained > most:
+                raise MethodError(f"method '{self._source.name}' asks for more than {most} images to train with")
         return images.cpu(), labels.cpu()
 
     def _initial(self, said: Message) -> Any:

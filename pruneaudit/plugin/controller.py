@@ -7,7 +7,9 @@ import io
 import os
 import shlex
 import signal
+import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,8 @@ from pruneaudit.audit.rounds import table_name
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
-from pruneaudit.errors import AuditError, StorageError, one_line
+from pruneaudit.errors import AuditError, DamagedError, StorageError, one_line
+from pruneaudit.ledger.records import RunRecord
 from pruneaudit.plugin.causes import Causes
 from pruneaudit.plugin.interrupts import PATIENCE, Interrupts, Leash
 from pruneaudit.plugin.outcomes import Disputes
@@ -27,6 +30,7 @@ from pruneaudit.plugin.storage import STOP
 from pruneaudit.plugin.worker import LEASH
 
 if TYPE_CHECKING:
+    from pruneaudit.campaign.rechecking import Rechecked
     from pruneaudit.report.results import Asked, Results
 
 #: Exit status of a session that did not measure everything it selected.
@@ -53,11 +57,13 @@ class Controller:
         self.results: Results | None = None
         self.nothing_measured = ""
         self.lacking = ""
+        self.rechecked: Rechecked | None = None
         self.report_error = ""
         self.bases_checked = False
         # Why the session stopped before its end, in one line; empty: it did not.
         self.stopped = ""
         self.annotations = io.StringIO()
+        self._began = time.monotonic()
         self._leash = Leash()
         # Pytest diverts the usual descriptor while a test runs.
         self._terminal = os.dup(2)
@@ -173,7 +179,8 @@ class Controller:
                 self._report(selected)
         except (AuditError, OSError) as error:
             self.report_error = one_line(error)
-        incomplete = self.missing or self.nothing_measured or self.report_error or self.lacking or self.disputes.lines()
+        lacks = self.missing or self.nothing_measured or self.report_error or self.lacking or self.disputes.lines()
+        incomplete = lacks or (self.rechecked is not None and self.rechecked.wrong)
         if exitstatus == pytest.ExitCode.OK and incomplete:
             session.exitstatus = INCOMPLETE
 
@@ -201,6 +208,7 @@ class Controller:
         audit = self.audit
         cells, asked = self._asked(selected)
         with Drawing(audit.figures) as drawing:
+            self.rechecked = self._recheck(cells)
             self.results = gather(audit.catalog, audit.settings, audit.ledger, cells, asked, drawing.begin)
             if audit.only_judges:
                 lacking = [row for row in self.results.cells if row["status"] in ("missing", "outdated")]
@@ -214,6 +222,23 @@ class Controller:
             with contextlib.suppress(StorageError):
                 self._remember_looks()
         tell_github(self.results, audit.fails_row, audit.report_path, output=self.annotations)
+
+    def _recheck(self, cells: Iterable[Cell]) -> Rechecked:
+        """Evaluate what the stored weights of results and bases give, as far as nobody has."""
+        from pruneaudit.campaign.rechecking import SHARE, Rechecked, recheck
+
+        audit = self.audit
+        if not audit.recheck:
+            return Rechecked()
+        runs: dict[str, RunRecord] = {}
+        for cell in cells:
+            # What cannot be read is told with its cell.
+            with contextlib.suppress(DamagedError):
+                record = audit.stored(cell)
+                if record is not None and record.status == "ok":
+                    runs |= {run: audit.ledger.get(run) for run in (record.base, record.result) if run is not None}
+        seconds = max(audit.recheck, SHARE * (time.monotonic() - self._began))
+        return recheck(audit.ledger, audit.catalog, runs.values(), seconds, audit.device, audit.data_root_option)
 
     def _remember_looks(self) -> None:
         """Tell the ledger over how many seeds comparisons without a plan have a verdict now: rule F611 asks."""
@@ -301,6 +326,10 @@ class Controller:
         not_run = self.causes.line()
         if not_run is not None:
             terminalreporter.write_line(not_run, red=True)
+        if self.rechecked is not None:
+            for line in self.rechecked.lines():
+                wrong = line in self.rechecked.contradictions()
+                terminalreporter.write_line(f"INCOMPLETE: {line}" if wrong else line, red=wrong)
         if self.nothing_measured:
             terminalreporter.write_line(f"INCOMPLETE: nothing was measured; {self.nothing_measured}", red=True)
         if self.lacking:

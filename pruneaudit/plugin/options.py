@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_device": "auto",
     "audit_isolate": "foreign",
     "audit_patience": 60.0,
+    "audit_recheck": 10.0,
     "audit_precision": "fp32",
     "audit_backend": "torch",
     "audit_arithmetic": "native",
@@ -142,6 +143,14 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_patience"],
         metavar="MINUTES",
         help="A method that says nothing for so long in a process of its own has failed. Default: 60.",
+    )
+    group.addoption(
+        "--audit-recheck",
+        type=float,
+        default=DEFAULTS["audit_recheck"],
+        metavar="SECONDS",
+        help="Before the report, evaluate stored weights again that nobody has evaluated since they were trained, in a "
+        "process of its own, for so long; the next report goes on. 0: not at all. Default: 10.",
     )
     group.addoption(
         "--audit-device",

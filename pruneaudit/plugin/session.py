@@ -141,6 +141,8 @@ class AuditSession:
             self.figures: str = option.audit_figures
             if not 0 < option.audit_patience < math.inf:
                 raise ConfigError(f"--audit-patience {option.audit_patience:g}: expected a number of minutes above 0")
+            if not 0 <= option.audit_recheck < math.inf:
+                raise ConfigError(f"--audit-recheck {option.audit_recheck:g}: expected a number of seconds from 0 on")
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             before = option.audit_baseline
@@ -164,6 +166,7 @@ class AuditSession:
         self.download: bool = option.audit_download
         self.device_option: str = option.audit_device
         self.patience: float = 60 * option.audit_patience
+        self.recheck: float = option.audit_recheck
         # Workers of one session share its id, so that a run that failed for one of them is not tried by the next.
         self.id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
         self.selected: list[Cell] = []

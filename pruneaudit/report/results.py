@@ -24,6 +24,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import UNPRUNED
 from pruneaudit.catalog.protocols import Study
 from pruneaudit.catalog.settings import Settings
+from pruneaudit.errors import DamagedError
 from pruneaudit.ledger.records import CellRecord, RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.trainability import trainability_accuracy
@@ -332,12 +333,18 @@ def gather(
     known: dict[Cell, CellRecord] = {}
     for cell in cells:
         # One that no longer counts was stored by an earlier session, and this one ended before measuring it anew.
-        record = None if cell in asked.skipped else stored_cell(cell, catalog, settings, ledger)
+        labels = settings.labels(catalog.workload(cell.workload))
+        try:
+            record = None if cell in asked.skipped else stored_cell(cell, catalog, settings, ledger)
+        except DamagedError as error:
+            # It costs its own cells, not the report.
+            empty = _empty_row(cell, settings, labels, None)
+            rows.append(empty | {"status": "failed", "error": str(error)})
+            continue
         if record is not None:
             rows.append(_cell_row(record))
             known[cell] = record
         else:
-            labels = settings.labels(catalog.workload(cell.workload))
             rows.append(_empty_row(cell, settings, labels, asked.skipped.get(cell)))
     groups = []
     wanted: dict[Arm | Comparison, Set[str]] = {}

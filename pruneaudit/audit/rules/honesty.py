@@ -59,8 +59,9 @@ def leaves_weights(arm: Evidence) -> Outcome:
     """Tensors of the prunable layers that differ bit for bit outside metered training, before anything is removed.
 
     A one-shot method leaves all of them as they were. One that reconstructs weights says so (``rewrites``). What
-    reconstructs weights, or trains a few steps, is also given an untrained network: it must leave it at chance, or no
-    better than that many plain steps do. Weights that are better than what was given come from somewhere else.
+    reconstructs weights, or trains, is also given an untrained network, and a few of its steps: it must leave it at
+    chance, or no better than that many plain steps do. Weights that are better than what was given come from somewhere
+    else.
 
     Example: L1 leaves every weight: passes. A "score" that swaps in better weights is caught.
     """

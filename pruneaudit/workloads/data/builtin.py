@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -43,13 +44,51 @@ def bundled() -> Path:
     return Path(package.submodule_search_locations[0]) / "datasets" / "data"
 
 
+#: MD5 of the files that torchvision reads without looking whether they are whole, as published everywhere.
+_WHOLE = {
+    "MNIST": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+
+
+def see_that_it_is_whole(class_name: str, root: Path) -> None:
+    """Refuse damaged files of a dataset; those that are not there are not looked at.
+
+    Raises:
+        ConfigError: One has another digest than everywhere.
+    """
+    for name, digest in _WHOLE.get(class_name, {}).items():
+        path = root / class_name / "raw" / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        except OSError:
+            continue
+        if found != digest:
+            raise ConfigError(
+                f"{path} is damaged: its digest is not that of {class_name}; delete it, and get it again with "
+                "--audit-download"
+            )
+
+
 def _torchvision(class_name: str) -> Callable[[DataConfig, Path | None, bool], Raw]:
     def load(config: DataConfig, root: Path | None, download: bool) -> Raw:
+        if root is None:
+            raise DataMissingError(_how_to_get(class_name, None))
+        see_that_it_is_whole(class_name, root)
         import torchvision
 
         cls = getattr(torchvision.datasets, class_name)
-        if root is None:
-            raise DataMissingError(_how_to_get(class_name, None))
         try:
             # Workers must not download the same files at once.
             with download_lock(root) if download else nullcontext():

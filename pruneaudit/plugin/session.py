@@ -40,6 +40,7 @@ from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.plugin.outcomes import Declined, Waived, telling
 from pruneaudit.plugin.project import above, project
 from pruneaudit.studies.answer import Question, answer_claim, answer_panel, questions
+from pruneaudit.studies.arms import Place
 from pruneaudit.studies.judgement import Judgement
 from pruneaudit.workloads.schema import Workload
 
@@ -358,8 +359,8 @@ class AuditSession:
             return answer_panel(question, populations, folder)
         places = []
         for place, left, right in self.pairs(question):
-            records = [[self.measured(cell) for cell in cells] for cells in (left, right)]
-            places.append((place, records[0], records[1]))
+            arms = [[Evidence.read(self.measured(cell), self.ledger) for cell in cells] for cells in (left, right)]
+            places.append(Place(place, *map(tuple, arms)))
         how = f"{self.settings.budget} budget, {self.settings.precision}, {self.settings.backend}"
         return answer_claim(question, self.catalog, places, {"measured": how}, folder)
 

@@ -13,7 +13,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
 from pruneaudit.catalog.studies import ArmClaim
 from pruneaudit.errors import MethodError
-from pruneaudit.ledger.records import CellRecord
+from pruneaudit.studies.arms import Place, described, metric_of, numbers
 from pruneaudit.studies.judgement import Judgement, judge_arms, judge_population
 from pruneaudit.studies.page import part_names, write_arms, write_panel
 from pruneaudit.workloads.schema import Workload
@@ -65,8 +65,8 @@ class Question:
             assert claim is not None
             for ratio in claim.ratios or tuple(dict.fromkeys([*workload.ratios, *self.study.ratios])):
                 left, right = (
-                    [Cell(workload.name, claim.protocol, name, ratio, seed) for seed in seeds(workload)]
-                    for name in (claim.left, claim.right)
+                    [Cell(workload.name, protocol, name, ratio, seed) for seed in seeds(workload)]
+                    for name, protocol in ((claim.left, claim.protocol), (claim.right, claim.other_protocol))
                 )
                 found.append((f"{workload.name} r{ratio:g}", left, right))
         return found
@@ -104,38 +104,34 @@ def answer_panel(question: Question, populations: Populations, folder: Path) -> 
 
 
 def answer_claim(
-    question: Question,
-    catalog: Catalog,
-    places: Sequence[tuple[str, list[CellRecord], list[CellRecord]]],
-    facts: dict[str, str],
-    folder: Path,
+    question: Question, catalog: Catalog, places: Sequence[Place], facts: dict[str, str], folder: Path
 ) -> list[Judgement]:
     """Judge a sentence about arms from what was measured of them, and write its page.
 
     Args:
         question: The sentence.
         catalog: Where its protocol and workloads are.
-        places: Each place with the records of both arms, paired by seed.
+        places: Where it is looked at, with what was measured of both arms.
         facts: What was measured, in words, by name.
         folder: Where the study's page goes.
+
+    Raises:
+        ConfigError: It compares what was not measured, or cannot be compared.
     """
     claim = question.claim
     assert claim is not None
-    metric = question.workloads(catalog)[0].metric
-    margin = metric.margin_under(catalog.protocol(claim.protocol).margin)
-    values = [
-        ([record.value or 0.0 for record in left], [record.value or 0.0 for record in right], margin)
-        for _, left, right in places
-    ]
-    found = [(place, difference) for (place, _, _), difference in zip(places, differences(values), strict=True)]
+    metric = metric_of(claim.quantity, question.workloads(catalog)[0].metric)
+    margin = claim.margin or metric.margin_under(catalog.protocol(claim.protocol).margin)
+    values = [(*numbers(claim.quantity, place), margin) for place in places]
+    found = [(place.name, difference) for place, difference in zip(places, differences(values), strict=True)]
     judged = judge_arms(claim, found, metric)
     told = {
         **facts,
         **{
-            f"{place} {name}": ", ".join(f"{record.value:.2f}" for record in records)
-            for place, left, right in places
-            for name, records in ((claim.left, left), (claim.right, right))
+            f"{place.name} {name}": ", ".join(f"{value:.{metric.decimals}f}" for value in of_arm)
+            for place, both in zip(places, values, strict=True)
+            for name, of_arm in zip(claim.arms, both[:2], strict=True)
         },
     }
-    write_arms(folder, question.study, question.part, told, claim.text, judged)
+    write_arms(folder, question.study, question.part, told, claim.text, judged, described(claim, places))
     return judged

@@ -49,10 +49,10 @@ TINY = {
 }
 
 
-def populations(tmp_path, told=lambda text: None, **change):
+def populations(tmp_path, told=lambda what, done, total: None, writable=True, **change):
     study = Study(name="tiny", population=Population(**{**TINY, **change}))
     settings = Settings("full", "fp64", None, "torch")
-    return Populations(study, Catalog(), settings, Runtime(), Ledger(tmp_path / "ledger"), told)
+    return Populations(study, Catalog(), settings, Runtime(), Ledger(tmp_path / "ledger", writable), told)
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
@@ -118,9 +118,10 @@ def test_reduced_budgets_measure_less():
 
 def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
     told = []
-    first = populations(tmp_path, told.append)
+    first = populations(tmp_path, lambda *words: told.append(words))
     correct, legacy = first.measure(("conv3",))
-    assert told and not correct.exhaustive and len(set(correct.masks)) == 5
+    assert told[0] == ("base model", 0, 1) and ("conv3 legacy-l1 retrain 0", 0, 5) in told
+    assert not correct.exhaustive and len(set(correct.masks)) == 5
     assert all(len(subset) == 5 for (subset,) in correct.masks)
     # Channels have other names, and nothing else changes; the other wiring depends on names.
     assert correct.relabelled_difference < 1e-10
@@ -130,12 +131,21 @@ def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
     assert correct.accuracies != legacy.accuracies or correct.criteria["loss"] != legacy.criteria["loss"]
 
     again = []
-    other = populations(tmp_path, again.append, repeats=2)
+    other = populations(tmp_path, lambda *words: again.append(words[0]), repeats=2)
     more, _ = other.measure(("conv3",))
     # Only the new repeat is trained.
     assert [line for line in again if "retrain 1" in line] == again and len(again) == 2
     assert more.accuracies[0] == correct.accuracies[0] and more.criteria == correct.criteria
     assert more.accuracies[1] != more.accuracies[0] or more.test_losses[1] != more.test_losses[0]
+
+    # Whoever only judges takes what is there, trains nothing and writes nothing.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")}
+    judged = populations(tmp_path, lambda *words: pytest.fail("measured"), writable=False)
+    assert judged.measure(("conv3",))[0] == correct
+    with pytest.raises(ConfigError, match=r"conv3 correct retrain 2: not in .*without --audit-from") as error:
+        populations(tmp_path, writable=False, repeats=3).measure(("conv3",))
+    assert "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")} == before
 
 
 def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):

@@ -39,7 +39,7 @@ from pruneaudit.plugin.keywords import absent_ratios
 from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.plugin.outcomes import Declined, Waived, telling
 from pruneaudit.plugin.project import above, project
-from pruneaudit.studies.answer import Question, answer_claim, answer_panel, questions
+from pruneaudit.studies.answer import Question, announcing, answer_claim, answer_panel, questions
 from pruneaudit.studies.arms import Place
 from pruneaudit.studies.judgement import Judgement
 from pruneaudit.workloads.schema import Workload
@@ -355,8 +355,12 @@ class AuditSession:
             from pruneaudit.studies.population import Populations
 
             self.runtime.prepare()
-            populations = Populations(question.study, self.catalog, self.settings, self.runtime, self.ledger)
-            return answer_panel(question, populations, folder)
+            told = announcing(self.ledger, question.study)
+            populations = Populations(question.study, self.catalog, self.settings, self.runtime, self.ledger, told)
+            try:
+                return answer_panel(question, populations, folder)
+            finally:
+                self.ledger.report_progress([])
         places = []
         for place, left, right in self.pairs(question):
             arms = [[Evidence.read(self.measured(cell), self.ledger) for cell in cells] for cells in (left, right)]

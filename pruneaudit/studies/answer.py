@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
 from pruneaudit.catalog.studies import ArmClaim
 from pruneaudit.errors import MethodError
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.studies.arms import Place, described, metric_of, numbers
 from pruneaudit.studies.judgement import Judgement, judge_arms, judge_population
 from pruneaudit.studies.page import part_names, write_arms, write_panel
@@ -75,6 +79,29 @@ class Question:
 def questions(study: Study) -> list[Question]:
     """What a study asks; nothing where it only selects cells."""
     return [Question(study, part) for part in part_names(study)]
+
+
+def announcing(ledger: Ledger, study: Study) -> Callable[[str, int, int], None]:
+    """Tells other processes which networks of a study this one measures, as they are told of a run under way.
+
+    Args:
+        ledger: Where it is told.
+        study: The study.
+
+    Returns:
+        What populations call (:data:`~pruneaudit.studies.population.Telling`).
+    """
+
+    def tell(what: str, done: int, total: int) -> None:
+        now = time.time()
+        run = f"{study.name} {what}"
+        identity = hashlib.sha256(run.encode()).hexdigest()[:16]
+        told = {"run": run, "id": identity, "epoch": done, "epochs": total, "unit": "network", "begun": done}
+        # Telling is never worth a measurement.
+        with contextlib.suppress(OSError):
+            ledger.report_progress([{**told, "started": now}])
+
+    return tell
 
 
 def answer_panel(question: Question, populations: Populations, folder: Path) -> list[Judgement]:

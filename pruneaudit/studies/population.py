@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,8 +47,8 @@ from pruneaudit.workloads.recipes import Recipe
 
 #: Networks that are trained together and kept as one part: so much is lost by a stop.
 TOGETHER = 64
-#: Told what is done of how much, in a few words.
-Telling = Callable[[str], None]
+#: Told what is done, in a few words, and for how many of how many networks it is done already.
+Telling = Callable[[str, int, int], None]
 
 
 class Populations:
@@ -59,7 +60,7 @@ class Populations:
         settings: Budget and precision.
         runtime: Where its data are; populations are measured on the CPU.
         ledger: Where what is measured is kept.
-        told: Called with a few words whenever something is done.
+        told: Called whenever something is about to be measured.
 
     Raises:
         ConfigError: Something that it names does not exist, or cannot be measured so.
@@ -72,7 +73,7 @@ class Populations:
         settings: Settings,
         runtime: Runtime,
         ledger: Ledger,
-        told: Telling = lambda text: None,
+        told: Telling = lambda what, done, total: None,
     ) -> None:
         assert study.population is not None
         if settings.precision == "bf16":
@@ -164,21 +165,20 @@ class Populations:
     def base(self) -> nn.Module:
         """The dense base model, trained once."""
         model = place(shapes.dense_network(self.workload), "cpu", self.precision)
-        with self._ledger.population_lock(self.folder, "base"):
-            found = self._ledger.part(self.folder, "base")
-            if found is None:
-                self._told("base model")
-                initialise(model, generator(0, "pretrain", "initialise"))
-                epochs = self.population.pretrain_epochs
-                recipe = self.workload.pretrain if epochs is None else self.workload.pretrain.for_epochs(epochs)
-                sweep = Sweep([model], self._all_data, self.precision, recipe)
-                sweep.train(0, "pretrain")
-                (score,) = sweep.score(self.dataset.test)
-                if not math.isfinite(score.loss):
-                    raise ConfigError(f"study {self._name}: its base model diverged")
-                weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-                found = {"accuracy": score.accuracy, "compiled": sweep.compiled, "weights": weights}
-                self._ledger.save_part(self.folder, "base", found)
+
+        def trained() -> dict[str, Any]:
+            initialise(model, generator(0, "pretrain", "initialise"))
+            epochs = self.population.pretrain_epochs
+            recipe = self.workload.pretrain if epochs is None else self.workload.pretrain.for_epochs(epochs)
+            sweep = Sweep([model], self._all_data, self.precision, recipe)
+            sweep.train(0, "pretrain")
+            (score,) = sweep.score(self.dataset.test)
+            if not math.isfinite(score.loss):
+                raise ConfigError(f"study {self._name}: its base model diverged")
+            weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+            return {"accuracy": score.accuracy, "compiled": sweep.compiled, "weights": weights}
+
+        found = self._kept("base", "base model", 0, 1, trained)
         self.base_accuracy: float = found["accuracy"]
         self.compiled: bool = found["compiled"]
         with torch.no_grad():
@@ -186,6 +186,37 @@ class Populations:
                 # JSON keeps every digit of a float.
                 tensor.copy_(torch.tensor(found["weights"][name], dtype=torch.float64).to(tensor.dtype))
         return model.eval()
+
+    def _kept(
+        self, name: str, what: str, done: int, total: int, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """A part of what is measured: from the ledger, where it is there; else measured now, and kept.
+
+        Args:
+            name: What the ledger calls it.
+            what: What is done, in a few words.
+            done: For how many networks it is done.
+            total: Of how many.
+            measure: Measures it.
+
+        Raises:
+            ConfigError: It is not there, and the ledger is one that is only judged.
+        """
+        if not self._ledger.writable:
+            stored = self._ledger.part(self.folder, name)
+            if stored is None:
+                raise ConfigError(
+                    f"study {self._name}: {what}: not in {self._ledger.root} (or of another version, budget or "
+                    "precision); measure it there first, without --audit-from"
+                )
+            return stored
+        with self._ledger.population_lock(self.folder, name):
+            found = self._ledger.part(self.folder, name)
+            if found is None:
+                self._told(what, done, total)
+                found = measure()
+                self._ledger.save_part(self.folder, name, found)
+        return found
 
     def _layers(self, model: nn.Module, panel: Sequence[str]) -> list[PrunableLayer]:
         """The layers of a panel in a network."""
@@ -273,22 +304,22 @@ class Populations:
         found: dict[str, list[float]] = {"accuracies": [], "losses": []}
         for some in _batched(masks, TOGETHER):
             name = f"{panel_name(layers)}@{wiring}-{stream}{repeat}-{_digest(some)}"
-            with self._ledger.population_lock(self.folder, name):
-                part = self._ledger.part(self.folder, name)
-                if part is None:
-                    self._told(f"{panel_name(layers)} {wiring} {stream} {repeat}: {len(found['losses'])}/{len(masks)}")
-                    networks = self.networks(self.base, layers, some, l1, wiring)
-                    sweep = Sweep(networks, self.dataset, self.precision, recipe)
-                    sweep.train(repeat, stream)
-                    # A choice is made before the test set is looked at.
-                    scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
-                    if not all(math.isfinite(score.loss) for score in scores):
-                        raise MethodError(f"study {self._name}: a network of {name} diverged; lower the learning rate")
-                    part = {
-                        "accuracies": [score.accuracy for score in scores],
-                        "losses": [score.loss for score in scores],
-                    }
-                    self._ledger.save_part(self.folder, name, part)
+
+            def retrained(some: Sequence[Mask] = some, name: str = name) -> dict[str, Any]:
+                networks = self.networks(self.base, layers, some, l1, wiring)
+                sweep = Sweep(networks, self.dataset, self.precision, recipe)
+                sweep.train(repeat, stream)
+                # A choice is made before the test set is looked at.
+                scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
+                if not all(math.isfinite(score.loss) for score in scores):
+                    raise MethodError(f"study {self._name}: a network of {name} diverged; lower the learning rate")
+                return {
+                    "accuracies": [score.accuracy for score in scores],
+                    "losses": [score.loss for score in scores],
+                }
+
+            what = f"{panel_name(layers)} {wiring} {stream} {repeat}"
+            part = self._kept(name, what, len(found["losses"]), len(masks), retrained)
             for key, values in found.items():
                 values += part[key]
         return found
@@ -301,14 +332,14 @@ class Populations:
         others: list[float] = []
         for some in _batched(masks, TOGETHER):
             name = f"{panel_name(layers)}@{wiring}-pruned-{_digest(some)}"
-            with self._ledger.population_lock(self.folder, name):
-                part = self._ledger.part(self.folder, name)
-                if part is None:
-                    part = {
-                        "losses": self._scored(layers, self.base, some, l1, wiring),
-                        "relabelled": self._scored(*self._renamed(layers, some), wiring),
-                    }
-                    self._ledger.save_part(self.folder, name, part)
+
+            def scored(some: Sequence[Mask] = some) -> dict[str, Any]:
+                return {
+                    "losses": self._scored(layers, self.base, some, l1, wiring),
+                    "relabelled": self._scored(*self._renamed(layers, some), wiring),
+                }
+
+            part = self._kept(name, f"{panel_name(layers)} {wiring} losses", len(losses), len(masks), scored)
             losses += part["losses"]
             others += part["relabelled"]
         return losses, others
@@ -377,12 +408,8 @@ class Populations:
     def _joint(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
         """The exact oracle of a panel of several layers."""
         name = f"{panel_name(layers)}-joint-{self.population.joint_images}-{_digest(masks)}"
-        with self._ledger.population_lock(self.folder, name):
-            part = self._ledger.part(self.folder, name)
-            if part is None:
-                self._told(f"{panel_name(layers)}: losses of all combinations")
-                part = vars(self._searched(layers, masks))
-                self._ledger.save_part(self.folder, name, part)
+        what = f"{panel_name(layers)}: losses of all combinations"
+        part = self._kept(name, what, 0, 1, lambda: vars(self._searched(layers, masks)))
         best = tuple(tuple(subset) for subset in part["best"])
         return Joint(**{**part, "best": best, "accuracies": []})
 

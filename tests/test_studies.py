@@ -19,9 +19,10 @@ from pruneaudit.catalog.protocols import Study, load_study
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.catalog.studies import ArmClaim, Population, PopulationClaim, Series
 from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.records import Jacobian
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.studies.answer import questions
+from pruneaudit.studies.answer import announcing, questions
 from pruneaudit.studies.arms import Place, described, numbers
 from pruneaudit.studies.judgement import altogether, judge_arms, judge_population
 from pruneaudit.studies.panel import Panel
@@ -139,6 +140,8 @@ def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
     assert more.accuracies[1] != more.accuracies[0] or more.test_losses[1] != more.test_losses[0]
 
     # Whoever only judges takes what is there, trains nothing and writes nothing.
+    assert other.outstanding(("conv3",)) == (30, 30, 0)
+    assert populations(tmp_path, repeats=4).outstanding(("conv3",)) == (50, 30, 20)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")}
     judged = populations(tmp_path, lambda *words: pytest.fail("measured"), writable=False)
     assert judged.measure(("conv3",))[0] == correct
@@ -146,6 +149,21 @@ def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
         populations(tmp_path, writable=False, repeats=3).measure(("conv3",))
     assert "\n" not in str(error.value)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")} == before
+
+
+def test_other_processes_are_told_which_networks_are_measured(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    announcing(ledger, Study(name="mine"))("conv3 correct retrain 0", 64, 252)
+    assert Watcher(ledger).look().line() == "now mine conv3 correct retrain 0 network 64/252"
+    ledger.report_progress([])
+    assert Watcher(ledger).look().line() == ""
+
+
+def test_a_plan_counts_networks_and_trains_none(tmp_path):
+    mine = populations(tmp_path, lambda *words: pytest.fail("measured"), repeats=3, epochs=4, early=0.25)
+    # Two wirings of five networks, each trained once for one epoch and three times for four.
+    assert mine.outstanding(("conv3",)) == (40, 0, 2 * 5 * (1 + 3 * 4))
+    assert mine.outstanding(("conv1", "conv2")) == (40, 0, 130)
 
 
 def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):
@@ -309,6 +327,7 @@ def test_one_method_under_two_setups_is_told_apart_on_the_page():
     assert (first["arm"], second["arm"]) == ("l1 p3f6-1e-2", "l1 p3f6-1e-3")
     # One of two seeds was still getting better when its rate fell; two epochs of the other arm show no slope.
     assert (first["converged at the first decay"], second["converged at the first decay"]) == ("1 of 2", "")
+    assert "trainability accuracy" not in first, "their schedules differ"
     assert (first["JSV base"], first["JSV pruned"], first["JSV pruned (train)"]) == ("3.00", "1.00", "0.50")
     found = [("r0.5", difference([93.0] * 8, [90.0] * 8, 0.5))]
     judged = judge_arms(sentence, found, ACCURACY)[0]

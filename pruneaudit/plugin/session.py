@@ -46,6 +46,7 @@ from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
+    from pruneaudit.studies.population import Populations
     from pruneaudit.training.runtime import Runtime
 
 
@@ -352,11 +353,7 @@ class AuditSession:
         """
         folder = self.report_path / "studies" / question.study.name
         if question.claim is None:
-            from pruneaudit.studies.population import Populations
-
-            self.runtime.prepare()
-            told = announcing(self.ledger, question.study)
-            populations = Populations(question.study, self.catalog, self.settings, self.runtime, self.ledger, told)
+            populations = self._populations(question.study)
             try:
                 return answer_panel(question, populations, folder)
             finally:
@@ -365,8 +362,27 @@ class AuditSession:
         for place, left, right in self.pairs(question):
             arms = [[Evidence.read(self.measured(cell), self.ledger) for cell in cells] for cells in (left, right)]
             places.append(Place(place, *map(tuple, arms)))
-        how = f"{self.settings.budget} budget, {self.settings.precision}, {self.settings.backend}"
+        chosen = self.settings
+        how = f"{chosen.budget} budget, {chosen.precision}, {chosen.backend}, {chosen.arithmetic} arithmetic"
         return answer_claim(question, self.catalog, places, {"measured": how}, folder)
+
+    def _populations(self, study: Study) -> Populations:
+        """The populations of a study, which tell other processes how far they are."""
+        from pruneaudit.studies.population import Populations
+
+        self.runtime.prepare()
+        told = announcing(self.ledger, study)
+        return Populations(study, self.catalog, self.settings, self.runtime, self.ledger, told)
+
+    def outstanding(self, question: Question) -> dict[str, Any]:
+        """How many networks of a panel are to be trained: a row for ``pruneaudit plan``; trains nothing.
+
+        Raises:
+            AuditError: It cannot be measured.
+        """
+        study = question.study
+        left = self._populations(study).outstanding(question.layers)
+        return {"study": study.name, "panel": question.part, **left._asdict()}
 
     def measured(self, cell: Cell) -> CellRecord:
         """The record of a cell that came to its end.

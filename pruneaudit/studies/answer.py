@@ -14,7 +14,7 @@ from pruneaudit.audit.statistics import differences
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
-from pruneaudit.catalog.studies import ArmClaim
+from pruneaudit.catalog.studies import ArmClaim, panel_name
 from pruneaudit.errors import MethodError
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.studies.arms import Place, described, metric_of, numbers
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: A loss that changes by more than this part of it when channels are named anew is no rounding of fp32.
 NO_ROUNDING = 1e-3
+#: What of a run's environment the page names.
+_NAMED = ("pruneaudit", "torch", "device")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class Question:
         """The sentence about arms; None: it is a panel."""
         claims = {f"claim{number}": claim for number, claim in enumerate(self.study.claims, 1)}
         return claims.get(self.part)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers of the panel that it is."""
+        population = self.study.population
+        assert population is not None
+        return next(layers for layers in population.panels if panel_name(layers) == self.part)
 
     def pairs(
         self, catalog: Catalog, seeds: Callable[[Workload], Sequence[int]]
@@ -112,8 +121,7 @@ def answer_panel(question: Question, populations: Populations, folder: Path) -> 
     """
     study = question.study
     assert study.population is not None
-    layers = next(layers for layers in study.population.panels if "+".join(layers) == question.part)
-    panels = populations.measure(layers)
+    panels = populations.measure(question.layers)
     by_wiring = {panel.wiring: panel for panel in panels}
     judged = [
         judge_population(claim, by_wiring)
@@ -152,8 +160,11 @@ def answer_claim(
     values = [(*numbers(claim.quantity, place), margin) for place in places]
     found = [(place.name, difference) for place, difference in zip(places, differences(values), strict=True)]
     judged = judge_arms(claim, found, metric)
+    first = places[0].left[0].result
     told = {
         **facts,
+        "environment": ", ".join(f"{name} {first.environment[name]}" for name in _NAMED if name in first.environment),
+        "seeds": ", ".join(str(arm.cell.seed) for arm in places[0].left),
         **{
             f"{place.name} {name}": ", ".join(f"{value:.{metric.decimals}f}" for value in of_arm)
             for place, both in zip(places, values, strict=True)

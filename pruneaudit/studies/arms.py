@@ -100,13 +100,18 @@ def described(claim: ArmClaim, places: Sequence[Place]) -> dict[str, Any]:
     """
     rows = []
     for place in places:
+        # Under different schedules these rank the schedules.
+        pairs = zip(place.left, place.right, strict=True)
+        comparable = all(comparable_trainability(one.result.recipe, other.result.recipe) for one, other in pairs)
         for name, arms in zip(claim.arms, (place.left, place.right), strict=True):
             metric = arms[0].metric
             converged = [converged_before_decay.check(arm).verdict for arm in arms]
             judged = [verdict for verdict in converged if verdict in ("pass", "fail")]
             cells = [
                 _spread([arm.result.value for arm in arms], metric.decimals),
-                _spread([trainability_accuracy(arm.result.curve, arm.result.recipe) for arm in arms], metric.decimals),
+                _spread([trainability_accuracy(arm.result.curve, arm.result.recipe) for arm in arms], metric.decimals)
+                if comparable
+                else "",
                 f"{judged.count('pass')} of {len(judged)}" if judged else "",
                 _spread([_mean_of(arm.base) for arm in arms], 2),
                 _spread([_mean_of(arm.prune) for arm in arms], 2),
@@ -119,7 +124,8 @@ def described(claim: ArmClaim, places: Sequence[Place]) -> dict[str, Any]:
     shown = [place for place in range(len(_HEAD)) if any(row[place] for row in rows)]
     return {
         "caption": "both arms, mean ± standard deviation over seeds; JSV: mean Jacobian singular value, in eval mode "
-        "or (train) on batch statistics; trainability accuracy: mean over the first stage of the learning rate",
+        "or (train) on batch statistics; trainability accuracy: mean over the first stage of the learning rate, where "
+        "both arms have one schedule",
         "head": [_HEAD[place] for place in shown],
         "rows": [[row[place] for place in shown] for row in rows],
     }

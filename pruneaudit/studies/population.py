@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -49,6 +49,20 @@ from pruneaudit.workloads.recipes import Recipe
 TOGETHER = 64
 #: Told what is done, in a few words, and for how many of how many networks it is done already.
 Telling = Callable[[str, int, int], None]
+
+
+class Outstanding(NamedTuple):
+    """What is to be trained of a panel.
+
+    Attributes:
+        networks: Trainings of pruned networks, short ones included.
+        stored: Those of them that the ledger has.
+        epochs: Epochs of the others, all together.
+    """
+
+    networks: int
+    stored: int
+    epochs: int
 
 
 class Populations:
@@ -162,9 +176,14 @@ class Populations:
         return self.dataset.example(weight_type(self.precision))
 
     @cached_property
+    def _dense(self) -> nn.Module:
+        """A dense network, for its shapes."""
+        return place(shapes.dense_network(self.workload), "cpu", self.precision)
+
+    @cached_property
     def base(self) -> nn.Module:
         """The dense base model, trained once."""
-        model = place(shapes.dense_network(self.workload), "cpu", self.precision)
+        model = copy.deepcopy(self._dense)
 
         def trained() -> dict[str, Any]:
             initialise(model, generator(0, "pretrain", "initialise"))
@@ -224,7 +243,7 @@ class Populations:
 
     def masks(self, panel: Sequence[str]) -> tuple[list[Mask], bool]:
         """Sets of filters that stay, by layer of the panel: all of them, or as many as are drawn; and which it is."""
-        layers = self._layers(self.base, panel)
+        layers = self._layers(self._dense, panel)
         if [layer.name for layer in layers] != list(panel):
             raise ConfigError(f"study {self._name}: panel {panel_name(tuple(panel))}: name its layers in their order")
         widths = [layer.channels for layer in layers]
@@ -239,6 +258,31 @@ class Populations:
             found[tuple(tuple(sorted(one.tolist())) for one in some)] = None
         return list(found), False
 
+    def outstanding(self, layers: tuple[str, ...]) -> Outstanding:
+        """What of a panel is to be trained, and what the ledger has; trains nothing."""
+        masks, _ = self.masks(layers)
+        extra: list[Mask] = []
+        if self._asks_jointly(layers):
+            joint = self._ledger.part(self.folder, self._joint_name(layers, masks))
+            best = [] if joint is None else [tuple(tuple(subset) for subset in joint["best"])]
+            # Until the joint oracle is known, whether it is one more network is not.
+            extra = [mask for mask in best if mask not in masks]
+        streams = [("early", 0, self.short_recipe)] if self.population.early else []
+        streams += [("retrain", repeat, self.recipe) for repeat in range(self.population.repeats)]
+        networks = stored = epochs = 0
+        for wiring in self.population.wirings:
+            for stream, repeat, recipe in streams:
+                for some in _batched([*masks, *(extra if wiring == "correct" else [])], TOGETHER):
+                    there = self._ledger.part(self.folder, _part_name(layers, wiring, f"{stream}{repeat}", some))
+                    networks += len(some)
+                    stored += len(some) if there is not None else 0
+                    epochs += len(some) * (recipe.epochs or 0) if there is None else 0
+        return Outstanding(networks, stored, epochs)
+
+    def _asks_jointly(self, layers: tuple[str, ...]) -> bool:
+        """Whether the loss of every combination of filters of a panel is asked for."""
+        return bool(self.population.joint_images) and len(layers) > 1
+
     def measure(self, layers: tuple[str, ...]) -> list[Panel]:
         """Measure a panel, where the ledger lacks it, under every wiring.
 
@@ -250,7 +294,7 @@ class Populations:
         scores = self._scores(self.base, layers)
         l1 = _highest(scores["l1"], masks[0])
         extra: list[Mask] = []
-        joint = self._joint(layers, masks) if self.population.joint_images and len(layers) > 1 else None
+        joint = self._joint(layers, masks) if self._asks_jointly(layers) else None
         if joint is not None and joint.best not in masks:
             extra = [joint.best]
         for wiring in self.population.wirings:
@@ -303,7 +347,7 @@ class Populations:
         recipe = self.short_recipe if stream == "early" else self.recipe
         found: dict[str, list[float]] = {"accuracies": [], "losses": []}
         for some in _batched(masks, TOGETHER):
-            name = f"{panel_name(layers)}@{wiring}-{stream}{repeat}-{_digest(some)}"
+            name = _part_name(layers, wiring, f"{stream}{repeat}", some)
 
             def retrained(some: Sequence[Mask] = some, name: str = name) -> dict[str, Any]:
                 networks = self.networks(self.base, layers, some, l1, wiring)
@@ -331,7 +375,7 @@ class Populations:
         losses: list[float] = []
         others: list[float] = []
         for some in _batched(masks, TOGETHER):
-            name = f"{panel_name(layers)}@{wiring}-pruned-{_digest(some)}"
+            name = _part_name(layers, wiring, "pruned", some)
 
             def scored(some: Sequence[Mask] = some) -> dict[str, Any]:
                 return {
@@ -407,11 +451,14 @@ class Populations:
 
     def _joint(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
         """The exact oracle of a panel of several layers."""
-        name = f"{panel_name(layers)}-joint-{self.population.joint_images}-{_digest(masks)}"
+        name = self._joint_name(layers, masks)
         what = f"{panel_name(layers)}: losses of all combinations"
         part = self._kept(name, what, 0, 1, lambda: vars(self._searched(layers, masks)))
         best = tuple(tuple(subset) for subset in part["best"])
         return Joint(**{**part, "best": best, "accuracies": []})
+
+    def _joint_name(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> str:
+        return f"{panel_name(layers)}-joint-{self.population.joint_images}-{_digest(masks)}"
 
     def _searched(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
         if not isinstance(self.base, LeNet5):
@@ -440,6 +487,11 @@ def _removed(scores: Sequence[torch.Tensor], mask: Mask) -> float:
 
 def _batched(masks: Sequence[Mask], size: int) -> Iterator[Sequence[Mask]]:
     return (masks[start : start + size] for start in range(0, len(masks), size))
+
+
+def _part_name(layers: tuple[str, ...], wiring: Wiring, stream: str, masks: Sequence[Mask]) -> str:
+    """What the ledger calls what was measured of some networks of a panel."""
+    return f"{panel_name(layers)}@{wiring}-{stream}-{_digest(masks)}"
 
 
 def _digest(masks: Sequence[Mask]) -> str:

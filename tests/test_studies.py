@@ -172,6 +172,9 @@ def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):
         assert populations(tmp_path, **change).folder != name
     for change in ({"repeats": 4}, {"criteria": ("l1", "l2")}, {"panels": (("conv1",),)}, {"joint_images": 9}):
         assert populations(tmp_path, **change).folder == name
+    mine = populations(tmp_path)
+    mine.arithmetic = "portable"
+    assert mine.folder != name
 
 
 def test_a_damaged_part_is_told(tmp_path):

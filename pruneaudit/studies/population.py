@@ -98,6 +98,7 @@ class Populations:
         self.population = study.population.scaled(settings.budget, workload)
         self.workload = workload.scaled(settings.budget)
         self.precision = settings.precision
+        self.arithmetic = settings.arithmetic
         self._catalog = catalog
         self._runtime = runtime
         self._ledger = ledger
@@ -149,6 +150,8 @@ class Populations:
             "data": identity(self.workload.data, self._runtime.data_root),
             "precision": self.precision,
             "numerics": NUMERICS_VERSION,
+            # What was measured before there was a choice keeps its name.
+            **({} if self.arithmetic == "native" else {"arithmetic": self.arithmetic}),
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self._name}-{digest}"
@@ -167,7 +170,7 @@ class Populations:
             "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; accuracy after "
             "the last epoch",
             "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
-            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}",
+            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}, {self.arithmetic} arithmetic",
             "seeds": f"base 0; retraining 0 to {population.repeats - 1}",
         }
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TrainedMethod,
         WeightScore,
     )
+    from pruneaudit.method.iterative import IterativeScore
     from pruneaudit.method.torch_pruning import TorchPruner
     from pruneaudit.pruning import shapes
     from pruneaudit.report.frames import load
@@ -38,6 +39,7 @@ __all__ = [
     "Data",
     "FilterScore",
     "Hooks",
+    "IterativeScore",
     "Kept",
     "Method",
     "PruningTask",
@@ -57,6 +59,7 @@ __all__ = [
 # Where a public name is defined, if not in the contract: looked up when it is first asked for.
 _ELSEWHERE = {
     "Data": "pruneaudit.workloads.data",
+    "IterativeScore": "pruneaudit.method.iterative",
     "TorchPruner": "pruneaudit.method.torch_pruning",
     "check_method": "pruneaudit.method.conformance",
     "check_workload": "pruneaudit.campaign.conformance",

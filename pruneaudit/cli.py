@@ -588,7 +588,8 @@ def plan(
         typer.echo(json.dumps(facts, indent=1, sort_keys=True))
         return
     columns = ["workload", "stage", "runs", "stored", "epochs", "training_macs", "minutes", "basis"]
-    _show(facts["stages"], columns, False)
+    if facts["stages"] or "populations" not in facts:
+        _show(facts["stages"], columns, False)
     typer.echo(
         f"{facts['cells']} cells stand on {facts['runs']} distinct runs ({facts['stored']} of them in the ledger); "
         f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
@@ -602,6 +603,13 @@ def plan(
         )
         price_of = "" if facts["cost"] is None else f", {facts['cost']:.2f} at {price:g} an hour"
         typer.echo(f"device hours: {facts['device_hours']:.2f}{price_of}")
+    if panels := facts.get("populations"):
+        _show(panels, ["study", "panel", "networks", "stored", "epochs"], False)
+        networks, stored, epochs = (sum(row[name] for row in panels) for name in ("networks", "stored", "epochs"))
+        typer.echo(
+            f"populations: {networks} trainings of pruned networks ({stored} of them in the ledger), {epochs} epochs "
+            "of single networks to train, many at once; no part of the time above"
+        )
     if "decide" in facts:
         _show(facts["decide"], list(facts["decide"][0]), False)
         unknown = sum(row["decided"] is None for row in facts["decide"])

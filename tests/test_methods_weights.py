@@ -256,15 +256,24 @@ def test_one_shot_tickets_have_the_masks_of_magnitude(method, name):
     assert prune(method, name, model).consumption.training_samples == 0
 
 
+@pytest.mark.parametrize("method", ["lottery-ticket-filter", "lottery-random-reinit-filter"])
+def test_tickets_of_filters_have_the_filters_of_l1(method):
+    model = network("resnet20")
+    found = prune(method, "resnet20", model)
+    assert found.answer.kept == prune("l1", "resnet20", model).answer.kept
+    assert CATALOG.method(method).cls.rewrites and found.consumption.training_samples == 0
+
+
+@pytest.mark.parametrize("method", ["lottery-ticket", "lottery-ticket-filter"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_ticket_goes_back_to_the_start(name):
+def test_a_ticket_goes_back_to_the_start(name, method):
     asked = []
 
     def initial(epoch):
         asked.append(epoch)
         return network(name, seed=7).state_dict()
 
-    found = prune("lottery-ticket", name, initial=initial)
+    found = prune(method, name, initial=initial)
     # Statistics of normalisations, too.
     assert_same_state(found.model, network(name, seed=7).state_dict())
     assert asked == [0]
@@ -280,12 +289,13 @@ def test_late_rewinding_goes_back_to_an_epoch_that_the_base_model_has(epoch, epo
     assert method.parameters() == {"epoch": epoch}
 
 
+@pytest.mark.parametrize("method", ["lottery-random-reinit", "lottery-random-reinit-filter"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reinitialised_ticket_has_fresh_weights(name):
-    models = [prune("lottery-random-reinit", name, seed=seed).model for seed in (0, 0, 1)]
+def test_a_reinitialised_ticket_has_fresh_weights(name, method):
+    models = [prune(method, name, seed=seed).model for seed in (0, 0, 1)]
     assert_same_state(models[1], models[0].state_dict())
     fresh = copy.deepcopy(models[0])
-    initialise(fresh, prune("lottery-random-reinit", name).task.generator("reinit"))
+    initialise(fresh, prune(method, name).task.generator("reinit"))
     assert_same_state(models[0], fresh.state_dict())
     for layer in weight_names(models[0]):
         values = [model.get_submodule(layer).weight for model in (*models[1:], network(name))]

@@ -4,11 +4,13 @@ import csv
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from builders import RECIPE, evidence
 
 from pruneaudit.audit.association import associate
 from pruneaudit.audit.statistics import difference
@@ -17,8 +19,11 @@ from pruneaudit.catalog.protocols import Study, load_study
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.catalog.studies import ArmClaim, Population, PopulationClaim, Series
 from pruneaudit.errors import ConfigError, DamagedError
+from pruneaudit.ledger.progress import Watcher
+from pruneaudit.ledger.records import Jacobian
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.studies.answer import questions
+from pruneaudit.studies.answer import announcing, questions
+from pruneaudit.studies.arms import Place, described, numbers
 from pruneaudit.studies.judgement import altogether, judge_arms, judge_population
 from pruneaudit.studies.panel import Panel
 from pruneaudit.studies.population import Populations
@@ -45,10 +50,10 @@ TINY = {
 }
 
 
-def populations(tmp_path, told=lambda text: None, **change):
+def populations(tmp_path, told=lambda what, done, total: None, writable=True, **change):
     study = Study(name="tiny", population=Population(**{**TINY, **change}))
     settings = Settings("full", "fp64", None, "torch")
-    return Populations(study, Catalog(), settings, Runtime(), Ledger(tmp_path / "ledger"), told)
+    return Populations(study, Catalog(), settings, Runtime(), Ledger(tmp_path / "ledger", writable), told)
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
@@ -114,9 +119,10 @@ def test_reduced_budgets_measure_less():
 
 def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
     told = []
-    first = populations(tmp_path, told.append)
+    first = populations(tmp_path, lambda *words: told.append(words))
     correct, legacy = first.measure(("conv3",))
-    assert told and not correct.exhaustive and len(set(correct.masks)) == 5
+    assert told[0] == ("base model", 0, 1) and ("conv3 legacy-l1 retrain 0", 0, 5) in told
+    assert not correct.exhaustive and len(set(correct.masks)) == 5
     assert all(len(subset) == 5 for (subset,) in correct.masks)
     # Channels have other names, and nothing else changes; the other wiring depends on names.
     assert correct.relabelled_difference < 1e-10
@@ -126,12 +132,38 @@ def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
     assert correct.accuracies != legacy.accuracies or correct.criteria["loss"] != legacy.criteria["loss"]
 
     again = []
-    other = populations(tmp_path, again.append, repeats=2)
+    other = populations(tmp_path, lambda *words: again.append(words[0]), repeats=2)
     more, _ = other.measure(("conv3",))
     # Only the new repeat is trained.
     assert [line for line in again if "retrain 1" in line] == again and len(again) == 2
     assert more.accuracies[0] == correct.accuracies[0] and more.criteria == correct.criteria
     assert more.accuracies[1] != more.accuracies[0] or more.test_losses[1] != more.test_losses[0]
+
+    # Whoever only judges takes what is there, trains nothing and writes nothing.
+    assert other.outstanding(("conv3",)) == (30, 30, 0)
+    assert populations(tmp_path, repeats=4).outstanding(("conv3",)) == (50, 30, 20)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")}
+    judged = populations(tmp_path, lambda *words: pytest.fail("measured"), writable=False)
+    assert judged.measure(("conv3",))[0] == correct
+    with pytest.raises(ConfigError, match=r"conv3 correct retrain 2: not in .*without --audit-from") as error:
+        populations(tmp_path, writable=False, repeats=3).measure(("conv3",))
+    assert "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")} == before
+
+
+def test_other_processes_are_told_which_networks_are_measured(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    announcing(ledger, Study(name="mine"))("conv3 correct retrain 0", 64, 252)
+    assert Watcher(ledger).look().line() == "now mine conv3 correct retrain 0 network 64/252"
+    ledger.report_progress([])
+    assert Watcher(ledger).look().line() == ""
+
+
+def test_a_plan_counts_networks_and_trains_none(tmp_path):
+    mine = populations(tmp_path, lambda *words: pytest.fail("measured"), repeats=3, epochs=4, early=0.25)
+    # Two wirings of five networks, each trained once for one epoch and three times for four.
+    assert mine.outstanding(("conv3",)) == (40, 0, 2 * 5 * (1 + 3 * 4))
+    assert mine.outstanding(("conv1", "conv2")) == (40, 0, 130)
 
 
 def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):
@@ -140,6 +172,9 @@ def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):
         assert populations(tmp_path, **change).folder != name
     for change in ({"repeats": 4}, {"criteria": ("l1", "l2")}, {"panels": (("conv1",),)}, {"joint_images": 9}):
         assert populations(tmp_path, **change).folder == name
+    mine = populations(tmp_path)
+    mine.arithmetic = "portable"
+    assert mine.folder != name
 
 
 def test_a_damaged_part_is_told(tmp_path):
@@ -228,6 +263,78 @@ def test_arms_are_judged_by_their_verdict(gap, verdicts):
         assert judge_arms(sentence, found, ACCURACY)[0].says == says
     few = [("r0.5", difference([93.0, 93.1], [90.0, 90.0], 0.5))]
     assert judge_arms(sentence, few, ACCURACY)[0].says == "open"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"right": "l1"}, "'l1' under s3.2 is compared with itself"),
+        ({"right": "l1", "right_protocol": "s3.2"}, "'l1' under s3.2 is compared with itself"),
+        ({"quantity": "jsv"}, "state which differences of jsv do not matter"),
+        ({"margin": 0}, "greater than 0"),
+    ],
+)
+def test_a_sentence_about_arms_that_says_nothing_is_refused(change, message):
+    given = {"text": "x", "source": "x", "protocol": "s3.2", "left": "l1", "right": "random", "expects": "better"}
+    with pytest.raises(ValueError, match=message):
+        ArmClaim(**{**given, **change})
+
+
+def arm(seed=0, recipe=RECIPE, protocol="s3.2", curve=(60.0, 70.0, 80.0), jsv=(3.0, 1.0, 2.0), train=0.5):
+    """What was measured of an arm at a seed, its trainability made up: base, pruned, at the end."""
+    found = evidence(seed=seed, protocol=protocol)
+    base, pruned, end = (Jacobian(mean=mean, std=0.1, condition=2.0, samples=64) for mean in jsv)
+    result = {"recipe": recipe, "jacobian": end, "test_accuracy": list(curve), "accuracy": curve[-1]}
+    return replace(
+        found,
+        base=found.base.model_copy(update={"jacobian": base, "jacobian_train": base}),
+        prune=found.prune.model_copy(
+            update={"jacobian": pruned, "jacobian_train": pruned.model_copy(update={"mean": train})}
+        ),
+        result=found.result.model_copy(update=result),
+    )
+
+
+def test_a_sentence_reads_what_it_is_about():
+    place = Place("here", (arm(), arm(1)), (arm(0, jsv=(3.0, 0.7, 1.5), train=0.9), arm(1, curve=(50.0, 60.0, 90.0))))
+    assert numbers("result", place) == ([80, 80], [80, 90])
+    # The rate falls after two epochs.
+    assert numbers("trainability", place) == ([65, 65], [65, 55])
+    assert numbers("jsv", place) == ([1.0, 1.0], [0.7, 1.0])
+    assert numbers("jsv-train", place) == ([0.5, 0.5], [0.9, 0.5])
+    assert numbers("jsv-end", place) == ([2.0, 2.0], [1.5, 2.0])
+
+
+def test_what_cannot_be_compared_of_arms_is_told():
+    other = RECIPE.model_copy(update={"lr": "0:0.1,2:0.001"})
+    with pytest.raises(ConfigError, match="here: trainability accuracies under different schedules rank the schedules"):
+        numbers("trainability", Place("here", (arm(),), (arm(recipe=other),)))
+    smooth = RECIPE.model_copy(update={"lr": "cosine:0.1:0.001"})
+    with pytest.raises(ConfigError, match=r"here: trainability of lenet5-digits-l1-s3\.2-r0\.5-seed0 was"):
+        numbers("trainability", Place("here", (arm(recipe=smooth),), (arm(recipe=smooth),)))
+
+
+def test_one_method_under_two_setups_is_told_apart_on_the_page():
+    sentence = ArmClaim(
+        text="x", source="x", protocol="p3f6-1e-2", right_protocol="p3f6-1e-3", left="l1", right="l1", expects="better"
+    )
+    rising, flat = RECIPE.model_copy(update={"epochs": 8, "lr": "0:1e-3,7:1e-4"}), [70.0] * 8
+    places = [Place("here", (arm(recipe=rising, curve=flat), arm(1, recipe=rising, curve=flat)), (arm(), arm(1)))]
+    curves = [[70.0] * 8, [60.0, 62.0, 64.1, 66.0, 68.2, 70.0, 72.1, 72.1]]
+    left = tuple(
+        replace(one, result=one.result.model_copy(update={"validation_accuracy_curve": curve}))
+        for one, curve in zip(places[0].left, curves, strict=True)
+    )
+    table = described(sentence, [replace(places[0], left=left)])
+    first, second = (dict(zip(table["head"], row, strict=True)) for row in table["rows"])
+    assert (first["arm"], second["arm"]) == ("l1 p3f6-1e-2", "l1 p3f6-1e-3")
+    # One of two seeds was still getting better when its rate fell; two epochs of the other arm show no slope.
+    assert (first["converged at the first decay"], second["converged at the first decay"]) == ("1 of 2", "")
+    assert "trainability accuracy" not in first, "their schedules differ"
+    assert (first["JSV base"], first["JSV pruned"], first["JSV pruned (train)"]) == ("3.00", "1.00", "0.50")
+    found = [("r0.5", difference([93.0] * 8, [90.0] * 8, 0.5))]
+    judged = judge_arms(sentence, found, ACCURACY)[0]
+    assert judged.measured == "l1 p3f6-1e-2 less l1 p3f6-1e-3, n = 8: better; better?"
 
 
 def test_a_sentence_about_all_places_holds_at_each():

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,7 @@ class Work:
         cells: What would be measured.
         checks: Conformance checks that would run.
         collecting: Seconds of this process until here; the one that starts workers spends as many.
+        populations: Networks of studies that would be trained, a row for each panel; no part of any estimate.
     """
 
     catalog: Catalog
@@ -66,6 +67,7 @@ class Work:
     cells: Sequence[Cell]
     checks: Sequence[Check]
     collecting: float
+    populations: Sequence[Mapping[str, Any]] = ()
 
 
 def check_price(price: float | None, probe: bool) -> None:
@@ -178,7 +180,8 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
             "cost": None if price is None else hours * price,
         }
     whole = _kept_whole(work)
-    return facts | times | ({"kept_whole": whole} if whole else {})
+    more = {"kept_whole": whole, "populations": [dict(row) for row in work.populations]}
+    return facts | times | {name: value for name, value in more.items() if value}
 
 
 def _kept_whole(work: Work) -> dict[str, dict[str, str]]:

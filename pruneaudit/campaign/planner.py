@@ -280,7 +280,10 @@ class Planner:
         self.resolved = resolved
         self.cell = cell = resolved.cell
         self.protocol = resolved.protocol
-        self.workload = resolved.workload.scaled(settings.budget)
+        workload, course = resolved.workload, resolved.protocol.course
+        if course is not None:
+            workload = course.of(workload, facts(workload.data).train)
+        self.workload = workload.scaled(settings.budget)
         shapes.check(self.workload)
         self.source = resolved.method
         self.method = self.source.create()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pruneaudit.catalog.claims import PublishedTable, load_table
+from pruneaudit.catalog.courses import Course
 from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
 from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
 from pruneaudit.catalog.workloads import WORKLOADS_GROUP, Brought, brought, installed
@@ -419,9 +420,21 @@ class Catalog:
         """The protocol called ``name``, or an error that names the nearest one."""
         if name.startswith(CROSS_PREFIX):
             return self._cross_protocol(self.method(name.removeprefix(CROSS_PREFIX)).name)
-        if name not in self.protocols:
+        if name in self.protocols:
+            return self.protocols[name]
+        course = Course.parse(name)
+        if course is None:
             raise unknown("protocol", name, self.protocols)
-        return self.protocols[name]
+        # Whoever compares arms under it compares as strictly as S3.2 does.
+        return self.protocols["s3.2"].model_copy(
+            update={
+                "name": name,
+                "title": f"S3.2 with {course}",
+                "source": "Wang et al. 2023 (arXiv 2301.05219), sec. 5 and appendix A",
+                "retraining": "workload",
+                "course": course,
+            }
+        )
 
     def _cross_protocol(self, method: str) -> Protocol:
         """S3.2 with a method's published recipe for every arm (the workload's where it has none, as in S2)."""

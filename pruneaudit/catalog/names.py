@@ -21,6 +21,20 @@ MAGNITUDE = "l1"
 CONTROLS = (MAGNITUDE, RANDOM, "magnitude-layer", "random-weight")
 
 
+#: ``p30f90-1e-2``: S3.2 with other lengths and rates, see :mod:`pruneaudit.catalog.courses`.
+_COURSE = re.compile(r"p\d+f\d")
+
+
+def is_derived(protocol: str) -> bool:
+    """Whether a protocol is one of the setups with another recipe, made by name: ``xv-METHOD``, ``p30f90-1e-2``."""
+    return protocol.startswith(CROSS_PREFIX) or is_course(protocol)
+
+
+def is_course(protocol: str) -> bool:
+    """Whether a protocol's name begins as a course's does."""
+    return _COURSE.match(protocol) is not None
+
+
 def is_scratch(method: str) -> bool:
     """Whether a method id names a scratch arm: ``scratch`` or ``scratch-…``."""
     return method == SCRATCH_PREFIX or method.startswith(f"{SCRATCH_PREFIX}-")

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pruneaudit.catalog.courses import Course
 from pruneaudit.catalog.studies import ArmClaim, Population
 from pruneaudit.schema import Frozen, load_as
 
@@ -30,6 +31,7 @@ class Protocol(Frozen):
         margin: Differences in accuracy below this do not matter, in percentage points: twice the standard error of a
             CIFAR-10 accuracy.
         recipe_of: Method whose published recipe every arm retrains by, where retraining is ``method``.
+        course: Lengths and rates in place of the workload's own; None: the workload's.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Protocol(Frozen):
     requires: tuple[str, ...] = Field(min_length=1)
     margin: float = Field(default=0.5, gt=0)
     recipe_of: str = ""
+    course: Course | None = None
 
     @model_validator(mode="after")
     def _recipe(self) -> Self:

@@ -13,6 +13,10 @@ from pruneaudit.workloads.schema import Budget, Workload
 #: What ``correct`` and ``legacy-l1`` mean: :func:`pruneaudit.studies.population.wired`.
 Wiring = Literal["correct", "legacy-l1"]
 Statistic = Literal["tau", "anomaly", "regret", "discordance"]
+#: What is compared of two arms: the ``result`` by the workload's metric; the ``trainability`` accuracy (Wang et al.
+#: 2023, Eq. 1); the mean Jacobian singular value right after pruning, ``jsv`` in eval mode and ``jsv-train`` on batch
+#: statistics, as it was published (Wang & Fu 2023), or in eval mode after retraining, ``jsv-end``.
+Quantity = Literal["result", "trainability", "jsv", "jsv-train", "jsv-end"]
 
 #: Criteria that are no method's score: the training loss right after pruning, the error after a short retraining,
 #: the number of places that another filter takes than in the set of L1, and a number drawn at random.
@@ -156,7 +160,7 @@ def panel_name(layers: tuple[str, ...]) -> str:
 
 
 class ArmClaim(Frozen):
-    """A sentence about two arms of a study's cells, at some ratios under one protocol.
+    """A sentence about two arms of a study's cells, at some ratios: two methods, or one under two protocols.
 
     Attributes:
         text: The sentence.
@@ -164,6 +168,9 @@ class ArmClaim(Frozen):
         protocol: Comparison setup.
         left: Method that the sentence is about.
         right: What it is compared with.
+        right_protocol: Comparison setup of that, where it is another one; empty: the same.
+        quantity: What is compared, see :data:`Quantity`.
+        margin: Differences below this do not matter, in the quantity's unit; None: the metric's or the protocol's.
         ratios: Ratios that it speaks of; empty: all of the workload.
         expects: What the left arm must be for the sentence to hold at a ratio.
         workloads: Workloads that it speaks of; empty: all of the study.
@@ -174,6 +181,29 @@ class ArmClaim(Frozen):
     protocol: str
     left: str
     right: str
+    right_protocol: str = ""
+    quantity: Quantity = "result"
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     ratios: tuple[float, ...] = ()
     expects: Literal["better", "worse", "equivalent", "not worse", "not better"]
     workloads: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if (self.left, self.protocol) == (self.right, self.other_protocol):
+            raise ValueError(f"'{self.left}' under {self.protocol} is compared with itself")
+        if self.quantity.startswith("jsv") and self.margin is None:
+            raise ValueError(f"margin: state which differences of {self.quantity} do not matter, such as 0.05")
+        return self
+
+    @property
+    def other_protocol(self) -> str:
+        """Comparison setup of the right arm."""
+        return self.right_protocol or self.protocol
+
+    @property
+    def arms(self) -> tuple[str, str]:
+        """What the two arms are called: by their methods, and where it is one, by protocol."""
+        if self.left != self.right:
+            return self.left, self.right
+        return f"{self.left} {self.protocol}", f"{self.right} {self.other_protocol}"

@@ -104,6 +104,7 @@ class Training(_Said):
         id: Its id.
         epoch: Epochs done.
         epochs: Epochs in all; 0 for a pruning stage that trains nothing.
+        unit: What is counted so: populations of a study count networks.
         accuracy: The metric on the test split after the last epoch, or None.
         metric: Its name.
         begun: Epochs that an earlier, killed attempt had done.
@@ -121,6 +122,7 @@ class Training(_Said):
     id: RunId
     epoch: Count = 0
     epochs: Count = 0
+    unit: Plain = "epoch"
     accuracy: FiniteFloat | None = None
     metric: Plain = ACCURACY.name
     begun: Count = 0
@@ -141,7 +143,7 @@ class Training(_Said):
     @property
     def words(self) -> str:
         """What it does, such as ``resnet20-digits-retrain-l1-r0.5-seed0 epoch 3/8 94.2 %``."""
-        epoch = f" epoch {self.epoch}/{self.epochs}" if self.epochs else ""
+        epoch = f" {self.unit} {self.epoch}/{self.epochs}" if self.epochs else ""
         return f"{self.run}{epoch}" + ("" if self.accuracy is None else f" {self.reached}")
 
     @property

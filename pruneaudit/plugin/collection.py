@@ -18,21 +18,25 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import audit_session
 from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.plugin.session import AuditSession, ConformanceCase, item_target
+from pruneaudit.studies.answer import Question
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.plan import Work
 
 
 class _Collector:
-    """Takes the audit session, and the conformance checks, out of a pytest collection."""
+    """Takes the audit session, conformance checks and questions of studies out of a pytest collection."""
 
     session: AuditSession | None = None
     checks: list[ConformanceCase]
+    questions: list[Question]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.session = audit_session(session.config)
         targets = map(item_target, session.items)
         self.checks = [target for target in targets if isinstance(target, ConformanceCase)]
+        asked = [getattr(item, "callspec", None) for item in session.items]
+        self.questions = [call.params["audit_question"] for call in asked if call and "audit_question" in call.params]
 
 
 def collect(expression: str, options: list[str], pilot: Path | None = None) -> tuple[Work, list[Forecast]]:
@@ -80,6 +84,7 @@ def collect(expression: str, options: list[str], pilot: Path | None = None) -> t
         list(dict.fromkeys([*session.selected, *cells_expected(expected)])),
         checks,
         collecting,
+        [session.outstanding(question) for question in collector.questions if question.claim is None],
     )
     return work, expected
 

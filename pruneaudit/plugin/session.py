@@ -39,12 +39,14 @@ from pruneaudit.plugin.keywords import absent_ratios
 from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.plugin.outcomes import Declined, Waived, telling
 from pruneaudit.plugin.project import above, project
-from pruneaudit.studies.answer import Question, answer_claim, answer_panel, questions
+from pruneaudit.studies.answer import Question, announcing, answer_claim, answer_panel, questions
+from pruneaudit.studies.arms import Place
 from pruneaudit.studies.judgement import Judgement
 from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
+    from pruneaudit.studies.population import Populations
     from pruneaudit.training.runtime import Runtime
 
 
@@ -356,17 +358,36 @@ class AuditSession:
         """
         folder = self.report_path / "studies" / question.study.name
         if question.claim is None:
-            from pruneaudit.studies.population import Populations
-
-            self.runtime.prepare()
-            populations = Populations(question.study, self.catalog, self.settings, self.runtime, self.ledger)
-            return answer_panel(question, populations, folder)
+            populations = self._populations(question.study)
+            try:
+                return answer_panel(question, populations, folder)
+            finally:
+                self.ledger.report_progress([])
         places = []
         for place, left, right in self.pairs(question):
-            records = [[self.measured(cell) for cell in cells] for cells in (left, right)]
-            places.append((place, records[0], records[1]))
-        how = f"{self.settings.budget} budget, {self.settings.precision}, {self.settings.backend}"
+            arms = [[Evidence.read(self.measured(cell), self.ledger) for cell in cells] for cells in (left, right)]
+            places.append(Place(place, *map(tuple, arms)))
+        chosen = self.settings
+        how = f"{chosen.budget} budget, {chosen.precision}, {chosen.backend}, {chosen.arithmetic} arithmetic"
         return answer_claim(question, self.catalog, places, {"measured": how}, folder)
+
+    def _populations(self, study: Study) -> Populations:
+        """The populations of a study, which tell other processes how far they are."""
+        from pruneaudit.studies.population import Populations
+
+        self.runtime.prepare()
+        told = announcing(self.ledger, study)
+        return Populations(study, self.catalog, self.settings, self.runtime, self.ledger, told)
+
+    def outstanding(self, question: Question) -> dict[str, Any]:
+        """How many networks of a panel are to be trained: a row for ``pruneaudit plan``; trains nothing.
+
+        Raises:
+            AuditError: It cannot be measured.
+        """
+        study = question.study
+        left = self._populations(study).outstanding(question.layers)
+        return {"study": study.name, "panel": question.part, **left._asdict()}
 
     def measured(self, cell: Cell) -> CellRecord:
         """The record of a cell that came to its end.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pruneaudit.catalog.names import CONTROLS, CORE_METHODS, CROSS_PREFIX
+from pruneaudit.catalog.names import CONTROLS, CORE_METHODS, is_derived
 from pruneaudit.report.results import Results, Statistic
 from pruneaudit.report.sheet import PALE, Axes, Mark, scattered, segments
 from pruneaudit.report.style import Style
@@ -80,8 +80,8 @@ class Arms:
 
     @cached_property
     def protocols(self) -> list[str]:
-        """By name, and cross-validated recipes last."""
-        return sorted({row["protocol"] for row in self.cells}, key=lambda name: (name.startswith(CROSS_PREFIX), name))
+        """By name, and those with other recipes last."""
+        return sorted({row["protocol"] for row in self.cells}, key=lambda name: (is_derived(name), name))
 
     @cached_property
     def ratios(self) -> list[float]:

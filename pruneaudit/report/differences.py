@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pruneaudit.catalog.names import CROSS_PREFIX
+from pruneaudit.catalog.names import is_derived
 from pruneaudit.report.results import Results
 from pruneaudit.workloads.metrics import Metric
 
@@ -107,7 +107,7 @@ def _picture(ratio: float, found: Mapping[tuple[str, str], Mapping[str, Gap]], m
     shown = sorted(first[:MOST_ROWS])
     return Picture(
         ratio,
-        tuple(sorted(setups, key=lambda name: (name.startswith(CROSS_PREFIX), name))),
+        tuple(sorted(setups, key=lambda name: (is_derived(name), name))),
         tuple((arms, found[arms]) for arms in shown),
         _reach([gap for arms in shown for gap in found[arms].values()]),
         len(found) - len(shown),

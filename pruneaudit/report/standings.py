@@ -11,7 +11,7 @@ from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.verdicts import Verdict, tiers
 from pruneaudit.catalog.discovery import Catalog
-from pruneaudit.catalog.names import CROSS_PREFIX, UNPRUNED
+from pruneaudit.catalog.names import UNPRUNED, is_derived
 from pruneaudit.report.values import value
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 
@@ -117,7 +117,7 @@ def profiles(rows: Iterable[Mapping[str, Any]], metric_of: MetricOf = _accuracy)
     Dolan and Moré 2002, on the metric. Only where every method has every cell: a profile over other points would
     compare methods on other tasks. Smaller networks, networks with zeros and other metrics have profiles of their own.
     """
-    listed = [row for row in rows if not row["protocol"].startswith(CROSS_PREFIX) and row["method"] != UNPRUNED]
+    listed = [row for row in rows if not is_derived(row["protocol"]) and row["method"] != UNPRUNED]
     means = _means(listed)
     result = []
     masked = {row["method"] for row in listed if row["granularity"] == "weight"}

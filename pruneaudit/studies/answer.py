@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +14,10 @@ from pruneaudit.audit.statistics import differences
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
-from pruneaudit.catalog.studies import ArmClaim
+from pruneaudit.catalog.studies import ArmClaim, panel_name
 from pruneaudit.errors import MethodError
-from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.studies.arms import Place, described, metric_of, numbers
 from pruneaudit.studies.judgement import Judgement, judge_arms, judge_population
 from pruneaudit.studies.page import part_names, write_arms, write_panel
 from pruneaudit.workloads.schema import Workload
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 #: A loss that changes by more than this part of it when channels are named anew is no rounding of fp32.
 NO_ROUNDING = 1e-3
+#: What of a run's environment the page names.
+_NAMED = ("pruneaudit", "torch", "device")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,13 @@ class Question:
         claims = {f"claim{number}": claim for number, claim in enumerate(self.study.claims, 1)}
         return claims.get(self.part)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers of the panel that it is."""
+        population = self.study.population
+        assert population is not None
+        return next(layers for layers in population.panels if panel_name(layers) == self.part)
+
     def pairs(
         self, catalog: Catalog, seeds: Callable[[Workload], Sequence[int]]
     ) -> list[tuple[str, list[Cell], list[Cell]]]:
@@ -65,8 +78,8 @@ class Question:
             assert claim is not None
             for ratio in claim.ratios or tuple(dict.fromkeys([*workload.ratios, *self.study.ratios])):
                 left, right = (
-                    [Cell(workload.name, claim.protocol, name, ratio, seed) for seed in seeds(workload)]
-                    for name in (claim.left, claim.right)
+                    [Cell(workload.name, protocol, name, ratio, seed) for seed in seeds(workload)]
+                    for name, protocol in ((claim.left, claim.protocol), (claim.right, claim.other_protocol))
                 )
                 found.append((f"{workload.name} r{ratio:g}", left, right))
         return found
@@ -77,6 +90,29 @@ def questions(study: Study) -> list[Question]:
     return [Question(study, part) for part in part_names(study)]
 
 
+def announcing(ledger: Ledger, study: Study) -> Callable[[str, int, int], None]:
+    """Tells other processes which networks of a study this one measures, as they are told of a run under way.
+
+    Args:
+        ledger: Where it is told.
+        study: The study.
+
+    Returns:
+        What populations call (:data:`~pruneaudit.studies.population.Telling`).
+    """
+
+    def tell(what: str, done: int, total: int) -> None:
+        now = time.time()
+        run = f"{study.name} {what}"
+        identity = hashlib.sha256(run.encode()).hexdigest()[:16]
+        told = {"run": run, "id": identity, "epoch": done, "epochs": total, "unit": "network", "begun": done}
+        # Telling is never worth a measurement.
+        with contextlib.suppress(OSError):
+            ledger.report_progress([{**told, "started": now}])
+
+    return tell
+
+
 def answer_panel(question: Question, populations: Populations, folder: Path) -> list[Judgement]:
     """Measure a panel, judge the study's sentences on it, and write its page.
 
@@ -85,8 +121,7 @@ def answer_panel(question: Question, populations: Populations, folder: Path) -> 
     """
     study = question.study
     assert study.population is not None
-    layers = next(layers for layers in study.population.panels if "+".join(layers) == question.part)
-    panels = populations.measure(layers)
+    panels = populations.measure(question.layers)
     by_wiring = {panel.wiring: panel for panel in panels}
     judged = [
         judge_population(claim, by_wiring)
@@ -104,38 +139,37 @@ def answer_panel(question: Question, populations: Populations, folder: Path) -> 
 
 
 def answer_claim(
-    question: Question,
-    catalog: Catalog,
-    places: Sequence[tuple[str, list[CellRecord], list[CellRecord]]],
-    facts: dict[str, str],
-    folder: Path,
+    question: Question, catalog: Catalog, places: Sequence[Place], facts: dict[str, str], folder: Path
 ) -> list[Judgement]:
     """Judge a sentence about arms from what was measured of them, and write its page.
 
     Args:
         question: The sentence.
         catalog: Where its protocol and workloads are.
-        places: Each place with the records of both arms, paired by seed.
+        places: Where it is looked at, with what was measured of both arms.
         facts: What was measured, in words, by name.
         folder: Where the study's page goes.
+
+    Raises:
+        ConfigError: It compares what was not measured, or cannot be compared.
     """
     claim = question.claim
     assert claim is not None
-    metric = question.workloads(catalog)[0].metric
-    margin = metric.margin_under(catalog.protocol(claim.protocol).margin)
-    values = [
-        ([record.value or 0.0 for record in left], [record.value or 0.0 for record in right], margin)
-        for _, left, right in places
-    ]
-    found = [(place, difference) for (place, _, _), difference in zip(places, differences(values), strict=True)]
+    metric = metric_of(claim.quantity, question.workloads(catalog)[0].metric)
+    margin = claim.margin or metric.margin_under(catalog.protocol(claim.protocol).margin)
+    values = [(*numbers(claim.quantity, place), margin) for place in places]
+    found = [(place.name, difference) for place, difference in zip(places, differences(values), strict=True)]
     judged = judge_arms(claim, found, metric)
+    first = places[0].left[0].result
     told = {
         **facts,
+        "environment": ", ".join(f"{name} {first.environment[name]}" for name in _NAMED if name in first.environment),
+        "seeds": ", ".join(str(arm.cell.seed) for arm in places[0].left),
         **{
-            f"{place} {name}": ", ".join(f"{record.value:.2f}" for record in records)
-            for place, left, right in places
-            for name, records in ((claim.left, left), (claim.right, right))
+            f"{place.name} {name}": ", ".join(f"{value:.{metric.decimals}f}" for value in of_arm)
+            for place, both in zip(places, values, strict=True)
+            for name, of_arm in zip(claim.arms, both[:2], strict=True)
         },
     }
-    write_arms(folder, question.study, question.part, told, claim.text, judged)
+    write_arms(folder, question.study, question.part, told, claim.text, judged, described(claim, places))
     return judged

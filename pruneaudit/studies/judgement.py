@@ -105,6 +105,9 @@ def judge_arms(claim: ArmClaim, found: Sequence[tuple[str, Difference]], metric:
     adjusted = holm([difference.p for _, difference in found])
     equivalent = [difference.p_equivalent for _, difference in found]
     known = iter(holm([p for p in equivalent if p is not None]))
+    what = "" if claim.quantity == "result" else f"{claim.quantity} of "
+    # Where one method stands under two setups, these are in the names of the arms.
+    under = "" if claim.left == claim.right else f" under {claim.protocol}"
     judged = []
     for (place, difference), p, p_equivalent in zip(found, adjusted, equivalent, strict=True):
         verdict = word(difference, p, None if p_equivalent is None else next(known), metric)
@@ -114,8 +117,7 @@ def judge_arms(claim: ArmClaim, found: Sequence[tuple[str, Difference]], metric:
                 text=claim.text,
                 source=claim.source,
                 place=place,
-                measured=f"{claim.left} less {claim.right} under {claim.protocol}, n = {difference.n}: {verdict}; "
-                f"{claim.expects}?",
+                measured=f"{what}{' less '.join(claim.arms)}{under}, n = {difference.n}: {verdict}; {claim.expects}?",
                 value=difference.mean,
                 low=difference.low,
                 high=difference.high,

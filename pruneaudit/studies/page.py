@@ -90,9 +90,25 @@ def write_panel(
 
 
 def write_arms(
-    folder: Path, study: Study, name: str, facts: Mapping[str, str], claim: str, judged: Sequence[Judgement]
+    folder: Path,
+    study: Study,
+    name: str,
+    facts: Mapping[str, str],
+    claim: str,
+    judged: Sequence[Judgement],
+    arms: Mapping[str, Any],
 ) -> None:
-    """Write what was found about two arms, and the page of all that is there."""
+    """Write what was found about two arms, and the page of all that is there.
+
+    Args:
+        folder: Where the study's page goes.
+        study: The study.
+        name: The part.
+        facts: What was measured, in words, by name.
+        claim: The sentence.
+        judged: What becomes of it at each place.
+        arms: Table of what was measured of each arm: ``caption``, ``head`` and ``rows``.
+    """
     rows = [[one.place, f"{one.value:+.2f}", _interval(one.low, one.high), one.measured, one.says] for one in judged]
     table = {"caption": claim, "head": ["where", "difference", "95 %", "measured", "the sentence"], "rows": rows}
     write_part(
@@ -103,7 +119,7 @@ def write_arms(
             "title": name,
             "facts": dict(facts),
             "judgements": [one.model_dump() for one in judged],
-            "tables": [table],
+            "tables": [table, dict(arms)],
             "figures": [],
             "notes": [],
             "measured": [],

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -46,8 +47,22 @@ from pruneaudit.workloads.recipes import Recipe
 
 #: Networks that are trained together and kept as one part: so much is lost by a stop.
 TOGETHER = 64
-#: Told what is done of how much, in a few words.
-Telling = Callable[[str], None]
+#: Told what is done, in a few words, and for how many of how many networks it is done already.
+Telling = Callable[[str, int, int], None]
+
+
+class Outstanding(NamedTuple):
+    """What is to be trained of a panel.
+
+    Attributes:
+        networks: Trainings of pruned networks, short ones included.
+        stored: Those of them that the ledger has.
+        epochs: Epochs of the others, all together.
+    """
+
+    networks: int
+    stored: int
+    epochs: int
 
 
 class Populations:
@@ -59,7 +74,7 @@ class Populations:
         settings: Budget and precision.
         runtime: Where its data are; populations are measured on the CPU.
         ledger: Where what is measured is kept.
-        told: Called with a few words whenever something is done.
+        told: Called whenever something is about to be measured.
 
     Raises:
         ConfigError: Something that it names does not exist, or cannot be measured so.
@@ -72,7 +87,7 @@ class Populations:
         settings: Settings,
         runtime: Runtime,
         ledger: Ledger,
-        told: Telling = lambda text: None,
+        told: Telling = lambda what, done, total: None,
     ) -> None:
         assert study.population is not None
         if settings.precision == "bf16":
@@ -83,6 +98,7 @@ class Populations:
         self.population = study.population.scaled(settings.budget, workload)
         self.workload = workload.scaled(settings.budget)
         self.precision = settings.precision
+        self.arithmetic = settings.arithmetic
         self._catalog = catalog
         self._runtime = runtime
         self._ledger = ledger
@@ -134,6 +150,8 @@ class Populations:
             "data": identity(self.workload.data, self._runtime.data_root),
             "precision": self.precision,
             "numerics": NUMERICS_VERSION,
+            # What was measured before there was a choice keeps its name.
+            **({} if self.arithmetic == "native" else {"arithmetic": self.arithmetic}),
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self._name}-{digest}"
@@ -152,7 +170,7 @@ class Populations:
             "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; accuracy after "
             "the last epoch",
             "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
-            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}",
+            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}, {self.arithmetic} arithmetic",
             "seeds": f"base 0; retraining 0 to {population.repeats - 1}",
         }
 
@@ -161,24 +179,28 @@ class Populations:
         return self.dataset.example(weight_type(self.precision))
 
     @cached_property
+    def _dense(self) -> nn.Module:
+        """A dense network, for its shapes."""
+        return place(shapes.dense_network(self.workload), "cpu", self.precision)
+
+    @cached_property
     def base(self) -> nn.Module:
         """The dense base model, trained once."""
-        model = place(shapes.dense_network(self.workload), "cpu", self.precision)
-        with self._ledger.population_lock(self.folder, "base"):
-            found = self._ledger.part(self.folder, "base")
-            if found is None:
-                self._told("base model")
-                initialise(model, generator(0, "pretrain", "initialise"))
-                epochs = self.population.pretrain_epochs
-                recipe = self.workload.pretrain if epochs is None else self.workload.pretrain.for_epochs(epochs)
-                sweep = Sweep([model], self._all_data, self.precision, recipe)
-                sweep.train(0, "pretrain")
-                (score,) = sweep.score(self.dataset.test)
-                if not math.isfinite(score.loss):
-                    raise ConfigError(f"study {self._name}: its base model diverged")
-                weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-                found = {"accuracy": score.accuracy, "compiled": sweep.compiled, "weights": weights}
-                self._ledger.save_part(self.folder, "base", found)
+        model = copy.deepcopy(self._dense)
+
+        def trained() -> dict[str, Any]:
+            initialise(model, generator(0, "pretrain", "initialise"))
+            epochs = self.population.pretrain_epochs
+            recipe = self.workload.pretrain if epochs is None else self.workload.pretrain.for_epochs(epochs)
+            sweep = Sweep([model], self._all_data, self.precision, recipe)
+            sweep.train(0, "pretrain")
+            (score,) = sweep.score(self.dataset.test)
+            if not math.isfinite(score.loss):
+                raise ConfigError(f"study {self._name}: its base model diverged")
+            weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+            return {"accuracy": score.accuracy, "compiled": sweep.compiled, "weights": weights}
+
+        found = self._kept("base", "base model", 0, 1, trained)
         self.base_accuracy: float = found["accuracy"]
         self.compiled: bool = found["compiled"]
         with torch.no_grad():
@@ -187,13 +209,44 @@ class Populations:
                 tensor.copy_(torch.tensor(found["weights"][name], dtype=torch.float64).to(tensor.dtype))
         return model.eval()
 
+    def _kept(
+        self, name: str, what: str, done: int, total: int, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """A part of what is measured: from the ledger, where it is there; else measured now, and kept.
+
+        Args:
+            name: What the ledger calls it.
+            what: What is done, in a few words.
+            done: For how many networks it is done.
+            total: Of how many.
+            measure: Measures it.
+
+        Raises:
+            ConfigError: It is not there, and the ledger is one that is only judged.
+        """
+        if not self._ledger.writable:
+            stored = self._ledger.part(self.folder, name)
+            if stored is None:
+                raise ConfigError(
+                    f"study {self._name}: {what}: not in {self._ledger.root} (or of another version, budget or "
+                    "precision); measure it there first, without --audit-from"
+                )
+            return stored
+        with self._ledger.population_lock(self.folder, name):
+            found = self._ledger.part(self.folder, name)
+            if found is None:
+                self._told(what, done, total)
+                found = measure()
+                self._ledger.save_part(self.folder, name, found)
+        return found
+
     def _layers(self, model: nn.Module, panel: Sequence[str]) -> list[PrunableLayer]:
         """The layers of a panel in a network."""
         return prunable_layers(model, self._example, tuple(panel))
 
     def masks(self, panel: Sequence[str]) -> tuple[list[Mask], bool]:
         """Sets of filters that stay, by layer of the panel: all of them, or as many as are drawn; and which it is."""
-        layers = self._layers(self.base, panel)
+        layers = self._layers(self._dense, panel)
         if [layer.name for layer in layers] != list(panel):
             raise ConfigError(f"study {self._name}: panel {panel_name(tuple(panel))}: name its layers in their order")
         widths = [layer.channels for layer in layers]
@@ -208,6 +261,31 @@ class Populations:
             found[tuple(tuple(sorted(one.tolist())) for one in some)] = None
         return list(found), False
 
+    def outstanding(self, layers: tuple[str, ...]) -> Outstanding:
+        """What of a panel is to be trained, and what the ledger has; trains nothing."""
+        masks, _ = self.masks(layers)
+        extra: list[Mask] = []
+        if self._asks_jointly(layers):
+            joint = self._ledger.part(self.folder, self._joint_name(layers, masks))
+            best = [] if joint is None else [tuple(tuple(subset) for subset in joint["best"])]
+            # Until the joint oracle is known, whether it is one more network is not.
+            extra = [mask for mask in best if mask not in masks]
+        streams = [("early", 0, self.short_recipe)] if self.population.early else []
+        streams += [("retrain", repeat, self.recipe) for repeat in range(self.population.repeats)]
+        networks = stored = epochs = 0
+        for wiring in self.population.wirings:
+            for stream, repeat, recipe in streams:
+                for some in _batched([*masks, *(extra if wiring == "correct" else [])], TOGETHER):
+                    there = self._ledger.part(self.folder, _part_name(layers, wiring, f"{stream}{repeat}", some))
+                    networks += len(some)
+                    stored += len(some) if there is not None else 0
+                    epochs += len(some) * (recipe.epochs or 0) if there is None else 0
+        return Outstanding(networks, stored, epochs)
+
+    def _asks_jointly(self, layers: tuple[str, ...]) -> bool:
+        """Whether the loss of every combination of filters of a panel is asked for."""
+        return bool(self.population.joint_images) and len(layers) > 1
+
     def measure(self, layers: tuple[str, ...]) -> list[Panel]:
         """Measure a panel, where the ledger lacks it, under every wiring.
 
@@ -219,7 +297,7 @@ class Populations:
         scores = self._scores(self.base, layers)
         l1 = _highest(scores["l1"], masks[0])
         extra: list[Mask] = []
-        joint = self._joint(layers, masks) if self.population.joint_images and len(layers) > 1 else None
+        joint = self._joint(layers, masks) if self._asks_jointly(layers) else None
         if joint is not None and joint.best not in masks:
             extra = [joint.best]
         for wiring in self.population.wirings:
@@ -272,23 +350,23 @@ class Populations:
         recipe = self.short_recipe if stream == "early" else self.recipe
         found: dict[str, list[float]] = {"accuracies": [], "losses": []}
         for some in _batched(masks, TOGETHER):
-            name = f"{panel_name(layers)}@{wiring}-{stream}{repeat}-{_digest(some)}"
-            with self._ledger.population_lock(self.folder, name):
-                part = self._ledger.part(self.folder, name)
-                if part is None:
-                    self._told(f"{panel_name(layers)} {wiring} {stream} {repeat}: {len(found['losses'])}/{len(masks)}")
-                    networks = self.networks(self.base, layers, some, l1, wiring)
-                    sweep = Sweep(networks, self.dataset, self.precision, recipe)
-                    sweep.train(repeat, stream)
-                    # A choice is made before the test set is looked at.
-                    scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
-                    if not all(math.isfinite(score.loss) for score in scores):
-                        raise MethodError(f"study {self._name}: a network of {name} diverged; lower the learning rate")
-                    part = {
-                        "accuracies": [score.accuracy for score in scores],
-                        "losses": [score.loss for score in scores],
-                    }
-                    self._ledger.save_part(self.folder, name, part)
+            name = _part_name(layers, wiring, f"{stream}{repeat}", some)
+
+            def retrained(some: Sequence[Mask] = some, name: str = name) -> dict[str, Any]:
+                networks = self.networks(self.base, layers, some, l1, wiring)
+                sweep = Sweep(networks, self.dataset, self.precision, recipe)
+                sweep.train(repeat, stream)
+                # A choice is made before the test set is looked at.
+                scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
+                if not all(math.isfinite(score.loss) for score in scores):
+                    raise MethodError(f"study {self._name}: a network of {name} diverged; lower the learning rate")
+                return {
+                    "accuracies": [score.accuracy for score in scores],
+                    "losses": [score.loss for score in scores],
+                }
+
+            what = f"{panel_name(layers)} {wiring} {stream} {repeat}"
+            part = self._kept(name, what, len(found["losses"]), len(masks), retrained)
             for key, values in found.items():
                 values += part[key]
         return found
@@ -300,15 +378,15 @@ class Populations:
         losses: list[float] = []
         others: list[float] = []
         for some in _batched(masks, TOGETHER):
-            name = f"{panel_name(layers)}@{wiring}-pruned-{_digest(some)}"
-            with self._ledger.population_lock(self.folder, name):
-                part = self._ledger.part(self.folder, name)
-                if part is None:
-                    part = {
-                        "losses": self._scored(layers, self.base, some, l1, wiring),
-                        "relabelled": self._scored(*self._renamed(layers, some), wiring),
-                    }
-                    self._ledger.save_part(self.folder, name, part)
+            name = _part_name(layers, wiring, "pruned", some)
+
+            def scored(some: Sequence[Mask] = some) -> dict[str, Any]:
+                return {
+                    "losses": self._scored(layers, self.base, some, l1, wiring),
+                    "relabelled": self._scored(*self._renamed(layers, some), wiring),
+                }
+
+            part = self._kept(name, f"{panel_name(layers)} {wiring} losses", len(losses), len(masks), scored)
             losses += part["losses"]
             others += part["relabelled"]
         return losses, others
@@ -376,15 +454,14 @@ class Populations:
 
     def _joint(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
         """The exact oracle of a panel of several layers."""
-        name = f"{panel_name(layers)}-joint-{self.population.joint_images}-{_digest(masks)}"
-        with self._ledger.population_lock(self.folder, name):
-            part = self._ledger.part(self.folder, name)
-            if part is None:
-                self._told(f"{panel_name(layers)}: losses of all combinations")
-                part = vars(self._searched(layers, masks))
-                self._ledger.save_part(self.folder, name, part)
+        name = self._joint_name(layers, masks)
+        what = f"{panel_name(layers)}: losses of all combinations"
+        part = self._kept(name, what, 0, 1, lambda: vars(self._searched(layers, masks)))
         best = tuple(tuple(subset) for subset in part["best"])
         return Joint(**{**part, "best": best, "accuracies": []})
+
+    def _joint_name(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> str:
+        return f"{panel_name(layers)}-joint-{self.population.joint_images}-{_digest(masks)}"
 
     def _searched(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
         if not isinstance(self.base, LeNet5):
@@ -413,6 +490,11 @@ def _removed(scores: Sequence[torch.Tensor], mask: Mask) -> float:
 
 def _batched(masks: Sequence[Mask], size: int) -> Iterator[Sequence[Mask]]:
     return (masks[start : start + size] for start in range(0, len(masks), size))
+
+
+def _part_name(layers: tuple[str, ...], wiring: Wiring, stream: str, masks: Sequence[Mask]) -> str:
+    """What the ledger calls what was measured of some networks of a panel."""
+    return f"{panel_name(layers)}@{wiring}-{stream}-{_digest(masks)}"
 
 
 def _digest(masks: Sequence[Mask]) -> str:

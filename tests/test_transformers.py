@@ -8,13 +8,21 @@ import pytest
 import torch
 from torch import nn
 
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.stages import Runtime, Stages
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError, MethodError
+from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.cost import macs, macs_by_torch
 from pruneaudit.pruning.attention import Heads, attention_of, open_heads
 from pruneaudit.pruning.equivalence import TOLERANCE, difference, trained_like
 from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_units
 from pruneaudit.pruning.removal import masked, shrink
 from pruneaudit.pruning.units import Unit, Wiring
+from pruneaudit.report.results import gather_ledger
 from pruneaudit.streams import generator
 
 torch.set_num_threads(1)
@@ -291,3 +299,27 @@ def test_torch_attention_computes_the_same_once_it_can_lose_heads(batch_first, w
         )
         assert torch.allclose(ours_out, theirs_out, atol=1e-12)
         assert ours_weights is theirs_weights is None or torch.allclose(ours_weights, theirs_weights, atol=1e-12)
+
+
+def test_a_campaign_on_vit_digits_prunes_heads_and_neurons_by_gradients(tmp_path):
+    """Torch-pruning's criterion of Taylor scores reads the groups of heads that are made here."""
+    catalog, ledger = Catalog(), Ledger(tmp_path)
+    stages = Stages(ledger, catalog, Runtime())
+    work = Campaign(catalog, ledger, Settings(budget="smoke"), LocalExecutor(ledger, stages, "session"))
+    cell = work.obtain(Cell("vit-digits", "s3.2", "taylor", 0.5, 0))
+    assert cell.status == "ok", cell.error
+    run, base = ledger.get(cell.result), ledger.get(cell.base)
+    pruned = ledger.get(run.parent)
+    widths = (("attn.q_proj", 24), ("mlp.fc1", 48))
+    assert {name: len(stay) for name, stay in pruned.kept.items()} == {
+        f"blocks.{block}.{name}": width for block in range(2) for name, width in widths
+    }
+    for block in range(2):
+        heads = torch.tensor(pruned.kept[f"blocks.{block}.attn.q_proj"]).view(2, 12)
+        assert torch.equal(heads[:, 0] % 12, torch.zeros(2, dtype=torch.int64)), "whole heads"
+        assert torch.equal(heads, heads[:, :1] + torch.arange(12))
+    # Patches and the classifier stay; all else halves, but for heads, which halve attention's products, too.
+    whole = 16 * 4 * 48 + 480
+    assert base.macs == 642_528 and run.macs == run.macs_recounted == whole + (base.macs - whole) // 2
+    found = {row["rule"]: row["verdict"] for row in gather_ledger(catalog, ledger).findings}
+    assert found["F504"] == found["F503"] == found["F602"] == "pass"

@@ -122,7 +122,8 @@ def joined(unit: Unit, readers: Mapping[str, nn.Module]) -> str:
         readers: Layers that read its channels, by name; others may be among them.
     """
     if len(unit.producers) > 1:
-        return f"layer '{unit.name}' goes together with '{unit.producers[1]}'"
+        other = next(name for name in unit.producers if name != unit.name)
+        return f"layer '{unit.name}' goes together with '{other}'"
     for member in unit.members:
         module = readers.get(member.module) if member.side == "inputs" else None
         if module is not None and (

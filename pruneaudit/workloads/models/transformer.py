@@ -1,7 +1,7 @@
-"""Small transformers: a vision transformer and a Llama-class decoder, with heads and hidden neurons that can be removed.
+"""Small transformers: a vision transformer and a decoder of Llama's class. Heads and hidden neurons can be removed.
 
-Layers have the names that the field gives them, so that their heads are found (``pruning/attention.py``), and the blocks
-hold no number of heads: each attention is as wide as its layers are.
+Layers have the names that the field gives them, so that their heads are found (``pruning/attention.py``). Blocks hold
+no number of heads: each attention is as wide as its layers are.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Llama(nn.Module):
         channels: int = 0,
         classes: int = 256,
         width: int = 64,
-        depth: int = 4,
+        depth: int = 2,
         heads: int = 8,
         groups: int = 4,
         hidden: int = 128,

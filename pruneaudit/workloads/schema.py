@@ -415,8 +415,7 @@ def _check_optimiser(recipe: Recipe, where: str) -> None:
     Raises:
         ConfigError: It has none, or not with these options.
     """
-    plain = recipe.momentum == 0 and not recipe.nesterov
-    if recipe.optimiser == Optimiser() or (recipe.optimiser == Optimiser(name="adamw") and plain):
+    if recipe.optimiser in (Optimiser(), Optimiser(name="adamw")):
         return
     from pruneaudit.workloads.optimisers import check
 

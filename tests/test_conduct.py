@@ -912,7 +912,9 @@ def test_changes_before_a_training_are_seen_again_after_a_kill(tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_both_counters_of_macs_agree(name):
     model = build(name, 3, 10).train()
-    example = torch.zeros(1, 3, 32, 32)
+    example = torch.zeros(1, 3, 8, 8) if name == "vit" else torch.zeros(1, 3, 32, 32)
+    if name == "llama":
+        example = torch.zeros(1, 64, dtype=torch.int64)
     assert macs(model, example) == macs_by_torch(model, example) > 1e5
     assert model.training
     assert macs_by_torch(model.double(), example) == macs(model, example)

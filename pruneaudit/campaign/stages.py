@@ -90,9 +90,9 @@ class Trainable:
 
 @dataclass(frozen=True)
 class _Slopes:
-    """Its trainability, and the seconds that measuring took."""
+    """Its trainability (none where inputs are tokens, which have no slopes), and the seconds that measuring took."""
 
-    jacobian: Jacobian
+    jacobian: Jacobian | None
     seconds: float
 
 
@@ -167,7 +167,10 @@ class Stages:
             for dataset in {id(asked.dataset): asked.dataset for *_, asked in trained}.values():
                 found = [(spec, run, asked.model) for spec, run, asked in trained if asked.dataset is dataset]
                 started = time.perf_counter()
-                slopes = jacobians([model for *_, model in found], dataset)
+                if dataset.example().is_floating_point():
+                    slopes: Sequence[Jacobian | Exception | None] = jacobians([model for *_, model in found], dataset)
+                else:
+                    slopes = [None] * len(found)
                 seconds = (time.perf_counter() - started) / len(found)
                 for (spec, run, _), told in zip(found, slopes, strict=True):
                     advance(spec, run, told if isinstance(told, Exception) else _Slopes(told, seconds))
@@ -526,7 +529,7 @@ class Stages:
         dataset: Dataset,
         parent: RunRecord | None,
         outcome: Outcome,
-        slopes: Jacobian,
+        slopes: Jacobian | None,
         started: float,
     ) -> RunRecord:
         model, history, consumption = outcome.model, outcome.history, outcome.consumption
@@ -569,7 +572,7 @@ class Stages:
             best_accuracy=max(curve),
             best_epoch=best + 1,
             correct=pack(test.correct),
-            test_images=len(dataset.test),
+            test_images=len(test.correct),
             train_images=len(dataset.train),
             initial_accuracy=outcome.initial_accuracy,
             macs=size.macs,
@@ -624,9 +627,9 @@ def _some_go(spec: RunSpec, conduct: Conduct, masks: Mapping[str, torch.Tensor])
         )
 
 
-def _on_batch_statistics(model: nn.Module, dataset: Dataset, in_eval_mode: Jacobian) -> Jacobian | None:
+def _on_batch_statistics(model: nn.Module, dataset: Dataset, in_eval_mode: Jacobian | None) -> Jacobian | None:
     """Trainability in training mode; a network that is destroyed may have none, which is no failure of its run."""
-    if not takes_batch_statistics(model):
+    if in_eval_mode is None or not takes_batch_statistics(model):
         return in_eval_mode
     try:
         return jacobian(model, dataset, batch_statistics=True)

@@ -131,14 +131,17 @@ def contradiction(ledger: Ledger, catalog: Catalog, runtime: Runtime, record: Ru
         DamagedError: The weights are not those that the run wrote.
         ConfigError: The data are other ones here.
     """
-    dataset = load(record.data, runtime.data_root, runtime.download, runtime.device)
+    workload = catalog.workload(record.workload)
+    # Where a user's data are found is no part of a record.
+    data = record.data.model_copy(update={"folder": workload.data.folder})
+    dataset = load(data, runtime.data_root, runtime.download, runtime.device)
     if dataset.split_digest != record.split_digest:
         raise ConfigError("its data are other ones here")
     model = place(network_of(ledger, catalog, record), runtime.device, record.precision)
-    workload = catalog.workload(record.workload)
     measure = Measure.of(workload.metric, workload.folder)
     score = measure.evaluate(model, dataset, dataset.test, record.precision)
-    images = len(dataset.test)
+    # Of texts, tokens.
+    images = len(score.correct)
     rounded = max(1, images // _ROUNDED)
     if abs(score.accuracy - record.accuracy) > 100 * rounded / images + 1e-9:
         return (

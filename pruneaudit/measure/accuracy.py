@@ -18,9 +18,9 @@ class Score:
     """Result of one pass over a split.
 
     Attributes:
-        accuracy: Percent of images classified correctly, exact over a ragged last batch.
-        loss: Mean cross-entropy per image.
-        correct: Which images were right, ``[N]`` bool.
+        accuracy: Percent of images (of texts: of tokens) classified correctly, exact over a ragged last batch.
+        loss: Mean cross-entropy per image (token).
+        correct: Which images (tokens) were right, ``[N]`` bool.
         labels: Label of each image ``[N]``, where it was looked at closely.
         top5: Which images' labels were among the first five answers, ``[N]`` bool, where it was looked at closely;
             None where there are no more than five.
@@ -75,17 +75,17 @@ def evaluate(
         if closely or function is not None:
             known.append(labels)
         if closely and logits.shape[1] > 5:
-            first.append((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
+            first.append((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).flatten())
         if function is not None:
             answers.append(logits.float() if precision == "bf16" else logits)
     model.train(was_training)
-    correct = torch.cat(hits).cpu().numpy()
-    loss = float(torch.stack(losses).sum() / len(part))
+    correct = torch.cat(hits).flatten().cpu().numpy()
+    loss = float(torch.stack(losses).sum() / len(correct))
     return Score(
-        accuracy=100.0 * int(correct.sum()) / len(part),
+        accuracy=100.0 * int(correct.sum()) / len(correct),
         loss=loss,
         correct=correct,
-        labels=torch.cat(known).cpu().numpy() if known else None,
+        labels=torch.cat(known).flatten().cpu().numpy() if known else None,
         top5=torch.cat(first).cpu().numpy() if first else None,
         own=function(torch.cat(answers), torch.cat(known)) if function is not None else None,
     )

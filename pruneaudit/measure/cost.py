@@ -53,7 +53,8 @@ def macs_by_layer(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
 
         parameter = next(model.parameters())
         network = copy.deepcopy(model).eval()
-        analysis = FlopCountAnalysis(network, example.to(parameter))
+        inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
+        analysis = FlopCountAnalysis(network, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
         analysis.unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pruneaudit.errors import one_line
-from pruneaudit.pruning.graph import width_of
 from pruneaudit.pruning.removal import cut, shaped, silence_inputs
+from pruneaudit.pruning.slicing import channels_of
 from pruneaudit.pruning.units import Unit
 from pruneaudit.streams import generator
 
@@ -57,6 +57,10 @@ def difference(model: nn.Module, units: Sequence[Unit], example: torch.Tensor) -
     images = example.expand(_IMAGES, *example.shape[1:])
     if images.is_floating_point():
         images = torch.randn(images.shape, dtype=torch.float64, generator=draw).to(example.device)
+    else:
+        # Of equal tokens attention is a mean, whatever queries and keys are.
+        words = min((each.num_embeddings for each in model.modules() if isinstance(each, nn.Embedding)), default=1)
+        images = torch.randint(words, images.shape, generator=draw).to(images)
     try:
         first, second = (_silenced(model, units, kept, draw)(images) for _ in range(2))
         small = copy.deepcopy(model)
@@ -92,9 +96,16 @@ def _silenced(model: nn.Module, units: Sequence[Unit], kept: dict[str, list[int]
         for member in unit.members:
             if member.module in unit.producers and member.side == "outputs":
                 module = network.get_submodule(member.module)
-                noise = torch.zeros(width_of(module), dtype=torch.float64)
+                noise = torch.zeros(channels_of(module, "outputs"), dtype=torch.float64)
                 gone = member.places[~stays].flatten()
                 noise[gone] = torch.randn(len(gone), dtype=torch.float64, generator=draw)
+                if isinstance(module, nn.MultiheadAttention):
+                    # Its layers of queries, keys and values are no modules.
+                    shift = (
+                        noise if module.in_proj_bias is None else module.in_proj_bias + noise.to(module.in_proj_bias)
+                    )
+                    module.in_proj_bias = nn.Parameter(shift)
+                    continue
                 module.register_forward_hook(
                     lambda each, _, outputs, added=noise: outputs + shaped(added.to(outputs), each)
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneaudit.errors import ConfigError
+from pruneaudit.errors import ConfigError, MethodError
 
 
 @contextmanager
@@ -127,6 +127,41 @@ def group_of(graph: Any, module: nn.Module, removed: Sequence[int] | None = None
     indices = list(range(width_of(module))) if removed is None else list(removed)
     with _within(PATIENCE):
         return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
+
+
+def coupled_layers(name: str, layers: Sequence[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]) -> Any:
+    """A group of torch-pruning made by hand, for its importance criteria.
+
+    Args:
+        name: Of the layer that it is of, for errors.
+        layers: Linear layers that lose channels, the first one itself: each with ``outputs`` or ``inputs``, its
+            channels, and the channel of the first that each goes with. None: the criteria cannot be asked.
+    """
+    if not layers:
+        return _NoGroup(name)
+    group, nodes = torch_pruning.Group(), [torch_pruning.dependency.Node(module, None) for module, *_ in layers]
+    for node, (_, side, channels, roots) in zip(nodes, layers, strict=True):
+        handler = (
+            torch_pruning.prune_linear_out_channels if side == "outputs" else torch_pruning.prune_linear_in_channels
+        )
+        group.add_dep(torch_pruning.dependency.Dependency(handler, handler, nodes[0], node), channels.tolist())
+        group[-1].root_idxs = roots.tolist()
+    return group
+
+
+class _NoGroup:
+    """In place of a group that torch-pruning's criteria have no form for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __iter__(self) -> Iterator[Any]:
+        raise MethodError(
+            f"layer '{self._name}' writes queries, keys and values at once: torch-pruning has no score for their heads"
+        )
+
+    def __getitem__(self, _: int) -> Any:
+        return iter(self)
 
 
 def width_of(module: nn.Module) -> int:

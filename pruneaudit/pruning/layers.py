@@ -49,9 +49,12 @@ class PrunableLayer:
     def weight(self) -> torch.Tensor:
         """Weights, ``[out_channels, in_channels / groups, kH, kW]``.
 
-        A transposed convolution stores them the other way round: a view of them where filters are to go.
+        A transposed convolution stores them the other way round: a view of them where filters are to go. So is that of
+        a layer which writes queries, keys and values of attention, ``[channels of heads, 3, in_channels]``.
         """
-        weight: torch.Tensor = self.module.weight
+        weight: torch.Tensor = self._tensor("weight")
+        if self._fused:
+            return weight.unflatten(0, (self._fused, -1)).transpose(0, 1)
         if self.unit is None or not getattr(self.module, "transposed", False):
             return weight
         # Stored as [in, out / groups, ...].
@@ -60,9 +63,20 @@ class PrunableLayer:
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """Bias ``[out_channels]`` or None."""
-        bias: torch.Tensor | None = self.module.bias
-        return bias
+        """Bias ``[out_channels]`` or None; of queries, keys and values ``[channels of heads, 3]``."""
+        bias: torch.Tensor | None = self._tensor("bias")
+        return bias.unflatten(0, (self._fused, -1)).transpose(0, 1) if self._fused and bias is not None else bias
+
+    @property
+    def _fused(self) -> int:
+        """How many rows of its weights one channel of the unit that it leads has, where these are several; else 0."""
+        own = (each for each in self.unit.members if each.module == self.name) if self.unit is not None else ()
+        rows = next((member.places.shape[1] for member in own if member.side == "outputs"), 1)
+        return rows if rows > 1 and self.unit is not None and self.unit.name == self.name else 0
+
+    def _tensor(self, name: str) -> Any:
+        """Weight or bias; torch's attention has them under names of their own."""
+        return getattr(self.module, f"in_proj_{name}" if isinstance(self.module, nn.MultiheadAttention) else name)
 
     @property
     def channels(self) -> int:
@@ -104,7 +118,9 @@ def prunable_names(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str,
     Raises:
         ConfigError: A pattern selects nothing.
     """
-    candidates = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    candidates = [
+        name for name, module in model.named_modules() if isinstance(module, (*LAYERS, nn.MultiheadAttention))
+    ]
     if patterns == AUTO:
         patterns = ("*",)
     for pattern in (*patterns, *skip):

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pruneaudit.errors import MethodError
 from pruneaudit.measure.skeleton import on_skeleton
+from pruneaudit.pruning.attention import open_heads
 from pruneaudit.pruning.graph import loses_inputs as loses_inputs
 from pruneaudit.pruning.slicing import channels_of, keep_channels
 from pruneaudit.pruning.units import Unit, Wiring, places_left
@@ -160,6 +161,8 @@ def silence_inputs(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> lis
     for (name, side), gone in places_left(units, kept).items():
         if side == "inputs":
             module = network.get_submodule(name)
+            # Torch's attention never calls the layer that reads its heads.
+            open_heads(network.get_submodule(name.rpartition(".")[0]))
             factors = torch.ones(channels_of(module, side))
             factors[gone] = 0
             hooks.append(module.register_forward_pre_hook(_times(factors)))

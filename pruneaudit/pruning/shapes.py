@@ -71,8 +71,8 @@ class Costs:
     A layer costs in proportion to its outputs and to its inputs, and both follow from the channels left in the units.
 
     Attributes:
-        macs: MACs of each layer of the dense network, and of other modules that multiply matrices (attention), which
-            cost the same at all widths.
+        macs: MACs of each layer of the dense network, and of other modules that multiply matrices: attention, which
+            costs in proportion to its heads.
         weights: Weights of each layer.
         filters: Channels of each unit of the dense network.
         steps: Channels of each unit are removed in multiples of this number.
@@ -102,7 +102,7 @@ class Costs:
                 continue
             for side in (self.outputs.get(name), self.inputs.get(name)):
                 if side is not None:
-                    cost = cost // side.channels * side.left(removed)
+                    cost = cost * side.left(removed) // side.channels
             found += cost
         return found
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pruneaudit.errors import MethodError
+from pruneaudit.pruning.attention import attention_of, lose_heads
 from pruneaudit.pruning.graph import is_depthwise
 
 Places = Sequence[int]
@@ -21,14 +22,19 @@ def channels_of(module: nn.Module, side: str) -> int:
         found = getattr(module, name, None)
         if isinstance(found, int):
             return found
-    raise MethodError(f"{type(module).__name__} has no channels")
+    attention = attention_of(module)
+    if attention is None:
+        raise MethodError(f"{type(module).__name__} has no channels")
+    # Rows of queries, keys and values where the module itself has their weights.
+    return attention.channels * (1 if attention.writers else 3)
 
 
 def keep_channels(module: nn.Module, outputs: Places | None, inputs: Places | None) -> None:
     """Let a module keep some of its channels only.
 
     Args:
-        module: A convolution, linear layer or normalisation; changed in place.
+        module: A convolution, linear layer, normalisation or attention; changed in place. Attention comes before its
+            layers.
         outputs: Outputs that stay, sorted; None: all.
         inputs: Inputs that stay, sorted; None: all.
 
@@ -39,7 +45,11 @@ def keep_channels(module: nn.Module, outputs: Places | None, inputs: Places | No
         if isinstance(module, kind):
             keep(module, outputs, inputs)
             return
-    raise MethodError(f"{type(module).__name__} cannot lose channels")
+    attention = attention_of(module)
+    if attention is None:
+        raise MethodError(f"{type(module).__name__} cannot lose channels")
+    assert outputs is not None
+    lose_heads(module, attention, outputs)
 
 
 def _select(module: nn.Module, name: str, dim: int, places: Places) -> None:

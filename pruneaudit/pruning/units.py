@@ -10,7 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pruneaudit.pruning.graph import LAYERS, dependency_graph, group_of, is_depthwise, loses_inputs, norm_in, width_of
+from pruneaudit.pruning.attention import Attention, attentions, joined_name
+from pruneaudit.pruning.graph import (
+    LAYERS,
+    coupled_layers,
+    dependency_graph,
+    group_of,
+    is_depthwise,
+    loses_inputs,
+    norm_in,
+    width_of,
+)
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.slicing import channels_of
 
@@ -112,7 +122,8 @@ def joined(unit: Unit, readers: Mapping[str, nn.Module]) -> str:
         readers: Layers that read its channels, by name; others may be among them.
     """
     if len(unit.producers) > 1:
-        return f"layer '{unit.name}' goes together with '{unit.producers[1]}'"
+        other = next(name for name in unit.producers if name != unit.name)
+        return f"layer '{unit.name}' goes together with '{other}'"
     for member in unit.members:
         module = readers.get(member.module) if member.side == "inputs" else None
         if module is not None and (
@@ -162,18 +173,49 @@ class Wiring:
         self.modules = dict(model.named_modules())
         self._names = {module: name for name, module in self.modules.items()}
         self._parameters = {parameter: name for name, parameter in model.named_parameters()}
+        self._heads = {
+            writer: unit
+            for name, (attention, reader) in attentions(model).items()
+            for unit in [_heads_unit(name, attention, reader)]
+            for writer in unit.producers
+        }
         self._graph = dependency_graph(model, example)
         self._groups: dict[str, Any] = {}
 
     def group(self, name: str) -> Any:
-        """Torch-pruning's group of everything that loses channels with a layer, over all of its filters."""
+        """Torch-pruning's group of everything that loses channels with a layer, over all of its filters.
+
+        Of layers of attention it is made here: the search may never end.
+        """
         if name not in self._groups:
-            self._groups[name] = group_of(self._graph, self.modules[name])
+            self._groups[name] = (
+                self._group_of_heads(name) if name in self._heads else group_of(self._graph, self.modules[name])
+            )
         return self._groups[name]
+
+    def _group_of_heads(self, name: str) -> Any:
+        """The group of a layer of attention: the layer, others with as many channels, and what reads them."""
+        unit = self._heads[name]
+        own = next(each for each in unit.members if each.module == name)
+        if name == unit.name and own.places.shape[1] > 1:
+            return coupled_layers(name, [])
+        channels = torch.arange(own.places.numel())
+        found = [(self.modules[name], "outputs", channels, channels)]
+        for other in unit.members:
+            module, places = self.modules[other.module], other.places
+            if other is own or not isinstance(module, nn.Linear):
+                continue
+            if places.numel() == len(channels):
+                found.append((module, other.side, places.flatten()[own.places.flatten().argsort()], channels))
+            elif own.places.shape[1] == 1:
+                found.append((module, other.side, places.flatten(), channels.repeat_interleave(places.shape[1])))
+        return coupled_layers(name, found)
 
     def norm(self, name: str) -> nn.modules.batchnorm._BatchNorm | None:
         """The batch normalisation that loses channels together with a layer, one for each filter, or None."""
         module = self.modules[name]
+        if name in self._heads:
+            return None
         return norm_in(self.group(name), width_of(module)) if module in self._graph.module2node else None
 
     def readers(self, unit: Unit) -> dict[str, nn.Module]:
@@ -193,6 +235,12 @@ class Wiring:
         refused: dict[str, str] = {}
         writers = set[str]()
         for name in names:
+            if name in self._heads:
+                writers.add(self._heads[name].name)
+                continue
+            if isinstance(self.modules.get(name.rpartition(".")[0]), nn.MultiheadAttention):
+                refused[name] = "it is a part of torch's attention, whose heads go as a whole"
+                continue
             if self.modules[name] not in self._graph.module2node:
                 refused[name] = "the network does not use it"
                 continue
@@ -224,6 +272,9 @@ class Wiring:
 
     def _unit(self, name: str, order: Mapping[str, int]) -> Unit | str:
         """The unit of all filters of a layer, or why there is none."""
+        if name in self._heads:
+            heads = self._heads[name]
+            return heads if heads.channels > heads.step else "it has one group of heads, which cannot go"
         channels = width_of(self.modules[name])
         members: list[Member] = []
         for item in self.group(name):
@@ -271,6 +322,26 @@ class Wiring:
             and not is_depthwise(self.modules[member.module])
         ]
         return Unit(name, channels, tuple(sorted(producers, key=order.__getitem__)), tuple(members), bundle, parts)
+
+
+def _heads_unit(name: str, attention: Attention, reader: str) -> Unit:
+    """The heads of attention: a channel of the keys, with that of the values and those of its queries.
+
+    Args:
+        name: Module of the attention.
+        attention: Its sizes.
+        reader: Layer that reads the heads.
+    """
+    *written, read = attention.places()
+    writers = tuple(joined_name(name, each) for each in attention.writers) or (name,)
+    keys = torch.arange(attention.channels)[:, None]
+    members = [Member(module, "outputs", places) for module, places in zip(writers, written, strict=True)]
+    if attention.writers:
+        # First: it looks at its layers for what it was.
+        members.insert(0, Member(name, "outputs", keys))
+    members.append(Member(reader, "inputs", read))
+    lead = joined_name(name, attention.lead)
+    return Unit(lead, attention.channels, writers, tuple(members), bundle=attention.width)
 
 
 #: Why the last layer keeps its filters.

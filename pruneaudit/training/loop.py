@@ -415,10 +415,12 @@ class TorchSteps:
                 trainer.optimiser.zero_grad(set_to_none=True)
             objective.backward()
             # Summed on the device: reading a value every step would stall it.
-            classes = of_some if of_some.dim() == 1 else of_some.argmax(dim=1)
-            self._sums.append(
-                (loss.detach() * len(of_some), (logits.detach().argmax(dim=1) == classes).sum()),
-            )
+            classes = of_some.argmax(dim=1) if of_some.is_floating_point() else of_some
+            hits = (logits.detach().argmax(dim=1) == classes).sum()
+            if classes.dim() > 1:
+                # Of texts an example is as right as its tokens are.
+                hits = hits / classes[0].numel()
+            self._sums.append((loss.detach() * len(of_some), hits))
 
     def score(self, part: Split) -> Score:
         """Classify a split, see :class:`Steps`."""

@@ -410,12 +410,12 @@ def _without(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_optimiser(recipe: Recipe, where: str) -> None:
-    """Ask torch whether it has the optimiser; plain SGD, which needs no answer, is read without torch.
+    """Ask torch whether it has the optimiser; plain SGD and AdamW, which need no answer, are read without torch.
 
     Raises:
         ConfigError: It has none, or not with these options.
     """
-    if recipe.optimiser == Optimiser():
+    if recipe.optimiser in (Optimiser(), Optimiser(name="adamw")):
         return
     from pruneaudit.workloads.optimisers import check
 

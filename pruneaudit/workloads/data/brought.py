@@ -34,7 +34,8 @@ class Data:
 
     Each split is a pair (inputs, labels) of arrays or tensors, or any map-style ``torch.utils.data.Dataset`` of such
     pairs. Inputs: images ``[N, H, W, C]`` uint8 (or PIL images), or ``[N, ...]`` of any other type; labels: whole
-    numbers from 0, ``[N]``.
+    numbers from 0, ``[N]``, or of tokens ``[N, T]`` one for each, ``[N, T]``: the network's logits then are
+    ``[N, classes, T]``, and all splits are given.
 
     Attributes:
         train: The training split.

@@ -182,7 +182,7 @@ def arrays(inputs: Any, labels: Any, where: str) -> Arrays:
 
     Args:
         inputs: Images ``[N, H, W, C]`` or ``[N, H, W]`` uint8, or ``[N, ...]`` of any other type.
-        labels: ``[N]`` whole numbers.
+        labels: ``[N]`` whole numbers; of tokens ``[N, T]`` one for each, ``[N, T]``.
         where: How to name them in errors.
 
     Raises:
@@ -220,12 +220,19 @@ def checked_labels(splits: dict[str, Examples], where: str, classes: int | None 
         labels = split.labels
         if not len(labels):
             raise ConfigError(f"{where}: {name} has no example")
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        tokens = labels.ndim == 2 and isinstance(split, Arrays) and labels.shape == tuple(split.inputs.shape)
+        if not (tokens or labels.ndim == 1) or not np.issubdtype(labels.dtype, np.integer):
             raise ConfigError(
-                f"{where}: labels of {name} are {labels.dtype} {list(labels.shape)}; expected integers [N]"
+                f"{where}: labels of {name} are {labels.dtype} {list(labels.shape)}; expected integers [N], or one for "
+                "each token, [N, T] as the inputs"
             )
         if labels.min() < 0:
             raise ConfigError(f"{where}: {name} has label {labels.min()}; labels count from 0")
+    if splits["train"].labels.ndim == 2:
+        # Words of a vocabulary, of which a text need not use all.
+        highest = [int(split.labels.max()) for split in splits.values()]
+        highest += [int(split.inputs.max()) for split in splits.values() if isinstance(split, Arrays)]
+        return classes or 1 + max(highest)
     found = classes or int(splits["train"].labels.max()) + 1
     missing = np.flatnonzero(np.bincount(splits["train"].labels, minlength=found)[:found] == 0)
     if len(missing):

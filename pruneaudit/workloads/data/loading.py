@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pruneaudit.errors import ConfigError, unknown
+from pruneaudit.workloads.data import texts
 from pruneaudit.workloads.data.brought import Origin, find, is_brought
 from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, data_root, resized, torchvision_folders
 from pruneaudit.workloads.data.dataset import Dataset, Split
@@ -52,6 +53,8 @@ def facts(config: DataConfig, root: Path | None = None) -> Facts:
         DataMissingError: The sizes of a user's data can be found in the data only, and they are not there.
     """
     _check(config)
+    if config.name in texts.SIZES:
+        return texts.SIZES[config.name]
     if is_brought(config.name):
         return _facts_of(config, root or _root or data_root(None))
     if config.name not in STORED:

@@ -15,7 +15,7 @@ class Part:
 
     Attributes:
         images: Images ``[N, H, W, C]`` uint8, or inputs of any other kind: ``[N, ...]`` floats or whole numbers.
-        labels: ``[N]`` int64.
+        labels: ``[N]`` int64; of tokens ``[N, T]`` one for each.
     """
 
     images: torch.Tensor

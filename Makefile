@@ -20,7 +20,7 @@ suite: $(READY)
 
 # All eight setups, two ratios and three seeds: what the reference digits/ is.
 survey: $(READY)
-	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
+	$(BIN)/pytest suite -k resnet20-digits --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 	$(BIN)/pruneaudit compare reports/latest reports/reference/digits
 
 # The references that README quotes, with the versions of constraints.txt: PIP_CONSTRAINT=constraints.txt make references.
@@ -28,10 +28,10 @@ survey: $(READY)
 references: $(READY)
 	$(BIN)/pytest suite $(DECIDED) --audit-ledger .pruneaudit/references --audit-report reports/reference/decided
 	for arithmetic in native portable; do \
-	$(BIN)/pytest suite -k resnet20-digits --audit-arithmetic $$arithmetic -n $(WORKERS) \
+	$(BIN)/pytest suite -k resnet20-digits --audit-backend tiled --audit-arithmetic $$arithmetic -n $(WORKERS) \
 	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits && \
 	$(BIN)/pytest suite -k "resnet20-digits and s3.2" --audit-methods l1,random,tpp --audit-seeds 8 -n $(WORKERS) \
-	--audit-arithmetic $$arithmetic --audit-figures none \
+	--audit-backend tiled --audit-arithmetic $$arithmetic --audit-figures none \
 	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits-8-seeds || exit 1; \
 	done
 

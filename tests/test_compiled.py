@@ -1,6 +1,5 @@
 """The compiled trainer of LeNet-5 against the plain one."""
 
-import copy
 import dataclasses
 import importlib.util
 import json
@@ -10,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from trainers import assert_same, fit, needs_numba
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import evaluate
@@ -28,9 +28,6 @@ from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 
-needs_numba = pytest.mark.skipif(
-    importlib.util.find_spec("numba") is None, reason="Numba is not installed: pip install 'pruneaudit[compiled]'"
-)
 DENSE = (6, 16, 120, 84)
 # 100 training images in batches of 32: four steps in an epoch, the last one with 4 images.
 RECIPE = Recipe(epochs=5, lr="0:0.02,2:0.005", batch=32, momentum=0.9, weight_decay=5e-4)
@@ -72,36 +69,6 @@ def network(widths=DENSE, precision="fp64", channels=1, seed=0):
     return place(model, "cpu", precision)
 
 
-def fit(backend, model, dataset, recipe=RECIPE, precision="fp64", **options):
-    """A finished trainer; ``model`` stays as it was."""
-    model = copy.deepcopy(model)
-    with Meter(model) as meter:
-        trainer = Trainer(model, dataset, recipe, 0, "retrain", meter, precision, backend=backend, **options)
-        trainer.fit()
-    assert (trainer.backend, trainer.fallback) == (backend, None)
-    return trainer
-
-
-def tensors(trainer):
-    """Weights, and momenta where there are any, by name."""
-    found = dict(trainer.model.state_dict())
-    for name, parameter in trainer.model.named_parameters():
-        momentum = trainer.optimiser.state[parameter].get("momentum_buffer")
-        found |= {} if momentum is None else {f"momentum of {name}": momentum}
-    return found
-
-
-def assert_same(one, other, tolerance=1e-10):
-    """Two trainers ended with the same weights, momenta, curves and consumption."""
-    first, second = tensors(one), tensors(other)
-    assert list(first) == list(second)
-    for name, tensor in first.items():
-        assert float((tensor - second[name]).abs().max()) <= tolerance, name
-    for name, curve in vars(one.history).items():
-        assert curve == pytest.approx(vars(other.history)[name], rel=0, abs=tolerance), name
-    assert one.meter.consumption == other.meter.consumption
-
-
 # Against torch
 
 
@@ -136,7 +103,7 @@ def test_masked_weights_stay_zero():
     with torch.no_grad():
         for name, mask in masks.items():
             model.get_parameter(f"{name}.weight").mul_(mask)
-    plain, ours = (fit(backend, model, digits(), masks=masks) for backend in ("torch", "compiled"))
+    plain, ours = (fit(backend, model, digits(), RECIPE, masks=masks) for backend in ("torch", "compiled"))
     assert_same(ours, plain)
     assert ours.history.nonzero == [sum(int(mask.sum()) for mask in masks.values())] * 5
     for name, mask in masks.items():
@@ -171,7 +138,7 @@ def test_any_widths_and_batches_equal_torch(widths, batch, train, channels):
 @needs_numba
 def test_evaluations_between_epochs_are_those_of_torch_and_the_last_one_is_torchs_own():
     dataset = digits(held_out=200)
-    ours = fit("compiled", network(precision="fp32"), dataset, precision="fp32")
+    ours = fit("compiled", network(precision="fp32"), dataset, RECIPE, precision="fp32")
     for part, curve in ((dataset.validation, "validation"), (dataset.test, "test")):
         own = evaluate(ours.model, dataset, part)
         again = compiled.CompiledSteps(ours).score(part)
@@ -206,9 +173,10 @@ def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
             raise Killed
 
     with pytest.raises(Killed):
-        fit(started, network(), dataset, checkpoint=checkpoint, progress=kill)
+        fit(started, network(), dataset, RECIPE, checkpoint=checkpoint, progress=kill)
+    whole = fit(resumed, network(), dataset, RECIPE)
     # Another initialisation: everything has to come out of the checkpoint.
-    whole, halves = fit(resumed, network(), dataset), fit(resumed, network(seed=9), dataset, checkpoint=checkpoint)
+    halves = fit(resumed, network(seed=9), dataset, RECIPE, checkpoint=checkpoint)
     assert halves.resumed_from == 2
     assert_same(halves, whole, tolerance=0.0 if started == resumed else 1e-10)
 

@@ -1,14 +1,12 @@
 """The compiled trainer of convolutional networks against the plain one."""
 
-import copy
-import importlib.util
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from trainers import assert_same, fit, needs_numba
 
 from pruneaudit.arithmetic import kind
 from pruneaudit.streams import generator
@@ -26,9 +24,6 @@ from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
 
-needs_numba = pytest.mark.skipif(
-    importlib.util.find_spec("numba") is None, reason="Numba is not installed: pip install 'pruneaudit[compiled]'"
-)
 # Four steps in an epoch, the last one with a tile that is not full.
 RECIPE = Recipe(epochs=5, lr="0:0.05,2:0.01", batch=16, momentum=0.9, weight_decay=5e-4)
 
@@ -70,36 +65,6 @@ def prepared(model, seed=0, precision="fp64"):
             if parameter.dim() == 1:
                 parameter.add_(torch.empty_like(parameter).uniform_(-0.2, 0.2, generator=draw))
     return place(model, "cpu", precision)
-
-
-def fit(backend, model, dataset, recipe=RECIPE, precision="fp64", **options):
-    """A finished trainer; ``model`` stays as it was."""
-    model = copy.deepcopy(model)
-    with Meter(model) as meter:
-        trainer = Trainer(model, dataset, recipe, 0, "retrain", meter, precision, backend=backend, **options)
-        trainer.fit()
-    assert (trainer.backend, trainer.fallback) == (backend, None)
-    return trainer
-
-
-def tensors(trainer):
-    """Weights and statistics, and momenta where there are any, by name."""
-    found = dict(trainer.model.state_dict())
-    for name, parameter in trainer.model.named_parameters():
-        momentum = trainer.optimiser.state[parameter].get("momentum_buffer")
-        found |= {} if momentum is None else {f"momentum of {name}": momentum}
-    return found
-
-
-def assert_same(one, other, tolerance=1e-10):
-    """Two trainers ended with the same weights, statistics, momenta, curves and consumption."""
-    first, second = tensors(one), tensors(other)
-    assert list(first) == list(second)
-    for name, tensor in first.items():
-        assert float((tensor - second[name]).abs().max()) <= tolerance, name
-    for name, curve in vars(one.history).items():
-        assert curve == pytest.approx(vars(other.history)[name], rel=0, abs=tolerance), name
-    assert one.meter.consumption == other.meter.consumption
 
 
 def both(model, dataset=None, recipe=RECIPE, **options):
@@ -235,9 +200,10 @@ def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
             raise Killed
 
     with pytest.raises(Killed):
-        fit(started, resnet(), dataset, checkpoint=checkpoint, progress=kill)
+        fit(started, resnet(), dataset, RECIPE, checkpoint=checkpoint, progress=kill)
+    whole = fit(resumed, resnet(), dataset, RECIPE)
     # Another initialisation: everything has to come out of the checkpoint.
-    whole, halves = fit(resumed, resnet(), dataset), fit(resumed, resnet(seed=9), dataset, checkpoint=checkpoint)
+    halves = fit(resumed, resnet(seed=9), dataset, RECIPE, checkpoint=checkpoint)
     assert halves.resumed_from == 2
     assert_same(halves, whole, tolerance=0.0 if started == resumed else 1e-10)
 

@@ -317,7 +317,8 @@ def test_a_lost_report_never_ends_in_success(checkout):
     )
     outcome = checkout.pytest("suite/test_trap.py", "-n2")
     assert outcome.code != 0, outcome.text
-    if outcome.code == 3:
+    # Where xdist hears of the error before the worker is gone, it ends loudly by itself, with the same status.
+    if "INTERNALERROR" not in outcome.text and outcome.code == 3:
         assert "INCOMPLETE: 1 of 2 items were never reported: suite/test_trap.py::test_trap" in outcome.text
 
 

@@ -10,6 +10,7 @@ keeps digests of the answers. Processors of other names may so have one kind of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -27,6 +28,7 @@ from typing import Any, Literal
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.schema import Frozen
+from pruneaudit.state import state_folder
 
 #: ``native``: each library takes the best that it knows for the processor. ``portable``: :func:`portable`.
 Arithmetic = Literal["native", "portable"]
@@ -225,6 +227,47 @@ def kind(device: str = "cpu", backend: str = "torch") -> ArithmeticKind:
         compiler=_compiler(backend, device),
         device=_gpu() if device == "cuda" else {},
     )
+
+
+def described(device: str = "cpu", backend: str = "torch") -> str:
+    """:func:`kind` in words, without loading torch here: this machine told it before, or a process of its own is asked.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        backend: As for :func:`kind`.
+
+    Returns:
+        Empty where no process can be asked.
+    """
+    if "torch" in sys.modules:
+        return str(kind(device, backend))
+    versions = [f"{name} {_installed(name)}" for name in (*_LIBRARIES, "torchvision")]
+    limits = [f"{name}={os.environ.get(name)}" for name in portable()]
+    machine = [_of_processor("model name"), _of_processor("flags"), *platform.libc_ver(), sys.executable]
+    depends = hashlib.sha256("\n".join([device, backend, *versions, *limits, *machine]).encode()).hexdigest()[:16]
+    told = state_folder() / "arithmetic" / depends
+    with contextlib.suppress(OSError, ValueError):
+        return told.read_text(encoding="utf-8")
+    code = "import sys; from pruneaudit.arithmetic import kind; print(kind(*sys.argv[1:]))"
+    asked = [sys.executable, "-c", code, device, backend]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    part = told.with_name(f".{depends}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        told.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(said, encoding="utf-8")
+        part.replace(told)
+    return said
+
+
+def _installed(name: str) -> str:
+    """Version of a distribution; empty where it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _compiler(backend: str, device: str) -> str:

@@ -126,6 +126,31 @@ def test_square_roots_are_rounded_correctly_whatever_the_processor_guesses(pinne
     }
 
 
+def described(**environ):
+    """What a process that loads no torch of its own says, and whether it loaded it."""
+    code = "import sys; from pruneaudit.arithmetic import described; print(described()); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environ, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+def test_what_computes_is_told_without_loading_it_and_remembered(tmp_path, pinned):
+    state = {"XDG_STATE_HOME": str(tmp_path), **portable()}
+    assert described(**state) == [str(ArithmeticKind.model_validate(pinned["kind"])), "False"]
+    (told,) = (tmp_path / "pruneaudit" / "arithmetic").iterdir()
+    told.write_text("what was told before")
+    assert described(**state) == ["what was told before", "False"]
+    # Other limits are another machine.
+    assert described(**state | {"ATEN_CPU_CAPABILITY": "default"})[0].startswith("torch ")
+    assert len(list(told.parent.iterdir())) == 2
+
+
+def test_nothing_is_told_where_no_process_can_be_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    assert arithmetic.described() == "" and not list(tmp_path.iterdir())
+
+
 # Pinning
 
 

@@ -63,6 +63,7 @@ def test_terminal_and_files(checkout):
     version = f"protocols s3.2@{protocol.version} "
     for part in (version, "methods l1 random", "seeds 0-0", "cpu fp32", "budget smoke", "ledger "):
         assert part in header
+    assert any(line.startswith("pruneaudit: computes with torch ") for line in outcome.lines)
     assert any(line.startswith("lenet5-digits [smoke]: test accuracy") for line in outcome.lines)
     pairs = [rule_id for rule_id in required(protocol) if get_rule(rule_id).scope != "arm"]
     pairs += [rule_id for rule_id, rule in rules().items() if rule.always]

@@ -24,6 +24,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pruneaudit.schema import Frozen
+from pruneaudit.state import state_folder
 
 _Hexadecimal = Annotated[str, Field(pattern="^[0-9a-f]*$", max_length=64)]
 #: Records that are named in a line; the others are counted.
@@ -61,8 +62,7 @@ def _mac(key: bytes, digest: str, link: Link) -> str:
 
 def keys_folder() -> Path:
     """Where keys are: this user's own, and those of other machines that somebody put beside it."""
-    state = os.environ.get("XDG_STATE_HOME")
-    return Path(state) / "pruneaudit" / "keys" if state else Path("~/.local/state/pruneaudit/keys").expanduser()
+    return state_folder() / "keys"
 
 
 def known_keys() -> dict[str, bytes]:

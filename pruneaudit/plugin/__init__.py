@@ -111,11 +111,12 @@ def audit_session(config: pytest.Config) -> AuditSession:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """One line: protocol versions, methods, seeds, device, ledger; and one where a new ledger may be a mistake."""
+    """What is compared and how, what computes where something is, and where a new ledger may be a mistake."""
     if _SESSION not in config.stash:
         return []
     session = config.stash[_SESSION]
-    return [line for line in (session.header(), session.beginning()) if line is not None]
+    computing = None if config.option.collectonly else session.computing()
+    return [line for line in (session.header(), computing, session.beginning()) if line is not None]
 
 
 @pytest.hookimpl(optionalhook=True)

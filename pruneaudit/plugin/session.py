@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pruneaudit.arithmetic import described
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.currency import stored_cell
 from pruneaudit.audit.docket import Docket
@@ -706,6 +707,13 @@ class AuditSession:
         parts += [f"study {self.study.name}"] if self.study.name else []
         parts += [f"WAIVED {rule}: {reason}" for rule, reason in sorted(self.study.waive.items())]
         return "pruneaudit: " + " · ".join(parts)
+
+    def computing(self) -> str | None:
+        """One line that says what computes; None where nothing does, or where it cannot be told."""
+        if self.only_judges:
+            return None
+        kind = described(self.device, self.settings.backend)
+        return f"pruneaudit: computes with {kind}" if kind else None
 
     def beginning(self) -> str | None:
         """One line where a new ledger begins although a folder above has one; None elsewhere."""

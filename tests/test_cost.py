@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch
-from pruneaudit.measure.skeleton import on_skeleton
+from pruneaudit.measure.skeleton import asked_once, on_skeleton
 
 torch.set_num_threads(1)
 
@@ -96,3 +96,60 @@ def test_a_network_is_asked_without_weights_where_it_runs_so(build, device):
     assert on_skeleton(model, torch.ones(1, 4), ask) == device
     assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert macs(model, torch.ones(1, 4)) == macs_by_torch(model, torch.ones(1, 4)) == 16
+
+
+class Scaled(nn.Module):
+    """A network with an attribute, and two layers that may be one."""
+
+    def __init__(self, scale=1.0, tied=False):
+        super().__init__()
+        self.scale, self.first = scale, nn.Linear(4, 4)
+        self.second = self.first if tied else nn.Linear(4, 4)
+
+    def forward(self, values):
+        return self.second(self.first(values * self.scale))
+
+
+def hooked():
+    network = Scaled()
+    network.register_forward_hook(lambda *_: None)
+    return network
+
+
+def test_networks_that_are_built_alike_are_asked_once():
+    asked = []
+
+    def times(network, question="a question", inputs=1):
+        before = len(asked)
+        asked_once((question,), network, torch.ones(inputs, 4), lambda skeleton, _: asked.append(skeleton))
+        return len(asked) - before
+
+    assert times(Scaled()) == 1
+    # Other weights do not make it another network; all of this does.
+    assert times(Scaled()) == 0
+    assert times(Scaled(), question="another") == times(Scaled(), inputs=2) == 1
+    assert times(Scaled(scale=2.0)) == times(Scaled(tied=True)) == times(Scaled().double()) == 1
+    assert times(Scaled(scale=2.0)) == 0
+    frozen = Scaled()
+    frozen.first.requires_grad_(False)
+    assert times(frozen) == 1
+    # What cannot be written is asked each time.
+    assert times(hooked()) == times(hooked()) == 1
+
+
+def test_what_a_replaced_class_computes_is_asked_again(monkeypatch):
+    def ask():
+        return asked_once(("sum",), Scaled(), torch.ones(1, 4), lambda network, inputs: tuple(network(inputs).shape))
+
+    assert ask() == (1, 4)
+    monkeypatch.setattr(Scaled, "forward", lambda self, values: self.first(values).sum(dim=1))
+    assert ask() == (1,)
+
+
+def test_an_answer_that_took_values_is_not_kept():
+    asked = []
+    for _ in range(2):
+        asked_once(
+            ("values",), LooksAtValues(), torch.ones(1, 4), lambda network, inputs: asked.append(network(inputs))
+        )
+    assert len(asked) == 2

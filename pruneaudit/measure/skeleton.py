@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
+import pickle
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +16,9 @@ from torch import nn
 from pruneaudit.errors import AuditError
 
 Found = TypeVar("Found")
+#: Answers that are kept, the oldest given up first.
+_KEPT = 64
+_answers: OrderedDict[str, Any] = OrderedDict()
 
 
 def on_skeleton(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, torch.Tensor], Found]) -> Found:
@@ -23,12 +30,75 @@ def on_skeleton(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Modul
         ask: Gets copies of both in eval mode, on torch's device ``meta`` or on the network's own. What it gives must
             hold none of their tensors.
     """
+    return _on_skeleton(model, example, ask)[0]
+
+
+def asked_once(
+    question: tuple[str, ...], model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, torch.Tensor], Found]
+) -> Found:
+    """As :func:`on_skeleton`; networks that are built alike are asked once in a process.
+
+    Args:
+        question: What is asked, in words: of one structure the same question has the same answer.
+        model: The network; not changed.
+        example: One input.
+        ask: As of :func:`on_skeleton`. Whoever gets its answer must not change it.
+    """
+    structure = _structure(model, example)
+    if structure is None:
+        return on_skeleton(model, example, ask)
+    place = hashlib.sha256(repr((question, structure)).encode()).hexdigest()
+    if place in _answers:
+        _answers.move_to_end(place)
+        found: Found = _answers[place]
+        return found
+    answer, without_values = _on_skeleton(model, example, ask)
+    # Where values were looked at, other values may give another answer.
+    if without_values:
+        _answers[place] = answer
+        while len(_answers) > _KEPT:
+            _answers.popitem(last=False)
+    return answer
+
+
+def _on_skeleton(
+    model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, torch.Tensor], Found]
+) -> tuple[Found, bool]:
+    """The answer, and whether it came without values."""
     parameter = next(model.parameters())
     inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
     try:
-        return ask(copy.deepcopy(model).eval().to("meta"), inputs.to("meta"))
+        return ask(copy.deepcopy(model).eval().to("meta"), inputs.to("meta")), True
     except AuditError:
         raise
     except Exception:
         # It looks at values, or holds tensors that are no buffers. What else is wrong with it is wrong again.
-        return ask(copy.deepcopy(model).eval(), inputs)
+        return ask(copy.deepcopy(model).eval(), inputs), False
+
+
+class _Builds(pickle.Pickler):
+    """Writes all of a network but the values of its tensors: classes by name, attributes, which tensor is where."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._tensors: dict[int, int] = {}
+
+    def persistent_id(self, each: Any) -> Any:
+        """A tensor as its kind and shape, and whether it is one that was met before."""
+        if not isinstance(each, torch.Tensor):
+            return None
+        number = self._tensors.setdefault(id(each), len(self._tensors))
+        return (number, type(each).__name__, tuple(each.shape), str(each.dtype), each.requires_grad)
+
+
+def _structure(model: nn.Module, example: torch.Tensor) -> str | None:
+    """Digest of how a network is built, for one shape of input; None where something of it cannot be written."""
+    file = io.BytesIO()
+    # Classes are written by name: what they compute may have been replaced.
+    computed = [(kind.__qualname__, id(kind.forward)) for kind in dict.fromkeys(type(each) for each in model.modules())]
+    try:
+        _Builds(file).dump((model, computed, tuple(example.shape), str(example.dtype)))
+    except Exception:
+        # Functions of its own, locks, files: whatever cannot be pickled.
+        return None
+    return hashlib.sha256(file.getvalue()).hexdigest()

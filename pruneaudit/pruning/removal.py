@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from pruneaudit.errors import MethodError
-from pruneaudit.measure.skeleton import on_skeleton
+from pruneaudit.measure.skeleton import asked_once
 from pruneaudit.pruning.attention import open_heads
 from pruneaudit.pruning.graph import loses_inputs as loses_inputs
 from pruneaudit.pruning.slicing import channels_of, keep_channels
@@ -71,7 +71,9 @@ def units_named(model: nn.Module, example: torch.Tensor, names: Sequence[str]) -
     """
     if not names:
         return []
-    units, refused = on_skeleton(model, example, lambda network, inputs: Wiring(network, inputs).units(names))
+    units, refused = asked_once(
+        ("units", *names), model, example, lambda network, inputs: Wiring(network, inputs).units(names)
+    )
     for name in names:
         if name in refused:
             raise MethodError(f"layer '{name}' cannot be pruned: {refused[name]}")

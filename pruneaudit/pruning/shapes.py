@@ -182,11 +182,17 @@ def see_units(workload: Workload) -> None:
         ConfigError: Patterns name a layer that cannot lose filters.
     """
     if workload.model in _OWN and workload.prunable != AUTO:
-        with torch.device("meta"):
-            network = dense_network(workload)
-        if weight_names(network, last=True)[-1] not in prunable_names(network, workload.prunable, workload.skip):
+        if not _names_classifier(workload.network, workload.data, workload.prunable, workload.skip):
             return
     units(workload)
+
+
+@lru_cache(maxsize=64)
+def _names_classifier(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> bool:
+    """Whether patterns name a network's last layer."""
+    with torch.device("meta"):
+        network = _dense(model, data)
+    return weight_names(network, last=True)[-1] in prunable_names(network, prunable, skip)
 
 
 def without_norm(workload: Workload) -> str | None:

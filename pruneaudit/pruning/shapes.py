@@ -181,10 +181,9 @@ def see_units(workload: Workload) -> None:
     Raises:
         ConfigError: Patterns name a layer that cannot lose filters.
     """
-    if workload.model in _OWN and workload.prunable != AUTO:
-        if not _names_classifier(workload.network, workload.data, workload.prunable, workload.skip):
-            return
-    units(workload)
+    patterns = (workload.network, workload.data, workload.prunable, workload.skip)
+    if workload.model not in _OWN or workload.prunable == AUTO or _names_classifier(*patterns):
+        units(workload)
 
 
 @lru_cache(maxsize=64)

@@ -1,10 +1,13 @@
 """MACs of what multiplies matrices without being a layer: both counters see it, whatever kernel computes it."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pruneaudit.measure import skeleton
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch
 from pruneaudit.measure.skeleton import asked_once, on_skeleton
 
@@ -83,6 +86,13 @@ class LooksAtValues(nn.Module):
         return self.layer(values * self.scale) if float(self.layer.weight.sum()) else values
 
 
+@pytest.fixture
+def no_small_ones(monkeypatch):
+    """Whatever the size, and whatever is loaded."""
+    monkeypatch.setattr(skeleton, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("no_small_ones")
 @pytest.mark.parametrize(("build", "device"), [(LooksAtValues, "cpu"), (lambda: nn.Linear(4, 4), "meta")])
 def test_a_network_is_asked_without_weights_where_it_runs_so(build, device):
     model = build().train()
@@ -96,6 +106,13 @@ def test_a_network_is_asked_without_weights_where_it_runs_so(build, device):
     assert on_skeleton(model, torch.ones(1, 4), ask) == device
     assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert macs(model, torch.ones(1, 4)) == macs_by_torch(model, torch.ones(1, 4)) == 16
+
+
+def test_a_small_network_does_not_load_torchs_compiler(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    assert on_skeleton(nn.Linear(4, 4), torch.ones(1, 4), lambda _, inputs: inputs.device.type) == "cpu"
+    monkeypatch.setattr(skeleton, "_SMALL", 19)
+    assert on_skeleton(nn.Linear(4, 4), torch.ones(1, 4), lambda _, inputs: inputs.device.type) == "meta"
 
 
 class Scaled(nn.Module):
@@ -116,6 +133,7 @@ def hooked():
     return network
 
 
+@pytest.mark.usefixtures("no_small_ones")
 def test_networks_that_are_built_alike_are_asked_once():
     asked = []
 
@@ -137,6 +155,7 @@ def test_networks_that_are_built_alike_are_asked_once():
     assert times(hooked()) == times(hooked()) == 1
 
 
+@pytest.mark.usefixtures("no_small_ones")
 def test_what_a_replaced_class_computes_is_asked_again(monkeypatch):
     def ask():
         return asked_once(("sum",), Scaled(), torch.ones(1, 4), lambda network, inputs: tuple(network(inputs).shape))
@@ -146,6 +165,7 @@ def test_what_a_replaced_class_computes_is_asked_again(monkeypatch):
     assert ask() == (1,)
 
 
+@pytest.mark.usefixtures("no_small_ones")
 def test_an_answer_that_took_values_is_not_kept():
     asked = []
     for _ in range(2):

@@ -12,6 +12,7 @@ from pruneaudit.workloads.models import brought
 from pruneaudit.workloads.models.convnet import ConvNet4
 from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
+from pruneaudit.workloads.models.mlp import MLP
 from pruneaudit.workloads.models.resnet import CifarResNet
 from pruneaudit.workloads.models.transformer import Llama, VisionTransformer
 from pruneaudit.workloads.models.vgg import CifarVGG
@@ -23,6 +24,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "llama": Llama,
     # Feng et al. 2024 (arXiv 2412.00143): small enough to try every set of filters; 5,500 parameters, 448,700 MACs.
     "lenet5-mini": partial(LeNet5, widths=(10, 10, 10, 10)),
+    "mlp7": MLP,
     "resnet20": partial(CifarResNet, 20),
     "resnet32": partial(CifarResNet, 32),
     "resnet34": partial(imagenet_resnet, 34),

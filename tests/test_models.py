@@ -21,6 +21,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training.precision import place
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.models.mlp import MLP
 from pruneaudit.workloads.models.resnet import BasicBlock, CifarResNet
 
 torch.set_num_threads(1)
@@ -222,3 +223,14 @@ def test_weights_of_one_channel_are_laid_out_as_torch_lays_them():
     expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
     placed = place(model, "cpu", "fp32")
     assert [one.weight.stride() for one in placed] == [one.weight.stride() for one in expected]
+
+
+def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_weights():
+    torch.manual_seed(0)
+    network = MLP(size=4, layers=3, width=6, classes=3, linear=True).double()
+    image = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    product = network.fc3.weight @ network.fc2.weight @ network.fc1.weight
+    found = torch.autograd.functional.jacobian(network, image).reshape(3, 16)
+    assert torch.allclose(found, product, rtol=0, atol=1e-12)
+    network.between = MLP(size=4).between
+    assert not torch.allclose(torch.autograd.functional.jacobian(network, image).reshape(3, 16), product, atol=1e-6)

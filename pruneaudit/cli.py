@@ -263,8 +263,16 @@ def judge(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="Also write page, tables and LaTeX there.")
     ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What decides, where it is not accuracy and no column says it.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(metavar="HIGHER|LOWER", help="Which values of a metric of your own are better.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of a metric of your own, such as %.")] = None,
     margin: Annotated[
-        float | None, typer.Option(min=0, help="Percentage points below which a difference does not matter.")
+        float | None,
+        typer.Option(min=0, help="Difference that does not matter, in the metric's unit; of percents in points."),
     ] = None,
     mapping: Annotated[
         list[str] | None,
@@ -288,8 +296,15 @@ def judge(
     from pruneaudit.report.stated import lines
     from pruneaudit.tables.columns import check_mapping
 
-    runs_of = given.stated(file, check_mapping(mapping or ()))
-    results = decide(Catalog(), runs_of, margin)
+    catalog = Catalog()
+    said = {"name": metric, "direction": direction and direction.lower(), "unit": unit, "margin": margin}
+    runs_of = given.stated(
+        file,
+        check_mapping(mapping or (), given.OF_METRIC),
+        said,
+        lambda workload: catalog.workloads[workload].metric if workload in catalog.workloads else None,
+    )
+    results = decide(catalog, runs_of, margin)
     if as_json:
         typer.echo(json.dumps(results.as_json(), indent=1))
     else:

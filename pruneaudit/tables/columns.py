@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.tables import networks
-from pruneaudit.tables.grid import Grid
+from pruneaudit.tables.grid import Cell, Grid, Line
 from pruneaudit.tables.numbers import SCALES, cleaned, is_missing, parse
 
 #: Columns that hold numbers: what they say.
@@ -168,6 +168,18 @@ _ALIASES = {
 _MEASURED = {"accuracy", "flops", "macs", "params", "error"}
 _COUNTED = ("epochs", "pruning_epochs", "base_epochs", "runs", "rank", "seed")
 _RATES = ("accuracy", "base_accuracy", "error", "base_error", "drop", "spread")
+#: What shares are where cells hold factors, and where they hold sizes.
+_FACTORS = {
+    "macs": "speedup",
+    "macs_removed": "speedup",
+    "macs_kept": "speedup",
+    "params": "compression",
+    "params_removed": "compression",
+    "params_kept": "compression",
+}
+_SHARES = {"macs_removed": "macs", "macs_kept": "macs", "params_removed": "params", "params_kept": "params"}
+#: What a table of pandas counts below the name of a column, beside its mean.
+_STATISTICS = {"min", "max", "median", "count", "sum", "var", "sem", "25%", "50%", "75%", "q1", "q3"}
 _TITLES = {
     "method",
     "network",
@@ -253,11 +265,18 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
             continue
         spreads = sum(number is not None and number.spread is not None for number in numbers)
         factors = sum(number is not None and number.unit == "x" for number in numbers)
+        sized = sum(number is not None and number.unit in SCALES for number in numbers)
         if plain(column.header) in wanted:
             continue
         if column.kind in (OTHERS, *_COUNTED) and share > 0.8 and spreads > len(stated) / 2:
             # "S4.1: same pruning epochs" above accuracies names their conditions.
             columns[place] = replace(column, kind="accuracy", context=column.context or column.header)
+        elif column.kind in _FACTORS and factors > len(stated) / 2:
+            # "FLOPs reduction" of 2.1x.
+            columns[place] = replace(column, kind=_FACTORS[column.kind])
+        elif column.kind in _SHARES and (column.scale or sized > len(stated) / 2):
+            # "FLOPs (G) ↓": the arrow says that less is better.
+            columns[place] = replace(column, kind=_SHARES[column.kind])
         elif column.kind in _RATES and factors > len(stated) / 2:
             # No accuracy is a factor: a table of times or speeds.
             columns[place] = replace(column, kind=OTHERS, point=())
@@ -279,27 +298,53 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
     return columns
 
 
+def transposed(grid: Grid, mapping: Mapping[str, str] | None = None) -> Grid | None:
+    """The table with a row for each of its columns, where its first column says what its rows hold; else None."""
+    if len(grid.header) < 2 or len(grid.lines) < 2:
+        return None
+    across = [_guess(place, header) for place, header in enumerate(grid.header)]
+    wanted = {plain(header) for header in mapping or ()}
+    if any(column.kind in NUMBERS or column.point or plain(column.header) in wanted for column in across[1:]):
+        return None
+    labels = [" | ".join(filter(None, (line.section, line.cells[0].text))) for line in grid.lines]
+    down = [_guess(place, label) for place, label in enumerate(labels)]
+    counted = [column.kind for column in down if column.kind in NUMBERS and not column.point]
+    # A name such as "Baseline" is a method above all; two quantities and more are no methods.
+    if len(set(counted)) < 2 or len(counted) < len(labels) / 2 or not {*counted} & {"accuracy", "error", "drop"}:
+        return None
+    lines = [
+        Line(grid.number, (Cell(header), *(line.cells[place] for line in grid.lines)))
+        for place, header in enumerate(grid.header)
+        if place
+    ]
+    return replace(grid, header=("Method", *labels), lines=lines)
+
+
 def _are_accuracies(texts: Sequence[str]) -> bool:
     """Whether all numbers lie between 0 and 100."""
     numbers = [number for text in texts if (number := parse(text)) is not None]
     return bool(numbers) and all(0 <= number.value <= 100 for number in numbers)
 
 
-def check_mapping(texts: Sequence[str]) -> dict[str, str]:
+def check_mapping(texts: Sequence[str], more: Sequence[str] = ()) -> dict[str, str]:
     """``--map`` options ``HEADER=KIND`` as a mapping.
+
+    Args:
+        texts: The options.
+        more: Kinds that the caller knows beside :data:`KINDS`.
 
     Raises:
         ConfigError: One has no ``=``, or names no kind.
     """
     found = {}
+    kinds = [*KINDS, *more, OTHERS]
     for text in texts:
         header, mark, kind = text.rpartition("=")
         if not mark or not header:
             raise ConfigError(f"--map {text!r}: expected HEADER=KIND, such as 'Base=base_accuracy'")
-        if kind not in KINDS and kind != OTHERS:
-            known = ", ".join([*KINDS, OTHERS])
+        if kind not in kinds:
             raise ConfigError(
-                f"--map {text!r}: no such kind of column.{nearest(kind, [*KINDS, OTHERS])} Known: {known}"
+                f"--map {text!r}: no such kind of column.{nearest(kind, kinds)} Known: {', '.join(kinds)}"
             )
         found[header] = kind
     return found
@@ -356,6 +401,10 @@ def _words(header: str) -> _Words:
 
 def _guess(place: int, header: str) -> Column:
     parts = [part for part in header.split(" | ") if part]
+    if len(parts) > 1 and parts[-1].strip().lower() in _STATISTICS:
+        return Column(place, header, "runs" if parts[-1].strip().lower() == "count" else OTHERS)
+    if len(parts) > 1:
+        parts = [part for part in parts if part.strip().lower() not in ("mean", "avg", "average")]
     kinds: list[tuple[str, Column]] = [(part, _of_part(place, part)) for part in parts]
     known = [(part, column) for part, column in kinds if column.kind != OTHERS]
     points = tuple(pair for _, column in kinds for pair in column.point)
@@ -363,6 +412,11 @@ def _guess(place: int, header: str) -> Column:
         return Column(place, header, "accuracy" if points else OTHERS, header if points else "", point=points)
     # The lowest row of a header says what is counted, the rows above of what.
     part, column = known[-1]
+    if points and column.kind in ("ratio", "speedup", "params_removed"):
+        # "Pruning ratio" above 30 % and 50 %: what stands below is what was reached there.
+        named = tuple((column.kind if kind == "ratio" else kind, text) for kind, text in points)
+        rest = " | ".join(other for other, found in kinds if found.kind == OTHERS and not found.point)
+        return Column(place, header, "accuracy", rest or header, point=named)
     rest = " | ".join(other for other, found in kinds if other != part and found.kind == OTHERS)
     context = " | ".join(text for text in (rest, column.context) if text)
     return replace(column, header=header, context=context, point=points)
@@ -495,6 +549,6 @@ def _size(what: str, words: set[str], percent: bool) -> str:
 
 
 def _accuracy(what: str, words: set[str]) -> str:
-    if words & _CHANGE:
+    if words & (_CHANGE | {"loss", "lost", "gain", "improvement"}):
         return "drop"
     return "base_accuracy" if words & _BASE else what

@@ -47,6 +47,7 @@ class Audited:
             where = f"{table.path}:{table.grid.number}"
             rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
             lines.append(f"{where}: {table.name}: {rows}; {', '.join(meaning) or 'no column is known'}{rest}")
+            lines += [f"{where}: {remark}" for remark in table.remarks]
             lines += [f"{table.path}:{line}: {note}" for line, note in table.grid.notes]
             lines += unread(table)
         return lines
@@ -65,6 +66,7 @@ class Audited:
                         for column in table.columns
                     ],
                     "notes": [
+                        *({"line": None, "note": remark} for remark in table.remarks),
                         *({"line": line, "note": note} for line, note in table.grid.notes),
                         *({"line": None, "note": note} for note in unread(table)),
                     ],

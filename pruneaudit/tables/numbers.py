@@ -48,7 +48,7 @@ _TRANSLATION = _MINUS | _SPACES | _OTHERS | _DIGITS | _MARKS | _ARROWS
 _VALUE = r"[-+]?\s?(?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+]?\d+)?"
 _UNIT = r"%|x|pp|pts?|points?|[kmgbt]?(?:flops|flop|macs|mac|params?|parameters|ops)|[kmgbt]|ms|s"
 _CELL = re.compile(
-    rf"[<>≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
+    rf"[≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
     rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_VALUE})\s?(?:%|pp|pts?)?"
     rf"|(?P<siunitx>\(\d+\))"
     rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
@@ -127,7 +127,9 @@ def parse(text: str, decimal_comma: bool = False) -> Number | None:
 
 @lru_cache(maxsize=65536)
 def _parse(text: str, decimal_comma: bool) -> Number | None:
-    plain = cleaned(text).lower().replace("\\pm", "±").replace("^{", "^").replace("10^", "10^")
+    plain = cleaned(text).lower().replace("\\pm", "±").replace("\\times", "x").replace("\\%", "%")
+    # 93.16_{±0.16}, as some papers print a deviation.
+    plain = re.sub(r"_\{?\s*(±[^{}]*)\}?$", r" \1", plain.replace("^{", "^"))
     match = _CELL.fullmatch(plain)
     if match is None:
         return None

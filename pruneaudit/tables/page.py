@@ -12,7 +12,7 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.tables.columns import OTHERS
 from pruneaudit.tables.command import Audited, unread
 from pruneaudit.tables.rows import Table
-from pruneaudit.tables.rule import Finding
+from pruneaudit.tables.rule import Finding, Place
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -60,7 +60,8 @@ alike. Blue: a reader needs it, and it is not there.</p>
 {{- finding.rule.id }}</code> line {{ finding.mark.line }}:
 {% if finding.mark.subject %}{{ finding.mark.subject }}: {% endif %}{{ finding.mark.message }}</li>{% endfor %}
 </ul>{% else %}<p>Nothing found.</p>{% endif %}
-{% if table.notes %}<p>Not read:</p><ul>{% for note in table.notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
+{% if table.notes %}<p>How it was read:</p><ul>{% for note in table.notes %}
+<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
 {% if table.setups %}<h3>Strictest setup that is shown</h3>
 <div class="scroll"><table><thead><tr><th>rows</th><th>setup</th><th>why no higher</th></tr></thead><tbody>
 {% for setup in table.setups %}<tr><td>{{ setup.arms[0].method }}, {{ setup.arms[1].method }}</td>
@@ -109,17 +110,18 @@ def page(audited: Audited) -> str:
 
 
 def _table(table: Table, findings: list[Finding], pairs: list[Any]) -> dict[str, Any]:
-    marks: dict[tuple[int, int], list[Finding]] = defaultdict(list)
+    marks: dict[Place, list[Finding]] = defaultdict(list)
     for finding in findings:
-        for column in finding.mark.columns:
-            marks[finding.mark.line, column].append(finding)
+        for place in finding.mark.cells:
+            marks[place].append(finding)
     rows = []
-    for line in table.grid.lines:
+    for index, line in enumerate(table.grid.lines):
         row = []
-        for place, cell in enumerate(line.cells):
-            here = marks.get((line.number, place), [])
+        for column, cell in enumerate(line.cells):
+            place = Place(index, column)
+            here = marks.get(place, [])
             # What should stand there stands in the first cell that a mark names.
-            expected = [one.mark.expected for one in here if one.mark.expected and one.mark.columns[0] == place]
+            expected = [one.mark.expected for one in here if one.mark.expected and one.mark.cells[0] == place]
             kind = min((one.rule.kind for one in here), default="")
             why = "; ".join(f"{one.rule.id} {one.mark.message}" for one in here)
             row.append({"text": cell.text, "bold": cell.bold, "kind": kind, "why": why, "expected": expected})
@@ -133,7 +135,7 @@ def _table(table: Table, findings: list[Finding], pairs: list[Any]) -> dict[str,
         ],
         "rows": rows,
         "findings": findings,
-        "notes": [*(f"line {line}: {note}" for line, note in table.grid.notes), *unread(table)],
+        "notes": [*table.remarks, *(f"line {line}: {note}" for line, note in table.grid.notes), *unread(table)],
         "setups": pairs[:_MOST_PAIRS],
         "more": max(0, len(pairs) - _MOST_PAIRS),
     }

@@ -122,16 +122,18 @@ def tables(path: Path, text: str, above: int, title: str, before: int) -> list[G
         ):
             heads += 1
         heads = heads or min(1, len(rows))
-        shown = [
-            [Cell(" ".join(raw.text.split()), bool(raw.bold) and raw.bold.split() == raw.text.split()) for raw in row]
-            for row in rows
-        ]
+        cells = {id(raw): _shown(raw) for row in rows for raw in row}
+        shown = [[cells[id(raw)] for raw in row] for row in rows]
         body = [(above + table.rows[place][0], list(shown[place])) for place in range(heads, len(rows))]
         place = before + len(grids) + 1
         grids.append(
             build(path, place, table.caption or table.title or title, shown[:heads], list(body), above + table.number)
         )
     return grids
+
+
+def _shown(raw: _Raw) -> Cell:
+    return Cell(" ".join(raw.text.split()), bool(raw.bold) and raw.bold.split() == raw.text.split())
 
 
 def _spread(table: _Table) -> list[list[_Raw]]:

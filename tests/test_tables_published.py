@@ -51,6 +51,17 @@ def test_columns_with_the_wrong_ratio_are_given_the_right_one():
     }
 
 
+def test_a_benchmark_of_sixteen_methods_is_read_as_its_readers_do():
+    audited = audit_files([PUBLISHED / "tables" / "pruningbench-readme.md"])
+    lines = [finding.line for finding in audited.findings]
+    first = [line for line in lines if "T015" in line][0]
+    assert "27 % (HRank) to 71 % (MagnitudeL1) of the parameters" in first, "rows of one 2x tier"
+    # Its "pruning ratio" is what is left, which no base says: the sizes of all rows do.
+    assert sum("T010" in line and "is what is left" in line for line in lines) == 2
+    assert any("T008 CP: rank 7 with 42.574 stands below rank 6 with 36.600" in line for line in lines)
+    assert sum("has 9 cells where the header has 8" in note for note in audited.notes()) == 8
+
+
 def test_the_field_compares_under_s1_and_s2():
     pairs = setups(audit_files([PUBLISHED / "tables" / "wang2023-tables1-3.csv"]).tables)
     shown = {tuple(row.method for row in pair.arms): pair for pair in pairs}

@@ -166,6 +166,7 @@ _ALIASES = {
     "retrain": "retrained",
 }
 _MEASURED = {"accuracy", "flops", "macs", "params", "error"}
+_QUANTITIES = ("drop", "ratio", "speedup", "compression", "params_removed", "spread", "runs", "epochs")
 _COUNTED = ("epochs", "pruning_epochs", "base_epochs", "runs", "rank", "seed")
 _RATES = ("accuracy", "base_accuracy", "error", "base_error", "drop", "spread")
 #: What shares are where cells hold factors, and where they hold sizes.
@@ -179,7 +180,8 @@ _FACTORS = {
 }
 _SHARES = {"macs_removed": "macs", "macs_kept": "macs", "params_removed": "params", "params_kept": "params"}
 #: What a table of pandas counts below the name of a column, beside its mean.
-_STATISTICS = {"min", "max", "median", "count", "sum", "var", "sem", "25%", "50%", "75%", "q1", "q3"}
+_STATISTICS = {"min", "max", "median", "count", "sum", "var", "sem"}
+_QUARTILES = {"25%", "50%", "75%"}
 _TITLES = {
     "method",
     "network",
@@ -243,8 +245,11 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
     """
     wanted = {plain(header): kind for header, kind in (mapping or {}).items()}
     columns = []
+    ends = [header.rpartition(" | ")[2] for header in grid.header]
     for place, header in enumerate(grid.header):
-        guess = _guess(place, header)
+        # What pandas' describe() prints are no operating points.
+        is_quartile = ends[place] in _QUARTILES <= set(ends) and "min" in ends
+        guess = Column(place, header, OTHERS) if is_quartile else _guess(place, header)
         # A column has the name as a whole, or the part of it that stands above or below.
         given = next((wanted[name] for name in map(plain, (header, *header.split(" | "))) if name in wanted), None)
         columns.append(replace(guess, kind=given) if given is not None else guess)
@@ -274,6 +279,9 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         elif column.kind in _FACTORS and factors > len(stated) / 2:
             # "FLOPs reduction" of 2.1x.
             columns[place] = replace(column, kind=_FACTORS[column.kind])
+        elif column.kind == "ratio" and sized > len(stated) / 2:
+            # "Pruning ratio" of 16.5 M (69 %): what is counted so are parameters, mostly.
+            columns[place] = replace(column, kind="params")
         elif column.kind in _SHARES and (column.scale or sized > len(stated) / 2):
             # "FLOPs (G) ↓": the arrow says that less is better.
             columns[place] = replace(column, kind=_SHARES[column.kind])
@@ -302,14 +310,11 @@ def transposed(grid: Grid, mapping: Mapping[str, str] | None = None) -> Grid | N
     """The table with a row for each of its columns, where its first column says what its rows hold; else None."""
     if len(grid.header) < 2 or len(grid.lines) < 2:
         return None
-    across = [_guess(place, header) for place, header in enumerate(grid.header)]
     wanted = {plain(header) for header in mapping or ()}
-    if any(column.kind in NUMBERS or column.point or plain(column.header) in wanted for column in across[1:]):
+    if any(_quantity(header) or _point(header) or plain(header) in wanted for header in grid.header[1:]):
         return None
     labels = [" | ".join(filter(None, (line.section, line.cells[0].text))) for line in grid.lines]
-    down = [_guess(place, label) for place, label in enumerate(labels)]
-    counted = [column.kind for column in down if column.kind in NUMBERS and not column.point]
-    # A name such as "Baseline" is a method above all; two quantities and more are no methods.
+    counted = [kind for kind in map(_quantity, labels) if kind]
     if len(set(counted)) < 2 or len(counted) < len(labels) / 2 or not {*counted} & {"accuracy", "error", "drop"}:
         return None
     lines = [
@@ -318,6 +323,13 @@ def transposed(grid: Grid, mapping: Mapping[str, str] | None = None) -> Grid | N
         if place
     ]
     return replace(grid, header=("Method", *labels), lines=lines)
+
+
+def _quantity(header: str) -> str:
+    """Kind of number that a header names; empty where it may as well name a method, as "Baseline" and "Ours" do."""
+    column = _guess(0, header)
+    is_said = set(_words(header).words) & _MEASURED or column.kind in _QUANTITIES
+    return column.kind if column.kind in NUMBERS and is_said and not column.point else ""
 
 
 def _are_accuracies(texts: Sequence[str]) -> bool:
@@ -423,6 +435,8 @@ def _guess(place: int, header: str) -> Column:
 
 
 def _of_part(place: int, part: str) -> Column:
+    # Of "Top-1/Top-5" the first one counts, as in its cells.
+    part = re.sub(r"(?i)(top[ -]?1\b.*?)\s*/\s*top[ -]?5\b", r"\1", part)
     name = part.strip().lower()
     if name in KINDS:
         return Column(place, part, name, counts="")

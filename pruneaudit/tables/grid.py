@@ -146,14 +146,18 @@ def _completed(
         cells = rest[0][1]
         names = _names(found)
         counted = Counter(filter(None, names))
-        is_open = "" in names[1:] or any(count > 1 for count in counted.values()) or not any(names)
+        is_open = "" in names[len(found) == 1 :] or any(count > 1 for count in counted.values()) or not any(names)
         if cells is None or not is_open or len(cells) > len(names):
             break
         texts = [cell.text.strip() for cell in cells]
         stated = [place for place, text in enumerate(texts) if text]
         # Names of the index, which pandas writes below all levels, fill what is still empty.
         fills = len(found) > 1 and all(not names[place] for place in stated)
-        if any(is_missing(texts[place]) or parse(texts[place]) is not None for place in stated):
+        values = [place for place in stated if is_missing(texts[place]) or parse(texts[place]) is not None]
+        # Operating points are names of columns, too: no row has begun yet that a row without a name could go on with.
+        begins = rest[1][1] if len(rest) > 1 else None
+        points = bool(not texts[0] and begins and begins[0].text.strip() and parse(begins[0].text) is None)
+        if values and not points:
             break
         if not stated or (len(stated) < 2 and not fills) or not any(_has_number(row) for _, row in rest[1:]):
             break

@@ -52,7 +52,7 @@ _CELL = re.compile(
     rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_VALUE})\s?(?:%|pp|pts?)?"
     rf"|(?P<siunitx>\(\d+\))"
     rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
-    rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[[\d, ]{{1,40}}\])*"
+    rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[\^?[\w, ]{{1,40}}\])*"
 )
 _SEPARATED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -128,7 +128,8 @@ def parse(text: str, decimal_comma: bool = False) -> Number | None:
 @lru_cache(maxsize=65536)
 def _parse(text: str, decimal_comma: bool) -> Number | None:
     plain = cleaned(text).lower().replace("\\pm", "±").replace("\\times", "x").replace("\\%", "%")
-    # 93.16_{±0.16}, as some papers print a deviation.
+    # A raised footnote says nothing; 93.16_{±0.16} is how some papers print a deviation.
+    plain = re.sub(r"(?<!10)\^\{[^{}]{0,20}\}$", "", plain)
     plain = re.sub(r"_\{?\s*(±[^{}]*)\}?$", r" \1", plain.replace("^{", "^"))
     match = _CELL.fullmatch(plain)
     if match is None:

@@ -78,7 +78,7 @@ class Row:
     @property
     def method(self) -> str:
         """Its method without references, with arm and section where they tell rows apart."""
-        name = re.sub(r"\s*\[\d[\d, ]*\]", "", self.text("method")).strip(" *†‡")
+        name = re.sub(r"\s*\[\^?\d[\d, ]*\]|\^\{[^{}]*\}", "", self.text("method")).strip(" *†‡")
         parts = [part for part in (name, self.arm) if part]
         return " / ".join(parts) or self.text("paper") or f"line {self.line}"
 
@@ -108,6 +108,7 @@ class Table:
         rows: Its claims.
         drop_sign: +1 where its differences are base minus accuracy, -1 where they are the reverse; 0: no telling.
         facts: What caption, heading and file say of all rows, by kind of column.
+        exchanged: Of MACs and parameters: rows whose "share removed" is what is left, and the base size that shows it.
         remarks: How it was read where it does not stand there so: turned around, cells filled, rows without a claim.
     """
 
@@ -116,6 +117,7 @@ class Table:
     rows: list[Row]
     drop_sign: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
+    exchanged: Mapping[str, tuple[list[Row], float]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -165,6 +167,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
     for column in columns:
         if column.kind != OTHERS and _is_own(column):
             own.setdefault(_arm(column), []).append(column)
+    remarks += _second(columns)
     facts = _facts(grid)
     rows = []
     silent: list[int] = []
@@ -192,9 +195,22 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
             f"line{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent[:5]))}{' …' if len(silent) > 5 else ''}"
         )
         remarks.append(f"{lines}: no result in any of its columns")
-    table = Table(grid, columns, rows, facts=facts, remarks=remarks)
+    table = Table(grid, columns, rows, facts=facts, exchanged=_exchange(rows), remarks=remarks)
     table.drop_sign = _drop_sign(rows)
     return table
+
+
+def _second(columns: Sequence[Column]) -> list[str]:
+    """Columns that are taken for the same as one before them: their cells count only where that one's say nothing."""
+    first: dict[tuple[object, ...], Column] = {}
+    found = []
+    for column in (one for one in columns if one.kind in NUMBERS):
+        earlier = first.setdefault((column.kind, column.context, column.point), column)
+        if earlier is not column:
+            found.append(
+                f"{column.header}: taken for the same as {earlier.header}, which counts; --map tells them apart"
+            )
+    return found
 
 
 #: Columns whose empty cells say what stands above, where nothing stands left of them either.
@@ -246,6 +262,41 @@ def _facts(grid: Grid) -> dict[str, str]:
     elif re.search(r"\bbest (?:test )?(?:epoch|accurac)", grid.title, re.IGNORECASE):
         facts.setdefault("epoch_reported", "best")
     return facts
+
+
+def _exchange(rows: Sequence[Row]) -> dict[str, tuple[list[Row], float]]:
+    """Move shares that are called removed, and are left, to where they belong.
+
+    Without a stated base, sizes tell: divided by the share that is left, those of all rows give one base.
+    """
+    found: dict[str, tuple[list[Row], float]] = {}
+    for what in ("macs", "params"):
+        tasks: dict[tuple[str, str], list[tuple[Row, float, float]]] = {}
+        for row in rows:
+            size, share = row.number(what), row.number(f"{what}_removed")
+            if size is not None and share is not None and 0 < share.value < 1 and size.value > 0:
+                tasks.setdefault(row.task, []).append((row, size.value, share.value))
+        for members in tasks.values():
+            if len({share for _, _, share in members}) < 3 or any(row.number(f"base_{what}") for row, _, _ in members):
+                continue
+            left, gone = ([size / part(share) for _, size, share in members] for part in (_itself, _rest))
+            if max(left) < min(left) * _ALIKE and max(gone) > min(gone) * _APART:
+                for row, _, _ in members:
+                    row.entries[f"{what}_kept"] = row.entries.pop(f"{what}_removed")
+                found[what] = ([*found.get(what, ([], 0.0))[0], *(row for row, _, _ in members)], max(left))
+    return found
+
+
+#: Base sizes that differ by a smaller factor are one network's, rounded; by a larger one they are of several.
+_ALIKE, _APART = 1.03, 1.2
+
+
+def _itself(share: float) -> float:
+    return share
+
+
+def _rest(share: float) -> float:
+    return 1 - share
 
 
 #: How captions state the number of runs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from pruneaudit.tables.grid import Cell, Grid, build
 
 _TABLES = {"tabular": "[{", "tabular*": "{[{", "tabularx": "{[{", "tabulary": "{[{", "longtable": "[{", "tblr": "[{"}
 _RULES = {"toprule", "midrule", "bottomrule", "hline", "specialrule", "Xhline"}
+#: ``(lr)`` of booktabs: no kind of argument that pylatexenc knows.
+_TRIM = re.compile(r"(\\cmidrule)[ \t]*\([^()\n]*\)")
 _BOLD = {"textbf", "mathbf", "bm", "boldsymbol"}
 #: Macros whose last argument is what they show, or which show nothing.
 _SHOW_LAST = {
@@ -41,7 +44,6 @@ _SHOW_LAST = {
     "makecell",
     "tabincell",
     "thead",
-    "textsuperscript",
     "shortstack",
     "rotatebox",
     "hl",
@@ -93,6 +95,9 @@ def _context() -> Any:
             MacroSpec("cellcolor", "[{"),
             MacroSpec("rowcolor", "[{"),
             MacroSpec("tnote", "{"),
+            MacroSpec("Xhline", "{"),
+            MacroSpec("specialrule", "{{{"),
+            MacroSpec("textsuperscript", "{"),
             MacroSpec("addlinespace", "["),
             MacroSpec("bm", "{"),
             MacroSpec("boldsymbol", "{"),
@@ -135,6 +140,11 @@ class _Converter:
                     yield from self._pieces(arguments[-1:], True)
                 elif name in _SHOW_LAST:
                     yield from self._pieces(arguments[-1:], bold)
+                elif name == "textsuperscript":
+                    # A footnote, which is no digit of the number before it; or a power.
+                    yield "^{", bold
+                    yield from self._pieces(arguments[-1:], bold)
+                    yield "}", bold
                 elif name in ("SI", "qty"):
                     yield from self._pieces(arguments[-2:-1], bold)
                     yield " ", bold
@@ -168,7 +178,9 @@ def read(path: Path, text: str) -> list[Grid]:
     Raises:
         ConfigError: Braces or environments do not match.
     """
-    walker = LatexWalker(text, latex_context=_context(), tolerant_parsing=True)
+    # Blanks in its place, so that lines and columns of the file stay what they are.
+    plain = _TRIM.sub(lambda found: found[1] + " " * (len(found[0]) - len(found[1])), text)
+    walker = LatexWalker(plain, latex_context=_context(), tolerant_parsing=True)
     try:
         nodes, _, _ = walker.get_latex_nodes()
     except LatexWalkerError as error:

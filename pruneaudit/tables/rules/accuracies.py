@@ -396,13 +396,19 @@ def _error_of_gap(left: Row, right: Row) -> float | None:
 
 
 def comparable(table: Table) -> list[list[Row]]:
-    """Rows with accuracies that stand beside each other for comparison: same task, group and operating point."""
+    """Rows with accuracies that are compared: same task, group, operating point and ranking."""
     found: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    ranking, before = 0, 0.0
     for row in table.rows:
-        if row.number("accuracy") is not None and row.number("seed") is None and not is_base(row):
-            found[
-                (row.entries["accuracy"].column, row.task, row.group, row.section, row.text("ratio"), row.text("tier"))
-            ].append(row)
+        if row.number("accuracy") is None or row.number("seed") is not None or is_base(row):
+            continue
+        rank = row.number("rank")
+        if rank is not None:
+            # Where ranks begin again, another ranking begins.
+            ranking += rank.value < before
+            before = rank.value
+        place = (row.entries["accuracy"].column, row.task, row.group, row.section)
+        found[(*place, row.text("ratio"), row.text("tier"), ranking)].append(row)
     return list(found.values())
 
 

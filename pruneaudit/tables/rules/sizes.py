@@ -133,9 +133,19 @@ def t009(table: Table) -> Iterator[Mark]:
 def t010(table: Table) -> Iterator[Mark]:
     """Statements of one row that disagree as they stand and agree once a share is exchanged for its rest.
 
+    Where sizes stand beside shares, without a base: sizes divided by what is left give one base for all rows.
+
     Example: a speedup of 2.70x with "37 % FLOPs removed": 37 % are left, 63 % removed.
     """
     for what in _WHAT:
+        if what in table.exchanged:
+            rows, base = table.exchanged[what]
+            entry = rows[0].entries[f"{what}_kept"]
+            message = (
+                f"{entry.text} in column '{table.grid.header[entry.column]}' is what is left: so all {len(rows)} rows "
+                f"have one base of {_readable(base)} {_WHAT[what][0]}, and as what is removed they have none in common"
+            )
+            yield Mark(table, rows[0].line, message, cells_of(rows[0], (f"{what}_kept",)), "", rows[0].method)
         for row, first, other in _contradictions(table, what):
             why = _exchanged(first, other)
             if why:

@@ -54,7 +54,7 @@ def test_columns_with_the_wrong_ratio_are_given_the_right_one():
 def test_a_benchmark_of_sixteen_methods_is_read_as_its_readers_do():
     audited = audit_files([PUBLISHED / "tables" / "pruningbench-readme.md"])
     lines = [finding.line for finding in audited.findings]
-    first = [line for line in lines if "T015" in line][0]
+    first = next(line for line in lines if "T015" in line)
     assert "27 % (HRank) to 71 % (MagnitudeL1) of the parameters" in first, "rows of one 2x tier"
     # Its "pruning ratio" is what is left, which no base says: the sizes of all rows do.
     assert sum("T010" in line and "is what is left" in line for line in lines) == 2

@@ -194,7 +194,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
         lines = (
             f"line{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent[:5]))}{' …' if len(silent) > 5 else ''}"
         )
-        remarks.append(f"{lines}: no result in any of its columns")
+        remarks.append(f"{lines}: no result in any column")
     table = Table(grid, columns, rows, facts=facts, exchanged=_exchange(rows), remarks=remarks)
     table.drop_sign = _drop_sign(rows)
     return table
@@ -207,9 +207,7 @@ def _second(columns: Sequence[Column]) -> list[str]:
     for column in (one for one in columns if one.kind in NUMBERS):
         earlier = first.setdefault((column.kind, column.context, column.point), column)
         if earlier is not column:
-            found.append(
-                f"{column.header}: taken for the same as {earlier.header}, which counts; --map tells them apart"
-            )
+            found.append(f"{column.header}: the same as {earlier.header}, which counts; --map tells them apart")
     return found
 
 

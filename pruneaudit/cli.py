@@ -251,6 +251,8 @@ def tables(
             reason = f"; {setup.why}" if setup.why else ""
             name = setup.name or "no setup"
             typer.echo(f"{setup.table.path}:{left.line}: {left.method} and {right.method}: {name}{reason}")
+        for line in audited.cut() if show_setups else ():
+            typer.echo(line, err=True)
     if any(finding.rule.id in rules_that_fail for finding in audited.findings):
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from pruneaudit.tables.columns import OTHERS
 from pruneaudit.tables.readers import NoTableError, read
 from pruneaudit.tables.rows import Table, understand
 from pruneaudit.tables.rule import Finding
-from pruneaudit.tables.setups import Setup, setups
+from pruneaudit.tables.setups import MOST, Setup, is_cut, setups
 
 _KINDS = ("contradiction", "unequal", "missing")
 
@@ -36,6 +36,14 @@ class Audited:
     def setups(self) -> list[Setup]:
         """Strictest setups of pairs of rows."""
         return setups(self.tables)
+
+    def cut(self) -> list[str]:
+        """Tables with more pairs than :meth:`setups` gives, a line each."""
+        return [
+            f"{table.path}:{table.grid.number}: {table.name}: of more than {MOST:,} pairs of rows these are the first"
+            for table in self.tables
+            if is_cut(table)
+        ]
 
     def notes(self) -> list[str]:
         """What was understood, for people: columns as guessed, and cells that could not be read."""
@@ -75,6 +83,7 @@ class Audited:
             ],
             "findings": [finding.row() for finding in self.findings],
             "setups": [setup.row() for setup in self.setups()],
+            "setups_cut": self.cut(),
         }
 
 

@@ -47,8 +47,8 @@ summary { cursor: pointer; }
 <p>{{ count }} finding{{ '' if count == 1 else 's' }} in
 {{ tables|length }} table{{ '' if tables|length == 1 else 's' }}.
 <span class="contradiction"><code>Red</code></span>, a solid frame: numbers that cannot all be right, with what they
-should be where it can be computed. <span class="unequal"><code>Amber</code></span>, dashed: what is compared is not alike.
-<span class="missing"><code>Blue</code></span>, dotted: a reader needs it, and it is not there.</p>
+should be where it can be computed. <span class="unequal"><code>Amber</code></span>, dashed: what is compared is not
+alike. <span class="missing"><code>Blue</code></span>, dotted: a reader needs it, and it is not there.</p>
 {% if tables|length > 1 %}<ul>{% for table in tables %}
 <li><a href="#table-{{ loop.index }}">{{ table.name }}</a>: {{ table.findings|length or 'no' }}
 finding{{ '' if table.findings|length == 1 else 's' }}</li>{% endfor %}

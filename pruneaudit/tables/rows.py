@@ -169,7 +169,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
             own.setdefault(_arm(column), []).append(column)
     remarks += _second(columns)
     facts = _facts(grid)
-    rows = []
+    rows: list[Row] = []
     silent: list[int] = []
     for index, line in enumerate(grid.lines):
         before = len(rows)

@@ -101,6 +101,41 @@ L1 & $93.43_{\pm 0.06}$ & \textbf{93.12}\,{\scriptsize$\pm$0.10} \\ \bottomrule
         r"A & 93.5\textsuperscript{1} \\ \end{tabular}",
         [("A", {"accuracy": 93.5})],
     ),
+    "a table over several pages": (
+        "a.tex",
+        r"""\begin{longtable}{lcc}\caption{MobileNet-V2 on ImageNet}\\
+\hline Method & Top-1 & MACs (M) \\ \hline \endfirsthead
+\hline Method & Top-1 & MACs (M) \\ \hline \endhead
+\hline \multicolumn{3}{r}{continued} \endfoot
+AMC~\cite{amc} & $70.8_{(-1.0)}$ & 220 \\
+\end{longtable}""",
+        [("AMC", {"accuracy": 70.8, "drop": -1.0, "macs": 220e6})],
+    ),
+    "names in front of pasted rows": (
+        "a.txt",
+        "Model      Method   Baseline  Pruned\nResNet-56  L1       93.04     93.06\n"
+        "           HRank    93.26     93.17\n",
+        [("L1", {"base_accuracy": 93.04, "accuracy": 93.06}), ("HRank", {"base_accuracy": 93.26, "accuracy": 93.17})],
+    ),
+    "networks in the names of columns": (
+        "a.md",
+        "| Method | ResNet-56 Acc. | ResNet-56 FLOPs ↓ | VGG-16 Acc. | VGG-16 FLOPs ↓ |\n|---|---|---|---|---|\n"
+        "| L1 | 93.06 | 27.6% | 93.40 | 34.2% |\n",
+        [
+            ("L1 / resnet56", {"accuracy": 93.06, "macs_removed": 0.276}),
+            ("L1 / vgg16", {"accuracy": 93.4, "macs_removed": 0.342}),
+        ],
+    ),
+    "a column for each seed": (
+        "a.csv",
+        "method,ratio,acc,seed 0,seed 1\nl1,0.5,93.1,93.2,93.0\n",
+        [("l1", {"ratio": 0.5, "accuracy": 93.1})],
+    ),
+    "a curve": (
+        "a.csv",
+        "epoch,train_loss,test_acc\n0,1.9,45.0\n1,1.2,60.1\n2,0.9,70.3\n",
+        [("line 2", {"accuracy": 45.0}), ("line 3", {"accuracy": 60.1}), ("line 4", {"accuracy": 70.3})],
+    ),
     "a caption right above": (
         "a.txt",
         "Table 3: ResNet-50 on ImageNet (3 runs).\nMethod    Base     Top-1\nSFP [7]   76.15    74.61±0.12\n* ours\n",

@@ -5,6 +5,7 @@ A guess is made from the words of a header and never from one row's values; it i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -273,6 +274,10 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         sized = sum(number is not None and number.unit in SCALES for number in numbers)
         if plain(column.header) in wanted:
             continue
+        counted = [number.value for number in numbers if number is not None]
+        if column.kind == "epochs" and len(counted) > 2 and _counts_up(counted):
+            # The curve of one run, whose rows are no results.
+            columns[place] = column = replace(column, kind=OTHERS)
         if column.kind in (OTHERS, *_COUNTED) and share > 0.8 and spreads > len(stated) / 2:
             # "S4.1: same pruning epochs" above accuracies names their conditions.
             columns[place] = replace(column, kind="accuracy", context=column.context or column.header)
@@ -323,6 +328,11 @@ def transposed(grid: Grid, mapping: Mapping[str, str] | None = None) -> Grid | N
         if place
     ]
     return replace(grid, header=("Method", *labels), lines=lines)
+
+
+def _counts_up(values: Sequence[float]) -> bool:
+    """Whether values are 0, 1, 2 and so on."""
+    return all(after - before == 1 for before, after in itertools.pairwise(values))
 
 
 def _quantity(header: str) -> str:
@@ -442,6 +452,9 @@ def _of_part(place: int, part: str) -> Column:
         return Column(place, part, name, counts="")
     if name in ("flops", "base_flops", "flops_removed", "flops_kept"):
         return Column(place, part, name.replace("flops", "macs"), counts="flops")
+    if re.fullmatch(r"(seed|run|trial|rep|repetition|fold)[\s_#-]*\d+", name):
+        # One of several runs of the row.
+        return Column(place, part, OTHERS)
     point = _point(part)
     if point:
         return Column(place, part, OTHERS, point=point)
@@ -452,7 +465,7 @@ def _of_part(place: int, part: str) -> Column:
     # An arm, where the header is its name: "Fine-tuned", "Scratch-E".
     arm = part if kind == "accuracy" and "accuracy" not in words and words & _ARMS else ""
     named = networks.find(part)
-    context = arm or (part if kind in NUMBERS and (named.network or named.dataset) else "")
+    context = arm or (" ".join(filter(None, named)) if kind in NUMBERS else "")
     return Column(place, part, kind, context, found.scale, found.percent, found.counts, change)
 
 

@@ -38,7 +38,16 @@ SCALES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 _MINUS = dict.fromkeys(map(ord, "−‒–—﹣－"), "-")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u200a\u202f\u3000~"), " ")
-_OTHERS = {ord("×"): "x", ord("✕"): "x", ord("％"): "%", ord("＋"): "+", ord("·"): "*", ord("⋅"): "*"}
+_OTHERS = {
+    ord("∼"): "≈",
+    ord("≃"): "≈",
+    ord("×"): "x",
+    ord("✕"): "x",
+    ord("％"): "%",
+    ord("＋"): "+",
+    ord("·"): "*",
+    ord("⋅"): "*",
+}
 _DIGITS = {ord(full): str(place) for place, full in enumerate("０１２３４５６７８９")}
 #: Footnote marks, stars and arrows say nothing about the value.
 _MARKS = dict.fromkeys(map(ord, "†‡§¶‖♯♮♭★☆✓✔✗✘⭐🏆¹²³⁴⁵⁶⁷⁸⁹⁰\u200b\u200c\u200d\ufeff\u2060$"), None)
@@ -130,7 +139,7 @@ def _parse(text: str, decimal_comma: bool) -> Number | None:
     plain = cleaned(text).lower().replace("\\pm", "±").replace("\\times", "x").replace("\\%", "%")
     # A raised footnote says nothing; 93.16_{±0.16} is how some papers print a deviation.
     plain = re.sub(r"(?<!10)\^\{[^{}]{0,20}\}$", "", plain)
-    plain = re.sub(r"_\{?\s*(±[^{}]*)\}?$", r" \1", plain.replace("^{", "^"))
+    plain = re.sub(r"_\{?\s*([±(][^{}]*)\}?$", r" \1", plain.replace("^{", "^"))
     match = _CELL.fullmatch(plain)
     if match is None:
         return None

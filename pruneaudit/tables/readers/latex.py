@@ -70,7 +70,10 @@ _HIDE = {
     "hspace",
     "tnote",
     "color",
+    "caption",
 }
+#: Ends of what longtable repeats on each page; the first head is the table's header.
+_ENDS = {"endfirsthead", "endhead", "endfoot", "endlastfoot"}
 
 
 def _context() -> Any:
@@ -95,6 +98,7 @@ def _context() -> Any:
             MacroSpec("cellcolor", "[{"),
             MacroSpec("rowcolor", "[{"),
             MacroSpec("tnote", "{"),
+            MacroSpec("caption", "*[{"),
             MacroSpec("Xhline", "{"),
             MacroSpec("specialrule", "{{{"),
             MacroSpec("textsuperscript", "{"),
@@ -187,7 +191,7 @@ def read(path: Path, text: str) -> list[Grid]:
         raise ConfigError(f"{path}: not valid LaTeX: {' '.join(str(error).split())[:200]}") from None
     grids: list[Grid] = []
     for table, caption in _tables(nodes, ""):
-        grid = _grid(path, text, table, caption, len(grids) + 1)
+        grid = _grid(path, text, table, caption or _caption(table.nodelist), len(grids) + 1)
         if grid is not None:
             grids.append(grid)
     return grids
@@ -235,6 +239,7 @@ def _grid(path: Path, text: str, table: Any, caption: str, place: int) -> Grid |
     rows: list[tuple[int, list[Cell] | None]] = []
     hanging: dict[int, tuple[Cell, int]] = {}
     cells: list[list[Any]] = [[]]
+    begin_of_part = 0
 
     def end_of_row(position: int) -> None:
         nonlocal cells
@@ -270,6 +275,12 @@ def _grid(path: Path, text: str, table: Any, caption: str, place: int) -> Grid |
         elif isinstance(node, LatexMacroNode) and node.macroname in _RULES:
             end_of_row(node.pos)
             rows.append((0, None))
+        elif isinstance(node, LatexMacroNode) and node.macroname in _ENDS:
+            end_of_row(node.pos)
+            if begin_of_part or node.macroname in ("endfoot", "endlastfoot"):
+                del rows[begin_of_part:]
+            rows.append((0, None))
+            begin_of_part = len(rows)
         else:
             cells[-1].append(node)
     end_of_row(table.pos + table.len)

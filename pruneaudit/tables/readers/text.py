@@ -76,11 +76,14 @@ def _blocks(text: str) -> list[tuple[int, list[str]]]:
 
 def _fields(block: list[str]) -> list[tuple[int, list[str]]] | None:
     """Header and rows as (place in the block, fields); None where there is no such cut."""
-    cut = [
-        (place, [part for part in _GAP.split(line.strip(" |│")) if part])
-        for place, line in enumerate(block)
-        if not _RULE.fullmatch(line)
-    ]
+    margin = min(len(line) - len(line.lstrip()) for line in block)
+    cut = []
+    for place, line in enumerate(block):
+        if not _RULE.fullmatch(line):
+            fields = [part for part in _GAP.split(line.strip(" |│")) if part]
+            # A name that spans rows stands in the first of them only.
+            is_below = len(line) - len(line.lstrip()) > margin + 1 and len(cut) > 1
+            cut.append((place, ["", *fields] if is_below and len(fields) == len(cut[0][1]) - 1 else fields))
     while len(cut) > 2 and len(cut[0][1]) == 1:
         # A caption that no empty line parts from its table.
         del cut[0]

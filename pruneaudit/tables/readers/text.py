@@ -77,7 +77,7 @@ def _blocks(text: str) -> list[tuple[int, list[str]]]:
 def _fields(block: list[str]) -> list[tuple[int, list[str]]] | None:
     """Header and rows as (place in the block, fields); None where there is no such cut."""
     margin = min(len(line) - len(line.lstrip()) for line in block)
-    cut = []
+    cut: list[tuple[int, list[str]]] = []
     for place, line in enumerate(block):
         if not _RULE.fullmatch(line):
             fields = [part for part in _GAP.split(line.strip(" |│")) if part]

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from pruneaudit.errors import AuditError, ConfigError, DamagedError
@@ -493,6 +490,8 @@ def report(
     for rule in chosen.waive if chosen is not None else ():
         get_rule(rule)
     if watch:
+        from rich.console import Console
+
         from pruneaudit.report.watch import watch as keep_writing
 
         keep_writing(ledger, to, study, Console(), own)
@@ -825,6 +824,11 @@ def _show(rows: list[dict[str, Any]], columns: Iterable[str], as_json: bool) -> 
         typer.echo(json.dumps(rows, indent=1))
         return
     columns = list(columns)
+    # Not above: commands that print no table start sooner without it.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     if not console.is_terminal:
         # Piped output is for other programs: never fold a row to the width of a terminal that is not there.

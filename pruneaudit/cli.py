@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from pruneaudit.errors import AuditError, ConfigError, DamagedError
@@ -251,6 +248,8 @@ def tables(
             reason = f"; {setup.why}" if setup.why else ""
             name = setup.name or "no setup"
             typer.echo(f"{setup.table.path}:{left.line}: {left.method} and {right.method}: {name}{reason}")
+        for line in audited.cut() if show_setups else ():
+            typer.echo(line, err=True)
     if any(finding.rule.id in rules_that_fail for finding in audited.findings):
         raise typer.Exit(1)
 
@@ -263,8 +262,16 @@ def judge(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="Also write page, tables and LaTeX there.")
     ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What decides, where it is not accuracy and no column says it.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(metavar="HIGHER|LOWER", help="Which values of a metric of your own are better.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of a metric of your own, such as %.")] = None,
     margin: Annotated[
-        float | None, typer.Option(min=0, help="Percentage points below which a difference does not matter.")
+        float | None,
+        typer.Option(min=0, help="Difference that does not matter, in the metric's unit; of percents in points."),
     ] = None,
     mapping: Annotated[
         list[str] | None,
@@ -288,8 +295,15 @@ def judge(
     from pruneaudit.report.stated import lines
     from pruneaudit.tables.columns import check_mapping
 
-    runs_of = given.stated(file, check_mapping(mapping or ()))
-    results = decide(Catalog(), runs_of, margin)
+    catalog = Catalog()
+    said = {"name": metric, "direction": direction and direction.lower(), "unit": unit, "margin": margin}
+    runs_of = given.stated(
+        file,
+        check_mapping(mapping or (), given.OF_METRIC),
+        said,
+        lambda workload: catalog.workloads[workload].metric if workload in catalog.workloads else None,
+    )
+    results = decide(catalog, runs_of, margin)
     if as_json:
         typer.echo(json.dumps(results.as_json(), indent=1))
     else:
@@ -476,6 +490,8 @@ def report(
     for rule in chosen.waive if chosen is not None else ():
         get_rule(rule)
     if watch:
+        from rich.console import Console
+
         from pruneaudit.report.watch import watch as keep_writing
 
         keep_writing(ledger, to, study, Console(), own)
@@ -808,6 +824,11 @@ def _show(rows: list[dict[str, Any]], columns: Iterable[str], as_json: bool) -> 
         typer.echo(json.dumps(rows, indent=1))
         return
     columns = list(columns)
+    # Not above: commands that print no table start sooner without it.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     if not console.is_terminal:
         # Piped output is for other programs: never fold a row to the width of a terminal that is not there.

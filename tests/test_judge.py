@@ -124,6 +124,73 @@ def test_a_seed_that_one_arm_lacks_is_a_missing_cell(tmp_path):
     )
 
 
+LOWER = {"a": lambda seed: 21 + 0.01 * seed, "b": lambda seed: 22 + 0.02 * seed}
+
+
+@pytest.mark.parametrize(
+    ("header", "more", "said"),
+    [
+        ("method,ratio,seed,perplexity", {}, {}),
+        ("method,ratio,seed,Perplexity", {}, {"name": "perplexity"}),
+        ("method,ratio,seed,value,metric", {"metric": "perplexity"}, {}),
+        ("method,ratio,seed,value,workload", {"workload": "llama-shakespeare"}, {}),
+        ("method,ratio,seed,value", {}, {"name": "word-ppl", "direction": "lower", "margin": 0.1}),
+        (
+            "method,ratio,seed,value,metric,direction,margin",
+            {"metric": "word-ppl", "direction": "lower", "margin": "0.1"},
+            {},
+        ),
+    ],
+)
+def test_another_metric_decides_in_its_own_direction(header, more, said, tmp_path):
+    path = written(tmp_path / "a.csv", runs_of(LOWER, **more), header)
+    workloads = {name: workload.metric for name, workload in CATALOG.workloads.items()}
+    results = judge(CATALOG, stated(path, metric=said, known=workloads.get))
+    (verdict,) = results.verdicts
+    assert verdict["verdict"] == "better" and verdict["difference"]["mean"] < 0, "less is better"
+    assert verdict["metric"] in ("perplexity", "word-ppl") and verdict["difference"]["margin"] == 0.1
+    assert "(lower is better)" in verdict["summary"] and "pp" not in verdict["summary"]
+    assert results.cells[0]["accuracy"] is None and results.cells[0]["value"] == 21.0
+    (standing,) = results.standings
+    assert standing["groups"][0] == ["a"]
+    assert "21.04" in lines(results)[0] or "21.035" in lines(results)[0]
+
+
+def test_a_report_of_another_metric_is_of_that_metric(tmp_path):
+    path = written(tmp_path / "a.csv", runs_of(LOWER), "method,ratio,seed,perplexity")
+    command(path, to=tmp_path / "report")
+    content = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    jsonschema.validate(content, schema())
+    assert content["metrics"]["results"]["direction"] == "lower"
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "perplexity" in text and STATED in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "said", "why"),
+    [
+        (["a,0.5,0,71"], "method,ratio,seed,value", {}, "no metric is named"),
+        (["a,0.5,0,71"], "method,ratio,seed,value", {"name": "miou", "margin": 1.0}, "direction of 'miou'"),
+        (["a,0.5,0,71"], "method,ratio,seed,value", {"name": "miou", "direction": "higher"}, "margin of 'miou'"),
+        (["a,0.5,0,71"], "method,ratio,seed,value", {"name": "loss", "direction": "higher"}, "direction of 'loss'"),
+        (
+            ["a,0.5,0,7,loss", "a,0.5,1,7,top5"],
+            "method,ratio,seed,value,metric",
+            {},
+            "a.csv:3: metric 'top5' of",
+        ),
+        (["a,0.5,0,about,loss"], "method,ratio,seed,value,metric", {}, "a.csv:2: value 'about' is no number"),
+        (["a,0.5,0,7,loss,little"], "method,ratio,seed,value,metric,margin", {}, "margin 'little'"),
+        (["a,0.5,0,171"], "method,ratio,seed,value", {"name": "accuracy"}, "no accuracy in percent"),
+        (["a,0.5,0,93"], "method,ratio,seed,accuracy", {"name": "loss"}, "no row has a value of loss"),
+    ],
+)
+def test_a_metric_that_nobody_describes_is_refused(rows, header, said, why, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        stated(written(tmp_path / "a.csv", rows, header), metric=said)
+    assert why in str(refused.value) and "\n" not in str(refused.value) and "a.csv" in str(refused.value)
+
+
 def test_few_seeds_only_describe(tmp_path):
     (verdict,) = judge(CATALOG, stated(written(tmp_path / "a.csv", runs_of(TWO, seeds=3)))).verdicts
     assert verdict["verdict"] == "indeterminate"
@@ -138,7 +205,7 @@ def test_a_margin_is_the_users(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "why"),
     [
-        (["a,0.5,0,93"], "method,ratio,seed,loss", "no column for accuracy"),
+        (["a,0.5,0,93"], "method,ratio,seed,speed", "no column for accuracy"),
         (["a,0.5,0,93", "a,0.5,0,94"], "method,ratio,seed,accuracy", "a.csv:3"),
         (["a,0.5,x,93"], "method,ratio,seed,accuracy", "seed 'x'"),
         (["a,0.5,1.5,93"], "method,ratio,seed,accuracy", "seed '1.5'"),

@@ -34,7 +34,9 @@ R56, USUAL, SMALL = "resnet56-cifar10", "0:1e-2,60:1e-3,90:1e-4", "0:1e-3,80:1e-
 def test_the_tables_that_people_compare_with_are_there():
     sizes = {name: len(table.claims()) for name, table in TABLES.items()}
     assert {"wang2023-table6": 24, "wang2023-table7": 24, "tpp2023-table1": 50}.items() <= sizes.items()
-    assert {"liu2019-table1-cifar10", "liu2019-table4", "liu2019-table10", "tpp2023-table2"} <= set(sizes)
+    assert {"liu2019-table1-cifar10", "liu2019-table4", "liu2019-table9", "liu2019-table10", "tpp2023-table2"} <= set(
+        sizes
+    )
 
 
 def test_two_papers_with_the_same_runs_state_the_same_numbers():
@@ -155,6 +157,57 @@ def test_a_deviation_is_compared_as_a_sample_deviation(tmp_path, kind, expected)
     path.write_text(GOOD.replace('"sample"', f'"{kind}"').replace("[0.5]", "[0.1]"), encoding="utf-8")
     (claim,) = load_table(path).claims()
     assert claim.sample_std == pytest.approx(expected, abs=1e-4)
+
+
+CLAIMED = """
+paper = "A. Uthor 2020"
+source = "A paper"
+table = "Table 2"
+[shared]
+workload = "lenet5-digits"
+runs = 3
+epochs = 3
+schedule = "0:0.01,2:0.001"
+[[claims]]
+method = "l1"
+protocol = "s3.2"
+ratio = 0.5
+speedup = 2.5
+base_accuracy = "90.0"
+accuracy = "91.0 ± 0.5"
+[[claims]]
+method = "l1, longer"
+ratio = 0.7
+accuracy = 89.5
+schedule = "not specified"
+epochs = "not specified"
+"""
+
+
+def test_claims_one_by_one_are_a_table_too(tmp_path):
+    first, second = root(tmp_path, CLAIMED).claims["mine"].claims()
+    (whole,) = root(tmp_path / "whole", GOOD).claims["mine"].claims()
+    assert first.point == whole.point and (first.mean, first.std, first.epochs) == (91.0, 0.5, 3)
+    assert first.schedule == whole.schedule and first.table.n == 3
+    assert (second.row.unlike, second.schedule, second.std) == ("no setup of ours retrains so", None, None)
+    nine = [claim for claim in TABLES["liu2019-table9"].claims() if claim.point.workload == "liu-vgg16-a-cifar10"]
+    assert [(claim.mean, claim.std) for claim in nine] == [(93.62, 0.09), (93.6, 0.15), (92.65, 0.18), (92.67, 0.22)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("runs = 3\n", "", "claim 1: runs: missing"),
+        ("ratio = 0.7\n", "", "claim 2: ratio: missing"),
+        ("accuracy = 89.5", 'accuracy = "good"', "'good' is no accuracy"),
+        ("accuracy = 89.5", "accuracy = 89.5\nruns = 5", "unlike numbers of runs"),
+        ('method = "l1"', 'method = "l11"', "unknown method 'l11'"),
+    ],
+)
+def test_claims_that_runs_cannot_be_found_by_are_refused(old, new, message, tmp_path):
+    with pytest.raises(ConfigError, match=r"mine\.toml") as refused:
+        _ = root(tmp_path, CLAIMED.replace(old, new, 1)).claims
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 # Runs that are the same

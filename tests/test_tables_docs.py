@@ -1,7 +1,10 @@
 """What docs/tables.md says is what the commands do; the hook and the action call them as they are."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -41,6 +44,10 @@ def folder(tmp_path, monkeypatch):
     for language, mark in (("md", r"<!-- (\S+) -->"), ("toml", r"# (\S+)")):
         for block in blocks(language):
             (tmp_path / re.match(mark, block)[1]).write_text(block, encoding="utf-8")
+    for name, metric in (("perplexities", "perplexity"), ("detection", "mAP50")):
+        rows = [f"{method},0.5,{seed},{20 + seed / 10}" for method in ("l1", "mine") for seed in (0, 1)]
+        text = "\n".join([f"method,ratio,seed,{metric}", *rows])
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
     return tmp_path
 
 
@@ -57,6 +64,9 @@ def test_every_command_of_the_page_does_what_it_says(folder, capsys):
     assert "T022 ResNet-56 CIFAR-10: 2 retraining epochs" in told["pruneaudit tables claims.toml"][1]
     assert (folder / "audit" / "tables.html").is_file()
     assert "l1 against mine: indeterminate" in told["pruneaudit judge runs.csv --to judged"][1]
+    assert "perplexity 20.05 ± 0.07 (lower is better)" in told["pruneaudit judge perplexities.csv"][1]
+    (detection,) = (text for command, (_, text) in told.items() if "detection.csv" in command)
+    assert "map50 20.05" in detection and "differences below 0.3 pp do not matter" in detection
     assert all(rule in told["pruneaudit tables --rules"][1] for rule in rules())
 
 
@@ -85,5 +95,52 @@ def test_the_action_checks_tables_first():
     content = yaml.safe_load((ROOT / ".github" / "actions" / "pruneaudit" / "action.yml").read_text(encoding="utf-8"))
     names = [step["name"] for step in content["runs"]["steps"]]
     assert names.index("Check tables") < names.index("Audit")
+    assert _step()["if"] == "inputs.tables != ''"
+
+
+def _step():
+    """The step of the action that checks tables."""
+    content = yaml.safe_load((ROOT / ".github" / "actions" / "pruneaudit" / "action.yml").read_text(encoding="utf-8"))
     (step,) = (step for step in content["runs"]["steps"] if step["name"] == "Check tables")
-    assert step["if"] == "inputs.tables != ''" and "--fail-on" in step["run"]
+    return step
+
+
+@pytest.mark.parametrize(
+    ("files", "fail_on", "code", "said"),
+    [
+        ("bad.md", "contradiction", 1, "bad.md:3: T001 A: printed difference 0.9"),
+        (" good.md\n\tbad.md ", "contradiction,T021", 1, "bad.md:3: T001 A"),
+        ("good.md none.md", "contradiction", 0, ""),
+        ("good.md bad.md", "none", 0, "bad.md:3: T001 A"),
+        # Inputs are no text of the script: what they hold is a file's name, and never a command or an option.
+        ("$(touch/evil) `touch/evil`;touch/evil --sarif", "contradiction", 2, "pruneaudit: $(touch/evil): "),
+    ],
+)
+def test_the_step_of_the_action_does_what_it_says(files, fail_on, code, said, tmp_path):
+    (tmp_path / "bad.md").write_text("|Method|Base|Acc|Drop|\n|---|---|---|---|\n|A|93.5|93.0|0.9|\n", encoding="utf-8")
+    (tmp_path / "good.md").write_text(
+        "|Method|Base|Acc|Drop|\n|---|---|---|---|\n|A|93.5|93.0|0.5|\n", encoding="utf-8"
+    )
+    (tmp_path / "none.md").write_text("# No table\n", encoding="utf-8")
+    (tmp_path / "touch").mkdir()
+    command = tmp_path / "bin" / "pruneaudit"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pruneaudit "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    given = {"${{ inputs.tables }}": files, "${{ inputs.tables-fail-on }}": fail_on}
+    step = _step()
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            **{name: given[value] for name, value in step["env"].items()},
+        },
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("evil"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import tomllib
 from pathlib import Path
@@ -51,6 +52,17 @@ def test_columns_with_the_wrong_ratio_are_given_the_right_one():
     }
 
 
+def test_a_benchmark_of_sixteen_methods_is_read_as_its_readers_do():
+    audited = audit_files([PUBLISHED / "tables" / "pruningbench-readme.md"])
+    lines = [finding.line for finding in audited.findings]
+    first = next(line for line in lines if "T015" in line)
+    assert "27 % (HRank) to 71 % (MagnitudeL1) of the parameters" in first, "rows of one 2x tier"
+    # Its "pruning ratio" is what is left, which no base says: the sizes of all rows do.
+    assert sum("T010" in line and "is what is left" in line for line in lines) == 2
+    assert any("T008 CP: rank 7 with 42.574 stands below rank 6 with 36.600" in line for line in lines)
+    assert sum("has 9 cells where the header has 8" in note for note in audited.notes()) == 8
+
+
 def test_the_field_compares_under_s1_and_s2():
     pairs = setups(audit_files([PUBLISHED / "tables" / "wang2023-tables1-3.csv"]).tables)
     shown = {tuple(row.method for row in pair.arms): pair for pair in pairs}
@@ -84,6 +96,44 @@ def test_the_report_marks_the_cell_and_says_what_should_stand_there(tmp_path):
     path = tmp_path / "evil.csv"
     path.write_text("Method,Base,Accuracy,Drop\n<script>alert(1)</script>,93.5,93.0,0.9\n", encoding="utf-8")
     assert "<script>" not in page(audit_files([path]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_read_on_a_phone_and_without_colours(scheme, browser, tmp_path):
+    path = tmp_path / "tables.html"
+    path.write_text(page(audit_files([PUBLISHED / "tables" / "torch-pruning-readme.md"])), encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    tab.goto(path.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400, "tables scroll, the page does not"
+    frames = {
+        kind: tab.evaluate("kind => getComputedStyle(document.querySelector('td.' + kind)).outlineStyle", kind)
+        for kind in ("contradiction", "unequal", "missing")
+    }
+    assert frames == {"contradiction": "solid", "unequal": "dashed", "missing": "dotted"}
+    # WCAG 2.1, contrast of text against the page.
+    text = tab.evaluate("getComputedStyle(document.querySelector('td ins')).color")
+    light, dark = sorted((_luminance(text), 1.0 if scheme == "light" else _luminance("rgb(18, 18, 18)")), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
+    tab.close()
+
+
+def _luminance(colour):
+    """Relative luminance of ``rgb(r, g, b)``."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_pairs_of_a_large_table_are_bounded(tmp_path):
+    path = tmp_path / "many.csv"
+    rows = (f"ResNet-56,CIFAR-10,method {place},0.5,93.5,{90 + place % 300 / 100:.2f}" for place in range(300))
+    path.write_text("\n".join(["Network,Dataset,Method,PR,Base,Accuracy", *rows]), encoding="utf-8")
+    audited = audit_files([path])
+    begin = time.process_time()
+    assert len(audited.setups()) == 10_000 and "of more than 10,000 pairs" in audited.cut()[0]
+    assert time.process_time() - begin < 2
+    few = audit_files([PUBLISHED / "tables" / "wang2023-tables1-3.csv"])
+    assert few.cut() == [] and len(few.setups()) == len({tuple(map(id, one.arms)) for one in few.setups()})
 
 
 def test_the_command_writes_its_report(tmp_path, capsys):

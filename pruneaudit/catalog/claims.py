@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pruneaudit.schema import Frozen, load_as
+from pruneaudit.errors import ConfigError
+from pruneaudit.schema import Frozen, load_as, read_toml, validate
 from pruneaudit.workloads.schedule import Schedule
 
 
@@ -180,9 +181,77 @@ class PublishedTable(Frozen):
 
 
 def load_table(path: Path) -> PublishedTable:
-    """Read one published table.
+    """Read one published table: points and rows as papers lay them out, or ``[[claims]]``, one by one.
 
     Raises:
         ConfigError: The file is no TOML or no table; the message names file, key and what was expected.
     """
-    return load_as(PublishedTable, path)
+    content = read_toml(path)
+    if "claims" not in content:
+        return load_as(PublishedTable, path)
+    return validate(PublishedTable, {"name": path.stem, **_table(path, content)}, path)
+
+
+#: What a claim states that runs of ours are found by.
+_NEEDED = ("workload", "method", "ratio", "accuracy", "runs")
+_UNSTATED = "not specified"
+
+
+def _table(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Claims as a table: a row for each, which has the others' points left out."""
+    listed = [
+        {key: value for key, value in {**content.get("shared", {}), **claim}.items() if value != _UNSTATED}
+        for claim in content["claims"]
+    ]
+    for number, claim in enumerate(listed, 1):
+        missing = [key for key in _NEEDED if key not in claim]
+        if missing:
+            raise ConfigError(f"{path}: claim {number}: {missing[0]}: missing; runs of ours are found by it")
+    if len({str(claim["runs"]) for claim in listed}) > 1:
+        raise ConfigError(f"{path}: claims are of unlike numbers of runs; make a file for each")
+    points = [
+        {
+            "workload": claim["workload"],
+            "ratio": claim["ratio"],
+            "speedup": claim.get("speedup"),
+            "base": _printed(path, claim.get("base_accuracy"))[0],
+        }
+        for claim in listed
+    ]
+    distinct = [point for place, point in enumerate(points) if point not in points[:place]]
+    rows = []
+    for claim, point in zip(listed, points, strict=True):
+        mean, std = _printed(path, claim["accuracy"])
+        std = std if std is not None else _printed(path, claim.get("spread"))[0]
+        rows.append(
+            {
+                "label": ", ".join(filter(None, (claim["method"], claim.get("tier")))),
+                "method": claim["method"],
+                "protocol": claim.get("protocol", ""),
+                "unlike": "" if "protocol" in claim else "no setup of ours retrains so",
+                "epochs": claim.get("epochs"),
+                "lr": claim.get("schedule"),
+                "mean": [mean if one == point else math.nan for one in distinct],
+                "std": [] if std is None else [std] * len(distinct),
+            }
+        )
+    return {
+        **{key: content.get(key, "") for key in ("paper", "source", "table")},
+        "notes": content.get("notes", ()),
+        "n": listed[0]["runs"],
+        "std": listed[0].get("spread_kind", "not said"),
+        "epoch": listed[0].get("epoch_reported", "not said"),
+        "points": distinct,
+        "rows": rows,
+    }
+
+
+def _printed(path: Path, number: float | str | None) -> tuple[float | None, float | None]:
+    """A number, and what stands behind its ``±``."""
+    if number is None:
+        return None, None
+    mean, _, std = str(number).partition("±")
+    try:
+        return float(mean), float(std) if std else None
+    except ValueError:
+        raise ConfigError(f"{path}: '{number}' is no accuracy; write 93.16, or '93.16 ± 0.16'") from None

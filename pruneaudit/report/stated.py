@@ -25,6 +25,8 @@ from pruneaudit.catalog.names import UNPRUNED
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.report.results import STATED, Results
 from pruneaudit.report.standings import profiles, standings
+from pruneaudit.report.values import value
+from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 #: Differences that do not matter, in points, where no protocol says so.
 MARGIN = 0.5
@@ -54,20 +56,27 @@ def judge(catalog: Catalog, runs: Sequence[Run], margin: float | None = None) ->
 
     Args:
         catalog: Where protocols are described. A setup that it does not know requires nothing and compares all pairs.
-        runs: One mapping for each run: workload, protocol, method, ratio, seed, accuracy and what is stated of budgets.
-        margin: Differences below this do not matter, in percentage points; None: as the protocol says.
+        runs: One mapping for each run, as :func:`pruneaudit.tables.judge.stated` gives them: workload, protocol,
+            method, ratio, seed, metric, value and what is stated of budgets.
+        margin: Differences below this do not matter, in the metric's unit; None: as the metric or the protocol says.
     """
     names = sorted({run["protocol"] for run in runs})
     known = {name: catalog.protocols[name] for name in names if name in catalog.protocols}
     margins = {name: margin or (known[name].margin if name in known else MARGIN) for name in names}
+    metrics: dict[str, Metric] = {run["workload"]: run["metric"] for run in runs}
+    if margin is not None:
+        metrics = {
+            name: metric if metric.margin is None else metric.model_copy(update={"margin": margin})
+            for name, metric in metrics.items()
+        }
     verdicts: list[Verdict] = []
     findings: list[Finding] = []
     tables: dict[tuple[str, str], list[_Compared]] = defaultdict(list)
     for compared in _comparisons(runs, known):
         tables[compared.point[:2]].append(compared)
-    for (_, name), members in sorted(tables.items()):
+    for (workload, name), members in sorted(tables.items()):
         found = {id(one): _findings(one, known.get(name)) for one in members}
-        verdicts += _verdicts(members, found, margins[name])
+        verdicts += _verdicts(members, found, metrics[workload].margin_under(margins[name]), metrics[workload])
         findings += [finding for one in members for finding in found[id(one)]]
     cells = sorted(map(_cell, runs), key=lambda r: (r["workload"], r["protocol"], r["method"], r["ratio"], r["seed"]))
     rules = sorted({finding.rule for finding in findings})
@@ -75,10 +84,11 @@ def judge(catalog: Catalog, runs: Sequence[Run], margin: float | None = None) ->
         cells=cells,
         findings=[finding.row() for finding in findings],
         verdicts=[_verdict_row(verdict) for verdict in verdicts],
-        standings=standings(cells, verdicts),
-        profiles=profiles(cells),
+        standings=standings(cells, verdicts, metrics.__getitem__),
+        profiles=profiles(cells, metrics.__getitem__),
         protocols={name: _described(name, known.get(name), margins[name]) for name in names},
         rules={rule: {"claim": get_rule(rule).claim, "source": get_rule(rule).source} for rule in rules},
+        metrics=metrics,
     )
 
 
@@ -92,9 +102,7 @@ def _comparisons(runs: Sequence[Run], known: Mapping[str, Protocol]) -> list[_Co
         protocol = known.get(point[1])
         every = [name for name in names if name != UNPRUNED]
         for left, right in pairs(protocol, names) if protocol is not None else combinations(every, 2):
-            ours, theirs = (
-                {s: r for s, r in methods[arm].items() if r["accuracy"] is not None} for arm in (left, right)
-            )
+            ours, theirs = ({s: r for s, r in methods[arm].items() if r["value"] is not None} for arm in (left, right))
             both = tuple(sorted(ours.keys() & theirs.keys()))
             unpaired = tuple(sorted((methods[left].keys() | methods[right].keys()) - set(both)))
             compared = (tuple(ours[seed] for seed in both), tuple(theirs[seed] for seed in both))
@@ -135,7 +143,7 @@ def _outcome(rule: str, compared: _Compared) -> tuple[Outcome, int | None, dict[
     if rule == "F607":
         if compared.unpaired:
             seeds = ", ".join(map(str, compared.unpaired))
-            return "fail", None, {}, f"seeds without an accuracy of both: {seeds}"
+            return "fail", None, {}, f"seeds without a result of both: {seeds}"
         return "pass", None, {}, ""
     if rule == "F601":
         epochs = [(run["epoch_reported"] or "").lower() for run in (*compared.left, *compared.right)]
@@ -160,11 +168,11 @@ def _outcome(rule: str, compared: _Compared) -> tuple[Outcome, int | None, dict[
 
 
 def _fact(run: Run, key: str) -> Value:
-    value = run[key]
-    if key == "base" and value is None and run["base_accuracy"] is not None:
-        # A base without a name is known by its accuracy.
-        value = f"{run['base_accuracy']:g} %"
-    return " ".join(value.split()) if isinstance(value, str) else value
+    found: Value = run[key]
+    if key == "base" and found is None and run["base_value"] is not None:
+        # A base without a name is known by what it reaches.
+        found = f"{run['base_value']:g}{run['metric'].unit_text}"
+    return " ".join(found.split()) if isinstance(found, str) else found
 
 
 def _agree(rule: str, left: Value, right: Value) -> bool:
@@ -173,12 +181,12 @@ def _agree(rule: str, left: Value, right: Value) -> bool:
     return left == right
 
 
-def _verdicts(members: Sequence[_Compared], findings: Mapping[int, Sequence[Finding]], margin: float) -> list[Verdict]:
+def _verdicts(
+    members: Sequence[_Compared], findings: Mapping[int, Sequence[Finding]], margin: float, metric: Metric
+) -> list[Verdict]:
     """Verdicts of one table, p values adjusted over those that may be compared."""
     complete = [one for one in members if one.seeds]
-    values = [
-        ([run["accuracy"] for run in one.left], [run["accuracy"] for run in one.right], margin) for one in complete
-    ]
+    values = [([run["value"] for run in one.left], [run["value"] for run in one.right], margin) for one in complete]
     gaps = {id(one): gap for one, gap in zip(complete, differences(values), strict=True)}
     forbidden = {id(one): tuple(sorted({f.rule for f in findings[id(one)] if not f.holds})) for one in members}
     judged = [one for one in complete if not forbidden[id(one)]]
@@ -189,7 +197,8 @@ def _verdicts(members: Sequence[_Compared], findings: Mapping[int, Sequence[Find
     found = []
     for one in members:
         key, gap = id(one), gaps.get(id(one))
-        found.append(_verdict(one, gap, forbidden[key], adjusted.get(key), equivalence.get(key), max(len(judged), 1)))
+        p, alike_p = adjusted.get(key), equivalence.get(key)
+        found.append(_verdict(one, gap, forbidden[key], p, alike_p, max(len(judged), 1), metric))
     return found
 
 
@@ -200,13 +209,14 @@ def _verdict(
     p: float | None,
     alike: float | None,
     family: int,
+    metric: Metric,
 ) -> Verdict:
     workload, protocol, ratio = one.point
     parts = [STATED]
     parts += [f"not comparable because of {', '.join(forbidden)}"] if forbidden else []
-    parts += [describe(gap, family)] if gap is not None else ["no seed is complete"]
+    parts += [describe(gap, family, metric)] if gap is not None else ["no seed is complete"]
     return Verdict(
-        verdict="not comparable" if gap is None or p is None else word(gap, p, alike),
+        verdict="not comparable" if gap is None or p is None else word(gap, p, alike, metric),
         workload=workload,
         protocol=protocol,
         ratio=ratio,
@@ -218,22 +228,31 @@ def _verdict(
         family=family,
         p_adjusted=p,
         p_equivalent_adjusted=alike,
+        metric=metric.name,
         summary="; ".join(parts),
     )
 
 
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
     row = verdict.model_dump(mode="json")
-    for key in ("metric", "plan", "looks"):
-        # As everywhere: accuracy, and a number of seeds that was fixed.
+    # As everywhere: what is not said is accuracy, and a number of seeds that was fixed.
+    for key in ("plan", "looks", *(("metric",) if verdict.metric == ACCURACY.name else ())):
         del row[key]
     return row
 
 
 def _cell(run: Run) -> dict[str, Any]:
     """A row of cells as measured ones have it; what is not stated is None."""
-    has = run["accuracy"] is not None
-    base = run["base"] or (f"{run['base_accuracy']:g}" if run["base_accuracy"] is not None else "not named")
+    has, metric = run["value"] is not None, run["metric"]
+    base = run["base"] or (f"{run['base_value']:g}" if run["base_value"] is not None else "not named")
+    scores = {
+        "metric": metric.name,
+        "value": run["value"],
+        "base_value": run["base_value"],
+        "validation_value": None,
+    }
+    # Of accuracy the columns of its own say it all.
+    is_accuracy = metric.name == ACCURACY.name
     return {
         "workload": run["workload"],
         "workload_version": 1,
@@ -247,9 +266,9 @@ def _cell(run: Run) -> dict[str, Any]:
         "backend": "torch",
         "labels": [STATED],
         "status": "ok" if has else "failed",
-        "error": "" if has else "no accuracy is stated",
-        "accuracy": run["accuracy"],
-        "base_accuracy": run["base_accuracy"],
+        "error": "" if has else f"no {metric.title} is stated",
+        "accuracy": run["value"] if is_accuracy else run["accuracy"],
+        "base_accuracy": run["base_value"] if is_accuracy else run["base_accuracy"],
         "validation_accuracy": None,
         "speedup": run["speedup"],
         "params": run["params"],
@@ -262,6 +281,7 @@ def _cell(run: Run) -> dict[str, Any]:
         "runs": [f"stated base {base}, seed {run['seed']}"],
         "jsv": {"base": None, "pruned": None, "end": None},
         "trainability_accuracy": None,
+        **({} if is_accuracy else scores),
     }
 
 
@@ -290,12 +310,15 @@ def lines(results: Results) -> list[str]:
     reached: dict[tuple[str, str, float, str], list[float]] = defaultdict(list)
     for row in results.cells:
         if row["status"] == "ok":
-            reached[row["workload"], row["protocol"], row["ratio"], row["method"]].append(row["accuracy"])
+            reached[row["workload"], row["protocol"], row["ratio"], row["method"]].append(value(row))
     found = []
     for (workload, protocol, ratio, method), values in sorted(reached.items()):
-        spread = f" ± {means.stdev(values):.2f}" if len(values) > 1 else ""
+        metric = results.metric(workload)
+        spread = f" ± {metric.number(means.stdev(values))}" if len(values) > 1 else ""
+        what = "" if metric.name == ACCURACY.name else f"{metric.title} "
+        mean = metric.number(means.fmean(values))
         found.append(
-            f"{workload} {protocol} ratio {ratio:g}: {method}: {means.fmean(values):.2f}{spread}, n = {len(values)}"
+            f"{workload} {protocol} ratio {ratio:g}: {method}: {what}{mean}{spread}{metric.aside}, n = {len(values)}"
         )
     for row in results.verdicts:
         left, right = row["arms"]

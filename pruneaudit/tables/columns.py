@@ -5,6 +5,7 @@ A guess is made from the words of a header and never from one row's values; it i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.tables import networks
-from pruneaudit.tables.grid import Grid
+from pruneaudit.tables.grid import Cell, Grid, Line
 from pruneaudit.tables.numbers import SCALES, cleaned, is_missing, parse
 
 #: Columns that hold numbers: what they say.
@@ -166,8 +167,22 @@ _ALIASES = {
     "retrain": "retrained",
 }
 _MEASURED = {"accuracy", "flops", "macs", "params", "error"}
+_QUANTITIES = ("drop", "ratio", "speedup", "compression", "params_removed", "spread", "runs", "epochs")
 _COUNTED = ("epochs", "pruning_epochs", "base_epochs", "runs", "rank", "seed")
 _RATES = ("accuracy", "base_accuracy", "error", "base_error", "drop", "spread")
+#: What shares are where cells hold factors, and where they hold sizes.
+_FACTORS = {
+    "macs": "speedup",
+    "macs_removed": "speedup",
+    "macs_kept": "speedup",
+    "params": "compression",
+    "params_removed": "compression",
+    "params_kept": "compression",
+}
+_SHARES = {"macs_removed": "macs", "macs_kept": "macs", "params_removed": "params", "params_kept": "params"}
+#: What a table of pandas counts below the name of a column, beside its mean.
+_STATISTICS = {"min", "max", "median", "count", "sum", "var", "sem"}
+_QUARTILES = {"25%", "50%", "75%"}
 _TITLES = {
     "method",
     "network",
@@ -231,8 +246,11 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
     """
     wanted = {plain(header): kind for header, kind in (mapping or {}).items()}
     columns = []
+    ends = [header.rpartition(" | ")[2] for header in grid.header]
     for place, header in enumerate(grid.header):
-        guess = _guess(place, header)
+        # What pandas' describe() prints are no operating points.
+        is_quartile = ends[place] in _QUARTILES <= set(ends) and "min" in ends
+        guess = Column(place, header, OTHERS) if is_quartile else _guess(place, header)
         # A column has the name as a whole, or the part of it that stands above or below.
         given = next((wanted[name] for name in map(plain, (header, *header.split(" | "))) if name in wanted), None)
         columns.append(replace(guess, kind=given) if given is not None else guess)
@@ -253,11 +271,25 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
             continue
         spreads = sum(number is not None and number.spread is not None for number in numbers)
         factors = sum(number is not None and number.unit == "x" for number in numbers)
+        sized = sum(number is not None and number.unit in SCALES for number in numbers)
         if plain(column.header) in wanted:
             continue
+        counted = [number.value for number in numbers if number is not None]
+        if column.kind == "epochs" and len(counted) > 2 and _counts_up(counted):
+            # The curve of one run, whose rows are no results.
+            columns[place] = column = replace(column, kind=OTHERS)
         if column.kind in (OTHERS, *_COUNTED) and share > 0.8 and spreads > len(stated) / 2:
             # "S4.1: same pruning epochs" above accuracies names their conditions.
             columns[place] = replace(column, kind="accuracy", context=column.context or column.header)
+        elif column.kind in _FACTORS and factors > len(stated) / 2:
+            # "FLOPs reduction" of 2.1x.
+            columns[place] = replace(column, kind=_FACTORS[column.kind])
+        elif column.kind == "ratio" and sized > len(stated) / 2:
+            # "Pruning ratio" of 16.5 M (69 %): what is counted so are parameters, mostly.
+            columns[place] = replace(column, kind="params")
+        elif column.kind in _SHARES and (column.scale or sized > len(stated) / 2):
+            # "FLOPs (G) ↓": the arrow says that less is better.
+            columns[place] = replace(column, kind=_SHARES[column.kind])
         elif column.kind in _RATES and factors > len(stated) / 2:
             # No accuracy is a factor: a table of times or speeds.
             columns[place] = replace(column, kind=OTHERS, point=())
@@ -279,27 +311,62 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
     return columns
 
 
+def transposed(grid: Grid, mapping: Mapping[str, str] | None = None) -> Grid | None:
+    """The table with a row for each of its columns, where its first column says what its rows hold; else None."""
+    if len(grid.header) < 2 or len(grid.lines) < 2:
+        return None
+    wanted = {plain(header) for header in mapping or ()}
+    if any(_quantity(header) or _point(header) or plain(header) in wanted for header in grid.header[1:]):
+        return None
+    labels = [" | ".join(filter(None, (line.section, line.cells[0].text))) for line in grid.lines]
+    counted = [kind for kind in map(_quantity, labels) if kind]
+    if len(set(counted)) < 2 or len(counted) < len(labels) / 2 or not {*counted} & {"accuracy", "error", "drop"}:
+        return None
+    lines = [
+        Line(grid.number, (Cell(header), *(line.cells[place] for line in grid.lines)))
+        for place, header in enumerate(grid.header)
+        if place
+    ]
+    return replace(grid, header=("Method", *labels), lines=lines)
+
+
+def _counts_up(values: Sequence[float]) -> bool:
+    """Whether values are 0, 1, 2 and so on."""
+    return all(after - before == 1 for before, after in itertools.pairwise(values))
+
+
+def _quantity(header: str) -> str:
+    """Kind of number that a header names; empty where it may as well name a method, as "Baseline" and "Ours" do."""
+    column = _guess(0, header)
+    is_said = set(_words(header).words) & _MEASURED or column.kind in _QUANTITIES
+    return column.kind if column.kind in NUMBERS and is_said and not column.point else ""
+
+
 def _are_accuracies(texts: Sequence[str]) -> bool:
     """Whether all numbers lie between 0 and 100."""
     numbers = [number for text in texts if (number := parse(text)) is not None]
     return bool(numbers) and all(0 <= number.value <= 100 for number in numbers)
 
 
-def check_mapping(texts: Sequence[str]) -> dict[str, str]:
+def check_mapping(texts: Sequence[str], more: Sequence[str] = ()) -> dict[str, str]:
     """``--map`` options ``HEADER=KIND`` as a mapping.
+
+    Args:
+        texts: The options.
+        more: Kinds that the caller knows beside :data:`KINDS`.
 
     Raises:
         ConfigError: One has no ``=``, or names no kind.
     """
     found = {}
+    kinds = [*KINDS, *more, OTHERS]
     for text in texts:
         header, mark, kind = text.rpartition("=")
         if not mark or not header:
             raise ConfigError(f"--map {text!r}: expected HEADER=KIND, such as 'Base=base_accuracy'")
-        if kind not in KINDS and kind != OTHERS:
-            known = ", ".join([*KINDS, OTHERS])
+        if kind not in kinds:
             raise ConfigError(
-                f"--map {text!r}: no such kind of column.{nearest(kind, [*KINDS, OTHERS])} Known: {known}"
+                f"--map {text!r}: no such kind of column.{nearest(kind, kinds)} Known: {', '.join(kinds)}"
             )
         found[header] = kind
     return found
@@ -356,6 +423,10 @@ def _words(header: str) -> _Words:
 
 def _guess(place: int, header: str) -> Column:
     parts = [part for part in header.split(" | ") if part]
+    if len(parts) > 1 and parts[-1].strip().lower() in _STATISTICS:
+        return Column(place, header, "runs" if parts[-1].strip().lower() == "count" else OTHERS)
+    if len(parts) > 1:
+        parts = [part for part in parts if part.strip().lower() not in ("mean", "avg", "average")]
     kinds: list[tuple[str, Column]] = [(part, _of_part(place, part)) for part in parts]
     known = [(part, column) for part, column in kinds if column.kind != OTHERS]
     points = tuple(pair for _, column in kinds for pair in column.point)
@@ -363,17 +434,27 @@ def _guess(place: int, header: str) -> Column:
         return Column(place, header, "accuracy" if points else OTHERS, header if points else "", point=points)
     # The lowest row of a header says what is counted, the rows above of what.
     part, column = known[-1]
+    if points and column.kind in ("ratio", "speedup", "params_removed"):
+        # "Pruning ratio" above 30 % and 50 %: what stands below is what was reached there.
+        named = tuple((column.kind if kind == "ratio" else kind, text) for kind, text in points)
+        rest = " | ".join(other for other, found in kinds if found.kind == OTHERS and not found.point)
+        return Column(place, header, "accuracy", rest or header, point=named)
     rest = " | ".join(other for other, found in kinds if other != part and found.kind == OTHERS)
     context = " | ".join(text for text in (rest, column.context) if text)
     return replace(column, header=header, context=context, point=points)
 
 
 def _of_part(place: int, part: str) -> Column:
+    # Of "Top-1/Top-5" the first one counts, as in its cells.
+    part = re.sub(r"(?i)(top[ -]?1\b.*?)\s*/\s*top[ -]?5\b", r"\1", part)
     name = part.strip().lower()
     if name in KINDS:
         return Column(place, part, name, counts="")
     if name in ("flops", "base_flops", "flops_removed", "flops_kept"):
         return Column(place, part, name.replace("flops", "macs"), counts="flops")
+    if re.fullmatch(r"(seed|run|trial|rep|repetition|fold)[\s_#-]*\d+", name):
+        # One of several runs of the row.
+        return Column(place, part, OTHERS)
     point = _point(part)
     if point:
         return Column(place, part, OTHERS, point=point)
@@ -384,7 +465,7 @@ def _of_part(place: int, part: str) -> Column:
     # An arm, where the header is its name: "Fine-tuned", "Scratch-E".
     arm = part if kind == "accuracy" and "accuracy" not in words and words & _ARMS else ""
     named = networks.find(part)
-    context = arm or (part if kind in NUMBERS and (named.network or named.dataset) else "")
+    context = arm or (" ".join(filter(None, named)) if kind in NUMBERS else "")
     return Column(place, part, kind, context, found.scale, found.percent, found.counts, change)
 
 
@@ -495,6 +576,6 @@ def _size(what: str, words: set[str], percent: bool) -> str:
 
 
 def _accuracy(what: str, words: set[str]) -> str:
-    if words & _CHANGE:
+    if words & (_CHANGE | {"loss", "lost", "gain", "improvement"}):
         return "drop"
     return "base_accuracy" if words & _BASE else what

@@ -14,7 +14,7 @@ from pruneaudit.tables.columns import OTHERS
 from pruneaudit.tables.readers import NoTableError, read
 from pruneaudit.tables.rows import Table, understand
 from pruneaudit.tables.rule import Finding
-from pruneaudit.tables.setups import Setup, setups
+from pruneaudit.tables.setups import MOST, Setup, is_cut, setups
 
 _KINDS = ("contradiction", "unequal", "missing")
 
@@ -37,6 +37,14 @@ class Audited:
         """Strictest setups of pairs of rows."""
         return setups(self.tables)
 
+    def cut(self) -> list[str]:
+        """Tables with more pairs than :meth:`setups` gives, a line each."""
+        return [
+            f"{table.path}:{table.grid.number}: {table.name}: of more than {MOST:,} pairs of rows these are the first"
+            for table in self.tables
+            if is_cut(table)
+        ]
+
     def notes(self) -> list[str]:
         """What was understood, for people: columns as guessed, and cells that could not be read."""
         lines = list(self.empty)
@@ -47,6 +55,7 @@ class Audited:
             where = f"{table.path}:{table.grid.number}"
             rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
             lines.append(f"{where}: {table.name}: {rows}; {', '.join(meaning) or 'no column is known'}{rest}")
+            lines += [f"{where}: {remark}" for remark in table.remarks]
             lines += [f"{table.path}:{line}: {note}" for line, note in table.grid.notes]
             lines += unread(table)
         return lines
@@ -65,6 +74,7 @@ class Audited:
                         for column in table.columns
                     ],
                     "notes": [
+                        *({"line": None, "note": remark} for remark in table.remarks),
                         *({"line": line, "note": note} for line, note in table.grid.notes),
                         *({"line": None, "note": note} for note in unread(table)),
                     ],
@@ -73,6 +83,7 @@ class Audited:
             ],
             "findings": [finding.row() for finding in self.findings],
             "setups": [setup.row() for setup in self.setups()],
+            "setups_cut": self.cut(),
         }
 
 

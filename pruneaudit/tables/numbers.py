@@ -38,7 +38,16 @@ SCALES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 _MINUS = dict.fromkeys(map(ord, "−‒–—﹣－"), "-")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u200a\u202f\u3000~"), " ")
-_OTHERS = {ord("×"): "x", ord("✕"): "x", ord("％"): "%", ord("＋"): "+", ord("·"): "*", ord("⋅"): "*"}
+_OTHERS = {
+    ord("∼"): "≈",
+    ord("≃"): "≈",
+    ord("×"): "x",
+    ord("✕"): "x",
+    ord("％"): "%",
+    ord("＋"): "+",
+    ord("·"): "*",
+    ord("⋅"): "*",
+}
 _DIGITS = {ord(full): str(place) for place, full in enumerate("０１２３４５６７８９")}
 #: Footnote marks, stars and arrows say nothing about the value.
 _MARKS = dict.fromkeys(map(ord, "†‡§¶‖♯♮♭★☆✓✔✗✘⭐🏆¹²³⁴⁵⁶⁷⁸⁹⁰\u200b\u200c\u200d\ufeff\u2060$"), None)
@@ -48,11 +57,11 @@ _TRANSLATION = _MINUS | _SPACES | _OTHERS | _DIGITS | _MARKS | _ARROWS
 _VALUE = r"[-+]?\s?(?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+]?\d+)?"
 _UNIT = r"%|x|pp|pts?|points?|[kmgbt]?(?:flops|flop|macs|mac|params?|parameters|ops)|[kmgbt]|ms|s"
 _CELL = re.compile(
-    rf"[<>≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
+    rf"[≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
     rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_VALUE})\s?(?:%|pp|pts?)?"
     rf"|(?P<siunitx>\(\d+\))"
     rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
-    rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[[\d, ]{{1,40}}\])*"
+    rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[\^?[\w, ]{{1,40}}\])*"
 )
 _SEPARATED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -127,7 +136,10 @@ def parse(text: str, decimal_comma: bool = False) -> Number | None:
 
 @lru_cache(maxsize=65536)
 def _parse(text: str, decimal_comma: bool) -> Number | None:
-    plain = cleaned(text).lower().replace("\\pm", "±").replace("^{", "^").replace("10^", "10^")
+    plain = cleaned(text).lower().replace("\\pm", "±").replace("\\times", "x").replace("\\%", "%")
+    # A raised footnote says nothing; 93.16_{±0.16} is how some papers print a deviation.
+    plain = re.sub(r"(?<!10)\^\{[^{}]{0,20}\}$", "", plain)
+    plain = re.sub(r"_\{?\s*([±(][^{}]*)\}?$", r" \1", plain.replace("^{", "^"))
     match = _CELL.fullmatch(plain)
     if match is None:
         return None

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from pruneaudit.tables import networks
-from pruneaudit.tables.columns import NUMBERS, OTHERS, Column, recognise
-from pruneaudit.tables.grid import Cell, Grid
+from pruneaudit.tables.columns import NUMBERS, OTHERS, Column, recognise, transposed
+from pruneaudit.tables.grid import Cell, Grid, Line
 from pruneaudit.tables.networks import Network
 from pruneaudit.tables.numbers import SCALES, Number, is_missing, parse, uses_decimal_comma
 
@@ -48,6 +48,7 @@ class Row:
     """One claim: a method at an operating point.
 
     Attributes:
+        index: Place of its row in the table, from 0: where several columns hold a claim each, rows share one.
         line: Line of the file.
         group: Rows between two rules of the table have one number.
         section: Heading inside the table.
@@ -56,6 +57,7 @@ class Row:
         network: The shipped network that it names, or None.
     """
 
+    index: int
     line: int
     group: int
     section: str
@@ -76,7 +78,7 @@ class Row:
     @property
     def method(self) -> str:
         """Its method without references, with arm and section where they tell rows apart."""
-        name = re.sub(r"\s*\[\d[\d, ]*\]", "", self.text("method")).strip(" *†‡")
+        name = re.sub(r"\s*\[\^?\d[\d, ]*\]|\^\{[^{}]*\}", "", self.text("method")).strip(" *†‡")
         parts = [part for part in (name, self.arm) if part]
         return " / ".join(parts) or self.text("paper") or f"line {self.line}"
 
@@ -105,6 +107,9 @@ class Table:
         columns: Meaning of each column.
         rows: Its claims.
         drop_sign: +1 where its differences are base minus accuracy, -1 where they are the reverse; 0: no telling.
+        facts: What caption, heading and file say of all rows, by kind of column.
+        exchanged: Of MACs and parameters: rows whose "share removed" is what is left, and the base size that shows it.
+        remarks: How it was read where it does not stand there so: turned around, cells filled, rows without a claim.
     """
 
     grid: Grid
@@ -112,6 +117,8 @@ class Table:
     rows: list[Row]
     drop_sign: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
+    exchanged: Mapping[str, tuple[list[Row], float]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
@@ -134,13 +141,24 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
-def understand(grid: Grid, mapping: Mapping[str, str] | None = None) -> Table:
+def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed: bool = True) -> Table:
     """A table with the meaning of its columns, and its rows as claims.
 
-    Raises:
-        ConfigError: The mapping names a kind of column that there is not.
+    Args:
+        grid: The table.
+        mapping: Kind of column by header, where the guess is wrong.
+        as_printed: Whether people laid it out for reading: empty cells that begin a row then say what stands above.
     """
+    remarks = []
+    if as_printed:
+        turned = transposed(grid, mapping)
+        if turned is not None:
+            grid = turned
+            remarks.append("its columns are the rows of results: it was turned around")
     columns = recognise(grid, mapping)
+    if as_printed:
+        grid, filled = _filled(grid, columns)
+        remarks += [f"{name}: empty cells count as the one above" for name in filled]
     texts = [[line.cells[column.place].text for line in grid.lines] for column in columns]
     commas = [uses_decimal_comma(column) for column in texts]
     fractions = _are_fractions(columns, texts, commas)
@@ -149,9 +167,12 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None) -> Table:
     for column in columns:
         if column.kind != OTHERS and _is_own(column):
             own.setdefault(_arm(column), []).append(column)
+    remarks += _second(columns)
     facts = _facts(grid)
-    rows = []
-    for line in grid.lines:
+    rows: list[Row] = []
+    silent: list[int] = []
+    for index, line in enumerate(grid.lines):
+        before = len(rows)
         common: dict[str, Entry] = {}
         for column in shared:
             _state(common, column, line.cells[column.place], commas[column.place], fractions)
@@ -164,12 +185,53 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None) -> Table:
             if members and all(is_missing(line.cells[column.place].text) for column in members):
                 continue
             arm_name = "" if any(column.point for column in members) else arm
-            row = Row(line.number, line.group, line.section, arm_name, entries)
+            row = Row(index, line.number, line.group, line.section, arm_name, entries)
             _name(row, line.section, arm, facts)
             rows.append(row)
-    table = Table(grid, columns, rows, facts=facts)
+        if len(rows) == before:
+            silent.append(line.number)
+    if silent:
+        lines = (
+            f"line{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent[:5]))}{' …' if len(silent) > 5 else ''}"
+        )
+        remarks.append(f"{lines}: no result in any column")
+    table = Table(grid, columns, rows, facts=facts, exchanged=_exchange(rows), remarks=remarks)
     table.drop_sign = _drop_sign(rows)
     return table
+
+
+def _second(columns: Sequence[Column]) -> list[str]:
+    """Columns that are taken for the same as one before them: their cells count only where that one's say nothing."""
+    first: dict[tuple[object, ...], Column] = {}
+    found = []
+    for column in (one for one in columns if one.kind in NUMBERS):
+        earlier = first.setdefault((column.kind, column.context, column.point), column)
+        if earlier is not column:
+            found.append(f"{column.header}: the same as {earlier.header}, which counts; --map tells them apart")
+    return found
+
+
+#: Columns whose empty cells say what stands above, where nothing stands left of them either.
+_NAMED = {"method", "network", "dataset", "workload", "tier", "paper", "table", "ratio", "granularity", "framework"}
+
+
+def _filled(grid: Grid, columns: Sequence[Column]) -> tuple[Grid, list[str]]:
+    """The table with names that span rows repeated in each of them, and the headers of the columns where it was so."""
+    lines: list[Line] = []
+    found: dict[str, None] = {}
+    above: Line | None = None
+    for line in grid.lines:
+        cells = list(line.cells)
+        if above is not None and above.section == line.section and any(cell.text.strip() for cell in cells):
+            for column in columns:
+                if cells[column.place].text.strip():
+                    break
+                if column.kind in _NAMED and above.cells[column.place].text.strip():
+                    cells[column.place] = above.cells[column.place]
+                    found[column.header or f"column {column.place + 1}"] = None
+        above = replace(line, cells=tuple(cells))
+        lines.append(above)
+    return (replace(grid, lines=lines), list(found)) if found else (grid, [])
 
 
 def _is_own(column: Column) -> bool:
@@ -198,6 +260,41 @@ def _facts(grid: Grid) -> dict[str, str]:
     elif re.search(r"\bbest (?:test )?(?:epoch|accurac)", grid.title, re.IGNORECASE):
         facts.setdefault("epoch_reported", "best")
     return facts
+
+
+def _exchange(rows: Sequence[Row]) -> dict[str, tuple[list[Row], float]]:
+    """Move shares that are called removed, and are left, to where they belong.
+
+    Without a stated base, sizes tell: divided by the share that is left, those of all rows give one base.
+    """
+    found: dict[str, tuple[list[Row], float]] = {}
+    for what in ("macs", "params"):
+        tasks: dict[tuple[str, str], list[tuple[Row, float, float]]] = {}
+        for row in rows:
+            size, share = row.number(what), row.number(f"{what}_removed")
+            if size is not None and share is not None and 0 < share.value < 1 and size.value > 0:
+                tasks.setdefault(row.task, []).append((row, size.value, share.value))
+        for members in tasks.values():
+            if len({share for _, _, share in members}) < 3 or any(row.number(f"base_{what}") for row, _, _ in members):
+                continue
+            left, gone = ([size / part(share) for _, size, share in members] for part in (_itself, _rest))
+            if max(left) < min(left) * _ALIKE and max(gone) > min(gone) * _APART:
+                for row, _, _ in members:
+                    row.entries[f"{what}_kept"] = row.entries.pop(f"{what}_removed")
+                found[what] = ([*found.get(what, ([], 0.0))[0], *(row for row, _, _ in members)], max(left))
+    return found
+
+
+#: Base sizes that differ by a smaller factor are one network's, rounded; by a larger one they are of several.
+_ALIKE, _APART = 1.03, 1.2
+
+
+def _itself(share: float) -> float:
+    return share
+
+
+def _rest(share: float) -> float:
+    return 1 - share
 
 
 #: How captions state the number of runs.

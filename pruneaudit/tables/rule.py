@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pruneaudit.tables.rows import Row, Table
 
 #: ``contradiction``: numbers that cannot all be right. ``unequal``: what is compared is not alike. ``missing``: what a
 #: reader needs and does not find.
 Kind = Literal["contradiction", "unequal", "missing"]
+
+
+class Place(NamedTuple):
+    """A cell of a table: its row and its column, both from 0. Several rows may stand in one line of a file."""
+
+    row: int
+    column: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,7 @@ class Mark:
         table: The table.
         line: Line of the file.
         message: What is wrong, with the numbers.
-        columns: Places of the cells that it is about.
+        cells: The cells that it is about.
         expected: What should stand there, where it can be computed.
         subject: Row that it is about, as people call it; empty: the table.
     """
@@ -33,7 +40,7 @@ class Mark:
     table: Table
     line: int
     message: str
-    columns: tuple[int, ...] = ()
+    cells: tuple[Place, ...] = ()
     expected: str = ""
     subject: str = ""
 
@@ -92,7 +99,7 @@ class Finding:
             "line": mark.line,
             "table": mark.table.name,
             "row": mark.subject,
-            "columns": [mark.table.grid.header[place] for place in mark.columns if place >= 0],
+            "columns": [mark.table.grid.header[place.column] for place in mark.cells],
             "message": mark.message,
             "expected": mark.expected or None,
         }
@@ -119,7 +126,7 @@ def rule(
     return register
 
 
-def columns_of(row: Row, kinds: Iterable[str]) -> tuple[int, ...]:
-    """Places of the cells that a row states some kinds in."""
+def cells_of(row: Row, kinds: Iterable[str]) -> tuple[Place, ...]:
+    """The cells that a row states some kinds in."""
     places = [row.entries[kind].column for kind in kinds if kind in row.entries]
-    return tuple(dict.fromkeys(place for place in places if place >= 0))
+    return tuple(Place(row.index, place) for place in dict.fromkeys(places) if place >= 0)

@@ -19,6 +19,8 @@ from pruneaudit.tables.rules.sizes import lefts
 
 #: Speedups that differ by more are other operating points; papers group what is "about 2x".
 _SAME_POINT = 0.1
+#: Pairs of a table that are judged.
+MOST = 10_000
 
 
 class Setup(NamedTuple):
@@ -49,26 +51,44 @@ class Setup(NamedTuple):
 
 
 def setups(tables: Iterable[Table]) -> list[Setup]:
-    """The strictest setup of every pair of methods on one network and data at one operating point."""
-    found = []
-    for table in tables:
-        tasks: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        for row in results(table):
-            tasks[row.task].append(row)
-        for rows in tasks.values():
-            for left, right in _pairs(rows):
-                name, why = strictest(left, right)
-                found.append(Setup(table, (left, right), name, why))
-    return found
+    """The strictest setup of every pair of methods on one network and data at one operating point.
+
+    Of a table with more than :data:`MOST` pairs the first ones: nobody reads them, and they grow with the square of it.
+    """
+    return [
+        Setup(table, pair, *strictest(*pair)) for table in tables for pair in itertools.islice(_pairs_of(table), MOST)
+    ]
+
+
+def is_cut(table: Table) -> bool:
+    """Whether a table has more pairs than :func:`setups` gives."""
+    return next(itertools.islice(_pairs_of(table), MOST, None), None) is not None
+
+
+def _pairs_of(table: Table) -> Iterator[tuple[Row, Row]]:
+    tasks: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in results(table):
+        tasks[row.task].append(row)
+    for rows in tasks.values():
+        yield from _pairs(rows)
 
 
 def _pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
     """Rows of one point. Of tables with several, rows at other points are no pairs of anything."""
-    for left, right in itertools.combinations(rows, 2):
-        together = [(row.group, row.section, row.text("tier")) for row in (left, right)]
-        alike = not _differ(left.text("ratio"), right.text("ratio"))
-        if left.method != right.method and together[0] == together[1] and alike:
-            yield left, right
+    together: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        together[row.group, row.section, row.text("tier")].append(row)
+    for members in together.values():
+        # A row that states no ratio may be at any.
+        ratios = dict.fromkeys(row.text("ratio") for row in members)
+        at = {ratio: [row for row in members if not _differ(row.text("ratio"), ratio)] for ratio in ratios}
+        begun = dict.fromkeys(ratios, 0)
+        for left in members:
+            for ratio in ratios:
+                begun[ratio] += not _differ(left.text("ratio"), ratio)
+            ratio = left.text("ratio")
+            others = itertools.islice(at[ratio], begun[ratio], None)
+            yield from ((left, right) for right in others if left.method != right.method)
 
 
 def _differ(left: str, right: str) -> bool:

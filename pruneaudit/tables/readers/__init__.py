@@ -20,6 +20,7 @@ READERS = {
     ".html": "html",
     ".htm": "html",
     ".json": "exported",
+    ".jsonl": "exported",
     ".toml": "claimed",
     ".txt": "text",
     ".log": "log",

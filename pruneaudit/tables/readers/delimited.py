@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from pruneaudit.errors import ConfigError
-from pruneaudit.tables.grid import Cell, Grid, build
+from pruneaudit.tables.grid import Cell, Grid, build, marked
 
 
 def read(path: Path, text: str) -> list[Grid]:
@@ -23,7 +23,7 @@ def read(path: Path, text: str) -> list[Grid]:
     try:
         for row in reader:
             if row:
-                rows.append((begin, [Cell(cell.strip()) for cell in row]))
+                rows.append((begin, [marked(cell) for cell in row]))
             begin = reader.line_num + 1
     except csv.Error as error:
         raise ConfigError(f"{path}:{reader.line_num}: {error}; quote cells as spreadsheets do") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +11,9 @@ from pruneaudit.tables.grid import Cell, Grid, build
 
 #: Spans above this are mistakes; browsers stop at 1,000 columns, too.
 _WIDEST = 1000
+#: What raised and lowered text begins and ends with: 93.5 with footnote 1 is not 93.51.
+_NOTE = re.compile(r"\^\{[^{}]*\}|[{}^]")
+RAISED = {"sup": ("^{", "}"), "sub": (" ", " ")}
 
 
 @dataclass
@@ -68,6 +72,8 @@ class _Parser(HTMLParser):
             self._bold += 1
         elif tag == "br":
             self.handle_data(" ")
+        elif tag in RAISED:
+            self.handle_data(RAISED[tag][0])
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("script", "style"):
@@ -80,6 +86,8 @@ class _Parser(HTMLParser):
             self._in_head = max(0, self._in_head - 1)
         elif tag in ("td", "th"):
             self._cell = []
+        elif tag in RAISED:
+            self.handle_data(RAISED[tag][1])
         elif tag in ("b", "strong"):
             self._bold = max(0, self._bold - 1)
         elif tag == "table" and self._open:
@@ -122,16 +130,24 @@ def tables(path: Path, text: str, above: int, title: str, before: int) -> list[G
         ):
             heads += 1
         heads = heads or min(1, len(rows))
-        shown = [
-            [Cell(" ".join(raw.text.split()), bool(raw.bold) and raw.bold.split() == raw.text.split()) for raw in row]
-            for row in rows
-        ]
+        cells = {id(raw): _shown(raw) for row in rows for raw in row}
+        shown = [[cells[id(raw)] for raw in row] for row in rows]
         body = [(above + table.rows[place][0], list(shown[place])) for place in range(heads, len(rows))]
         place = before + len(grids) + 1
         grids.append(
             build(path, place, table.caption or table.title or title, shown[:heads], list(body), above + table.number)
         )
     return grids
+
+
+def _shown(raw: _Raw) -> Cell:
+    return printed(raw.text, raw.bold)
+
+
+def printed(text: str, bold: str) -> Cell:
+    """A cell of its text and of what of it is bold; a footnote that is not changes nothing."""
+    letters, heavy = ("".join(_NOTE.sub("", part).split()) for part in (text, bold))
+    return Cell(" ".join(text.split()), bool(heavy) and letters == heavy)
 
 
 def _spread(table: _Table) -> list[list[_Raw]]:

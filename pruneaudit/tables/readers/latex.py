@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from pruneaudit.tables.grid import Cell, Grid, build
 
 _TABLES = {"tabular": "[{", "tabular*": "{[{", "tabularx": "{[{", "tabulary": "{[{", "longtable": "[{", "tblr": "[{"}
 _RULES = {"toprule", "midrule", "bottomrule", "hline", "specialrule", "Xhline"}
+#: ``(lr)`` of booktabs: no kind of argument that pylatexenc knows.
+_TRIM = re.compile(r"(\\cmidrule)[ \t]*\([^()\n]*\)")
 _BOLD = {"textbf", "mathbf", "bm", "boldsymbol"}
 #: Macros whose last argument is what they show, or which show nothing.
 _SHOW_LAST = {
@@ -41,7 +44,6 @@ _SHOW_LAST = {
     "makecell",
     "tabincell",
     "thead",
-    "textsuperscript",
     "shortstack",
     "rotatebox",
     "hl",
@@ -68,7 +70,10 @@ _HIDE = {
     "hspace",
     "tnote",
     "color",
+    "caption",
 }
+#: Ends of what longtable repeats on each page; the first head is the table's header.
+_ENDS = {"endfirsthead", "endhead", "endfoot", "endlastfoot"}
 
 
 def _context() -> Any:
@@ -93,6 +98,10 @@ def _context() -> Any:
             MacroSpec("cellcolor", "[{"),
             MacroSpec("rowcolor", "[{"),
             MacroSpec("tnote", "{"),
+            MacroSpec("caption", "*[{"),
+            MacroSpec("Xhline", "{"),
+            MacroSpec("specialrule", "{{{"),
+            MacroSpec("textsuperscript", "{"),
             MacroSpec("addlinespace", "["),
             MacroSpec("bm", "{"),
             MacroSpec("boldsymbol", "{"),
@@ -135,6 +144,11 @@ class _Converter:
                     yield from self._pieces(arguments[-1:], True)
                 elif name in _SHOW_LAST:
                     yield from self._pieces(arguments[-1:], bold)
+                elif name == "textsuperscript":
+                    # A footnote, which is no digit of the number before it; or a power.
+                    yield "^{", bold
+                    yield from self._pieces(arguments[-1:], bold)
+                    yield "}", bold
                 elif name in ("SI", "qty"):
                     yield from self._pieces(arguments[-2:-1], bold)
                     yield " ", bold
@@ -168,14 +182,16 @@ def read(path: Path, text: str) -> list[Grid]:
     Raises:
         ConfigError: Braces or environments do not match.
     """
-    walker = LatexWalker(text, latex_context=_context(), tolerant_parsing=True)
+    # Blanks in its place, so that lines and columns of the file stay what they are.
+    plain = _TRIM.sub(lambda found: found[1] + " " * (len(found[0]) - len(found[1])), text)
+    walker = LatexWalker(plain, latex_context=_context(), tolerant_parsing=True)
     try:
         nodes, _, _ = walker.get_latex_nodes()
     except LatexWalkerError as error:
         raise ConfigError(f"{path}: not valid LaTeX: {' '.join(str(error).split())[:200]}") from None
     grids: list[Grid] = []
     for table, caption in _tables(nodes, ""):
-        grid = _grid(path, text, table, caption, len(grids) + 1)
+        grid = _grid(path, text, table, caption or _caption(table.nodelist), len(grids) + 1)
         if grid is not None:
             grids.append(grid)
     return grids
@@ -223,6 +239,7 @@ def _grid(path: Path, text: str, table: Any, caption: str, place: int) -> Grid |
     rows: list[tuple[int, list[Cell] | None]] = []
     hanging: dict[int, tuple[Cell, int]] = {}
     cells: list[list[Any]] = [[]]
+    begin_of_part = 0
 
     def end_of_row(position: int) -> None:
         nonlocal cells
@@ -258,6 +275,12 @@ def _grid(path: Path, text: str, table: Any, caption: str, place: int) -> Grid |
         elif isinstance(node, LatexMacroNode) and node.macroname in _RULES:
             end_of_row(node.pos)
             rows.append((0, None))
+        elif isinstance(node, LatexMacroNode) and node.macroname in _ENDS:
+            end_of_row(node.pos)
+            if begin_of_part or node.macroname in ("endfoot", "endlastfoot"):
+                del rows[begin_of_part:]
+            rows.append((0, None))
+            begin_of_part = len(rows)
         else:
             cells[-1].append(node)
     end_of_row(table.pos + table.len)

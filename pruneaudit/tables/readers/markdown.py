@@ -52,14 +52,19 @@ def read(path: Path, text: str) -> list[Grid]:
 
 def _shown(inline: Token) -> Cell:
     """A cell as it is shown; bold where all of it is."""
-    text, bold, depth = "", "", 0
+    text, bold, depth, linked = "", "", 0, False
     for child in inline.children or ():
         if child.type == "strong_open":
             depth += 1
         elif child.type == "strong_close":
             depth -= 1
+        elif child.type in ("link_open", "link_close"):
+            linked = child.type == "link_open"
         elif child.type in ("text", "code_inline", "softbreak", "hardbreak"):
             content = child.content or " "
+            if linked and content.startswith("^"):
+                # A footnote, where the file says below what it is.
+                content = f"^{{{content[1:]}}}"
             text += content
             bold += content if depth else ""
         elif child.type == "html_inline":
@@ -67,7 +72,10 @@ def _shown(inline: Token) -> Cell:
             depth += tag in ("<b>", "<strong>")
             depth -= tag in ("</b>", "</strong>")
             text += " " if tag.startswith("<br") else ""
-    return Cell(" ".join(text.split()), bool(bold.strip()) and bold.split() == text.split())
+            name = tag.strip("</> ")
+            if name in html.RAISED:
+                text += html.RAISED[name][tag.startswith("</")]
+    return html.printed(text, bold)
 
 
 def _extra(source: list[str], grid: Grid, body: list[tuple[int, list[Cell] | None]]) -> list[tuple[int, str]]:

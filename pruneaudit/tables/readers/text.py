@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pruneaudit.errors import ConfigError
-from pruneaudit.tables.grid import Cell, Grid, build
+from pruneaudit.tables.grid import Cell, Grid, build, marked
 from pruneaudit.tables.numbers import is_missing, parse
 
 _GAP = re.compile(r"\t+|\s{2,}|\s*[|│]\s*")
@@ -20,7 +20,7 @@ def read(path: Path, text: str) -> list[Grid]:
         ConfigError: Blocks are there, but their columns cannot be told apart.
     """
     grids: list[Grid] = []
-    lost: list[int] = []
+    lost: list[tuple[int, list[str]]] = []
     title = ""
     for number, block in _blocks(text):
         if len(block) == 1:
@@ -28,24 +28,35 @@ def read(path: Path, text: str) -> list[Grid]:
             continue
         rows = _fields(block)
         if rows is None:
-            lost.append(number)
+            lost.append((number, block))
             title = block[-1].strip()
             continue
         header, *body = rows
+        above = [line.strip() for line in block[: header[0]] if not _RULE.fullmatch(line)]
+        title = " ".join(above) or title
         grid = build(
             path,
             len(grids) + 1,
             title,
             [[Cell(text) for text in header[1]]],
-            [(number + place, [Cell(text) for text in fields] if fields else None) for place, fields in body],
+            [(number + place, [marked(text) for text in fields] if fields else None) for place, fields in body],
             number + header[0],
         )
         grids.append(grid)
     if lost and not grids:
         raise ConfigError(
-            f"{path}:{lost[0]}: columns cannot be told apart; put two spaces or a tab between them, or give a CSV"
+            f"{path}:{lost[0][0]}: columns cannot be told apart; put two spaces or a tab between them, or give a CSV"
         )
+    for number, block in lost:
+        # Prose around tables holds few lines that end with numbers.
+        if grids and sum(_ends_with_numbers(line) for line in block) > 1:
+            grids[0].notes.append((number, f"{len(block)} lines are no table: their columns cannot be told apart"))
     return grids
+
+
+def _ends_with_numbers(line: str) -> bool:
+    words = line.split()
+    return len(words) > 2 and all(parse(word) is not None or is_missing(word) for word in words[-2:])
 
 
 def _blocks(text: str) -> list[tuple[int, list[str]]]:
@@ -65,13 +76,20 @@ def _blocks(text: str) -> list[tuple[int, list[str]]]:
 
 def _fields(block: list[str]) -> list[tuple[int, list[str]]] | None:
     """Header and rows as (place in the block, fields); None where there is no such cut."""
-    cut = [
-        (place, [part for part in _GAP.split(line.strip(" |│")) if part])
-        for place, line in enumerate(block)
-        if not _RULE.fullmatch(line)
-    ]
+    margin = min(len(line) - len(line.lstrip()) for line in block)
+    cut: list[tuple[int, list[str]]] = []
+    for place, line in enumerate(block):
+        if not _RULE.fullmatch(line):
+            fields = [part for part in _GAP.split(line.strip(" |│")) if part]
+            # A name that spans rows stands in the first of them only.
+            is_below = len(line) - len(line.lstrip()) > margin + 1 and len(cut) > 1
+            cut.append((place, ["", *fields] if is_below and len(fields) == len(cut[0][1]) - 1 else fields))
+    while len(cut) > 2 and len(cut[0][1]) == 1:
+        # A caption that no empty line parts from its table.
+        del cut[0]
     width = len(cut[0][1]) if cut else 0
-    if width >= 2 and len(cut) >= 2 and all(len(fields) == width for _, fields in cut):
+    # A field alone is a heading inside the table, or a note below it.
+    if width >= 2 and len(cut) >= 2 and all(len(fields) in (1, width) for _, fields in cut):
         return cut
     # One space between all columns: names, then as many numbers in every row as the header has further words.
     rows = []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pruneaudit.tables import networks
 from pruneaudit.tables.numbers import Number
 from pruneaudit.tables.rows import Row, Table, accuracy
-from pruneaudit.tables.rule import Mark, columns_of, rule
+from pruneaudit.tables.rule import Mark, cells_of, rule
 
 _ACCURACIES = ("base_accuracy", "accuracy", "base_error", "error")
 
@@ -43,7 +43,7 @@ def t001(table: Table) -> Iterator[Mark]:
                 table,
                 row.line,
                 f"printed difference {row.text('drop')}, but {base} and {after} differ by {right}{note}",
-                columns_of(row, ("drop", *_ACCURACIES)),
+                cells_of(row, ("drop", *_ACCURACIES)),
                 right,
                 row.method,
             )
@@ -85,7 +85,7 @@ def t002(table: Table) -> Iterator[Mark]:
                 table,
                 row.line,
                 f"{row.text('drop')} is the drop relative to {base}; in points it is {lost:.2f}",
-                columns_of(row, ("drop", *_ACCURACIES)),
+                cells_of(row, ("drop", *_ACCURACIES)),
                 f"{lost:.2f}",
                 row.method,
             )
@@ -109,10 +109,10 @@ def t003(table: Table) -> Iterator[Mark]:
                 continue
             if number.value > 100 + number.half or number.value < 0:
                 low = f"{row.text(kind)} is no accuracy; are fractions and percents mixed?"
-                yield Mark(table, row.line, low, columns_of(row, (kind,)), "", row.method)
+                yield Mark(table, row.line, low, cells_of(row, (kind,)), "", row.method)
             elif 0 < number.value <= 1 and number.step < 0.1 and _typical(table, kind) > 20:
                 message = f"{row.text(kind)} among accuracies in percent"
-                yield Mark(table, row.line, message, columns_of(row, (kind,)), f"{100 * number.value:g}", row.method)
+                yield Mark(table, row.line, message, cells_of(row, (kind,)), f"{100 * number.value:g}", row.method)
 
 
 def _typical(table: Table, kind: str) -> float:
@@ -159,7 +159,7 @@ def t004(table: Table) -> Iterator[Mark]:
                     row.line,
                     f"{pair[0]} ± {pair[1]} is printed for {_label(first)} (line {first.line}), too; the chance of "
                     f"such a pair in a table like this is {max(chance, 0.0001):.1g}",
-                    columns_of(row, ("accuracy", "spread")),
+                    cells_of(row, ("accuracy", "spread")),
                     "",
                     _label(row),
                 )
@@ -236,7 +236,7 @@ def t005(table: Table) -> Iterator[Mark]:
                 row.line,
                 f"no number of right answers out of {images:,} in {runs} run(s) gives {row.text('accuracy')}; "
                 f"the nearest is {100 * nearest / answers:.4f}",
-                columns_of(row, ("accuracy", "runs")),
+                cells_of(row, ("accuracy", "runs")),
                 f"{100 * nearest / answers:.4f}",
                 row.method,
             )
@@ -263,7 +263,7 @@ def t006(table: Table) -> Iterator[Mark]:
                     table,
                     row.line,
                     f"± {spread} of a single run",
-                    columns_of(row, ("spread", "runs")),
+                    cells_of(row, ("spread", "runs")),
                     "no deviation",
                     row.method,
                 )
@@ -276,7 +276,7 @@ def t006(table: Table) -> Iterator[Mark]:
                 table,
                 row.line,
                 f"no {runs} runs of {images:,} test images have {mean} ± {spread}",
-                columns_of(row, ("accuracy", "spread", "runs")),
+                cells_of(row, ("accuracy", "spread", "runs")),
                 "",
                 row.method,
             )
@@ -337,7 +337,7 @@ def t007(table: Table) -> Iterator[Mark]:
                 first.line,
                 f"bold {row_text(first)} leads {second.method} by {gap:.2f} points; the standard error of this gap is "
                 f"{error:.2f}",
-                columns_of(first, ("accuracy",)),
+                cells_of(first, ("accuracy",)),
                 "",
                 first.method,
             )
@@ -357,7 +357,7 @@ def _ranked(table: Table, members: list[Row]) -> Iterator[Mark]:
             order[0].line,
             f"{ties} of {len(order) - 1} neighbours in rank are closer than the standard error of their gap "
             f"({min(errors):.2f} to {max(errors):.2f} points)",
-            columns_of(order[0], ("rank", "accuracy")),
+            cells_of(order[0], ("rank", "accuracy")),
         )
 
 
@@ -396,13 +396,19 @@ def _error_of_gap(left: Row, right: Row) -> float | None:
 
 
 def comparable(table: Table) -> list[list[Row]]:
-    """Rows with accuracies that stand beside each other for comparison: same task, group and operating point."""
+    """Rows with accuracies that are compared: same task, group, operating point and ranking."""
     found: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    ranking, before = 0, 0.0
     for row in table.rows:
-        if row.number("accuracy") is not None and row.number("seed") is None and not is_base(row):
-            found[
-                (row.entries["accuracy"].column, row.task, row.group, row.section, row.text("ratio"), row.text("tier"))
-            ].append(row)
+        if row.number("accuracy") is None or row.number("seed") is not None or is_base(row):
+            continue
+        rank = row.number("rank")
+        if rank is not None:
+            # Where ranks begin again, another ranking begins.
+            ranking += rank.value < before
+            before = rank.value
+        place = (row.entries["accuracy"].column, row.task, row.group, row.section)
+        found[(*place, row.text("ratio"), row.text("tier"), ranking)].append(row)
     return list(found.values())
 
 
@@ -444,7 +450,7 @@ def t008(table: Table) -> Iterator[Mark]:
                     second.line,
                     f"rank {second.text('rank')} with {row_text(second)} stands below rank {first.text('rank')} with "
                     f"{row_text(first)}",
-                    columns_of(second, ("rank", "accuracy")),
+                    cells_of(second, ("rank", "accuracy")),
                     "",
                     second.method,
                 )
@@ -463,7 +469,7 @@ def t008(table: Table) -> Iterator[Mark]:
                 table,
                 least.line,
                 f"{row_text(least)} is bold, {row_text(best)} of {best.method} is not",
-                columns_of(least, ("accuracy",)),
+                cells_of(least, ("accuracy",)),
                 row_text(best),
                 least.method,
             )

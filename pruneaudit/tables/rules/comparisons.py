@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pruneaudit.tables.numbers import Number
 from pruneaudit.tables.rows import Row, Table, accuracy
-from pruneaudit.tables.rule import Mark, columns_of, rule
+from pruneaudit.tables.rule import Mark, cells_of, rule
 from pruneaudit.tables.rules.evidence import results
 
 
@@ -47,14 +47,14 @@ def t021(table: Table) -> Iterator[Mark]:
             message = (
                 f"{len(distinct)} base models, from {values[0]:g} to {values[-1]:g} %, stand behind one comparison"
             )
-            yield Mark(table, row.line, message, columns_of(row, ("base_accuracy", "base_error")), "", _where(row))
+            yield Mark(table, row.line, message, cells_of(row, ("base_accuracy", "base_error")), "", _where(row))
             continue
         for kind in ("base", "base_source"):
             names = dict.fromkeys(row.text(kind) for row in rows if row.text(kind))
             if len(names) > 1:
                 row = next(row for row in rows if row.text(kind) == list(names)[1])
                 message = f"{len(names)} base models stand behind one comparison: {', '.join(list(names)[:4])}"
-                yield Mark(table, row.line, message, columns_of(row, (kind,)), "", _where(row))
+                yield Mark(table, row.line, message, cells_of(row, (kind,)), "", _where(row))
                 break
 
 
@@ -88,7 +88,7 @@ def t022(table: Table) -> Iterator[Mark]:
             if len(values) > 1:
                 row = next(row for row in pruned if row.text(kind) == list(values)[1])
                 message = f"{len(values)} {what} in one comparison: {', '.join(list(values)[:5])}"
-                yield Mark(table, row.line, message, columns_of(row, (kind,)), "", _where(row))
+                yield Mark(table, row.line, message, cells_of(row, (kind,)), "", _where(row))
 
 
 @rule(
@@ -108,7 +108,7 @@ def t023(table: Table) -> Iterator[Mark]:
         if copied and own:
             names = ", ".join(dict.fromkeys(row.method for row in copied[:4]))
             message = f"{len(copied)} of {len(rows)} results are copied ({names}), the others are own runs"
-            yield Mark(table, copied[0].line, message, columns_of(copied[0], ("origin",)), "", _where(copied[0]))
+            yield Mark(table, copied[0].line, message, cells_of(copied[0], ("origin",)), "", _where(copied[0]))
 
 
 @rule(
@@ -127,4 +127,4 @@ def t024(table: Table) -> Iterator[Mark]:
         if len(names) > 1:
             row = next(row for row in rows if row.text("framework") == list(names)[1])
             message = f"results of {' and of '.join(names)} in one comparison"
-            yield Mark(table, row.line, message, columns_of(row, ("framework",)), "", _where(row))
+            yield Mark(table, row.line, message, cells_of(row, ("framework",)), "", _where(row))

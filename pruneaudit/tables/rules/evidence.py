@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pruneaudit.tables.numbers import is_missing
 from pruneaudit.tables.rows import Row, Table
-from pruneaudit.tables.rule import Mark, columns_of, rule
+from pruneaudit.tables.rule import Mark, cells_of, rule
 from pruneaudit.tables.rules.accuracies import is_base
 
 #: Controls by what papers call them.
@@ -94,7 +94,7 @@ def t018(table: Table) -> Iterator[Mark]:
         message = (
             f"{count} accuracies are those of the best epoch on the test set: best of as many draws as there are epochs"
         )
-        yield Mark(table, best[0].line, message, columns_of(best[0], ("epoch_reported", "accuracy")))
+        yield Mark(table, best[0].line, message, cells_of(best[0], ("epoch_reported", "accuracy")))
 
 
 @rule(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pruneaudit.tables.networks import Network
 from pruneaudit.tables.rows import Row, Table
-from pruneaudit.tables.rule import Mark, columns_of, rule
+from pruneaudit.tables.rule import Mark, cells_of, rule
 
 #: What is removed, as people write it, and the kinds of columns that say how much.
 _WHAT = {"macs": ("MACs", "speedup"), "params": ("parameters", "compression")}
@@ -109,7 +109,7 @@ def t009(table: Table) -> Iterator[Mark]:
         if len(broken) > 2 and len(broken) == stated:
             row, first, other = broken[0]
             message = f"in none of {stated} rows do {title} agree: {first.text}, but {other.text}; say what each counts"
-            yield Mark(table, row.line, message, columns_of(row, first.kinds + other.kinds))
+            yield Mark(table, row.line, message, cells_of(row, first.kinds + other.kinds))
             continue
         for row, first, other in broken:
             right = f"{1 / first.middle:.2f}x" if first.middle > 0 else ""
@@ -118,7 +118,7 @@ def t009(table: Table) -> Iterator[Mark]:
                 row.line,
                 f"{first.text}, but {other.text}: the first is a {factor} of {right}, "
                 f"{100 * (1 - first.middle):.1f} % removed",
-                columns_of(row, first.kinds + other.kinds),
+                cells_of(row, first.kinds + other.kinds),
                 right if factor in other.kinds else f"{100 * (1 - first.middle):.1f} %",
                 row.method,
             )
@@ -133,14 +133,24 @@ def t009(table: Table) -> Iterator[Mark]:
 def t010(table: Table) -> Iterator[Mark]:
     """Statements of one row that disagree as they stand and agree once a share is exchanged for its rest.
 
+    Where sizes stand beside shares, without a base: sizes divided by what is left give one base for all rows.
+
     Example: a speedup of 2.70x with "37 % FLOPs removed": 37 % are left, 63 % removed.
     """
     for what in _WHAT:
+        if what in table.exchanged:
+            rows, base = table.exchanged[what]
+            entry = rows[0].entries[f"{what}_kept"]
+            message = (
+                f"{entry.text} in column '{table.grid.header[entry.column]}' is what is left: so all {len(rows)} rows "
+                f"have one base of {_readable(base)} {_WHAT[what][0]}, and as what is removed they have none in common"
+            )
+            yield Mark(table, rows[0].line, message, cells_of(rows[0], (f"{what}_kept",)), "", rows[0].method)
         for row, first, other in _contradictions(table, what):
             why = _exchanged(first, other)
             if why:
                 message = f"{first.text}, but {other.text}; {why}"
-                yield Mark(table, row.line, message, columns_of(row, first.kinds + other.kinds), "", row.method)
+                yield Mark(table, row.line, message, cells_of(row, first.kinds + other.kinds), "", row.method)
 
 
 def _factor(value: float, known: tuple[int, ...], near: float = _NEAR) -> int:
@@ -206,7 +216,7 @@ def t011(table: Table) -> Iterator[Mark]:
                 table,
                 row.line,
                 f"{_readable(value)} of {network.name} are {unit}, {reason}",
-                columns_of(row, ("base_macs", "macs")),
+                cells_of(row, ("base_macs", "macs")),
                 _readable(value / 2 if factor == 2 else value * 2),
                 row.method,
             )
@@ -237,7 +247,7 @@ def t012(table: Table) -> Iterator[Mark]:
             )
             if (message, row.method) not in seen:
                 seen.add((message, row.method))
-                yield Mark(table, row.line, message, columns_of(row, kinds), _readable(row.network.macs), row.method)
+                yield Mark(table, row.line, message, cells_of(row, kinds), _readable(row.network.macs), row.method)
         entry = row.entries.get("base_params")
         if params is None or entry is None or not entry.is_sized:
             continue
@@ -252,7 +262,7 @@ def t012(table: Table) -> Iterator[Mark]:
                     table,
                     row.line,
                     message,
-                    columns_of(row, ("base_params",)),
+                    cells_of(row, ("base_params",)),
                     _readable(row.network.params),
                     row.method,
                 )
@@ -281,16 +291,14 @@ def t013(table: Table) -> Iterator[Mark]:
             base, after, speedup = row.number(f"base_{what}"), row.number(what), row.number(factor)
             if base is not None and after is not None and after.low > base.high * 1.001 and _same_unit(row, what):
                 message = f"{row.text(what)} {title} left of {row.text(f'base_{what}')}"
-                yield Mark(table, row.line, message, columns_of(row, (what, f"base_{what}")), "", row.method)
+                yield Mark(table, row.line, message, cells_of(row, (what, f"base_{what}")), "", row.method)
             if speedup is not None and 0 < speedup.high < 0.98:
                 message = f"{factor} {row.text(factor)} is below 1: the inverse is {1 / speedup.value:.2f}x"
-                yield Mark(
-                    table, row.line, message, columns_of(row, (factor,)), f"{1 / speedup.value:.2f}x", row.method
-                )
+                yield Mark(table, row.line, message, cells_of(row, (factor,)), f"{1 / speedup.value:.2f}x", row.method)
             gone = row.number(f"{what}_removed")
             if gone is not None and abs(gone.value) >= 1 and gone.step < 0.5:
                 message = f"{row.text(f'{what}_removed')} of all {title} cannot be removed"
-                yield Mark(table, row.line, message, columns_of(row, (f"{what}_removed",)), "", row.method)
+                yield Mark(table, row.line, message, cells_of(row, (f"{what}_removed",)), "", row.method)
 
 
 def _same_unit(row: Row, what: str) -> bool:
@@ -325,7 +333,7 @@ def t014(table: Table) -> Iterator[Mark]:
                 f"without {row.text('ratio')} of the filters at least {100 * least:.1f} % of the MACs are left, a "
                 f"speedup of {1 / least:.2f}x; printed is {row.text('speedup')}"
             )
-            yield Mark(table, row.line, message, columns_of(row, ("ratio", "speedup")), "", row.method)
+            yield Mark(table, row.line, message, cells_of(row, ("ratio", "speedup")), "", row.method)
     for network, points in stated.items():
         counted = dict(network.speedups)
         moved = {}
@@ -342,7 +350,7 @@ def t014(table: Table) -> Iterator[Mark]:
                     row.line,
                     f"{row.text('speedup')} of {network.name} belongs to ratio {real:g}; at {share:g} it is "
                     f"{counted[share]:.2f}x",
-                    columns_of(row, ("ratio", "speedup")),
+                    cells_of(row, ("ratio", "speedup")),
                     f"{real:g}",
                     row.text("ratio"),
                 )
@@ -375,7 +383,7 @@ def t015(table: Table) -> Iterator[Mark]:
                 least.line,
                 f"at {tier} rows keep {100 * low:.0f} % ({least.method}) to {100 * high:.0f} % ({most.method}) of the "
                 "parameters",
-                columns_of(least, ("params", "params_removed", "params_kept", "compression")),
+                cells_of(least, ("params", "params_removed", "params_kept", "compression")),
                 "",
                 least.method,
             )
@@ -400,7 +408,7 @@ def t016(tables: list[Table]) -> Iterator[Mark]:
             if first and second and first != second:
                 message = f"the accuracy is of setting '{first}', MACs and parameters are of '{second}'"
                 yield Mark(
-                    table, row.line, message, columns_of(row, ("accuracy_setting", "macs_setting")), "", row.method
+                    table, row.line, message, cells_of(row, ("accuracy_setting", "macs_setting")), "", row.method
                 )
             accuracy, stated = row.number("accuracy"), lefts(row, "macs")
             # Without a name a row is nobody's, and without a task any network's.
@@ -417,5 +425,5 @@ def t016(tables: list[Table]) -> Iterator[Mark]:
                     f"this size in {size[0][0].path.name}:{size[0][1].line} with {size[0][1].text('accuracy')}"
                 )
                 yield Mark(
-                    table, row.line, message, columns_of(row, ("accuracy", "macs", "macs_removed")), "", row.method
+                    table, row.line, message, cells_of(row, ("accuracy", "macs", "macs_removed")), "", row.method
                 )

@@ -88,8 +88,9 @@ class Checkout:
             # A test under xdist must not make the inner session believe that it is a worker.
             if not key.startswith(("PYTEST_", "PRUNEAUDIT_", "COV_"))
         }
-        # Seconds for each session, and the same pictures again and again.
-        quick = {"PYTEST_ADDOPTS": "--audit-figures none --audit-recheck 0", "PRUNEAUDIT_RECHECK": "0"}
+        # Seconds for each session, and the same pictures again and again; what trains must not depend on the machine.
+        options = "--audit-figures none --audit-recheck 0 --audit-backend torch"
+        quick = {"PYTEST_ADDOPTS": options, "PRUNEAUDIT_RECHECK": "0"}
         done = subprocess.run(
             [sys.executable if fresh else self.warm, *arguments],
             cwd=self.root,

@@ -22,6 +22,13 @@ from pruneaudit.ledger.store import Ledger
 BASELINE = "baseline"
 
 
+def rules_of(subject: Arm | Comparison, whole_table: bool = False) -> list[Rule]:
+    """Rules that look at an arm, or at a comparison; those that need everything that was measured only where asked."""
+    if isinstance(subject, Arm):
+        return [rule for rule in rules().values() if rule.scope == "arm" and rule.applies(subject.method)]
+    return [rule for rule in rules().values() if rule.scope != "arm" and (whole_table or not rule.whole_table)]
+
+
 @dataclass
 class Docket:
     """What is judged of one workload under one set of labels.
@@ -51,11 +58,7 @@ class Docket:
 
     def rules(self, subject: Arm | Comparison) -> list[Rule]:
         """Rules that look at an arm, or at a comparison."""
-        if isinstance(subject, Arm):
-            return [rule for rule in rules().values() if rule.scope == "arm" and rule.applies(subject.method)]
-        return [
-            rule for rule in rules().values() if rule.scope != "arm" and not (rule.whole_table and self.table is None)
-        ]
+        return rules_of(subject, self.table is not None)
 
     def finding(self, subject: Arm | Comparison, rule_id: str) -> Finding:
         """What one rule says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,7 +13,9 @@ from pruneaudit.campaign.calibration import clock
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.pruning import shapes
+from pruneaudit.training.loop import BACKENDS, Hooks
 from pruneaudit.training.many import train_many
+from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Training
 from pruneaudit.training.runtime import Runtime
@@ -42,9 +45,15 @@ class Measured:
 
 
 def measure(
-    workload: Workload, device: str = "cpu", precision: str = "fp32", models: int = 8, ratio: float | None = None
+    workload: Workload,
+    device: str = "cpu",
+    precision: str = "fp32",
+    models: int = 8,
+    ratio: float | None = None,
+    backends: Sequence[Backend] = get_args(Backend),
+    rounds: int = _ROUNDS,
 ) -> list[Measured]:
-    """Time all backends, in turns; medians of as many rounds as the time allows.
+    """Time backends, in turns; medians of as many rounds as the time allows.
 
     Args:
         workload: Whose network, batch and dataset.
@@ -52,6 +61,8 @@ def measure(
         precision: Arithmetic.
         models: Runs of one shape, trained together where the backend does that.
         ratio: Pruning ratio of the network; None: the dense one.
+        backends: Which are timed.
+        rounds: How often at most; 0: nothing is trained, and all seconds are 0 of those that can.
 
     Returns:
         One for each backend.
@@ -62,8 +73,11 @@ def measure(
     per_epoch = steps_per_epoch(facts(workload.data).train, batch)
     widths = shapes.widths_at(workload, ratio) if ratio is not None else {}
 
+    def made(steps: int) -> list[Training]:
+        return [_training(workload, widths, data, device, precision, steps, seed) for seed in range(models)]
+
     def seconds(backend: Backend, steps: int) -> float:
-        trainings = [_training(workload, widths, data, device, precision, steps, seed) for seed in range(models)]
+        trainings = made(steps)
         started = clock(device)
         results = train_many(trainings, backend)
         taken = clock(device) - started
@@ -76,16 +90,18 @@ def measure(
 
     found: dict[Backend, list[float]] = {}
     notes: dict[Backend, str] = {}
-    for backend in get_args(Backend):
+    for backend in backends:
         try:
-            # Its first steps compile, capture and load what later ones find ready.
-            seconds(backend, _FEW)
+            _see(made(1)[0], backend)
+            if rounds:
+                # Its first steps compile, capture and load what later ones find ready.
+                seconds(backend, _FEW)
         except Exception as error:
             notes[backend] = str(error) if isinstance(error, CannotTrainError) else one_line(error)
         else:
             found[backend] = []
     began = clock(device)
-    for number in range(_ROUNDS):
+    for number in range(rounds if len(found) > 1 else min(rounds, 1)):
         if number and clock(device) - began > _SECONDS:
             break
         for backend, times in found.items():
@@ -93,14 +109,29 @@ def measure(
             times.append((more - few) / (models * (_MORE - _FEW)))
     return [
         Measured(
-            name, max(statistics.median(found[name]), 0.0) * per_epoch if name in found else None, notes.get(name, "")
+            name,
+            max(statistics.median(found[name] or [0.0]), 0.0) * per_epoch if name in found else None,
+            notes.get(name, ""),
         )
-        for name in get_args(Backend)
+        for name in backends
     ]
 
 
 class CannotTrainError(AuditError):
     """A backend leaves these networks to another one; the message says why."""
+
+
+def _see(training: Training, backend: Backend) -> None:
+    """Ask a backend that makes the steps of single runs whether it makes these, before any is made.
+
+    Raises:
+        CannotTrainError: It does not.
+    """
+    if backend in BACKENDS:
+        with Meter(training.model, Consumption(), example=training.dataset.example()) as meter:
+            steps = BACKENDS[backend](training.trainer(meter, backend), Hooks())
+        if isinstance(steps, str):
+            raise CannotTrainError(f"not {backend}: {steps}")
 
 
 def _training(

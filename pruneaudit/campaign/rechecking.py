@@ -6,16 +6,14 @@ most; what was not reached then is evaluated for the next report. Imports no tor
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from pruneaudit.campaign.asking import asked
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.ledger.records import RunRecord
@@ -96,7 +94,6 @@ def recheck(
         found.reason = "their workloads are not here, or need a GPU"
     done: list[tuple[RunRecord, str]] = []
     job = {
-        "path": list(sys.path),
         "ledger": str(ledger.root),
         "root": str(catalog.root),
         "workloads": list(catalog.extra_workloads),
@@ -105,7 +102,9 @@ def recheck(
         "device": device,
         "data_root": data_root,
     }
-    for said in _asked(job, seconds) if todo else ():
+    for said in asked(__name__, job, seconds + _GRACE) if todo else ():
+        if said.get("run") not in todo:
+            continue
         if said["word"] == "not evaluated":
             found.reason = str(said["why"])
             continue
@@ -117,30 +116,6 @@ def recheck(
             found.new += 1
     ledger.remember_checks(done)
     found.left = len(fresh) - len(done)
-    return found
-
-
-def _asked(job: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-    """What another process finds, as far as it comes."""
-    code = f"import sys; sys.path[:] = {job['path']!r}; from pruneaudit.campaign.rechecking import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            written, _ = process.communicate(json.dumps(job).encode(), seconds + _GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            written, _ = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-    found = []
-    for line in written.decode(errors="replace").splitlines():
-        # A last line may be torn.
-        with contextlib.suppress(ValueError):
-            said = json.loads(line)
-            if isinstance(said, dict) and said.get("run") in job["runs"]:
-                found.append(said)
     return found
 
 

@@ -20,6 +20,7 @@ from pruneaudit.arithmetic import is_pinned, kind
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError
 from pruneaudit.ledger.chain import keys_folder
+from pruneaudit.ledger.choices import CHOSEN
 from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, own_training, pack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
@@ -595,7 +596,7 @@ class Stages:
             classes=dataset.classes,
             provenance=outcome.provenance,
             device=self.runtime.device,
-            environment=self.runtime.environment(),
+            environment=self.runtime.environment() | self._chosen(spec),
             resumed=outcome.resumed,
             seconds=time.perf_counter() - started - outcome.waited,
             training_seconds=outcome.training_seconds,
@@ -605,6 +606,11 @@ class Stages:
             kind=kind(self.runtime.device, spec.backend),
         )
         return self.ledger.commit(record, weights)
+
+    def _chosen(self, spec: RunSpec) -> dict[str, str]:
+        """Why its backend was chosen, where nobody said which."""
+        choice = self.ledger.choice_of(spec)
+        return {} if choice is None else {CHOSEN: f"{choice.backend}: {choice.why}"}
 
 
 def _not_zero(model: nn.Module) -> dict[str, torch.Tensor]:

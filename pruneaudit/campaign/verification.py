@@ -18,6 +18,7 @@ from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import TOGETHER
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, one_line
+from pruneaudit.ledger.choices import CHOSEN
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, RunRecord, Stage, pack, unpack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.metric import Measure
@@ -218,5 +219,5 @@ def differences(stored: Mapping[str, str], again: Mapping[str, str]) -> list[str
     return [
         f"{name} {stored.get(name, 'none')} and {again.get(name, 'none')}"
         for name in names
-        if stored.get(name) != again.get(name)
+        if stored.get(name) != again.get(name) and name != CHOSEN
     ]

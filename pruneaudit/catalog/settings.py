@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ Precision = Literal["fp32", "bf16", "fp64"]
 Backend = Literal["torch", "compiled", "tiled", "grouped", "fused", "graphed"]
 #: Backends whose steps Numba compiles.
 COMPILED: tuple[Backend, ...] = ("compiled", "tiled")
+#: What is asked for where the backend is chosen for each workload (``campaign/choosing.py``).
+AUTO = "auto"
 #: Backends that train runs together.
 TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
 
@@ -29,15 +32,20 @@ class Settings:
         budget: Label of scaled lengths.
         precision: Arithmetic of training.
         base: The user's own base checkpoint for every workload, or None.
-        backend: What makes the steps of plain training, where it can: rounding differs, and grows while training.
+        backend: What makes the steps of plain training, where it can: rounding differs, and grows while training. Or
+            what says it of each workload, the same whenever it is asked: arms of one table are trained by one backend.
         arithmetic: ``portable``: the same bits on every x86-64 machine; ``native``: what this one does best.
     """
 
     budget: Budget = "full"
     precision: Precision = "fp32"
     base: Path | None = None
-    backend: Backend = "torch"
+    backend: Backend | Callable[[Workload], Backend] = "torch"
     arithmetic: Arithmetic = "native"
+
+    def backend_of(self, workload: Workload) -> Backend:
+        """What makes the steps of a workload's runs."""
+        return self.backend if isinstance(self.backend, str) else self.backend(workload)
 
     def base_digest(self, workload: Workload) -> str | None:
         """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
@@ -50,7 +58,7 @@ class Settings:
 
     def labels(self, workload: Workload) -> tuple[str, ...]:
         """Every setting that is not the default, for names and tables: results never mix across labels."""
-        chosen = (self.budget, self.precision, self.backend)
+        chosen = (self.budget, self.precision, self.backend_of(workload))
         labels: list[str] = [label for label in chosen if label not in ("full", "fp32", "torch")]
         base = self.base_digest(workload)
         if base is not None and workload.reading != Reading():

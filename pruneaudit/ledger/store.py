@@ -11,6 +11,7 @@ Layout::
     locks/ID.lock                                    held by the process that trains it
     progress/HOST-PID-NUMBER.json                    runs that each process has under way
     progress/SESSION.plan                            what each session has to train
+    backends/WORKLOAD.json                           what trains its runs, where nobody said it
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
     merged/DIGEST.json                               links of records that merges left out
     checked/DIGEST.json                              of which records the stored weights were evaluated again
@@ -33,7 +34,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +45,7 @@ from pydantic_core import from_json
 from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError, StorageError
 from pruneaudit.ledger.chain import Account, Link, Writer, account, known_keys
+from pruneaudit.ledger.choices import Choice, choice_name
 from pruneaudit.ledger.migration import OLDEST, NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
 
@@ -149,6 +151,14 @@ class Ledger:
     def finished(self) -> set[str]:
         """Ids of all finished runs."""
         return {path.parent.name.rpartition("-")[2] for path in (self.root / "runs").glob("*/record.json")}
+
+    def folders(self) -> list[str]:
+        """Names of the folders of all runs, finished or not, see :attr:`RunSpec.folder`."""
+        try:
+            return os.listdir(self.root / "runs")
+        except FileNotFoundError:
+            # Made when something is written.
+            return []
 
     def runs(self) -> Iterator[RunRecord]:
         """All finished runs, by folder name; those that cannot be read are left out, and named in ``damaged``."""
@@ -559,6 +569,46 @@ class Ledger:
             DamagedError: One cannot be read.
         """
         return [self._read_plan(kind, path) for path in sorted((self.root / "planned").glob("*.json"))]
+
+    def choice(self, name: str) -> Choice | None:
+        """What trains the runs of a workload, see :func:`choice_name`; None: nothing was chosen.
+
+        Raises:
+            DamagedError: It cannot be read.
+        """
+        path = self.root / "backends" / f"{name}.json"
+        try:
+            return Choice.model_validate(_opened(from_json(read_file(path)), self._keys)) if path.exists() else None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            edited = str(error) == _FOREIGN
+            reason = "edited: this pruneaudit did not write it so" if edited else "damaged, or no choice of a backend"
+            raise DamagedError(f"{path}: {reason}; delete it, and name what shall train with --audit-backend") from None
+
+    def choice_of(self, spec: RunSpec) -> Choice | None:
+        """What trains the runs of a run's workload, where that is what was asked to train this one."""
+        name = choice_name(spec.workload, spec.budget, spec.precision, spec.arithmetic)
+        found = self.choice(name)
+        return found if found is not None and found.backend == spec.backend else None
+
+    def choose_once(self, name: str, choose: Callable[[], Choice]) -> Choice:
+        """What trains the runs of a workload: as it was chosen before, or now; others wait for who chooses.
+
+        Raises:
+            DamagedError: What was chosen before cannot be read.
+            StorageError: There is no room for it, or the ledger may not be written.
+        """
+        self._writing()
+        path = self.root / "backends" / f"{name}.json"
+        with FileLock(self.root / "locks" / f"{name}.backend.lock"):
+            if (found := self.choice(name)) is not None:
+                return found
+            found = choose()
+            with self._storing():
+                path.parent.mkdir(exist_ok=True)
+                content = sealed(found.model_dump(mode="json"))
+                link = self._writer.link(content["digest"], view=True)
+                write_json(path, content if link is None else {**content, "link": link.model_dump()})
+        return found
 
     def looks(self, name: str) -> dict[str, list[int]]:
         """Over how many seeds there were verdicts of a table without a plan, by series of seeds.

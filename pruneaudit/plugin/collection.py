@@ -72,7 +72,13 @@ def collect(expression: str, options: list[str], pilot: Path | None = None) -> t
     collecting = time.process_time()
     from pruneaudit.campaign.plan import Check, Work
 
-    expected = _expected(session, None if pilot is None else Ledger(pilot, writable=False))
+    there = None if pilot is None else Ledger(pilot, writable=False)
+    if session.choosing is not None:
+        # Its results are looked for under the names that they have there.
+        session.choosing.baseline = session.choosing.baseline or there
+    for name in dict.fromkeys(cell.workload for cell in session.selected):
+        session.settle(name, keeps=False)
+    expected = _expected(session, there)
     checks = [Check(case.id, case.check, case.method, case.workload) for case in collector.checks]
     gpus = len(visible_gpus()) if session.device == "cuda" else 0
     work = Work(

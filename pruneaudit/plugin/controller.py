@@ -323,6 +323,8 @@ class Controller:
         if self.results is not None:
             for line in summary(self.results, self.audit.fails_row):
                 terminalreporter.write_line(line)
+            for line in self.audit.choices(sorted({row["workload"] for row in self.results.cells})):
+                terminalreporter.write_line(line)
         not_run = self.causes.line()
         if not_run is not None:
             terminalreporter.write_line(not_run, red=True)

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_patience": 60.0,
     "audit_recheck": 10.0,
     "audit_precision": "fp32",
-    "audit_backend": "torch",
+    "audit_backend": "auto",
     "audit_arithmetic": "native",
     "audit_base": None,
     "audit_study": None,
@@ -166,12 +166,13 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-backend",
-        choices=("torch", "compiled", "tiled", "grouped", "fused", "graphed"),
+        choices=("auto", "torch", "compiled", "tiled", "grouped", "fused", "graphed"),
         default=DEFAULTS["audit_backend"],
         help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; tiled, "
         "plain and residual convolutional networks on a CPU, too; grouped, runs of "
         "one shape as one network; fused, the same in fewer kernels, compiled by torch; graphed, single runs side by "
-        "side as CUDA graphs. Results of different backends are kept apart. Default: torch.",
+        "side as CUDA graphs. Results of different backends are kept apart. Default: auto, for each workload what made "
+        "the ledger's runs, else the one of the first three that is the fastest on this machine, measured in seconds.",
     )
     group.addoption(
         "--audit-arithmetic",

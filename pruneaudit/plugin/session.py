@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -19,7 +20,7 @@ import pytest
 from pruneaudit.arithmetic import described
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.currency import stored_cell
-from pruneaudit.audit.docket import Docket
+from pruneaudit.audit.docket import Docket, rules_of
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.rounds import Family, Standing, Subject, looks, read, register
@@ -30,7 +31,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
-from pruneaudit.catalog.settings import COMPILED, Settings
+from pruneaudit.catalog.settings import AUTO, COMPILED, Settings
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
@@ -46,6 +47,7 @@ from pruneaudit.studies.judgement import Judgement
 from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
+    from pruneaudit.campaign.choosing import Choosing
     from pruneaudit.campaign.planner import Campaign
     from pruneaudit.studies.population import Populations
     from pruneaudit.training.runtime import Runtime
@@ -118,16 +120,10 @@ class AuditSession:
             )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
-            base = Path(option.audit_base) if option.audit_base else None
             if option.audit_backend in COMPILED and importlib.util.find_spec("numba") is None:
                 raise ConfigError(
                     f"--audit-backend {option.audit_backend} needs Numba: pip install 'pruneaudit[compiled]'"
                 )
-            self.settings = Settings(
-                option.audit_budget, option.audit_precision, base, option.audit_backend, option.audit_arithmetic
-            )
-            # Reads every TOML file and every base's digest now: a wrong one is told before anything runs.
-            self.labels = {name: self.settings.labels(job) for name, job in self.catalog.workloads.items()}
             for protocol in self.catalog.protocols.values():
                 try:
                     required(protocol)
@@ -150,6 +146,7 @@ class AuditSession:
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             before = option.audit_baseline
             self.baseline = Ledger(self.root / before, writable=False) if before else None
+            self.device_option: str = option.audit_device
             self.fail_on = self._fail_on(option)
             some = [workload.name for workload in self.selection.chosen()][:1]
             if self.fail_on and not self.gates(some):
@@ -163,11 +160,20 @@ class AuditSession:
             self.is_new = not self.only_judges and not (self.ledger_path / "ledger.json").exists()
             if self.is_new:
                 _check_folder(self.ledger_path, "--audit-ledger")
+            #: What trains each workload, where nobody said it.
+            self.choosing = self._choosing(option) if option.audit_backend == AUTO else None
+            base = Path(option.audit_base) if option.audit_base else None
+            backend = self.choosing or option.audit_backend
+            self.settings = Settings(
+                option.audit_budget, option.audit_precision, base, backend, option.audit_arithmetic
+            )
+            # Reads every TOML file and every base now: a wrong one is told before anything runs.
+            for job in self.catalog.workloads.values():
+                self.settings.base_digest(job)
         except AuditError as error:
             raise pytest.UsageError(str(error)) from None
         self.data_root_option: str | None = option.audit_data_root
         self.download: bool = option.audit_download
-        self.device_option: str = option.audit_device
         self.patience: float = 60 * option.audit_patience
         self.recheck: float = option.audit_recheck
         # Workers of one session share its id, so that a run that failed for one of them is not tried by the next.
@@ -240,6 +246,35 @@ class AuditSession:
             return ("worse", "unfair")
         return words or ()
 
+    def _choosing(self, option: Any) -> Choosing:
+        """What says which backend trains a workload."""
+        from pruneaudit.campaign.choosing import Choosing
+
+        settings = (option.audit_budget, option.audit_precision, option.audit_arithmetic)
+        return Choosing(self.catalog, self.ledger, *settings, self.device, self.baseline)
+
+    def settle(self, workload: str, keeps: bool = True) -> None:
+        """Choose what trains a workload, where nobody said it: before anything of it is planned.
+
+        Args:
+            workload: Its name.
+            keeps: Whether the ledger keeps it; who only plans writes nothing.
+
+        Raises:
+            ConfigError: What made the runs that are there cannot be had here.
+        """
+        if self.choosing is not None and not self.only_judges:
+            self.choosing.settle(self.catalog.workload(workload), keeps)
+
+    def choices(self, workloads: Iterable[str]) -> list[str]:
+        """What was chosen for workloads, and why, one line each."""
+        known = {name: self.choosing.known(name) for name in workloads} if self.choosing is not None else {}
+        return [f"{name} is trained by {one.backend}: {one.why}" for name, one in known.items() if one is not None]
+
+    def labels(self, workload: str) -> tuple[str, ...]:
+        """Settings of a workload's runs that are not the default."""
+        return self.settings.labels(self.catalog.workload(workload))
+
     @cached_property
     def device(self) -> str:
         """``cuda`` or ``cpu``, found without torch."""
@@ -270,6 +305,10 @@ class AuditSession:
         executor = LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
         campaign = Campaign(self.catalog, self.ledger, self.settings, executor)
         cells = [cell for cell in self.selected if self.obstacle(cell.workload) is None]
+        for workload in dict.fromkeys(cell.workload for cell in cells):
+            # What cannot be had is told by the workload's own tests.
+            with contextlib.suppress(ConfigError):
+                self.settle(workload)
         executor.share(campaign.runs(cells), campaign.runs_by_cell(cells))
         return campaign
 
@@ -302,7 +341,7 @@ class AuditSession:
         return [
             Check(subject, rule.id)
             for subject in subjects
-            for rule in self._docket(subject.workload).rules(subject)
+            for rule in rules_of(subject)
             if rule.id in needed[subject.protocol]
         ]
 
@@ -365,11 +404,15 @@ class AuditSession:
             finally:
                 self.ledger.report_progress([])
         places = []
+        names = dict.fromkeys(cell.workload for _, left, _ in self.pairs(question) for cell in left)
+        for name in names:
+            self.settle(name)
         for place, left, right in self.pairs(question):
             arms = [[Evidence.read(self.measured(cell), self.ledger) for cell in cells] for cells in (left, right)]
             places.append(Place(place, *map(tuple, arms)))
         chosen = self.settings
-        how = f"{chosen.budget} budget, {chosen.precision}, {chosen.backend}, {chosen.arithmetic} arithmetic"
+        backends = ", ".join(sorted({chosen.backend_of(self.catalog.workload(name)) for name in names}))
+        how = f"{chosen.budget} budget, {chosen.precision}, {backends}, {chosen.arithmetic} arithmetic"
         return answer_claim(question, self.catalog, places, {"measured": how}, folder)
 
     def _populations(self, study: Study) -> Populations:
@@ -468,7 +511,7 @@ class AuditSession:
             return
         there = read(self.ledger)
         for protocol in self._tables(workload) if self.decide is None else ():
-            known = there.get((workload, protocol, self.labels[workload]))
+            known = there.get((workload, protocol, self.labels(workload)))
             if known is not None:
                 pytest.fail(
                     f"{workload} {protocol}: ledger {self.ledger.root} decides these comparisons seed by seed: "
@@ -484,7 +527,7 @@ class AuditSession:
 
     def families(self, workload: str) -> list[Family]:
         """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number."""
-        metric, labels = self.catalog.workload(workload).metric, self.labels[workload]
+        metric, labels = self.catalog.workload(workload).metric, self.labels(workload)
         return [
             Family(
                 workload=workload,
@@ -516,7 +559,7 @@ class AuditSession:
         if self.only_judges:
             return self._standing_so_far(subject)
         self._register(workload)
-        family = read(self.ledger).get((workload, subject.protocol, self.labels[workload]))
+        family = read(self.ledger).get((workload, subject.protocol, self.labels(workload)))
         if family is None:
             return None
         metric = self.catalog.workload(workload).metric
@@ -541,7 +584,7 @@ class AuditSession:
         return _over_seeds_taken(subject, self._standing_so_far(subject))
 
     def _standing_so_far(self, subject: Arm | Comparison) -> Standing | None:
-        family = read(self.ledger).get((subject.workload, subject.protocol, self.labels[subject.workload]))
+        family = read(self.ledger).get((subject.workload, subject.protocol, self.labels(subject.workload)))
         if family is None:
             return None
         if family.name not in self._stored:
@@ -557,7 +600,7 @@ class AuditSession:
 
     def docket(self, workload: str, cell_of: Callable[[Cell], CellRecord | None], table: Table | None = None) -> Docket:
         """Judges a workload from the cells that it is given."""
-        labels = self.labels[workload]
+        labels = self.labels(workload)
         known = looks(self.ledger, workload, labels)
         return Docket(self.catalog, self.ledger, cell_of, labels, self.study.waive, table, looks=known)
 
@@ -655,6 +698,10 @@ class AuditSession:
             obstacle = obstacle or (f"{name} does not apply to {workload}: {reason}" if reason else None)
         if obstacle is not None:
             self.skip(obstacle)
+        try:
+            self.settle(workload)
+        except AuditError as error:
+            pytest.fail(one_line(error), pytrace=False)
 
     def skip(self, reason: str) -> NoReturn:
         """Skip the running test, by the audit's own word."""
@@ -696,7 +743,7 @@ class AuditSession:
             f"protocols {protocols}",
             f"methods {' '.join(self.selection.methods)}",
             seeds,
-            f"{self.device} {self.settings.precision} {self.settings.backend}",
+            f"{self.device} {self.settings.precision} {AUTO if self.choosing is not None else self.settings.backend}",
             f"{self.settings.arithmetic} arithmetic",
             f"budget {self.settings.budget}",
             f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",

@@ -36,6 +36,7 @@ from pruneaudit.report.values import base_value, value
 from pruneaudit.version import __version__
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.recipes import steps_per_epoch
+from pruneaudit.workloads.schema import Workload
 
 #: A workload with its labels: what may stand in one table.
 Group = tuple[str, tuple[str, ...]]
@@ -333,19 +334,18 @@ def gather(
     known: dict[Cell, CellRecord] = {}
     for cell in cells:
         # One that no longer counts was stored by an earlier session, and this one ended before measuring it anew.
-        labels = settings.labels(catalog.workload(cell.workload))
         try:
             record = None if cell in asked.skipped else stored_cell(cell, catalog, settings, ledger)
         except DamagedError as error:
             # It costs its own cells, not the report.
-            empty = _empty_row(cell, settings, labels, None)
+            empty = _empty_row(cell, settings, catalog.workload(cell.workload), None)
             rows.append(empty | {"status": "failed", "error": str(error)})
             continue
         if record is not None:
             rows.append(_cell_row(record))
             known[cell] = record
         else:
-            rows.append(_empty_row(cell, settings, labels, asked.skipped.get(cell)))
+            rows.append(_empty_row(cell, settings, catalog.workload(cell.workload), asked.skipped.get(cell)))
     groups = []
     wanted: dict[Arm | Comparison, Set[str]] = {}
     waive = asked.study.waive if asked.study is not None else {}
@@ -681,7 +681,7 @@ def _scores(record: CellRecord) -> dict[str, Any]:
     }
 
 
-def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: str | None) -> dict[str, Any]:
+def _empty_row(cell: Cell, settings: Settings, workload: Workload, reason: str | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_CELL_FIELDS)
     row |= {
         "workload": cell.workload,
@@ -691,8 +691,8 @@ def _empty_row(cell: Cell, settings: Settings, labels: tuple[str, ...], reason: 
         "seed": cell.seed,
         "budget": settings.budget,
         "precision": settings.precision,
-        "backend": settings.backend,
-        "labels": list(labels),
+        "backend": settings.backend_of(workload),
+        "labels": list(settings.labels(workload)),
         "status": "missing" if reason is None else "skipped",
         "error": reason or "not measured",
         "runs": [],

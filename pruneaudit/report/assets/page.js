@@ -426,7 +426,7 @@ function commandOf(cell) {
   const words = ["pytest", ...data.cell_test.slice(0, -1), `${data.cell_test.at(-1)}[${cellId(cell)}]`, "--audit-methods", cell.method, "--audit-protocols", cell.protocol, "--audit-seeds", String(cell.seed + 1)];
   if (cell.budget !== "full") words.push("--audit-budget", cell.budget);
   if (cell.precision !== "fp32") words.push("--audit-precision", cell.precision);
-  if (cell.backend !== "torch") words.push("--audit-backend", cell.backend);
+  words.push("--audit-backend", cell.backend);
   return words.map(quoted).join(" ");
 }
 

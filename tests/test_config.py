@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pruneaudit.catalog.discovery import content_root
 from pruneaudit.catalog.protocols import FAIL_ON, Study, load_protocol, load_study
-from pruneaudit.catalog.settings import Backend, Precision
+from pruneaudit.catalog.settings import AUTO, Backend, Precision
 from pruneaudit.errors import ConfigError
 from pruneaudit.plugin.options import add_options
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
@@ -432,5 +432,6 @@ def test_options_offer_what_the_types_allow():
     offered = {}
     group = SimpleNamespace(addoption=lambda name, **how: offered.update({name: how.get("choices")}))
     add_options(SimpleNamespace(getgroup=lambda *_: group))
-    for name, kind in (("backend", Backend), ("budget", Budget), ("precision", Precision)):
-        assert offered[f"--audit-{name}"] == get_args(kind)
+    for name, allowed in (("backend", (AUTO, *get_args(Backend))), ("budget", get_args(Budget))):
+        assert offered[f"--audit-{name}"] == allowed
+    assert offered["--audit-precision"] == get_args(Precision)

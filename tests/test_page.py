@@ -332,7 +332,7 @@ def test_a_cell_tells_the_command_that_measures_it(tab):
     command = tab.locator("#dialog pre").inner_text()
     assert command == (
         "pytest 'suite/test_cells.py::test_cell[lenet5-digits-tpp-s3.1-r0.5-seed2]' "
-        "--audit-methods tpp --audit-protocols s3.1 --audit-seeds 3"
+        "--audit-methods tpp --audit-protocols s3.1 --audit-seeds 3 --audit-backend torch"
     )
     assert tab.locator("#dialog tbody tr").count() == 6
     tab.keyboard.press("Escape")

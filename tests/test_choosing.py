@@ -201,24 +201,18 @@ def test_another_process_measures_and_asks(monkeypatch, tmp_path):
     assert "LeNet" in rows[0]["note"]
 
 
-def test_sessions_choose_once_and_records_say_why(checkout):
-    first = checkout.pytest(
-        "suite", "-k", "lenet5-digits and s3.2 and l1 and seed0 and r0.5 and not conformance", "--audit-methods", "l1",
-        "--audit-budget", "smoke", *AUTO,
-    )  # fmt: skip
+def test_a_session_says_what_it_chose_and_records_why(checkout):
+    select = ("suite", "-k", "cell and lenet5-digits and s3.2 and seed0 and r0.5", "--audit-methods", "l1")
+    first = checkout.pytest(*select, "--audit-budget", "smoke", *AUTO)
     assert first.code == 0, first.text
     assert "cpu fp32 auto" in first.text
     line = "lenet5-digits is trained by torch: a smoke budget is over before anything is compiled"
     assert line in first.lines
-    assert json.loads((checkout.ledger / "backends" / "lenet5-digits-smoke.json").read_text())["backend"] == "torch"
+    kept = checkout.ledger / "backends" / "lenet5-digits-smoke.json"
+    assert json.loads(kept.read_text())["backend"] == "torch"
     records = [json.loads(path.read_text()) for path in checkout.ledger.glob("runs/*/record.json")]
     assert records and all(record["environment"]["backend"] in line for record in records)
-    # What is kept is what counts, whoever comes next; a plan measures and writes nothing.
-    kept = checkout.ledger / "backends" / "lenet5-digits-smoke.json"
     before = kept.read_bytes()
-    again = checkout.pytest(
-        "suite", "-k", "lenet5-digits and s3.2 and l1 and seed0 and r0.5 and not conformance", "--audit-methods", "l1",
-        "--audit-budget", "smoke", *AUTO, "--audit-from", str(checkout.ledger),
-    )  # fmt: skip
+    again = checkout.pytest(*select, "--audit-budget", "smoke", *AUTO, "--audit-from", str(checkout.ledger))
     assert again.code == 0 and line in again.lines, again.text
     assert kept.read_bytes() == before

@@ -759,7 +759,9 @@ class AuditSession:
         """One line that says what computes; None where nothing does, or where it cannot be told."""
         if self.only_judges:
             return None
-        kind = described(self.device, self.settings.backend)
+        backend = self.settings.backend
+        # What is chosen for a workload is not chosen yet.
+        kind = described(self.device, backend if isinstance(backend, str) else "torch")
         return f"pruneaudit: computes with {kind}" if kind else None
 
     def beginning(self) -> str | None:

@@ -1,8 +1,8 @@
 """A Python that has imported already what takes long: each start is a fork of one process that waits.
 
 Importing torch, its compiler and scikit-learn takes ten seconds of CPU, a smoke-sized session hardly one. Forks have in
-common the third-party modules below and the seed of hashes; pytest, pruneaudit and the environment are their own. Where
-those modules or that seed are what is tested, use the real interpreter.
+common the third-party modules below and the seed of hashes; plugins of pytest, pruneaudit and the environment are their
+own. Where those modules or that seed are what is tested, use the real interpreter.
 
 Started as a script, with a folder, this is the process that waits; what it puts there is run like ``python``.
 """
@@ -31,7 +31,8 @@ from pathlib import Path
 #: The last two are imported by plugins of theirs in every session, where they are installed.
 HEAVY = (
     *("torch._dynamo", "torch_pruning", "sklearn.datasets", "scipy.stats", "pandas", "plotly", "jinja2", "rich"),
-    *("fvcore.nn", "PIL.Image", "numpy.random", "hypothesis.internal.observability", "anyio._backends._asyncio"),
+    *("pydantic.main", "pytest", "fvcore.nn", "PIL.Image", "numpy.random"),
+    *("hypothesis.internal.observability", "anyio._backends._asyncio"),
 )
 
 #: Names the file of coverage data, where tests are measured with ``pytest --cov``; and what is measured here: what runs

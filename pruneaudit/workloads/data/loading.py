@@ -29,7 +29,8 @@ from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order, usual_
 from pruneaudit.workloads.data.transforms import Pipeline, own_generators, seed_generators
 from pruneaudit.workloads.schema import DataConfig
 
-Asked, Found = ParamSpec("Asked"), TypeVar("Found")
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
 
 #: A split of at most so many bytes is decoded into memory; larger ones are streamed.
 RESIDENT_BYTES = 2**28

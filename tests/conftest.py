@@ -139,10 +139,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
     """A fresh copy of package, suite, methods and protocols. No test edits the package itself: its files are shared."""
-    package = compiled / "pruneaudit"
+    package = f"{compiled / 'pruneaudit'}{os.sep}"
 
     def copied(source: str, target: str) -> None:
-        (os.link if Path(source).is_relative_to(package) else shutil.copy2)(source, target)
+        (os.link if source.startswith(package) else shutil.copy2)(source, target)
 
     root = shutil.copytree(compiled, tmp_path / "checkout", copy_function=copied)
     return Checkout(root, warm)

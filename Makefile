@@ -12,7 +12,7 @@ ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 DECIDED = -k "convnet4-digits and r0.9" --audit-methods l1,random,tpp,scratch --audit-protocols s2,sx-b,s3.2,s4.1 \
 	--audit-decide 40 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 
-.PHONY: suite survey references test lint browser wheel-smoke mutants soak bench clean
+.PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak bench clean
 
 suite: $(READY)
 	$(BIN)/pytest suite $(DECIDED)
@@ -40,8 +40,13 @@ test: $(READY) lint browser
 	# bytecode here.
 	$(BIN)/python -m compileall -q pruneaudit
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/test_badge.py --collect-only -q -n 0 >/dev/null
-	# Two workers with two threads each are several times slower than with one.
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) -q
+	# Two workers with two threads each are several times slower than with one. Each begins with files of its own, and
+	# helps the others at the end: what the tests of a file share is made once.
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist worksteal -q $(COVER)
+
+# The same, and it fails where tests run less than 90 % of the package: [tool.coverage] in pyproject.toml says of what.
+coverage: $(READY)
+	$(MAKE) test COVER="--cov --cov-report=term"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 # The same numbers on all architectures.
@@ -105,7 +106,7 @@ def own_memory(needed: Iterable[Path]) -> bool:
     """
     if not _MEMORY.is_dir() or any(_MEMORY in (path, *path.parents) for path in map(Path.resolve, needed)):
         return False
-    library = ctypes.CDLL(None, use_errno=True)
+    library = _library()
     user, group = os.geteuid(), os.getegid()
     try:
         if library.unshare(_NEW_MOUNTS):
@@ -270,10 +271,16 @@ def _allow(ruleset: int, place: Path, rights: int) -> None:
     except OSError:
         return  # it went away, or is not to be seen
     try:
-        rights = rights if place.is_dir() else rights & _OF_FILES
+        rights = rights if stat.S_ISDIR(os.fstat(there).st_mode) else rights & _OF_FILES
         _call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, there), 0)
     finally:
         os.close(there)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The C library: a rule for each of hundreds of files is hundreds of calls."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -282,8 +289,7 @@ def _call(number: int, *arguments: object) -> int:
     Raises:
         OSError: It failed.
     """
-    library = ctypes.CDLL(None, use_errno=True)
-    found = int(library.syscall(number, *arguments))
+    found = int(_library().syscall(number, *arguments))
     if found < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -300,6 +306,6 @@ def adopt_orphans() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+    if _library().prctl(option, value, 0, 0, 0):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

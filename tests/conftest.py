@@ -32,7 +32,8 @@ def pytest_configure(config):
     else:
         stack = contextlib.ExitStack()
         config.add_cleanup(stack.close)
-        config.stash[WARM] = stack.enter_context(warm_python())
+        measured = str(config.rootpath / ".coverage") if getattr(config.option, "cov_source", None) else ""
+        config.stash[WARM] = stack.enter_context(warm_python(coverage=measured))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -138,8 +139,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
-    """A fresh copy of package, suite, methods and protocols."""
-    return Checkout(shutil.copytree(compiled, tmp_path / "checkout"), warm)
+    """A fresh copy of package, suite, methods and protocols. No test edits the package itself: its files are shared."""
+    package = f"{compiled / 'pruneaudit'}{os.sep}"
+
+    def copied(source: str, target: str) -> None:
+        (os.link if source.startswith(package) else shutil.copy2)(source, target)
+
+    root = shutil.copytree(compiled, tmp_path / "checkout", copy_function=copied)
+    return Checkout(root, warm)
 
 
 @pytest.fixture(scope="session")

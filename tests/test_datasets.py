@@ -113,6 +113,13 @@ def test_facts_agree_with_what_is_loaded(change):
     assert (known.train, known.validation, known.test) == (len(loaded.train), len(loaded.validation), len(loaded.test))
 
 
+def test_data_are_held_once_however_they_are_asked_for():
+    data = load(DIGITS)
+    assert load(DIGITS, None, False) is load(DIGITS, download=False, device="cpu") is load(config=DIGITS) is data
+    load.cache_clear()
+    assert load(DIGITS) is not data
+
+
 def test_resize_is_one_pil_bilinear():
     digits, large = load(DIGITS), load(DIGITS.model_copy(update={"size": 32}))
     for index in (0, 500, 1078):

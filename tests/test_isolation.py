@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pruneaudit.catalog.discovery import Catalog, content_root, shipped
 from pruneaudit.catalog.names import method_id
 from pruneaudit.errors import MethodError
 from pruneaudit.method import child, isolation
-from pruneaudit.method.channel import HungUpError, Line
+from pruneaudit.method.channel import HungUpError, Line, SilentError
 from pruneaudit.method.isolation import check, described
 from pruneaudit.method.limits import Limits, free_memory
 from pruneaudit.method.process import Process
@@ -58,7 +59,10 @@ REFUSED = {
     "asks_for_ever": "asks for more than 107900 images to score with",
     "trains_for_ever": "asks for more than 12948 images to train with",
     "talks_for_ever": "says more than 20000 things",
+    "dawdles": "was waited for 0.000556 hours in all, as long as a stage may take; give --audit-stage-limit",
 }
+#: Who lets wait is waited for less than usual. A busy machine may need seconds for an import; the others say something.
+SHORT = {"hangs": {"patience": 3.0}, "dawdles": {"most": 2.0}}
 #: Those that a kernel with Landlock stops.
 OUT_OF_REACH = {
     "reads_at_import": "opens data: ",
@@ -73,10 +77,10 @@ FAIR = ("reads_its_history",)
 class IsolatedCourt(Court):
     """A campaign whose foreign methods run in processes of their own."""
 
-    def __init__(self, root, *files, isolate="foreign", patience=60.0):
+    def __init__(self, root, *files, isolate="foreign", patience=60.0, most=Runtime.most):
         super().__init__(root, *files)
         self.catalog.isolate, self.catalog.outside = isolate, described
-        self.campaign.executor.stages.runtime = Runtime(patience=patience)
+        self.campaign.executor.stages.runtime = Runtime(patience=patience, most=most)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +137,7 @@ def test_weights_are_as_they_are_when_they_cross(court):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_reaches_for_the_referee_fails_alone(court, name):
-    # A busy machine may need seconds for an import, and the others say something.
-    judged = court(name, **({"patience": 3.0} if name == "hangs" else {}))
+    judged = court(name, **SHORT.get(name, {}))
     judged.measure(arm(name))
     cell = judged.cell(arm(name))
     assert cell.status == "failed" and f"method '{method_id(name)}'" in cell.error and REFUSED[name] in cell.error
@@ -435,6 +438,27 @@ def test_what_is_no_message_is_refused(sent, said):
     theirs.close()
     with pytest.raises(HungUpError, match=said):
         Line(ours).hear(5)
+
+
+def test_patience_is_for_a_whole_word():
+    """Who says one byte now and then, or asks and takes no answer, lets wait as well as who is silent."""
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def trickle():
+        while not over.wait(0.02):
+            theirs.send(b"\0")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(SilentError, match=r"said nothing for 0\.3 seconds"):
+        Line(ours).hear(0.3)
+    over.set()
+    thread.join()
+    with pytest.raises(SilentError, match=r"did not listen for 0\.1 seconds"):
+        Line(theirs).tell(bytes(1 << 24), 0.1)
+    ours.close()
+    theirs.close()
 
 
 def test_tensors_cross_by_value_and_in_any_layout():

@@ -1,8 +1,8 @@
 """A Python that has imported already what takes long: each start is a fork of one process that waits.
 
 Importing torch, its compiler and scikit-learn takes ten seconds of CPU, a smoke-sized session hardly one. Forks have in
-common the third-party modules below and the seed of hashes; pytest, pruneaudit and the environment are their own. Where
-those modules or that seed are what is tested, use the real interpreter.
+common the third-party modules below and the seed of hashes; plugins of pytest, pruneaudit and the environment are their
+own. Where those modules or that seed are what is tested, use the real interpreter.
 
 Started as a script, with a folder, this is the process that waits; what it puts there is run like ``python``.
 """
@@ -31,8 +31,14 @@ from pathlib import Path
 #: The last two are imported by plugins of theirs in every session, where they are installed.
 HEAVY = (
     *("torch._dynamo", "torch_pruning", "sklearn.datasets", "scipy.stats", "pandas", "plotly", "jinja2", "rich"),
-    *("fvcore.nn", "PIL.Image", "numpy.random", "hypothesis.internal.observability", "anyio._backends._asyncio"),
+    *("pydantic.main", "pytest", "fvcore.nn", "PIL.Image", "numpy.random"),
+    *("hypothesis.internal.observability", "anyio._backends._asyncio"),
 )
+
+#: Names the file of coverage data, where tests are measured with ``pytest --cov``; and what is measured here: what runs
+#: in sessions and commands of their own. All else runs in the tests' own processes, where measuring it costs less.
+MEASURED = "PRUNEAUDIT_TESTS_COVERAGE"
+FRONT = ("*/pruneaudit/plugin/*", "*/pruneaudit/cli.py", "*/pruneaudit/doctor.py")
 
 #: What stands in for the interpreter: hands over its arguments, environment and files, and ends as the fork does.
 CLIENT = """#!{python} -IS
@@ -50,10 +56,16 @@ sys.exit(code)
 
 
 @contextlib.contextmanager
-def warm_python(python: str = sys.executable) -> Iterator[str]:
-    """An executable that stands in for ``python``; its imports are done when it is first used."""
+def warm_python(python: str = sys.executable, coverage: str = "") -> Iterator[str]:
+    """An executable that stands in for ``python``; its imports are done when it is first used.
+
+    Args:
+        python: The interpreter.
+        coverage: Beside this file go those that say which lines were run; empty: nothing is measured.
+    """
     # Neither threads nor CUDA would be there in a fork: without NVML, to ask for a GPU starts CUDA.
     quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    quiet |= {MEASURED: coverage} if coverage else {}
     # A socket's name has at most some hundred characters: no test's folder.
     with tempfile.TemporaryDirectory(prefix="warm") as folder:
         command = [python, "-P", __file__, folder]
@@ -67,16 +79,18 @@ def warm_python(python: str = sys.executable) -> Iterator[str]:
 
 def serve(folder: Path) -> None:
     """Fork for every request until standard input ends; returns in the forks only, as what was asked for."""
-    address, client = folder / "socket", folder / "python"
+    address, client, measured = folder / "socket", folder / "python", os.environ.get(MEASURED, "")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen(64)
         client.write_text(CLIENT.format(python=sys.executable, address=str(address)), encoding="utf-8")
         client.chmod(0o755)
         print("ready", flush=True)
-        # Nobody waits for those that wait for the forks.
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while 0 not in select.select([0, listener], [], [])[0]:
+            # Those that wait for forks. What they took counts as this process's: ``time make test`` is right.
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             connection, _ = listener.accept()
             for name in HEAVY:
                 with contextlib.suppress(ModuleNotFoundError):
@@ -85,13 +99,12 @@ def serve(folder: Path) -> None:
             gc.freeze()
             if os.fork() == 0:
                 listener.close()
-                answer(connection, str(client))
+                answer(connection, str(client), measured)
             connection.close()
 
 
-def answer(connection: socket.socket, client: str) -> None:
+def answer(connection: socket.socket, client: str, measured: str) -> None:
     """Run one request in a child of its own; report how it ended, or end it where nobody waits for it any more."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, files, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as stream:
         request = json.loads(stream.read(int.from_bytes(size, "big")))
@@ -108,6 +121,8 @@ def answer(connection: socket.socket, client: str) -> None:
         os.environ.clear()
         os.environ.update(request["environ"])
         sys.executable = client
+        if measured:
+            measure(measured)
         os._exit(exit_status(lambda: run(request["arguments"])))
     for file in (alive, *files):
         os.close(file)
@@ -117,6 +132,22 @@ def answer(connection: socket.socket, client: str) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(status.to_bytes(4, "big"))
     os._exit(0)
+
+
+def measure(file: str) -> None:
+    """Note which lines of the front this process runs, until it ends; nothing of one that is killed."""
+    import coverage
+
+    one = coverage.Coverage(file, data_suffix=True, include=FRONT, config_file=False)
+    # What tests read is what the program printed.
+    one.set_option("run:disable_warnings", ["no-data-collected"])
+    one.start()
+
+    def save() -> None:
+        one.stop()
+        one.save()
+
+    atexit.register(save)
 
 
 def exit_status(program: Callable[[], None]) -> int:

@@ -11,6 +11,7 @@ import pickle
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,10 @@ MOST_FACTS, MOST_TENSORS = 1 << 28, 1 << 36
 
 class HungUpError(AuditError):
     """The other side is gone, silent for too long, or says what is no message."""
+
+
+class SilentError(HungUpError):
+    """The other side lets wait for too long."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,17 @@ class Line:
         """Hang up."""
         self._socket.close()
 
-    def tell(self, thing: Any) -> None:
+    def tell(self, thing: Any, patience: float | None = None) -> None:
         """Say something as the referee.
+
+        Args:
+            thing: What to say.
+            patience: Seconds in which it must be taken; None: for ever.
 
         Raises:
             HungUpError: Nobody listens.
         """
-        self._send(pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL), b"")
+        self._send(pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL), b"", patience)
 
     def listen(self) -> Any:
         """Wait for the referee.
@@ -93,16 +102,16 @@ class Line:
         """Wait for a method's process.
 
         Args:
-            patience: Seconds to wait for its next word; None: for ever.
+            patience: Seconds to wait for its next word, and to its end; None: for ever.
 
         Raises:
-            HungUpError: It is gone, says nothing for so long, or says what is no message.
+            SilentError: It says nothing for so long.
+            HungUpError: It is gone, or says what is no message.
         """
-        self._socket.settimeout(patience)
         try:
-            facts, tensors = self._receive()
+            facts, tensors = self._receive(patience)
         except TimeoutError:
-            raise HungUpError(f"said nothing for {patience:g} seconds") from None
+            raise SilentError(f"said nothing for {patience:g} seconds") from None
         finally:
             self._socket.settimeout(None)
         try:
@@ -111,26 +120,46 @@ class Line:
         except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise HungUpError(f"said what is no message: {error}") from None
 
-    def _send(self, facts: bytes, tensors: bytes) -> None:
+    def _send(self, facts: bytes, tensors: bytes, patience: float | None = None) -> None:
+        until = _until(patience)
         try:
             with self._speaks:
-                self._socket.sendall(_HEAD.pack(len(facts), len(tensors)))
-                self._socket.sendall(facts)
-                self._socket.sendall(tensors)
+                for part in (_HEAD.pack(len(facts), len(tensors)), facts, tensors):
+                    self._wait_until(until)
+                    self._socket.sendall(part)
+        except TimeoutError:
+            raise SilentError(f"did not listen for {patience:g} seconds") from None
         except OSError as error:
             raise HungUpError(f"is gone: {error.strerror}") from None
+        finally:
+            if until is not None:
+                self._socket.settimeout(None)
 
-    def _receive(self) -> tuple[bytearray, bytes]:
-        facts, tensors = _HEAD.unpack(self._exactly(_HEAD.size))
+    def _receive(self, patience: float | None = None) -> tuple[bytearray, bytes]:
+        until = _until(patience)
+        facts, tensors = _HEAD.unpack(self._exactly(_HEAD.size, until))
         if facts > MOST_FACTS or tensors > MOST_TENSORS:
             raise HungUpError(f"said too much at once: {facts + tensors} bytes")
-        return self._exactly(facts), bytes(self._exactly(tensors))
+        return self._exactly(facts, until), bytes(self._exactly(tensors, until))
 
-    def _exactly(self, count: int) -> bytearray:
+    def _wait_until(self, until: float | None) -> None:
+        """Let the next call wait no longer: who says or takes one byte now and then does not begin anew.
+
+        Raises:
+            TimeoutError: It is over already.
+        """
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+
+    def _exactly(self, count: int, until: float | None = None) -> bytearray:
         content = bytearray(count)
         view, got = memoryview(content), 0
         while got < count:
             try:
+                self._wait_until(until)
                 found = self._socket.recv_into(view[got:])
             except TimeoutError:
                 raise
@@ -140,3 +169,8 @@ class Line:
                 raise HungUpError("ended before it answered")
             got += found
         return content
+
+
+def _until(patience: float | None) -> float | None:
+    """When patience is over, by the clock that only goes forward."""
+    return None if patience is None else time.monotonic() + patience

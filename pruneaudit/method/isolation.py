@@ -179,7 +179,7 @@ def check(name: str, catalog: Catalog, method: str, workload: str, runtime: Runt
         conformance.check(name, catalog, method, workload, runtime)
         return
     conformance.see_that_it_applies(source, catalog.workload(workload))
-    with Process(source, patience=runtime.patience) as process:
+    with Process(source, patience=runtime.patience, most=runtime.most) as process:
         process.tell(child.Check(name, catalog.workload(workload), runtime))
         if process.hear().kind != "kept":
             raise MethodError(f"method '{source.name}': its process says what is no answer")

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import AuditError, MethodError, one_line
 from pruneaudit.ledger.chain import keys_folder
 from pruneaudit.method import child
-from pruneaudit.method.channel import HungUpError, Line, Message
+from pruneaudit.method.channel import HungUpError, Line, Message, SilentError
 from pruneaudit.method.limits import Limits, Overseer
 from pruneaudit.training.loop import DivergedError
 from pruneaudit.training.runtime import Runtime
@@ -122,6 +123,7 @@ class Process:
         patience: Seconds that it may say nothing.
         works: Whether its job has to do with networks.
         limits: What it may take of the machine; None: what is usual.
+        most: Seconds that it may be waited for in all: who answers slowly for ever comes to an end.
 
     Attributes:
         isolation: What keeps it apart, for the record.
@@ -134,12 +136,14 @@ class Process:
         patience: float = Runtime.patience,
         works: bool = True,
         limits: Limits | None = None,
+        most: float = Runtime.most,
     ) -> None:
         self.name = source.name
         self.isolation = "process"
         # Whatever its job is, it signs nothing.
         self._source, self._off_limits = source, {"keys": [keys_folder()], **(off_limits or {})}
         self._patience, self._works, self._limits = patience, works, limits or Limits()
+        self._most = self._left = most
         self._overseer: Overseer | None = None
         self._line: Line | None = None
         self._pid = self._watcher = 0
@@ -182,13 +186,34 @@ class Process:
         """Say something to it.
 
         Raises:
-            MethodError: It is gone.
+            MethodError: It is gone, or does not listen.
         """
         assert self._line is not None
+        with self._waiting() as patience:
+            self._line.tell(thing, patience)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[float]:
+        """Count the time for which it is waited for; gives the seconds that this may be now.
+
+        Raises:
+            MethodError: It is gone, or lets wait for too long, now or in all.
+        """
+        began = time.monotonic()
         try:
-            self._line.tell(thing)
+            yield min(self._patience, max(self._left, 0.0))
+        except SilentError as error:
+            if self._left <= self._patience:
+                hours = f"{self._most / 3600:.3g} hours"
+                raise MethodError(
+                    f"method '{self.name}': its process was waited for {hours} in all, as long as a stage may take; "
+                    "give --audit-stage-limit more hours if it needs them"
+                ) from None
+            raise self._gone(error) from None
         except HungUpError as error:
             raise self._gone(error) from None
+        finally:
+            self._left -= time.monotonic() - began
 
     def _gone(self, error: HungUpError) -> MethodError:
         """Why it says nothing more: it may have been ended."""
@@ -202,10 +227,8 @@ class Process:
             MethodError: It is gone, silent, or tells that something went wrong.
         """
         assert self._line is not None
-        try:
-            said = self._line.hear(self._patience)
-        except HungUpError as error:
-            raise self._gone(error) from None
+        with self._waiting() as patience:
+            said = self._line.hear(patience)
         if said.kind == "confined":
             by = str(said.facts.get("by", ""))
             self.isolation = f"process, {by}" if by else "process"

@@ -115,7 +115,7 @@ class Referee:
             snapshot = Snapshot(snapshot.tensors, {**facts, "history": {**facts["history"], **hidden}})
         runtime = self._work.runtime
         limits = Limits.of(runtime.device, runtime.processes)
-        with Process(self._source, off_limits, runtime.patience, limits=limits) as process:
+        with Process(self._source, off_limits, runtime.patience, limits=limits, most=runtime.most) as process:
             process.tell(replace(self._work, snapshot=snapshot))
             while True:
                 said = process.hear()

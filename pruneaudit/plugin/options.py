@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_device": "auto",
     "audit_isolate": "foreign",
     "audit_patience": 60.0,
+    "audit_stage_limit": 168.0,
     "audit_recheck": 10.0,
     "audit_precision": "fp32",
     "audit_backend": "auto",
@@ -143,6 +144,14 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_patience"],
         metavar="MINUTES",
         help="A method that says nothing for so long in a process of its own has failed. Default: 60.",
+    )
+    group.addoption(
+        "--audit-stage-limit",
+        type=float,
+        default=DEFAULTS["audit_stage_limit"],
+        metavar="HOURS",
+        help="A method that is waited for longer than that in one stage, all its answers together, has failed. "
+        "Default: 168, a week.",
     )
     group.addoption(
         "--audit-recheck",

@@ -140,6 +140,10 @@ class AuditSession:
             self.figures: str = option.audit_figures
             if not 0 < option.audit_patience < math.inf:
                 raise ConfigError(f"--audit-patience {option.audit_patience:g}: expected a number of minutes above 0")
+            if not 0 < option.audit_stage_limit < math.inf:
+                raise ConfigError(
+                    f"--audit-stage-limit {option.audit_stage_limit:g}: expected a number of hours above 0"
+                )
             if not 0 <= option.audit_recheck < math.inf:
                 raise ConfigError(f"--audit-recheck {option.audit_recheck:g}: expected a number of seconds from 0 on")
             if option.audit_device == "cuda" and not visible_gpus():
@@ -175,6 +179,7 @@ class AuditSession:
         self.data_root_option: str | None = option.audit_data_root
         self.download: bool = option.audit_download
         self.patience: float = 60 * option.audit_patience
+        self.stage_limit: float = 3600 * option.audit_stage_limit
         self.recheck: float = option.audit_recheck
         # Workers of one session share its id, so that a run that failed for one of them is not tried by the next.
         self.id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
@@ -292,7 +297,8 @@ class AuditSession:
         if root is None and self.download:
             root = self.root / ".pruneaudit" / "data"
         processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-        return Runtime(self.device, root, self.download, self.settings.base, self.report_path, processes, self.patience)
+        given = (self.settings.base, self.report_path, processes, self.patience, self.stage_limit)
+        return Runtime(self.device, root, self.download, *given)
 
     @cached_property
     def campaign(self) -> Campaign:

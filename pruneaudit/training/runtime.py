@@ -28,6 +28,7 @@ class Runtime:
         reports: Folder of reports, which a method has no business with; None where there is none.
         processes: Processes that share the device: each takes its part of the free memory.
         patience: Seconds that a method in a process of its own may say nothing.
+        most: Seconds that such a process may be waited for in all, in one stage.
     """
 
     device: str = "cpu"
@@ -37,6 +38,7 @@ class Runtime:
     reports: Path | None = None
     processes: int = 1
     patience: float = 3600.0
+    most: float = 7 * 24 * 3600.0
 
     def prepare(self) -> None:
         """Fix what would make numbers depend on the number of workers or on the kernel chosen, and what steps cost."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ from pruneaudit.workloads.data.store import kept
 from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order, usual_workers
 from pruneaudit.workloads.data.transforms import Pipeline, own_generators, seed_generators
 from pruneaudit.workloads.schema import DataConfig
+
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
 
 #: A split of at most so many bytes is decoded into memory; larger ones are streamed.
 RESIDENT_BYTES = 2**28
@@ -130,7 +135,28 @@ def _first(origin: Origin, static: Pipeline) -> torch.Tensor:
     return _seeded(static, origin.train[0])
 
 
-@lru_cache(maxsize=4)
+class _Once(Generic[Asked, Found]):
+    """Remembers a few answers by what is asked, however it is written: with defaults left out, given, or named.
+
+    To ``lru_cache`` alone these are different questions, and a session held the same data twice.
+    """
+
+    def __init__(self, function: Callable[Asked, Found]) -> None:
+        self._signature = inspect.signature(function)
+        self._found = lru_cache(maxsize=4)(function)
+        update_wrapper(self, function)
+
+    def __call__(self, *given: Asked.args, **named: Asked.kwargs) -> Found:
+        asked = self._signature.bind(*given, **named)
+        asked.apply_defaults()
+        return self._found(*asked.args)
+
+    def cache_clear(self) -> None:
+        """Forget all answers."""
+        self._found.cache_clear()
+
+
+@_Once
 def load(config: DataConfig, root: Path | None = None, download: bool = False, device: str = "cpu") -> Dataset:
     """Load a dataset and split it; one object for all who ask: runs that train together read the same tensors.
 

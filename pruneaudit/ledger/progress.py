@@ -75,11 +75,13 @@ class Plan(_Said):
     Attributes:
         runs: Its runs, parents first.
         cells: For each cell, by its key, the ids of its runs; empty where the session did not say.
+        likely: Runs that it will probably have to train besides, by what needs them; None: nobody can tell yet.
         time: When it began to train, seconds since 1970.
     """
 
     runs: tuple[Planned, ...] = ()
     cells: dict[Plain, tuple[str, ...]] = Field(default_factory=dict)
+    likely: dict[Plain, tuple[Planned, ...] | None] = Field(default_factory=dict)
     time: FiniteFloat = 0.0
 
 
@@ -186,6 +188,7 @@ class State:
         runs: Status of each planned run, by id.
         cells: Status of each selected cell, by key; empty where the session did not say.
         seconds_left: Estimated time to the end; None while too little is measured to say.
+        is_open: Whether there will be more to do, and nobody can tell yet how much: ``seconds_left`` is the least.
     """
 
     time: float
@@ -193,6 +196,7 @@ class State:
     runs: Mapping[str, Status] = field(default_factory=dict)
     cells: Mapping[str, Status] = field(default_factory=dict)
     seconds_left: float | None = None
+    is_open: bool = False
 
     @property
     def counts(self) -> list[str]:
@@ -214,7 +218,9 @@ class State:
     @property
     def left(self) -> str:
         """Estimated time to the end in words; empty while there is no estimate."""
-        return "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+        if self.seconds_left is None:
+            return ""
+        return f"{'at least ' if self.is_open else ''}{duration(self.seconds_left)} left"
 
     def line(self, most: int = 4) -> str:
         """All of it in one line of plain text, with at most so many processes."""
@@ -265,14 +271,18 @@ class Watcher:
         plans = self._chosen_plans({training.plan for training in busy})
         planned = {run.id: run for plan in plans for run in plan.runs}
         started = min((plan.time for plan in plans), default=0.0)
-        statuses = self._statuses(planned.values(), {training.id for training in busy}, started)
+        likely = [runs for plan in plans for runs in plan.likely.values()]
+        # What is certain comes first, as in the session.
+        every = planned | {run.id: run for runs in likely for run in runs or () if run.id not in planned}
+        statuses = self._statuses(every.values(), {training.id for training in busy}, started)
         cells = {key: ids for plan in plans for key, ids in plan.cells.items() if ids}
         return State(
             time=now,
             busy=busy,
-            runs=statuses,
+            runs={run: statuses[run] for run in planned},
             cells={key: _of_cell([statuses.get(run, "waiting") for run in ids]) for key, ids in cells.items()},
-            seconds_left=seconds_left(planned, statuses, busy, self._spent.values(), now),
+            seconds_left=seconds_left(every, statuses, busy, self._spent.values(), now),
+            is_open=any(runs is None for runs in likely),
         )
 
     def _chosen_plans(self, named: Collection[str]) -> list[Plan]:

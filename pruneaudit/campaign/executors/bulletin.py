@@ -59,12 +59,18 @@ class Bulletin:
             runs: Its runs, parents first.
             cells: For each cell of the session, by its key, the ids of its runs.
         """
-        planned = tuple(self._planned(run, self._cost(run)) for run in runs)
-        content = Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()})
-        # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
-        with contextlib.suppress(OSError):
-            plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
-            self._told = {"planned": self._told["planned"] + len(planned), "plan": plan}
+        planned = self._all_planned(runs)
+        self._report(Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()}))
+        self._told["planned"] += len(planned)
+
+    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
+        """Tell what the session will probably have to train besides, in place of what was told before.
+
+        Args:
+            likely: Runs by what needs them; None: nobody can tell yet.
+        """
+        told = {name: None if runs is None else self._all_planned(runs) for name, runs in likely.items()}
+        self._report(Plan(likely=told))
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
         """These runs are under way, side by side."""
@@ -99,6 +105,15 @@ class Bulletin:
         """Nothing is under way any more."""
         self._under_way.clear()
         self._tell()
+
+    def _report(self, content: Plan) -> None:
+        # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
+        with contextlib.suppress(OSError):
+            plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
+            self._told["plan"] = plan
+
+    def _all_planned(self, runs: Sequence[RunSpec]) -> tuple[Planned, ...]:
+        return tuple(self._planned(run, self._cost(run)) for run in runs)
 
     def _tell(self) -> None:
         self._heard = time.time()

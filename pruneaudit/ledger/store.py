@@ -620,7 +620,7 @@ class Ledger:
 
         Args:
             session: Id of the session.
-            facts: ``runs``, each with its ``id``, ``cells`` by key, and ``likely``: runs besides, by what needs them, in
+            facts: ``runs``, each with its ``id``, ``cells`` by key, and ``likely``: further runs by what needs them, in
                 place of those that were told before; None: nobody can tell, and takes no place.
 
         Returns:

@@ -645,7 +645,7 @@ class Ledger:
             runs = [*there["runs"], *(run for run in facts["runs"] if run["id"] not in known)]
             known_cells, likely = there.get("cells", {}), there.get("likely", {})
             told = {
-                name: runs for name, runs in facts.get("likely", {}).items() if runs is not None or name not in likely
+                name: more for name, more in facts.get("likely", {}).items() if more is not None or name not in likely
             }
             found = {"runs": runs, "cells": {**known_cells, **facts["cells"]}, "likely": {**likely, **told}}
             if found != {"runs": there["runs"], "cells": known_cells, "likely": likely}:

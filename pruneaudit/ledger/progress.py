@@ -255,7 +255,7 @@ class Watcher:
         self._plans: dict[Path, tuple[tuple[int, int], Plan]] = {}
         self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
         # A process says nothing between two runs: what it had measured still counts.
-        self._spent: dict[tuple[str, str, int], dict[str, tuple[float, float]]] = {}
+        self._last: dict[tuple[str, str, int], Training] = {}
 
     def look(self, now: float | None = None) -> State:
         """How far the campaign is now."""
@@ -267,7 +267,8 @@ class Watcher:
             if training.time >= self.since and training.is_alive(now)
         )
         for training in busy:
-            self._spent[training.process] = training.spent
+            self._last[training.process] = training
+        workers = sum(training.is_alive(now) for training in self._last.values())
         plans = self._chosen_plans({training.plan for training in busy})
         planned = {run.id: run for plan in plans for run in plan.runs}
         started = min((plan.time for plan in plans), default=0.0)
@@ -281,7 +282,9 @@ class Watcher:
             busy=busy,
             runs={run: statuses[run] for run in planned},
             cells={key: _of_cell([statuses.get(run, "waiting") for run in ids]) for key, ids in cells.items()},
-            seconds_left=seconds_left(every, statuses, busy, self._spent.values(), now),
+            seconds_left=seconds_left(
+                every, statuses, busy, [training.spent for training in self._last.values()], now, workers
+            ),
             is_open=any(runs is None for runs in likely),
         )
 
@@ -371,6 +374,7 @@ def seconds_left(
     busy: Sequence[Training],
     spent: Iterable[Mapping[str, tuple[float, float]]],
     now: float,
+    workers: int = 0,
 ) -> float | None:
     """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
 
@@ -384,6 +388,7 @@ def seconds_left(
         busy: The runs under way. Those of one process train side by side, each in a share of its time.
         spent: For each process and kind, MACs of the runs that it finished, and the seconds that they took.
         now: Seconds since 1970.
+        workers: Processes at work, those included that wait for a run of another one; at least those that train.
     """
     open_runs = [run for run in planned.values() if statuses[run.id] in ("waiting", "busy")]
     if not busy or any(run.cost is None for run in open_runs):
@@ -422,7 +427,7 @@ def seconds_left(
     ends = {training.id: str(worker) for worker in left for training in busy if training.process == worker}
     jobs = [replace(job, needs=tuple(ends.get(need, need) for need in job.needs)) for job in waiting]
     begun = [Job(str(worker), max(sum(each), max(each) * beside[worker])) for worker, each in left.items()]
-    return makespan(jobs, len(beside), begun)
+    return makespan(jobs, max(workers, len(beside)), begun)
 
 
 def _median_rate(measured: Iterable[Sequence[float]]) -> float:

@@ -49,6 +49,8 @@ class Bulletin:
         self._told: dict[str, Any] = {"planned": 0}
         # MACs of the runs of each kind that this process has finished, and the seconds that they took.
         self._spent: dict[str, tuple[float, float]] = {}
+        # Kind of its first run, which loads and compiles: it counts as long as no other of its kind is over.
+        self._warmed_up_by: str | None = None
         self._under_way: dict[str, _UnderWay] = {}
         self._heard = 0.0
 
@@ -98,6 +100,10 @@ class Bulletin:
         run = self._under_way.pop(spec.run_id)
         if isinstance(outcome, RunRecord) and run.planned.cost is not None:
             macs, seconds = self._spent.get(run.planned.kind, (0.0, 0.0))
+            if self._warmed_up_by is None:
+                self._warmed_up_by = run.planned.kind
+            elif self._warmed_up_by == run.planned.kind:
+                macs, seconds, self._warmed_up_by = 0.0, 0.0, ""
             trained = run.planned.cost * (1 - (run.begun or 0) / max(run.epochs, 1))
             self._spent[run.planned.kind] = (macs + trained, seconds + outcome.seconds)
 

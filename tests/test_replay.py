@@ -149,11 +149,9 @@ def test_workers_wait_little_for_the_next_seed():
     assert replay(2).end < 0.54 * replay(1).end
 
 
-def test_few_seeds_are_trained_ahead_in_vain():
+def test_in_this_campaign_nothing_is_trained_ahead_in_vain():
     rounds()
-    vain = AHEAD - CELLS.keys()
-    assert len(AHEAD) > 60 and len(vain) <= 4, vain
-    assert not [cell for cell in vain if cell[1] == "scratch"], "the longest of all"
+    assert len(AHEAD) > 60 and CELLS.keys() >= AHEAD
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -30,7 +31,7 @@ from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
 from pruneaudit.catalog.settings import COMPILED, Settings
-from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
+from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import causes
@@ -274,7 +275,8 @@ class AuditSession:
         executor = LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
         campaign = Campaign(self.catalog, self.ledger, self.settings, executor)
         # Seeds before which no comparison can stop are not selected, and trained all the same.
-        families = [family for name in self._planned for family in self.families(name)]
+        names = dict.fromkeys(subject.workload for subject in self.judged) if self.decide is not None else ()
+        families = [family for name in names for family in self.families(name)]
         certain = [cell for family in families for cell in family.certain]
         wanted = dict.fromkeys([*self.selected, *certain])
         cells = [cell for cell in wanted if self.obstacle(cell.workload) is None]
@@ -493,11 +495,6 @@ class AuditSession:
                 pytest.fail(one_line(error), pytrace=False)
         self._registered.add(workload)
 
-    @property
-    def _planned(self) -> list[str]:
-        """Workloads of what is judged."""
-        return list(dict.fromkeys(subject.workload for subject in self.judged))
-
     def families(self, workload: str) -> list[Family]:
         """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number."""
         metric, labels = self.catalog.workload(workload).metric, self.labels[workload]
@@ -561,8 +558,10 @@ class AuditSession:
         if workload not in self._foreseen:
             self._foreseen.add(workload)
             metric = self.catalog.workload(workload).metric
-            standings = {family.name: family.standing(self.stored, metric) for family in self.families(workload)}
-            self.campaign.foresee({name: standing.likely() for name, standing in standings.items()})
+            # It only tells: what cannot be read is told with its cell.
+            with contextlib.suppress(DamagedError):
+                standings = {family.name: family.standing(self.stored, metric) for family in self.families(workload)}
+                self.campaign.foresee({name: standing.likely() for name, standing in standings.items()})
 
     def taken(self, subject: Subject) -> Subject:
         """A subject over the seeds that it took, measured until its comparisons are decided."""

@@ -52,6 +52,8 @@ class Bulletin:
         # Kind of its first run, which loads and compiles: it counts as long as no other of its kind is over.
         self._warmed_up_by: str | None = None
         self._under_way: dict[str, _UnderWay] = {}
+        # What was told of a run: it is told again in every round that will probably need it.
+        self._known: dict[str, Planned] = {}
         self._heard = 0.0
 
     def announce(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
@@ -119,7 +121,10 @@ class Bulletin:
             self._told["plan"] = plan
 
     def _all_planned(self, runs: Sequence[RunSpec]) -> tuple[Planned, ...]:
-        return tuple(self._planned(run, self._cost(run)) for run in runs)
+        for run in runs:
+            if run.run_id not in self._known:
+                self._known[run.run_id] = self._planned(run, self._cost(run))
+        return tuple(self._known[run.run_id] for run in runs)
 
     def _tell(self) -> None:
         self._heard = time.time()

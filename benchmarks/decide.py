@@ -1,19 +1,37 @@
 """Seeds until a comparison is decided, against a fixed number of them and against an e-process; simulated, seconds.
 
 python benchmarks/decide.py
+python benchmarks/decide.py LEDGER [OTHER]     verdicts per hour of training, from what a ledger of --audit-decide holds
+
+The second form counts what the plans of a ledger decided, and what Holm's procedure would decide of its first eight
+seeds, each by the seconds that its runs took. A worker computes with one core, so that these are hours of CPU. OTHER is
+a ledger of the same comparisons over eight seeds, as another build or backend trained them.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
 import numpy as np
 
+from pruneaudit.audit.rounds import Family
 from pruneaudit.audit.sequential import Plan, stops
-from pruneaudit.audit.statistics import seeds_needed
+from pruneaudit.audit.statistics import differences, holm, seeds_needed, word
+from pruneaudit.catalog.cells import Cell
+from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.workloads.metrics import ACCURACY
 
 SIMULATED = 400
 #: True mean differences, in standard deviations of the paired differences, and seeds at most of the plans for them.
 EFFECTS = {0.5: (20, 60, 100), 1.0: (20, 40), 2.0: (20, 40), 4.0: (20, 40)}
 FAMILIES = (1, 3, 12)
+#: Seeds of the fixed design.
+FIXED = 8
+
+RecordOf = Callable[[Cell], CellRecord | None]
 
 
 def planned(gaps: np.ndarray, alpha: float) -> np.ndarray:
@@ -75,5 +93,48 @@ def main() -> None:
                 print(f"| {' | '.join(map(str, (*row, f'{bound:.2f}', other)))} |", flush=True)
 
 
+def by_plan(families: Iterable[Family], record_of: RecordOf) -> tuple[int, list[Cell]]:
+    """How many comparisons their plans decided, and the cells that they took."""
+    decided, cells = 0, list[Cell]()
+    for family in families:
+        for comparison, stop in family.standing(record_of, ACCURACY).stops.items():
+            decided += stop.word not in (None, "indeterminate")
+            cells += [cell for arm in comparison.arms for cell in arm.cells()[: stop.looks]]
+    return decided, cells
+
+
+def by_fixed_seeds(families: Iterable[Family], record_of: RecordOf) -> tuple[int, list[Cell]]:
+    """How many comparisons are decided of the first seeds, and the cells of these."""
+    decided, cells = 0, list[Cell]()
+    for family in families:
+        arms = [[arm.cells()[:FIXED] for arm in comparison.arms] for comparison in family.comparisons]
+        values = [[[record_of(cell) for cell in arm] for arm in pair] for pair in arms]
+        found = differences(
+            ([record.value for record in left], [record.value for record in right], family.plan.margin)
+            for left, right in values
+        )
+        p, p_equivalent = (holm([getattr(one, name) for one in found]) for name in ("p", "p_equivalent"))
+        decided += sum(word(*facts) != "indeterminate" for facts in zip(found, p, p_equivalent, strict=True))
+        cells += [cell for pair in arms for arm in pair for cell in arm]
+    return decided, cells
+
+
+def per_hour(root: Path, other: Path) -> None:
+    """Print the table of RESULTS.md for a ledger that decided, and one of a fixed number of seeds."""
+    families = Ledger(root, writable=False).planned(Family)
+    print("| design | decided | minutes of training | decided per hour |\n|---|---|---|---|")
+    for name, place, count in (("by plan", root, by_plan), (f"{FIXED} seeds", other, by_fixed_seeds)):
+        ledger = Ledger(place, writable=False)
+        known = {record.cell: record for record in ledger.cells()}
+        decided, cells = count(families, known.get)
+        runs = {run for cell in cells for run in known[cell].runs}
+        seconds = sum(record.seconds for record in ledger.runs() if record.run_id in runs)
+        comparisons = sum(len(family.pairs) for family in families)
+        print(f"| {name} | {decided} of {comparisons} | {seconds / 60:.1f} | {3600 * decided / seconds:.0f} |")
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        per_hour(Path(sys.argv[1]), Path(sys.argv[-1]))
+    else:
+        main()

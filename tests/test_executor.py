@@ -16,6 +16,7 @@ from pruneaudit.campaign.executors.local import LocalExecutor, RunFailedError
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import DamagedError
+from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.records import VOLATILE
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.training.runtime import Runtime
@@ -137,6 +138,52 @@ def test_a_waiting_process_helps_with_other_runs(root, log):
     events = [json.loads(line) for line in log.read_text().splitlines()]
     ends = [event["run"] for event in events if event["event"] == "end"]
     assert ends[-1] == wanted.run_id, "the helper idled until the wanted run was done"
+
+
+def test_who_would_wait_trains_what_may_be_asked_for_later(root, log):
+    wanted, other, later = (run_spec(seed=seed) for seed in range(3))
+    child = run_spec("prune", seed=2, parent=later.run_id, method="l1", ratio=0.5, recipe=NOTHING)
+    busy, helper = executor(root, log, sleep=1.0), executor(root, log, ledger_type=Ledger)
+    asked = []
+    helper.share([wanted, other])
+    helper.go_ahead_with(lambda: asked.append(len(started(log))) or [later, child])
+
+    def help_out():
+        wait_for(lambda: started(log))
+        return helper.obtain(wanted)
+
+    in_threads(lambda: busy.obtain(wanted), help_out)
+    assert started(log) == [wanted.run_id, other.run_id, later.run_id, child.run_id]
+    assert asked == [2], "asked once, and not before everything else was done"
+    # Nobody was told that it is to be done, and whoever asks for it finds it.
+    assert Watcher(Ledger(root)).look().counts == ["2 of 2 runs"]
+    helper.help_with([later, child], {})
+    assert helper.obtain(child).run_id == child.run_id and len(started(log)) == 4
+    assert Watcher(Ledger(root)).look().counts == ["4 of 4 runs"]
+
+
+def test_alone_nothing_is_trained_before_it_is_asked_for(root, log):
+    alone = executor(root, log)
+    alone.share([run_spec()])
+    alone.go_ahead_with(lambda: pytest.fail("there was something to do"))
+    alone.obtain(run_spec())
+    assert started(log) == [run_spec().run_id]
+
+
+def test_what_fails_ahead_costs_nothing_until_it_is_asked_for(root, log):
+    wanted, later = run_spec(), run_spec(seed=1)
+    busy, helper = executor(root, log, sleep=0.5), executor(root, log, broken=lambda spec: spec == later)
+    helper.go_ahead_with(lambda: [later])
+
+    def help_out():
+        wait_for(lambda: started(log))
+        return helper.obtain(wanted)
+
+    _, found = in_threads(lambda: busy.obtain(wanted), help_out)
+    assert found.run_id == wanted.run_id
+    with pytest.raises(RunFailedError, match="the optimiser exploded"):
+        helper.obtain(later)
+    assert started(log) == [wanted.run_id, later.run_id], "tried once in a session"
 
 
 def test_nobody_helps_with_a_run_whose_parent_is_not_there(root, log):

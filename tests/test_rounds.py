@@ -3,8 +3,11 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from builders import evidence, store
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pruneaudit.audit.rounds import Family, register
 from pruneaudit.audit.sequential import Plan
@@ -46,8 +49,52 @@ def test_only_arms_of_open_comparisons_take_the_next_seed():
 def test_rounds_wait_for_every_open_comparison():
     standing = family().standing(records(l1=EVEN, random=EVEN[:3], tpp=[10.0] * 9), ACCURACY)
     assert {stop.looks for stop in standing.stops.values()} == {3}
-    # In a round both take their seed: what is there already is not asked for again by whoever measures.
-    assert {(cell.method, cell.seed) for cell in standing.wanted()} == {("l1", 3), ("random", 3), ("tpp", 3)}
+    # In a round both take their seeds: what is there already is not asked for again by whoever measures.
+    assert {cell.method for cell in standing.wanted()} == {"l1", "random", "tpp"}
+
+
+def test_seeds_before_which_nothing_can_stop_are_wanted_together():
+    none = family().standing(records(), ACCURACY)
+    assert [cell.seed for cell in none.wanted()] == sorted(3 * list(range(7))), "the first seeds come first"
+    assert none.wanted() == family().certain
+    # Whatever comes out: equal to the bit, or as far apart as can be.
+    for known in (records(l1=EVEN[:6], random=EVEN[:6], tpp=EVEN[:6]), records(l1=[9.0] * 6, random=EVEN, tpp=EVEN)):
+        standing = family().standing(known, ACCURACY)
+        assert {stop.word for stop in standing.stops.values()} == {None}
+        assert {cell.seed for cell in standing.wanted()} == {6}
+    # So few seeds decide nothing: all of them are trained.
+    few = family(seeds=6, pairs=tuple(("l1", f"m{number}", 0.5) for number in range(9)))
+    assert {cell.seed for cell in few.certain} == set(range(6))
+
+
+def test_ahead_are_seeds_of_what_will_probably_stay_open():
+    # After six seeds the plain one needs two more, the other more than there are.
+    standing = family().standing(records(l1=[51.5] * 7, random=EVEN[:7], tpp=[10.0] * 7), ACCURACY)
+    assert [stop.word for stop in standing.stops.values()] == [None, "better"]
+    assert {cell.seed for cell in standing.wanted()} == {7}
+    assert [(cell.method, cell.seed) for cell in standing.ahead(1)] == [("l1", 8), ("random", 8)]
+    assert {cell.seed for cell in standing.ahead(2)} == {8, 9} and standing.ahead(0) == []
+    # What the next seed will probably decide takes no seed after it.
+    nearly = family().standing(records(l1=[51.5] * 6, random=[53.0, 52.5] * 3, tpp=[10.0] * 6), ACCURACY)
+    assert {cell.seed for cell in nearly.wanted()} == {6}
+    assert {cell.method for cell in nearly.ahead(1)} <= {"l1", "random"}
+    assert family().standing(records(), ACCURACY).ahead(2) == [], "nothing is known of them"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 12), st.integers(0, 3), st.integers(0, 99))
+def test_nothing_is_trained_ahead_beyond_the_plan_or_what_was_asked_for(seen, ahead, draw):
+    values = {
+        name: np.random.default_rng((draw, place)).normal(50, 2, seen).tolist() for place, name in enumerate("abc")
+    }
+    planned = family(pairs=(("a", "b", 0.5), ("a", "c", 0.5)))
+    standing = planned.standing(records(**values), ACCURACY)
+    wanted, later = standing.wanted(), standing.ahead(ahead)
+    assert all(cell.seed < planned.plan.seeds for cell in [*wanted, *later])
+    assert len({cell.seed for cell in later}) <= ahead
+    # A seed is trained ahead of nothing but a seed that is wanted: where all is decided, nothing is.
+    assert min((cell.seed for cell in later), default=99) > max((cell.seed for cell in wanted), default=-1)
+    assert bool(later) <= bool(wanted)
 
 
 def test_what_was_trained_beyond_a_stop_is_not_looked_at():

@@ -295,6 +295,13 @@ def damage_half_written(path):
     path.rename(path.with_suffix(".part"))
 
 
+def test_short_epochs_are_not_each_kept(tmp_path):
+    for every, kept in ((0.0, 3), (1000.0, 1)):
+        checkpoint = Checkpoint(tmp_path / f"{every}.safetensors", "cpu", every)
+        trainer(network(), digits(), checkpoint=checkpoint).fit(until=3)
+        assert checkpoint.load().facts["epochs_done"] == kept, "the first at once, then when the time has come"
+
+
 @pytest.mark.parametrize(
     "damage",
     [

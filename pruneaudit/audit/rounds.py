@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import fmean
 from typing import TypeVar
 
+from pruneaudit.audit.outlook import outlook
 from pruneaudit.audit.sequential import Plan, Stop, decide
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import ConfigError
@@ -50,6 +52,11 @@ class Family(Frozen):
             Comparison(self.workload, self.protocol, left, right, ratio, seeds) for left, right, ratio in self.pairs
         ]
 
+    @property
+    def certain(self) -> list[Cell]:
+        """Cells of all seeds before which nothing can stop, seed by seed: they are trained whatever comes out."""
+        return _by_seed(self.comparisons, range(self.plan.before_any_stop))
+
     def standing(self, record_of: Callable[[Cell], CellRecord | None], metric: Metric) -> Standing:
         """Where each comparison stands, whatever was trained beyond.
 
@@ -59,7 +66,21 @@ class Family(Frozen):
         """
         comparisons = self.comparisons
         series = [differences(comparison, record_of, metric) for comparison in comparisons]
-        return Standing(self, dict(zip(comparisons, decide(self.plan, series), strict=True)))
+        stops = dict(zip(comparisons, decide(self.plan, series), strict=True))
+        return Standing(self, stops, dict(zip(comparisons, series, strict=True)))
+
+
+def _supposed(gaps: Sequence[float | None], count: int) -> list[float | None]:
+    """Differences of so many seeds: those that come show the mean of those that are there."""
+    known = [gap for gap in gaps if gap is not None]
+    return [*gaps, *[fmean(known)] * (count - len(gaps))] if known else list(gaps)
+
+
+def _by_seed(comparisons: Sequence[Comparison], seeds: Iterable[int]) -> list[Cell]:
+    """Cells of both arms of some comparisons, each once, the first seed's first."""
+    return list(
+        dict.fromkeys(arm.cells()[seed] for seed in seeds for comparison in comparisons for arm in comparison.arms)
+    )
 
 
 def table_name(workload: str, protocol: str, labels: Sequence[str]) -> str:
@@ -94,20 +115,67 @@ class Standing:
     Attributes:
         family: The family.
         stops: Of each comparison, over all seeds that the plan may take.
+        series: Of each comparison the differences by seed, see :func:`differences`.
     """
 
     family: Family
     stops: Mapping[Comparison, Stop]
+    series: Mapping[Comparison, Sequence[float | None]]
 
     def of(self, comparison: Comparison) -> Stop | None:
         """Where a comparison stands, over whatever seeds; None: it was not planned."""
         seeds = tuple(range(self.family.plan.seeds))
         return self.stops.get(replace(comparison, seeds=seeds))
 
+    @property
+    def _open(self) -> list[Comparison]:
+        return [comparison for comparison, stop in self.stops.items() if stop.word is None]
+
+    @property
+    def _asked(self) -> range:
+        """Seeds that open comparisons need: the next one, and all before which nothing can stop."""
+        looks = max((self.stops[comparison].looks for comparison in self._open), default=0)
+        return range(looks, max(looks + 1, self.family.plan.before_any_stop))
+
     def wanted(self) -> list[Cell]:
-        """Cells of the next seed of the comparisons that are open."""
-        still_open = [(comparison, stop.looks) for comparison, stop in self.stops.items() if stop.word is None]
-        return list(dict.fromkeys(arm.cells()[looks] for comparison, looks in still_open for arm in comparison.arms))
+        """Cells that the comparisons need that are open, seed by seed: of the next seed; at first of several."""
+        return _by_seed(self._open, self._asked)
+
+    def ahead(self, seeds: int) -> list[Cell]:
+        """Cells of later seeds that will probably be wanted: for processes that have nothing else to do.
+
+        They are those of comparisons that stay open where each seed to come shows what the seeds so far showed on
+        average. Nothing follows from them before their look comes.
+
+        Args:
+            seeds: How many seeds beyond the wanted ones, at most.
+        """
+        found: list[Cell] = []
+        # What was measured beyond the looks is not looked at.
+        seen = {comparison: self.series[comparison][: stop.looks] for comparison, stop in self.stops.items()}
+        if any(not seen[comparison] for comparison in self._open):
+            return []
+        for seed in range(self._asked.stop, min(self._asked.stop + seeds, self.family.plan.seeds)):
+            supposed = [_supposed(gaps, seed) for gaps in seen.values()]
+            stops = zip(seen, decide(self.family.plan, supposed), strict=True)
+            found += _by_seed([comparison for comparison, stop in stops if stop.word is None], [seed])
+        return found
+
+    def likely(self) -> list[Cell] | None:
+        """Cells beyond the wanted ones that the open comparisons will probably take, at their present mean and spread.
+
+        Returns:
+            The cells; None: of one of them too little is known.
+        """
+        ends: dict[Comparison, int] = {}
+        for comparison in self._open:
+            gaps = [gap for gap in self.series[comparison] if gap is not None]
+            lacks = outlook(gaps, self.family.plan.margin, len(self._open), is_planned=True)
+            if lacks is None:
+                return None
+            ends[comparison] = min(lacks.seeds or self.family.plan.seeds, self.family.plan.seeds)
+        later = range(self._asked.stop, self.family.plan.seeds)
+        return [cell for seed in later for cell in _by_seed([one for one in ends if seed < ends[one]], [seed])]
 
     def over_seeds_taken(self, subject: Subject) -> Subject:
         """The same arm or comparison over the seeds that it took; of an open one with the seed that it lacks."""

@@ -88,6 +88,11 @@ class Plan(Frozen):
         return self._first(2.0)
 
     @property
+    def before_any_stop(self) -> int:
+        """Seeds that every comparison takes, whatever its differences are; all where they decide nothing."""
+        return self.first_look or self.seeds
+
+    @property
     def first_difference(self) -> int | None:
         """The first number of seeds after which a comparison can be better or worse; None: there is none."""
         return self._first(1.0)

@@ -8,7 +8,7 @@ know them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +84,14 @@ class Executor(Protocol):
 
     def help_with(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
         """Runs that are needed besides those that it knows of, parents first, and by cell."""
+        ...
+
+    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
+        """By table, runs that its open comparisons will probably need besides; None: nobody can tell yet."""
+        ...
+
+    def go_ahead_with(self, runs: Callable[[], Sequence[RunSpec]]) -> None:
+        """Who knows runs that may be needed later, parents first: asked when there is nothing else to do."""
         ...
 
     def obtain(self, spec: RunSpec) -> RunRecord:
@@ -174,6 +182,18 @@ class Campaign:
         """Name cells that are measured beyond those that the executor knew of, for those who would wait for them."""
         cells = list(cells)
         self.executor.help_with(self.runs(cells), self.runs_by_cell(cells))
+
+    def foresee(self, likely: Mapping[str, Iterable[Cell] | None]) -> None:
+        """Tell of tables what their open comparisons will probably need besides, for the time that is left.
+
+        Args:
+            likely: By name of the table its cells; None: too little is known.
+        """
+        self.executor.foresee({name: None if cells is None else self.runs(cells) for name, cells in likely.items()})
+
+    def share_ahead(self, cells: Callable[[], Iterable[Cell]]) -> None:
+        """Say who knows cells that may be measured later: asked where there is nothing else to do; replaces another."""
+        self.executor.go_ahead_with(lambda: self.runs(cells()))
 
     def runs_by_cell(self, cells: Iterable[Cell]) -> dict[str, list[str]]:
         """Ids of the runs of each cell, by the key of its record; cells that cannot be planned are left out."""

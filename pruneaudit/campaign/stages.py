@@ -51,7 +51,8 @@ from pruneaudit.workloads.schema import Budget, Workload
 
 #: Masks travel with the weights of a run, under names that no parameter has.
 _MASK = "mask:"
-#: Seconds between two checkpoints of runs that train together.
+#: Seconds between two checkpoints of a run: alone, and of runs that train together. What a kill can cost.
+_SAVE_ALONE = 0.5
 _SAVE_EVERY = 30.0
 
 
@@ -510,7 +511,7 @@ class Stages:
         return place(model, self.runtime.device, spec.precision)
 
     def _checkpoint(self, spec: RunSpec) -> Checkpoint:
-        return Checkpoint(self.ledger.workspace(spec) / "state.safetensors", self.runtime.device)
+        return Checkpoint(self.ledger.workspace(spec) / "state.safetensors", self.runtime.device, _SAVE_ALONE)
 
     def _load_external(self, model: nn.Module, spec: RunSpec) -> str:
         """Load a user's own base model: where it came from, and what was done to it, for the record."""

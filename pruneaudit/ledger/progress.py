@@ -75,11 +75,13 @@ class Plan(_Said):
     Attributes:
         runs: Its runs, parents first.
         cells: For each cell, by its key, the ids of its runs; empty where the session did not say.
+        likely: Runs that it will probably have to train besides, by what needs them; None: nobody can tell yet.
         time: When it began to train, seconds since 1970.
     """
 
     runs: tuple[Planned, ...] = ()
     cells: dict[Plain, tuple[str, ...]] = Field(default_factory=dict)
+    likely: dict[Plain, tuple[Planned, ...] | None] = Field(default_factory=dict)
     time: FiniteFloat = 0.0
 
 
@@ -186,6 +188,7 @@ class State:
         runs: Status of each planned run, by id.
         cells: Status of each selected cell, by key; empty where the session did not say.
         seconds_left: Estimated time to the end; None while too little is measured to say.
+        is_open: Whether there will be more to do, and nobody can tell yet how much: ``seconds_left`` is the least.
     """
 
     time: float
@@ -193,6 +196,7 @@ class State:
     runs: Mapping[str, Status] = field(default_factory=dict)
     cells: Mapping[str, Status] = field(default_factory=dict)
     seconds_left: float | None = None
+    is_open: bool = False
 
     @property
     def counts(self) -> list[str]:
@@ -214,7 +218,9 @@ class State:
     @property
     def left(self) -> str:
         """Estimated time to the end in words; empty while there is no estimate."""
-        return "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+        if self.seconds_left is None:
+            return ""
+        return f"{'at least ' if self.is_open else ''}{duration(self.seconds_left)} left"
 
     def line(self, most: int = 4) -> str:
         """All of it in one line of plain text, with at most so many processes."""
@@ -249,7 +255,7 @@ class Watcher:
         self._plans: dict[Path, tuple[tuple[int, int], Plan]] = {}
         self._curves: dict[Path, tuple[tuple[int, int], Curve]] = {}
         # A process says nothing between two runs: what it had measured still counts.
-        self._spent: dict[tuple[str, str, int], dict[str, tuple[float, float]]] = {}
+        self._last: dict[tuple[str, str, int], Training] = {}
 
     def look(self, now: float | None = None) -> State:
         """How far the campaign is now."""
@@ -261,18 +267,25 @@ class Watcher:
             if training.time >= self.since and training.is_alive(now)
         )
         for training in busy:
-            self._spent[training.process] = training.spent
+            self._last[training.process] = training
+        workers = sum(training.is_alive(now) for training in self._last.values())
         plans = self._chosen_plans({training.plan for training in busy})
         planned = {run.id: run for plan in plans for run in plan.runs}
         started = min((plan.time for plan in plans), default=0.0)
-        statuses = self._statuses(planned.values(), {training.id for training in busy}, started)
+        likely = [runs for plan in plans for runs in plan.likely.values()]
+        # What is certain comes first, as in the session.
+        every = planned | {run.id: run for runs in likely for run in runs or () if run.id not in planned}
+        statuses = self._statuses(every.values(), {training.id for training in busy}, started)
         cells = {key: ids for plan in plans for key, ids in plan.cells.items() if ids}
         return State(
             time=now,
             busy=busy,
-            runs=statuses,
+            runs={run: statuses[run] for run in planned},
             cells={key: _of_cell([statuses.get(run, "waiting") for run in ids]) for key, ids in cells.items()},
-            seconds_left=seconds_left(planned, statuses, busy, self._spent.values(), now),
+            seconds_left=seconds_left(
+                every, statuses, busy, [training.spent for training in self._last.values()], now, workers
+            ),
+            is_open=any(runs is None for runs in likely),
         )
 
     def _chosen_plans(self, named: Collection[str]) -> list[Plan]:
@@ -361,6 +374,7 @@ def seconds_left(
     busy: Sequence[Training],
     spent: Iterable[Mapping[str, tuple[float, float]]],
     now: float,
+    workers: int = 0,
 ) -> float | None:
     """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
 
@@ -374,6 +388,7 @@ def seconds_left(
         busy: The runs under way. Those of one process train side by side, each in a share of its time.
         spent: For each process and kind, MACs of the runs that it finished, and the seconds that they took.
         now: Seconds since 1970.
+        workers: Processes at work, those included that wait for a run of another one; at least those that train.
     """
     open_runs = [run for run in planned.values() if statuses[run.id] in ("waiting", "busy")]
     if not busy or any(run.cost is None for run in open_runs):
@@ -412,7 +427,7 @@ def seconds_left(
     ends = {training.id: str(worker) for worker in left for training in busy if training.process == worker}
     jobs = [replace(job, needs=tuple(ends.get(need, need) for need in job.needs)) for job in waiting]
     begun = [Job(str(worker), max(sum(each), max(each) * beside[worker])) for worker, each in left.items()]
-    return makespan(jobs, len(beside), begun)
+    return makespan(jobs, max(workers, len(beside)), begun)
 
 
 def _median_rate(measured: Iterable[Sequence[float]]) -> float:

@@ -670,7 +670,8 @@ class Ledger:
 
         Args:
             session: Id of the session.
-            facts: ``runs``, each with its ``id``, and ``cells`` by key.
+            facts: ``runs``, each with its ``id``, ``cells`` by key, and ``likely``: further runs by what needs them, in
+                place of those that were told before; None: nobody can tell, and takes no place.
 
         Returns:
             Name of the plan.
@@ -692,9 +693,13 @@ class Ledger:
             except (ValueError, KeyError, TypeError):
                 return name  # It only tells, and is no reason to stop.
             runs = [*there["runs"], *(run for run in facts["runs"] if run["id"] not in known)]
-            cells = {**there.get("cells", {}), **facts["cells"]}
-            if (runs, cells) != (there["runs"], there.get("cells")):
-                write_json(path, {**there, "runs": runs, "cells": cells})
+            known_cells, likely = there.get("cells", {}), there.get("likely", {})
+            told = {
+                name: more for name, more in facts.get("likely", {}).items() if more is not None or name not in likely
+            }
+            found = {"runs": runs, "cells": {**known_cells, **facts["cells"]}, "likely": {**likely, **told}}
+            if found != {"runs": there["runs"], "cells": known_cells, "likely": likely}:
+                write_json(path, {**there, **found})
         return name
 
     def plans(self) -> list[Path]:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +32,7 @@ from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
 from pruneaudit.catalog.settings import AUTO, COMPILED, Settings
-from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
+from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import causes
@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
     from pruneaudit.studies.population import Populations
     from pruneaudit.training.runtime import Runtime
+
+
+#: Seeds that workers train at most before their round has come: what a comparison that stops first does not take.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class AuditSession:
         self._measured: dict[Cell, CellRecord] = {}
         self._dockets: dict[str, Docket] = {}
         self._registered: set[str] = set()
+        self._foreseen: set[str] = set()
         # Where the comparisons of each plan stand: in this session, and by what the ledger holds.
         self._standings: dict[str, Standing] = {}
         self._stored: dict[str, Standing] = {}
@@ -310,12 +315,22 @@ class AuditSession:
         self.runtime.prepare()
         executor = LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
         campaign = Campaign(self.catalog, self.ledger, self.settings, executor)
-        cells = [cell for cell in self.selected if self.obstacle(cell.workload) is None]
-        for workload in dict.fromkeys(cell.workload for cell in cells):
-            # What cannot be had is told by the workload's own tests.
-            with contextlib.suppress(ConfigError):
-                self.settle(workload)
+        chosen = [*(cell.workload for cell in self.selected), *(subject.workload for subject in self.judged)]
+        for workload in dict.fromkeys(chosen):
+            if self.obstacle(workload) is None:
+                # What cannot be had is told by the workload's own tests.
+                with contextlib.suppress(ConfigError):
+                    self.settle(workload)
+        # Seeds before which no comparison can stop are not selected, and trained all the same.
+        names = dict.fromkeys(subject.workload for subject in self.judged) if self.decide is not None else ()
+        families = [family for name in names for family in self.families(name)]
+        certain = [cell for family in families for cell in family.certain]
+        wanted = dict.fromkeys([*self.selected, *certain])
+        cells = [cell for cell in wanted if self.obstacle(cell.workload) is None]
         executor.share(campaign.runs(cells), campaign.runs_by_cell(cells))
+        if families:
+            # How many more, nobody knows before the first ones are there.
+            campaign.foresee(dict.fromkeys((family.name for family in families), None))
         return campaign
 
     def words(self) -> list[str]:
@@ -568,18 +583,36 @@ class AuditSession:
         family = read(self.ledger).get((workload, subject.protocol, self.labels(workload)))
         if family is None:
             return None
-        metric = self.catalog.workload(workload).metric
-        while family.name not in self._standings:
+        if family.name not in self._standings:
+            self._foresee(workload)
+            self._standings[family.name] = self._decided(family)
+        return self._standings[family.name]
+
+    def _decided(self, family: Family) -> Standing:
+        """Measure seed by seed what is open of a family, until nothing is."""
+        metric, campaign = self.catalog.workload(family.workload).metric, self.campaign
+        while True:
             standing = family.standing(self._measured.get, metric)
             cells = standing.wanted()
-            if cells:
-                # Other workers are at the same round: this one trains what is free instead of waiting for them.
-                self.campaign.share_more(cells)
-                for cell in cells:
-                    self.measure(cell)
-            else:
-                self._standings[family.name] = standing
-        return self._standings[family.name]
+            # Other workers are at the same round: this one trains what is free instead of waiting for them, and where
+            # nothing is, what later rounds will probably ask for.
+            campaign.share_more(cells)
+            campaign.share_ahead(partial(standing.ahead, min(self.runtime.processes - 1, _AHEAD)) if cells else list)
+            campaign.foresee({family.name: standing.likely()})
+            if not cells:
+                return standing
+            for cell in cells:
+                self.measure(cell)
+
+    def _foresee(self, workload: str) -> None:
+        """Tell once what all tables of a workload will probably need, from what the ledger holds."""
+        if workload not in self._foreseen:
+            self._foreseen.add(workload)
+            metric = self.catalog.workload(workload).metric
+            # It only tells: what cannot be read is told with its cell.
+            with contextlib.suppress(DamagedError):
+                standings = {family.name: family.standing(self.stored, metric) for family in self.families(workload)}
+                self.campaign.foresee({name: standing.likely() for name, standing in standings.items()})
 
     def taken(self, subject: Subject) -> Subject:
         """A subject over the seeds that it took, measured until its comparisons are decided."""

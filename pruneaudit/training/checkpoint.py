@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,21 @@ class Checkpoint:
     Args:
         path: The file; its folder must exist.
         device: Kind of device; a snapshot of another kind is not continued, it would not be bit-identical.
+        every: Seconds between two snapshots at least: an epoch of a small network takes less time than its snapshot.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    #: When the next snapshot is due, by a clock that only goes on; the first one is at once.
+    _due = 0.0
+
+    def __init__(self, path: Path, device: str, every: float = 0.0) -> None:
         self.path = path
         self.device = device
+        self.every = every
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much time has passed since the last snapshot that another one is worth it."""
+        return time.monotonic() >= self._due
 
     def save(self, snapshot: Snapshot) -> None:
         """Replace the snapshot.
@@ -52,6 +63,7 @@ class Checkpoint:
             os.replace(part, self.path)
         except OSError as error:
             raise storage_error(error, self.path.parent.parent.parent) from None
+        self._due = time.monotonic() + self.every
 
     def discard(self) -> None:
         """Forget the snapshot: the stage starts anew after a kill."""

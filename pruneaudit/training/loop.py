@@ -246,7 +246,7 @@ class Trainer:
         history.note(self.measure, validation, test)
         if self._masked:
             history.nonzero.append(sum(int(weight.count_nonzero()) for weight in self._masked))
-        if self.checkpoint is not None and not is_last:
+        if self.checkpoint is not None and not is_last and self.checkpoint.is_due:
             self.checkpoint.save(self._snapshot(epoch + 1))
         if self.progress is not None:
             self.progress(epoch + 1, epochs, self.measure.value(test))

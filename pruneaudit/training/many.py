@@ -60,7 +60,7 @@ def train_many(
         backend: What trains them.
         width: Models at once; None: as many as fit (``grouped``, ``fused``), or :data:`STREAMS` (``graphed``).
         channels_last: Memory layout of grouped networks; None: contiguous for fp32 on CUDA, else channels last.
-        save_every: Seconds between two checkpoints of a run at least; who trains alone saves after every epoch.
+        save_every: Seconds between two checkpoints of a run at least; who trains alone asks its checkpoint.
         memory: Share of the device's free memory that may be taken: other processes may train on it, too.
         finished: Called with the results of trainings, by their numbers, as soon as they are at their end together,
             their networks trained; what it raises ends all.

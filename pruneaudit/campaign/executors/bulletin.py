@@ -49,7 +49,11 @@ class Bulletin:
         self._told: dict[str, Any] = {"planned": 0}
         # MACs of the runs of each kind that this process has finished, and the seconds that they took.
         self._spent: dict[str, tuple[float, float]] = {}
+        # Kind of its first run, which loads and compiles: it counts as long as no other of its kind is over.
+        self._warmed_up_by: str | None = None
         self._under_way: dict[str, _UnderWay] = {}
+        # What was told of a run: it is told again in every round that will probably need it.
+        self._known: dict[str, Planned] = {}
         self._heard = 0.0
 
     def announce(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
@@ -59,12 +63,18 @@ class Bulletin:
             runs: Its runs, parents first.
             cells: For each cell of the session, by its key, the ids of its runs.
         """
-        planned = tuple(self._planned(run, self._cost(run)) for run in runs)
-        content = Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()})
-        # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
-        with contextlib.suppress(OSError):
-            plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
-            self._told = {"planned": self._told["planned"] + len(planned), "plan": plan}
+        planned = self._all_planned(runs)
+        self._report(Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()}))
+        self._told["planned"] += len(planned)
+
+    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
+        """Tell what the session will probably have to train besides, in place of what was told before.
+
+        Args:
+            likely: Runs by what needs them; None: nobody can tell yet.
+        """
+        told = {name: None if runs is None else self._all_planned(runs) for name, runs in likely.items()}
+        self._report(Plan(likely=told))
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
         """These runs are under way, side by side."""
@@ -92,6 +102,10 @@ class Bulletin:
         run = self._under_way.pop(spec.run_id)
         if isinstance(outcome, RunRecord) and run.planned.cost is not None:
             macs, seconds = self._spent.get(run.planned.kind, (0.0, 0.0))
+            if self._warmed_up_by is None:
+                self._warmed_up_by = run.planned.kind
+            elif self._warmed_up_by == run.planned.kind:
+                macs, seconds, self._warmed_up_by = 0.0, 0.0, ""
             trained = run.planned.cost * (1 - (run.begun or 0) / max(run.epochs, 1))
             self._spent[run.planned.kind] = (macs + trained, seconds + outcome.seconds)
 
@@ -99,6 +113,18 @@ class Bulletin:
         """Nothing is under way any more."""
         self._under_way.clear()
         self._tell()
+
+    def _report(self, content: Plan) -> None:
+        # Who cannot write may read: a complete ledger needs nothing else, and telling is never worth a run.
+        with contextlib.suppress(OSError):
+            plan = self._ledger.report_plan(self._session, content.model_dump(mode="json", exclude={"time"}))
+            self._told["plan"] = plan
+
+    def _all_planned(self, runs: Sequence[RunSpec]) -> tuple[Planned, ...]:
+        for run in runs:
+            if run.run_id not in self._known:
+                self._known[run.run_id] = self._planned(run, self._cost(run))
+        return tuple(self._known[run.run_id] for run in runs)
 
     def _tell(self) -> None:
         self._heard = time.time()

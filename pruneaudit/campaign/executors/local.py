@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from filelock import BaseFileLock, Timeout
 
@@ -32,7 +33,8 @@ class LocalExecutor:
     """Obtains runs: reads them, executes them, or waits for the process that does.
 
     While another process trains a run that this one needs, this one executes other runs of the session that are ready,
-    so that no worker stands idle at a lock.
+    so that no worker stands idle at a lock; where there are none, runs that the session may need later. Such a run
+    counts for nothing before somebody asks for it.
 
     Where the backend trains networks of one shape together, who needs a run takes all of its shape that the session
     still has to train; what these wait for (most of all that they are pruned) is done before.
@@ -49,6 +51,7 @@ class LocalExecutor:
         self.session = session
         self.bulletin = Bulletin(ledger, stages.catalog, session)
         self._backlog: list[RunSpec] = []
+        self._ahead: Callable[[], Sequence[RunSpec]] = tuple
         self._together: dict[Hashable, list[RunSpec]] = {}
 
     def share(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -80,6 +83,24 @@ class LocalExecutor:
             if (shape := self._shape(run)) is not None:
                 self._together.setdefault(shape, []).append(run)
         self.bulletin.announce(more, cells)
+
+    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
+        """Tell what the session will probably need besides: it is in no count, and in the time that is left.
+
+        Args:
+            likely: Runs, parents first, by what needs them; None: nobody can tell yet.
+        """
+        self.bulletin.foresee(likely)
+
+    def go_ahead_with(self, runs: Callable[[], Sequence[RunSpec]]) -> None:
+        """Say who knows runs that the session may need later, in place of who knew them before.
+
+        They are executed where this process would wait otherwise, and are in no plan that others are told.
+
+        Args:
+            runs: Gives the runs, parents first; asked when this process has nothing else to do, and once.
+        """
+        self._ahead = lru_cache(runs)
 
     def obtain(self, spec: RunSpec) -> RunRecord:
         """The run's record; its parents must be finished.
@@ -138,13 +159,25 @@ class LocalExecutor:
         return list(found.values())
 
     def _help(self, wanted: RunSpec) -> bool:
-        """Execute other runs of the session that are ready and free; say whether there were any."""
+        """Execute another run that is ready and free: of the session, or of what it may need later.
+
+        Returns:
+            Whether there was one.
+        """
         finished = self.ledger.finished()
         self._backlog = [run for run in self._backlog if run.run_id not in finished]
-        for spec in self._backlog:
-            if spec != wanted and self._is_ready(spec, finished) and not self._over(spec) and self._advance(spec):
-                return True
-        return False
+        return self._any_of(self._backlog, wanted, finished) or self._any_of(self._ahead(), wanted, finished)
+
+    def _any_of(self, runs: Sequence[RunSpec], wanted: RunSpec, finished: Collection[str]) -> bool:
+        """Execute the first of some runs that can be; say whether one could."""
+        return any(
+            spec != wanted
+            and spec.run_id not in finished
+            and self._is_ready(spec, finished)
+            and not self._over(spec)
+            and self._advance(spec)
+            for spec in runs
+        )
 
     def _try(self, specs: Sequence[RunSpec]) -> bool:
         """Execute runs, except those that other processes hold; say whether the first one was free."""

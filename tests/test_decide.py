@@ -1,0 +1,146 @@
+"""Verdicts that are decided seed by seed, from training to the report: the same for any workers, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from pruneaudit.audit.rounds import Family
+from pruneaudit.ledger.progress import Watcher
+from pruneaudit.ledger.records import VOLATILE
+from pruneaudit.ledger.store import Ledger
+
+NETWORK = """
+from torch import nn
+
+
+class Tiny(nn.Sequential):
+    def __init__(self, channels, classes):
+        super().__init__(nn.Conv2d(channels, 12, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(108, classes))
+"""
+DATA = """
+from pruneaudit import Data
+from sklearn.datasets import load_digits
+
+
+def few():
+    digits = load_digits()
+    images, labels = (digits.images[:900] * 15).astype("uint8")[..., None], digits.target[:900]
+    return Data(train=(images[:600], labels[:600]), test=(images[600:], labels[600:]))
+"""
+#: One layer loses filters: then a threshold over all layers and one for each layer leave the same.
+WORKLOAD = """
+version = 1
+source = "a test"
+model = "nets.py:Tiny"
+prunable = ["0"]
+ratios = [0.75]
+seeds = [0]
+
+[data]
+name = "sets.py:few"
+
+[sgd]
+batch = 64
+momentum = 0.9
+
+[pretrain]
+epochs = 3
+lr = "0:0.1"
+
+[prune]
+steps = 3
+lr = "0:1e-3"
+
+[retrain]
+epochs = 2
+lr = "0:0.1"
+
+[scratch]
+epochs = 2
+lr = "0:0.1"
+
+[tune]
+schedules = ["0:0.1", "0:0.01"]
+"""
+MOST = 9
+#: l2 and l2-global remove the same filters, l1 retrains at a hundredth of their rate, random removes others.
+SESSION = (
+    "suite/test_fairness.py", "--audit-workload", "tiny.toml", "-k", "tiny", "--audit-methods", "l2-global,l1,random",
+    "--audit-against", "l2", "--audit-protocols", "s2", "--audit-decide", str(MOST),
+)  # fmt: skip
+
+
+@pytest.fixture
+def arena(checkout):
+    """A copy of the project with a workload that trains in tenths of a second."""
+    for name, text in (("nets.py", NETWORK), ("sets.py", DATA), ("tiny.toml", WORKLOAD)):
+        checkout.write(name, text)
+    return checkout
+
+
+def decided(arena, name, workers):
+    """Run the session at a ledger of this name; bytes of its results."""
+    folders = ("--audit-ledger", name, "--audit-report", f"{name}-report")
+    outcome = arena.pytest(*SESSION, *folders, workers)
+    assert outcome.code == 0, outcome.text
+    return (arena.root / f"{name}-report" / "results.json").read_bytes()
+
+
+def seeds_of(ledger, arm):
+    return {record.seed for record in ledger.cells() if record.method == arm}
+
+
+def killed(arena, name, when):
+    """Start the session with two workers, and kill its controller as soon as something is so."""
+    command = [arena.warm, "-m", "pytest", "-p", "no:cacheprovider", "-n2", *SESSION, "--audit-ledger", name]
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "PRUNEAUDIT_"))}
+    own = {"PYTHONPATH": str(arena.root), "PYTEST_ADDOPTS": "--audit-figures none --audit-recheck 0"}
+    process = subprocess.Popen(
+        command, cwd=arena.root, env=environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 240
+    while not when():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_two_arms_differ_and_two_do_not_whoever_trains_them(arena):
+    alone = decided(arena, "alone", "-n0")
+    ledger = Ledger(arena.root / "alone")
+    rows = {row["arms"][0]: (row["verdict"], row["looks"]) for row in json.loads(alone)["verdicts"]}
+    (family,) = ledger.planned(Family)
+    plan = family.plan
+    assert rows["l2-global"] == ("equivalent", plan.first_look)
+    assert rows["l1"][0] == "worse" and plan.first_difference <= rows["l1"][1] <= MOST
+    # What is decided takes no further seed, and alone nothing is trained that nobody looks at.
+    assert seeds_of(ledger, "l2-global") == set(range(plan.first_look))
+    assert seeds_of(ledger, "l1") == set(range(rows["l1"][1]))
+    runs = {run for record in ledger.cells() for run in record.runs}
+    assert ledger.finished() == runs
+
+    # Two workers train ahead, two seeds at most and never beyond the plan; the results are the same to the last byte.
+    assert decided(arena, "both", "-n2") == alone
+    both = Ledger(arena.root / "both")
+    assert {record.run_id: record.weights_digest for record in both.runs() if record.run_id in runs} == {
+        record.run_id: record.weights_digest for record in ledger.runs()
+    }
+    assert runs <= both.finished()
+    assert max(record.seed for record in both.runs()) < MOST
+
+    # Killed in the middle of the rounds, and gone on with: nothing is looked at twice, nothing is left out.
+    root = arena.root / "killed"
+    killed(arena, "killed", lambda: len(list(root.glob("cells/*-seed6*"))) > 0)
+    assert len(Ledger(root).finished()) < len(runs)
+    resumed = json.loads(decided(arena, "killed", "-n2"))
+    assert resumed["verdicts"] == json.loads(alone)["verdicts"]
+    known = {record.run_id: record.model_dump(exclude=VOLATILE) for record in Ledger(root).runs()}
+    assert all(known[record.run_id] == record.model_dump(exclude=VOLATILE) for record in ledger.runs())
+    assert Ledger(root).planned(Family) == [family]
+    assert Watcher(Ledger(root)).look().busy == ()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pruneaudit.campaign.cost import workload_of
@@ -100,7 +100,8 @@ def load_pruned(path: Path | str, network: nn.Module, example: torch.Tensor) -> 
     """
     try:
         with safe_open(path, "pt") as file:
-            facts, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            facts = file.metadata() or {}
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read: {one_line(error)}") from None
     if "widths" not in facts:

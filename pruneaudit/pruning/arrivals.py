@@ -75,7 +75,8 @@ def weights_of_channels(unit: Unit, model: nn.Module, values: Mapping[str, torch
                 continue
             # A transposed convolution stores inputs first.
             is_turned = parameter.dim() > 1 and reads != bool(getattr(module, "transposed", False))
-            sums = (value.transpose(0, 1) if is_turned else value).double().flatten(1).sum(dim=1).cpu()
+            rows = (value.transpose(0, 1) if is_turned else value).double()
+            sums = rows.reshape(len(rows), -1).sum(dim=1).cpu()
             found += sums[member.places].sum(dim=1)
     return found
 

@@ -254,13 +254,18 @@ class Pictures:
         if not self._sample:
             return 0
         data = self._dataset
-        sample = _ngrams(torch.stack(list(self._sample.values())))
+        windows = torch.stack(list(self._sample.values()))
+        length = min(NGRAM, (windows.shape[1] + 1) // 2)
+        sample = _ngrams(windows, length)
+        # Windows of a text follow each other.
         held_out, known = (
-            np.concatenate([_ngrams(tokens).ravel() for part in parts for tokens, _ in data.inputs(part)])
+            np.concatenate(
+                [_ngrams(torch.cat([tokens.flatten() for tokens, _ in data.inputs(part)]), length) for part in parts]
+            )
             for parts in ((data.validation, data.test), (data.train,))
         )
-        theirs = np.isin(sample, held_out) & ~np.isin(sample, known)
-        return int((theirs.mean(axis=1) >= SAME_TEXT).sum())
+        only_theirs = np.isin(sample, held_out) & ~np.isin(sample, known)
+        return int((only_theirs.mean(axis=1) >= SAME_TEXT).sum())
 
     def _closest(self, sample: Sequence[torch.Tensor], part: Split, margin: int) -> list[float]:
         """For each image of a sample: the largest correlation of its views with the middle of any image of a split."""
@@ -281,18 +286,16 @@ def _copy(model: nn.Module) -> Mapping[str, torch.Tensor]:
 def _keys(images: torch.Tensor) -> list[bytes]:
     """A key for each image: a digest of its pixels to a 64th of a standard deviation; of tokens as they are."""
     exact = images.detach()
-    rounded = (exact.double() * 64).round().to(torch.int16) if exact.is_floating_point() else exact.to(torch.int64)
-    rounded = rounded.cpu().contiguous().numpy()
-    return [hashlib.sha256(image.tobytes()).digest() for image in rounded]
+    whole = (exact.double() * 64).round().to(torch.int16) if exact.is_floating_point() else exact.to(torch.int64)
+    return [hashlib.sha256(image.tobytes()).digest() for image in whole.cpu().contiguous().numpy()]
 
 
-def _ngrams(tokens: torch.Tensor) -> np.ndarray:
-    """A number for each n-gram of windows of tokens ``[N, T]``: ``[N, T - n + 1]``, the same for the same tokens."""
-    windows = tokens.cpu().long().numpy().astype(np.uint64)
-    length = min(NGRAM, windows.shape[1])
+def _ngrams(tokens: torch.Tensor, length: int) -> np.ndarray:
+    """A number for each n-gram of tokens ``[..., T]``: ``[..., T - n + 1]``, the same for the same tokens."""
+    known = tokens.cpu().long().numpy().astype(np.uint64) + np.uint64(1)
     # A polynomial modulo 2^64: different n-grams all but never meet.
     powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(length, dtype=np.uint64)
-    found: np.ndarray = (np.lib.stride_tricks.sliding_window_view(windows + 1, length, axis=1) * powers).sum(axis=-1)
+    found: np.ndarray = (np.lib.stride_tricks.sliding_window_view(known, length, axis=-1) * powers).sum(axis=-1)
     return found
 
 

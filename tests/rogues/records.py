@@ -590,13 +590,13 @@ RELATED = {
     "F506/as-large-as-the-dense-one": {"F103"},
     # Masks say that single weights were removed; the rival is a smaller network.
     "F512": {"F105"},
-    # A control that spares wide layers misses the target in all of them.
-    "F510": {"F503"},
+    # A control that spares wide layers misses the target in all of them, and has wider layers than the rival.
+    "F510": {"F503", "F108"},
     # Nothing is there: neither seeds nor cells.
     "F603/none": {"F608", "F611", "F612"},
     "F608/nothing-measured": {"F603", "F607", "F611", "F612"},
     # Networks that were not trained have neither a last rate, nor curves.
-    "F612": {"F604", "F606", "F703"},
+    "F612": {"F604", "F703"},
 }
 
 

@@ -95,9 +95,8 @@ def wanda_sp(pruned, module, reader, places):
 def flap(pruned, module, reader, places):
     """Mean over the channels of a head of the sample variance times Σ w²."""
     read = pruned.read(reader).flatten(0, 1)
-    return sum(float(read[:, column].var() * reader.weight[:, column].square().sum()) for column in places) / len(
-        places
-    )
+    weights = reader.weight.detach()
+    return sum(float(read[:, column].var() * weights[:, column].square().sum()) for column in places) / len(places)
 
 
 def llm_pruner(pruned, module, reader, places):

@@ -51,7 +51,9 @@ def main() -> None:
     reference = [statistics.median(kind) for kind in zip(*seconds["window by window"], strict=True)]
     for name, found in seconds.items():
         cpu, wall = (statistics.median(kind) for kind in zip(*found, strict=True))
-        print(f"{name:18} {cpu:6.2f} s CPU ({reference[0] / cpu:.2f}x)  {wall:6.2f} s wall ({reference[1] / wall:.2f}x)")
+        print(
+            f"{name:18} {cpu:6.2f} s CPU ({reference[0] / cpu:.2f}x)  {wall:6.2f} s wall ({reference[1] / wall:.2f}x)"
+        )
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from pruneaudit.method.answers import decide
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.arrivals import arrivals
 from pruneaudit.pruning.equivalence import trained_like
+from pruneaudit.pruning.layers import PrunableLayer
+from pruneaudit.pruning.minibatch import input_activations
 from pruneaudit.streams import generator
 from pruneaudit.training.metering import Meter
 from pruneaudit.workloads.data import load
@@ -191,3 +193,10 @@ def test_layers_that_read_in_groups_and_layers_that_are_never_called_are_told():
         arrivals(model, ["0"], [])
     with pytest.raises(MethodError, match="layer '2' is never called"):
         arrivals(model, ["2"], [])
+
+
+def test_activations_of_tokens_are_averaged_as_those_of_pixels_are():
+    layer = nn.Linear(5, 3)
+    tokens = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+    found = input_activations(layer, [PrunableLayer("", layer, None)], tokens)
+    torch.testing.assert_close(found[""], tokens.mean(dim=0).abs().mean(dim=0, keepdim=True))

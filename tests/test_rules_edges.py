@@ -283,9 +283,9 @@ def test_seeds_are_those_that_were_planned_or_looked_at(case, word):
 
 def test_what_a_text_measure_is_of_is_told():
     images, text = evidence("l1"), measured_in_windows(evidence("l1"))
-    assert outcome("F107", images, images)[:2] == ("pass", f"{images.result.test_images} examples, accuracy")
-    assert outcome("F107", text, text)[:2] == ("pass", "40 tokens 1d1d1d1d1d1d in windows of 8, accuracy")
-    assert outcome("F107", text, images).verdict == "fail"
+    assert outcome("F109", images, images)[:2] == ("pass", f"{images.result.test_images} examples, accuracy")
+    assert outcome("F109", text, text)[:2] == ("pass", "40 tokens 1d1d1d1d1d1d in windows of 8, accuracy")
+    assert outcome("F109", text, images).verdict == "fail"
 
 
 def test_layers_are_those_of_a_pruning_stage_that_was_watched():

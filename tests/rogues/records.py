@@ -224,8 +224,8 @@ def fair(rule_id: str) -> Case:
     """A case that passes a rule, and that its rogues are made of; the change concerns the first arm."""
     if rule_id in ("F312", "F313", "F314"):
         return series(protocol="s3.1", trials=3)
-    if rule_id in ("F107", "F431"):
-        case, change = series(), {"F107": measured_in_windows, "F431": calibrated}[rule_id]
+    if rule_id in ("F109", "F431"):
+        case, change = series(), {"F109": measured_in_windows, "F431": calibrated}[rule_id]
         return everywhere(everywhere(case, 0, change), 1, change)
     if rule_id in ("F605", "F606"):
         case = series()
@@ -293,7 +293,7 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "more": lambda arm: with_result(arm, params=52),
         "fewer": lambda arm: with_result(arm, params=48),
     },
-    "F107": {
+    "F109": {
         "longer-window": lambda arm: measured_in_windows(arm, window=16),
         "half-the-stride": lambda arm: measured_in_windows(arm, tokens=80, ids="2d" * 32),
         "without-the-tail": lambda arm: measured_in_windows(arm, tokens=39),

@@ -77,7 +77,7 @@ def same_preprocessing(arm: Evidence) -> str:
 
 
 @same_rule(
-    "F107",
+    "F109",
     "Same text measure",
     "Ma et al. 2023 (LLM-Pruner) and Sun et al. 2024 (Wanda): dense LLaMA-7B has 12.6 or 5.68 by the window alone",
 )

@@ -12,6 +12,7 @@ from pruneaudit.version import __version__
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.conformance import check_workload
+    from pruneaudit.campaign.export import load_pruned
     from pruneaudit.method.conformance import check_method
     from pruneaudit.method.contract import (
         Budget,
@@ -53,6 +54,7 @@ __all__ = [
     "check_method",
     "check_workload",
     "load",
+    "load_pruned",
     "shapes",
 ]
 
@@ -64,6 +66,7 @@ _ELSEWHERE = {
     "check_method": "pruneaudit.method.conformance",
     "check_workload": "pruneaudit.campaign.conformance",
     "load": "pruneaudit.report.frames",
+    "load_pruned": "pruneaudit.campaign.export",
     "shapes": "pruneaudit.pruning",
 }
 

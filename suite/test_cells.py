@@ -4,7 +4,7 @@
 def test_cell(audit, audit_cell, request):
     """One cell: workload × protocol × method × ratio × seed."""
     with audit.telling(request.node):
-        audit.require(audit_cell.workload, audit_cell.method)
+        audit.require(audit_cell.workload, audit_cell.method, protocol=audit_cell.protocol)
         record = audit.measure(audit_cell)
         if record is None:
             audit.skip(f"{audit_cell.id}: not in the ledger that is judged")

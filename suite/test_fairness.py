@@ -5,7 +5,7 @@ def test_fairness(audit, audit_check, request):
     """One arm or comparison × one rule, over all paired seeds."""
     subject = audit_check.subject
     with audit.telling(request.node):
-        audit.require(subject.workload, *subject.methods)
+        audit.require(subject.workload, *subject.methods, protocol=subject.protocol)
         finding = audit.judge(audit_check)
         request.node.user_properties.append(("finding", finding.line))
         if finding.verdict == "not measured" or (finding.verdict == "incomplete" and audit.only_judges):

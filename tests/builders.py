@@ -31,6 +31,7 @@ from pruneaudit.ledger.records import (
     RunRecord,
     RunSpec,
     Scores,
+    Shown,
     Target,
     pack,
     total,
@@ -142,6 +143,7 @@ def run_record(spec: RunSpec | None = None, **measured: Any) -> RunRecord:
             if spec.stage == "prune"
             else None
         ),
+        "shown": Shown() if spec.stage == "prune" else None,
         "parent_digest": parent_digest,
         "weights_digest": WEIGHTS_DIGEST,
         "split_digest": "5b" * 32,

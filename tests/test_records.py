@@ -48,6 +48,7 @@ OTHER = {
     "metric": "perplexity",
     "metric_digest": "ef" * 32,
     "arithmetic": "portable",
+    "calibration": 128,
 }
 
 

@@ -4,7 +4,21 @@ from dataclasses import replace
 
 import pytest
 from builders import RECIPE, evidence, kind, measured_by, series
-from rogues.records import at, computed, overall, retrained, thinned, with_conduct, with_result, with_run
+from rogues.records import (
+    at,
+    calibrated,
+    computed,
+    everywhere,
+    measured_in_windows,
+    overall,
+    retrained,
+    thinned,
+    untrained,
+    unwatched,
+    with_conduct,
+    with_result,
+    with_run,
+)
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.sequential import Plan
@@ -265,3 +279,85 @@ PLAN = Plan(seeds=8, comparisons=1, margin=0.5)
 )  # fmt: skip
 def test_seeds_are_those_that_were_planned_or_looked_at(case, word):
     assert outcome("F611", case).verdict == word
+
+
+def test_what_a_text_measure_is_of_is_told():
+    images, text = evidence("l1"), measured_in_windows(evidence("l1"))
+    assert outcome("F109", images, images)[:2] == ("pass", f"{images.result.test_images} examples, accuracy")
+    assert outcome("F109", text, text)[:2] == ("pass", "40 tokens 1d1d1d1d1d1d in windows of 8, accuracy")
+    assert outcome("F109", text, images).verdict == "fail"
+
+
+def test_layers_are_those_of_a_pruning_stage_that_was_watched():
+    arm = evidence("l1")
+    assert outcome("F108", arm, arm).left.startswith("2 layers, 22 channels ")
+    for other in (evidence("scratch", "sx-a"), unwatched(arm)):
+        assert outcome("F108", arm, other).verdict == outcome("F108", other, other).verdict == "not measured"
+
+
+@pytest.mark.parametrize("change", [{"shown": None}, {"conduct": None}])
+def test_calibration_that_nobody_noted_is_not_measured(change):
+    arm, older = calibrated(evidence("l1")), with_run(calibrated(evidence("l1")), "prune", **change)
+    for arms in ((arm, older), (older, arm), (older, older)):
+        assert outcome("F431", *arms).verdict == "not measured"
+    assert outcome("F431", arm, evidence("scratch", "sx-a")).verdict == "not measured"
+
+
+def test_data_beside_no_data_is_no_other_calibration():
+    some, none = calibrated(evidence("l1")), evidence("tpp")
+    for arms in ((some, none), (none, some), (none, none), (some, some)):
+        assert outcome("F431", *arms).verdict == "pass"
+    assert outcome("F431", none, some)[1:3] == ("none", "64 examples, 64 labels cacacacacaca")
+    taught = with_run(some, "prune", samples=64)
+    assert outcome("F431", taught, some).left == "64 examples, 64 labels cacacacacaca, with gradients"
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_examples_of_ones_own_are_another_calibration_whoever_has_them(number):
+    some, none = calibrated(evidence("l1")), evidence("tpp")
+    for arm in (some, none):
+        own = with_conduct(arm, own_samples=number)
+        for other in (some, none, own):
+            assert outcome("F431", own, other).verdict == outcome("F431", other, own).verdict == "fail"
+        assert outcome("F431", own, some).left.endswith(f", and {number} of its own")
+
+
+def copies(seeds, *sides):
+    """A comparison of which some arms are the same network whatever the seed."""
+    case = series("l1", "tpp", "s4.2", seeds=range(seeds))
+    for side in sides:
+        case = everywhere(case, side, untrained)
+    return case
+
+
+@pytest.mark.parametrize(
+    ("case", "word"),
+    [
+        (copies(1, 0, 1), "pass"),
+        (copies(2, 0, 1), "fail"),
+        (copies(2, 0), "pass"),
+        (copies(2, 1), "pass"),
+        (copies(2), "pass"),
+    ],
+    ids=["one seed", "neither changes", "the second changes", "the first changes", "both change"],
+)
+def test_seeds_that_change_nothing_are_one_measurement(case, word):
+    found = outcome("F612", case)
+    assert found.verdict == word and bool(found.note) == (word == "fail")
+
+
+def test_training_anywhere_behind_the_base_makes_another_network_of_each_seed():
+    for name in ("topup", "result"):
+        steps = {"optimiser_steps": 1}
+        case = everywhere(
+            copies(2, 0, 1),
+            0,
+            lambda arm, name=name, steps=steps: (
+                with_result(arm, **steps) if name == "result" else with_run(arm, name, **steps)
+            ),
+        )
+        assert outcome("F612", case).verdict == "pass"
+
+
+def test_how_many_networks_there_are_is_told():
+    assert outcome("F612", copies(3, 0))[1:3] == ("1 networks of 3 seeds", "3 networks of 3 seeds")

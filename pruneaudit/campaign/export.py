@@ -10,15 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pruneaudit.campaign.cost import workload_of
 from pruneaudit.catalog.discovery import Catalog
-from pruneaudit.errors import ConfigError, one_line
+from pruneaudit.errors import ConfigError, MethodError, one_line
 from pruneaudit.ledger.records import RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning import shapes
+from pruneaudit.pruning.removal import narrowed, units_named
 
 
 def export(ledger: Ledger, catalog: Catalog, run: str, to: Path) -> None:
@@ -78,6 +80,41 @@ def network_of(ledger: Ledger, catalog: Catalog, record: RunRecord) -> nn.Module
         {name: tensor for name, tensor in ledger.weights(record).items() if not name.startswith("mask:")}
     )
     return network
+
+
+def load_pruned(path: Path | str, network: nn.Module, example: torch.Tensor) -> nn.Module:
+    """The network that an exported ``.safetensors`` holds, for whoever has the code of the dense one.
+
+    Layers may differ in width, which no configuration of a library's network says: widths come from the file.
+
+    Args:
+        path: What :func:`export` wrote.
+        network: A dense network of the same architecture; its weights do not matter. It is cut in place.
+        example: One input, ``[1, C, H, W]`` of images, ``[1, T]`` whole numbers of texts.
+
+    Returns:
+        The same network, with the widths and the weights of the file, in eval mode.
+
+    Raises:
+        ConfigError: There is no such file, or it is of another network.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from None
+    if "widths" not in facts:
+        raise ConfigError(
+            f"{path} does not say its widths: write it with `pruneaudit export RUN --to FILE.safetensors`"
+        )
+    widths: dict[str, int] = json.loads(facts["widths"])
+    try:
+        narrowed(network, widths, units_named(network, example, tuple(widths)))
+        network.load_state_dict(tensors)
+    except (AttributeError, MethodError, RuntimeError) as error:
+        raise ConfigError(f"{path} is a {facts.get('model')}, and no network as given: {one_line(error)}") from None
+    return network.eval()
 
 
 def _record(ledger: Ledger, run: str) -> RunRecord:

@@ -29,7 +29,7 @@ from pruneaudit.ledger.records import (
     total,
 )
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.method.contract import Method, ScratchArm
+from pruneaudit.method.contract import Method, ScratchArm, refusal
 from pruneaudit.pruning import shapes
 from pruneaudit.sources import Source
 from pruneaudit.workloads.checkpoints import base_path, fitted, read
@@ -311,7 +311,7 @@ class Planner:
             raise MethodError(f"method '{cell.method}': scratch arms, and only they, are called 'scratch-…'; rename it")
         if not 0 < cell.ratio < 1:
             raise ConfigError(f"ratio {cell.ratio:g} is outside (0, 1); it is the share of filters to remove")
-        reason = self.method.skip(self.workload)
+        reason = refusal(self.method, self.workload, self.protocol)
         if reason:
             raise ConfigError(f"method '{cell.method}' does not apply to {cell.workload}: {reason}")
         shapes.see_units(self.workload)
@@ -341,6 +341,7 @@ class Planner:
             skip=self.workload.skip,
             layer_ratios=tuple(self.workload.shares_at(self.cell.ratio).items()),
             operating_point=self._operating_point(),
+            calibration=self.protocol.calibration,
         )
         # Retraining depends on the method's code only where the method acts in it.
         acts: dict[str, Any] = {"method_digest": self.source.digest, "method_parameters": self.method.parameters()}
@@ -385,9 +386,14 @@ class Planner:
         """The shared base model, an independent one for this arm, or the user's own checkpoint."""
         checkpoint = check_base(self.settings, self.workload)
         if checkpoint is not None:
-            nothing = Recipe(steps=0, lr="0:0", batch=self.workload.pretrain.batch)
             # One file, whatever the seed: evaluated once.
-            return self._run("pretrain", nothing, seed=0, checkpoint=checkpoint, reading=self.workload.reading)
+            return self._run(
+                "pretrain",
+                _nothing(self.workload.pretrain),
+                seed=0,
+                checkpoint=checkpoint,
+                reading=self.workload.reading,
+            )
         return self._run("pretrain", self.workload.pretrain, own_base_of=self.cell.method if own else "")
 
     def _pruning(self, method: Method) -> tuple[Recipe | None, Recipe]:
@@ -411,6 +417,8 @@ class Planner:
     def _retraining(self) -> list[Recipe]:
         """Retraining recipes to try: one, or the whole grid where the learning rate is tuned."""
         usual = self.workload.retrain
+        if self.protocol.retraining == "none":
+            return [_nothing(usual)]
         if self.protocol.retraining == "tuned":
             return [usual.model_copy(update={"lr": schedule}) for schedule in self.workload.tune.schedules]
         published = None
@@ -455,6 +463,11 @@ class Planner:
             last = retrain.last_rate(steps_per_epoch(facts(self.workload.data).train, retrain.batch))
             recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, recipe.epochs or 0))})
         return self._run("scratch", recipe, ratio=self.cell.ratio, **shape)
+
+
+def _nothing(usual: Recipe) -> Recipe:
+    """The recipe of a stage that trains nothing, in place of the usual one."""
+    return Recipe(steps=0, lr="0:0", batch=usual.batch)
 
 
 @lru_cache(maxsize=16)

@@ -21,11 +21,22 @@ from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, ConfigError, MethodError
 from pruneaudit.ledger.chain import keys_folder
 from pruneaudit.ledger.choices import CHOSEN
-from pruneaudit.ledger.records import Conduct, Granularity, Jacobian, RunRecord, RunSpec, Scores, own_training, pack
+from pruneaudit.ledger.records import (
+    Conduct,
+    Granularity,
+    Jacobian,
+    RunRecord,
+    RunSpec,
+    Scores,
+    Shown,
+    own_training,
+    pack,
+)
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
+from pruneaudit.measure.text import text_measure
 from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method import isolation
 from pruneaudit.method.answers import adds
@@ -80,6 +91,7 @@ class Outcome:
     waited: float = 0.0
     provenance: str = "trained here"
     measured: bool = True
+    shown: Shown | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +267,16 @@ class Stages:
         self, spec: RunSpec, workload: Workload, dataset: Dataset, parent: RunRecord, progress: Progress | None
     ) -> _Stage:
         model, masks = self._inherit(workload, parent)
+        if spec.recipe.steps == 0:
+            # What was pruned is what is tested.
+            return Outcome(
+                self._place(model, spec),
+                Consumption(),
+                kept=parent.kept,
+                widths={name: len(kept) for name, kept in parent.kept.items()},
+                masks=masks,
+                granularity=parent.granularity,
+            )
         # Its source is part of the run's identity where the method acts in retraining, and only there.
         source = self._method(spec) if spec.method_digest else None
         method = source.create() if source is not None else None
@@ -399,6 +421,7 @@ class Stages:
             conduct=conduct,
             declared_steps=spec.recipe.steps or 0,
             resumed=pruned.resumed,
+            shown=pruned.shown,
         )
 
     def _off_limits(self, spec: RunSpec) -> dict[str, list[Path]]:
@@ -605,6 +628,8 @@ class Stages:
             scores=None if measure.is_accuracy else _scores(measure, test, validation, history),
             beside=beside(test, measure.name),
             kind=kind(self.runtime.device, spec.backend),
+            shown=outcome.shown,
+            text=text_measure(dataset.test),
         )
         return self.ledger.commit(record, weights)
 

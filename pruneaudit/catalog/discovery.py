@@ -451,7 +451,12 @@ class Catalog:
     @property
     def strictness(self) -> tuple[str, ...]:
         """Protocols that compare pruning arms, from loosest to strictest."""
-        return tuple(name for name, protocol in self.protocols.items() if protocol.compare == "pruning")
+        return tuple(name for name in self._retraining if self.protocols[name].compare == "pruning")
+
+    @property
+    def _retraining(self) -> tuple[str, ...]:
+        """Protocols that retrain: one that does not asks another question, and only where it is named."""
+        return tuple(name for name, protocol in self.protocols.items() if protocol.retraining != "none")
 
     def workload(self, name: str) -> Workload:
         """The workload called ``name``, or an error that names the nearest one."""
@@ -470,9 +475,9 @@ class Catalog:
         return tuple(dict.fromkeys([*names, *self.extra_names]))
 
     def select_protocols(self, choice: str) -> tuple[str, ...]:
-        """Names for ``all`` or a comma-separated list."""
+        """Names for ``all`` that retrain, or a comma-separated list."""
         if choice == "all":
-            return tuple(self.protocols)
+            return self._retraining
         return tuple(dict.fromkeys(self.protocol(name.strip()).name for name in choice.split(",") if name.strip()))
 
     def _files(self, folder: str, suffix: str) -> list[Path]:

@@ -21,8 +21,9 @@ class Protocol(Frozen):
         title: One phrase for tables.
         source: Paper and table.
         base: ``shared`` base weights, or each arm's ``own``.
-        retraining: ``own`` published recipe, ``tuned`` learning rate on validation, the ``workload``'s recipe, or the
-            published recipe of one ``method`` for all.
+        retraining: ``own`` published recipe, ``tuned`` learning rate on validation, the ``workload``'s recipe, the
+            published recipe of one ``method`` for all, or ``none``: what was pruned is what is tested, and methods that
+            train do not apply.
         pruning: The method's ``own`` stage, ``equal-epochs`` (topped up), or ``equal-schedule`` (topped up, and the
             workload's learning rate imposed).
         scratch: Scratch arm follows its ``recipe``, or gets ``equal-epochs`` / ``equal-macs`` in total.
@@ -32,6 +33,8 @@ class Protocol(Frozen):
             CIFAR-10 accuracy.
         recipe_of: Method whose published recipe every arm retrains by, where retraining is ``method``.
         course: Lengths and rates in place of the workload's own; None: the workload's.
+        calibration: Training examples that all methods score with, drawn anew for each seed; 0: each method draws its
+            own.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Protocol(Frozen):
     title: str
     source: str
     base: Literal["shared", "own"]
-    retraining: Literal["own", "tuned", "workload", "method"]
+    retraining: Literal["own", "tuned", "workload", "method", "none"]
     pruning: Literal["own", "equal-epochs", "equal-schedule"]
     scratch: Literal["recipe", "equal-epochs", "equal-macs"]
     compare: Literal["pruning", "scratch"]
@@ -47,6 +50,7 @@ class Protocol(Frozen):
     margin: float = Field(default=0.5, gt=0)
     recipe_of: str = ""
     course: Course | None = None
+    calibration: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _recipe(self) -> Self:

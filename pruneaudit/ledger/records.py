@@ -104,6 +104,8 @@ class RunSpec(Frozen):
         metric: Name of the workload's metric: it is measured after every epoch.
         metric_digest: SHA-256 of its source, where it is the user's own.
         arithmetic: Whether its numbers depend on the processor (``native``) or are every machine's (``portable``).
+        calibration: Training examples that every method scores with, the same ones for all (prune); 0: each draws its
+            own.
     """
 
     workload: str
@@ -137,6 +139,7 @@ class RunSpec(Frozen):
     metric: str = ACCURACY.name
     metric_digest: str | None = None
     arithmetic: Arithmetic = "native"
+    calibration: int = 0
 
     @property
     def run_id(self) -> str:
@@ -165,6 +168,34 @@ class RunSpec(Frozen):
     def folder(self) -> str:
         """Name of the run's folder: slug and id."""
         return f"{self.slug}-{self.run_id}"
+
+
+class Shown(Frozen):
+    """Training examples that the harness handed out to a method to score with.
+
+    Attributes:
+        examples: How many different ones.
+        tokens: Labels that they have: of texts one for each token, of images one each.
+        digest: SHA-256 over what they hold, in whatever order and batches they came; empty where there were none.
+    """
+
+    examples: int = 0
+    tokens: int = 0
+    digest: str = ""
+
+
+class TextMeasure(Frozen):
+    """What a metric of texts is of. Another joining, stride, first token or tail gives other ids.
+
+    Attributes:
+        window: Tokens of an example: so many a network sees before it at most, itself included.
+        tokens: Tokens that are scored.
+        ids: SHA-256 over the scored tokens in order.
+    """
+
+    window: int
+    tokens: int
+    ids: str
 
 
 class Jacobian(Frozen):
@@ -230,6 +261,7 @@ class Conduct(Frozen):
         equivalence: Largest difference of the outputs of masked and shrunk network in float64, relative to their scale.
         foreign_samples: Images that passed the network and were not handed out by the harness.
         held_out_samples: Those of them that are validation or test images.
+        own_samples: Those of them that the harness had not handed out for scores in other batches either.
         reached: Files of the ledger or of datasets, hosts and programs that the method's code opened.
         replay: What came out when the method decided again: ``same``, or in which way it differed.
         parent_digest_after: SHA-256 of the parent's weights file when the stage was over.
@@ -249,6 +281,7 @@ class Conduct(Frozen):
     equivalence: float
     foreign_samples: int = 0
     held_out_samples: int = 0
+    own_samples: int = 0
     reached: tuple[str, ...] = ()
     replay: str
     parent_digest_after: str
@@ -332,6 +365,8 @@ class RunRecord(RunSpec):
         scores: What the workload's metric says; None where that is accuracy.
         beside: Other built-in metrics on the test split after the last epoch, by name; empty where not measured.
         kind: What it was computed with; None in older records.
+        shown: What the method was handed out to score with (prune); None elsewhere and in older records.
+        text: What its metric is of, where inputs are tokens with a label each; None elsewhere and in older records.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -386,6 +421,8 @@ class RunRecord(RunSpec):
     scores: Scores | None = None
     beside: dict[str, float] = Field(default_factory=dict)
     kind: ArithmeticKind | None = None
+    shown: Shown | None = None
+    text: TextMeasure | None = None
 
     @property
     def value(self) -> float:
@@ -435,7 +472,7 @@ class RunRecord(RunSpec):
 #: Fields of a run record that may differ between two runs of the same identity.
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
-MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pruned_value"})
+MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pruned_value", "shown", "text"})
 
 
 class FailureRecord(Frozen):

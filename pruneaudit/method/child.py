@@ -158,6 +158,7 @@ class Work:
         is_accuracy: Whether the metric is accuracy.
         knows_initial: Whether the referee can give the base model's earlier weights.
         clipped: Whether the recipe's steps are all that there are, fewer than the method declares.
+        calibration: Examples that all methods score with; 0: each draws its own.
     """
 
     workload: Workload
@@ -177,6 +178,7 @@ class Work:
     is_accuracy: bool = True
     knows_initial: bool = False
     clipped: bool = False
+    calibration: int = 0
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,9 @@ class _Shown(Pictures):
         self.held_out = 0
         self._line, self._shape, self._shown = line, shape, 0
 
+    def admit(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """The referee knows what it hands out."""
+
     def see(self, images: torch.Tensor) -> None:
         """Count a batch, and show it."""
         if images.is_meta or tuple(images.shape[1:]) != self._shape:
@@ -290,7 +295,7 @@ class _Shown(Pictures):
         shown = images.detach()[: max(0, SHOWN_IMAGES - self._shown)]
         self._shown += len(shown)
         if len(shown):
-            self._line.say("foreign", {"images": shown.float()})
+            self._line.say("foreign", {"images": shown.float() if shown.is_floating_point() else shown})
 
     def compare(self) -> int:
         """The referee does."""
@@ -413,6 +418,7 @@ def prune(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
             initial if work.knows_initial else None,
             _measure(work, line),
             work.held,
+            work.calibration,
         )
         with watch:
             answer = decide(method, task)

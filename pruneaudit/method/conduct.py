@@ -16,7 +16,7 @@ from torch import nn
 
 from pruneaudit.catalog.discovery import MethodSource
 from pruneaudit.errors import MethodError, one_line
-from pruneaudit.ledger.records import Conduct
+from pruneaudit.ledger.records import Conduct, Shown
 from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.method.answers import Answer, decide
 from pruneaudit.method.contract import Method
@@ -58,6 +58,7 @@ class Job:
         initial: Gives the base model's state after some epochs of its training; None where it is not known.
         measure: The workload's metric.
         held: Weights of the base that are not zero, by layer, where the others are to stay zero.
+        calibration: Examples that all methods score with; 0: each draws its own.
     """
 
     inherit: Callable[[], nn.Module]
@@ -72,6 +73,12 @@ class Job:
     initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None
     measure: Measure = BY_ACCURACY
     held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    calibration: int = 0
+
+    def declared(self, method: Method) -> int:
+        """Images that a method declares to score with gradients: all that are handed out, where all get the same."""
+        samples = method.budget(self.workload).samples
+        return max(samples, self.calibration) if samples else 0
 
     @classmethod
     def of(
@@ -99,6 +106,7 @@ class Job:
             initial,
             measure or BY_ACCURACY,
             held or {},
+            spec.calibration,
         )
 
 
@@ -114,6 +122,7 @@ class Pruned:
         epoch_starts: Step at which each epoch of them begins.
         resumed: Epochs that an earlier, killed attempt had done.
         conduct: How the method behaved.
+        shown: What it was handed out to score with.
     """
 
     model: nn.Module
@@ -123,6 +132,7 @@ class Pruned:
     epoch_starts: list[int]
     resumed: int
     conduct: Conduct
+    shown: Shown
 
 
 def observe(
@@ -162,19 +172,29 @@ def observe(
         conduct = Conduct(
             channels={layer.name: task.units(layer) for layer in layers if layer.name in task.target.stay},
             target=task.target,
-            declared_samples=method.budget(job.workload).samples,
+            declared_samples=job.declared(method),
             declares_rewriting=method.rewrites,
             rewritten=tuple(sorted(watch.rewritten)),
             touched=tuple(sorted(watch.touched)),
             equivalence=equivalence(model, answer, job.dataset),
             foreign_samples=watch.pictures.foreign,
             held_out_samples=watch.pictures.compare(),
+            own_samples=watch.pictures.own,
             reached=tuple(sorted(watch.reached)),
             replay=_replay(source, job, model, answer),
             parent_digest_after=parent_digest(),
             added=meter.consumption.added,
         )
-    return Pruned(model, answer, meter.consumption, task.history, task.epoch_starts, task.resumed_from, conduct)
+    return Pruned(
+        model,
+        answer,
+        meter.consumption,
+        task.history,
+        task.epoch_starts,
+        task.resumed_from,
+        conduct,
+        watch.pictures.shown,
+    )
 
 
 def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Consumption]:
@@ -342,6 +362,7 @@ def task_of(
         job.initial,
         job.measure,
         job.held,
+        job.calibration,
     )
 
 

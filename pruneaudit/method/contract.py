@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.errors import MethodError
 from pruneaudit.ledger.records import Granularity, Scope
 from pruneaudit.method.task import Kept, PruningTask, RetrainingTask
@@ -197,6 +198,17 @@ class WeightScore(Method):
             scores = {layer.name: self.score(layer, task) for layer in task.layers}
         task.scored()
         return task.keep(scores, self.scope)
+
+
+def refusal(method: Method, workload: Workload, protocol: Protocol) -> str | None:
+    """Why a method does not apply to a workload under a protocol, or None."""
+    reason = method.skip(workload)
+    if reason or protocol.retraining != "none":
+        return reason
+    if isinstance(method, ScratchArm):
+        return f"it trains from random weights, and {protocol.name} trains nothing"
+    trains = method.budget(workload).steps or method.in_retraining
+    return f"it trains, and {protocol.name} compares what is only scored" if trains else None
 
 
 class TrainedMethod(Method):

@@ -236,6 +236,7 @@ def observe(
         equivalence=apart,
         foreign_samples=max(pictures.foreign, int(facts["foreign"])),
         held_out_samples=pictures.compare(),
+        own_samples=pictures.own,
         reached=tuple(sorted(map(str, facts["reached"]))),
         replay=bench.replay(answer, model, heard),
         parent_digest_after=parent_digest(),
@@ -244,7 +245,7 @@ def observe(
         untrained=bench.probe() if bench.is_probed else None,
     )
     starts = [int(step) for step in facts["epoch_starts"]]
-    return Pruned(model, answer, consumption, heard.history, starts, heard.resumed, said)
+    return Pruned(model, answer, consumption, heard.history, starts, heard.resumed, said, pictures.shown)
 
 
 class _Bench:
@@ -259,7 +260,7 @@ class _Bench:
     ) -> None:
         self.source, self.job, self.off_limits, self.runtime = source, job, off_limits, runtime
         self.method: Method = source.create()
-        self.declared = self.method.budget(job.workload).samples
+        self.declared = job.declared(self.method)
 
     def work(self, model: nn.Module) -> child.Work:
         """The job as a process is told it, on a network with these weights."""
@@ -280,6 +281,7 @@ class _Bench:
             {name: mask.cpu() for name, mask in job.held.items()},
             is_accuracy=job.measure.is_accuracy,
             knows_initial=job.initial is not None,
+            calibration=job.calibration,
         )
 
     def referee(

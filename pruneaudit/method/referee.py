@@ -21,6 +21,7 @@ from pruneaudit.method.channel import Message
 from pruneaudit.method.conduct import Job, refuse_another_network
 from pruneaudit.method.limits import Limits
 from pruneaudit.method.process import Process
+from pruneaudit.method.task import CALIBRATION
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.loop import History, Progress
 from pruneaudit.training.watch import Pictures
@@ -166,7 +167,8 @@ class Referee:
     def _batch(self, said: Message) -> Any:
         """The next batch of a pass, on the CPU; None: the pass is over."""
         stream, epoch, size, number = (said.facts[name] for name in ("stream", "epoch", "size", "number"))
-        scores = stream == f"scoring/{self._source.name}"
+        # Where all methods score with the same examples, nobody gets others.
+        scores = stream == (CALIBRATION if self._job.calibration else f"scoring/{self._source.name}")
         if not scores and stream != self._stream and not stream.startswith(f"{self._stream}/"):
             raise ValueError(f"there is no stream '{stream}' for it")
         dtype = torch.float64 if said.facts["double"] else torch.float32
@@ -180,6 +182,8 @@ class Referee:
             return None
         images, labels = found
         if scores:
+            if self._pictures is not None:
+                self._pictures.admit(images, labels)
             self._heard.scored += len(labels)
             most = MOST_PASSES * len(self._job.dataset.train) + self._declared
             if self._heard.scored > most:

@@ -29,6 +29,9 @@ from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
+#: Stream of the training examples that a protocol gives all methods to score with.
+CALIBRATION = "calibration"
+
 #: For each layer by name: indices of the filters that stay or, where single weights are removed, which weights stay
 #: (bool, in the shape of the layer's weights).
 Kept = Mapping[str, Sequence[int] | torch.Tensor]
@@ -76,6 +79,7 @@ class PruningTask:
         initial: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
         measure: Measure | None = None,
         held: Mapping[str, torch.Tensor] | None = None,
+        calibration: int = 0,
     ) -> None:
         self.model = model
         self.layers = tuple(layers)
@@ -101,6 +105,8 @@ class PruningTask:
         self._measure = measure
         # Weights of the base that are zero and stay so: no score of theirs counts.
         self._held = held or {}
+        # Examples that all methods score with; 0: each draws its own.
+        self._calibration = calibration
         self._steps_done = 0
         self.epoch_starts: list[int] = []
         self._decided: dict[str, list[int]] = {}
@@ -382,18 +388,31 @@ class PruningTask:
         return generator(self._seed, "method", self._method, *names)
 
     def batches(self, count: int, batch: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The first ``count`` augmented training batches of the method's own stream: ``[B, C, H, W]``, ``[B]``."""
+        """The first ``count`` augmented training batches of the method's own stream: ``[B, C, H, W]``, ``[B]``.
+
+        Where a protocol gives all methods the same examples to score with, these are handed out, all of them: in
+        ``count`` batches, or in batches of the size that is asked for.
+        """
         # What passes the network at once in training, too.
-        size = batch or self.recipe.micro_batch
+        size, most = batch or self.recipe.micro_batch, count
+        stream = f"scoring/{self._method}"
+        if self._calibration:
+            size, stream = batch or math.ceil(self._calibration / count), CALIBRATION
+            most = math.ceil(min(self._calibration, len(self._dataset.train)) / size)
+        left = self._calibration or count * size
         dtype = next(self.model.parameters()).dtype
         made = 0
-        for epoch in range(math.ceil(count * size / len(self._dataset.train))):
-            for images, labels in self._dataset.batches(self._seed, f"scoring/{self._method}", epoch, size, dtype):
-                if made == count:
+        for epoch in range(math.ceil(most * size / len(self._dataset.train))):
+            for images, labels in self._dataset.batches(self._seed, stream, epoch, size, dtype):
+                if made == most:
                     return
+                if len(images) > left:
+                    images, labels = images[:left], labels[:left]
                 self._meter.admit(images)
+                if self._watch is not None:
+                    self._watch.pictures.admit(images, labels)
                 yield images, labels
-                made += 1
+                made, left = made + 1, left - len(images)
 
     def train(self, steps: int | None = None, hooks: Hooks | None = None) -> None:
         """Train ``model`` for ``steps`` (default: the whole declared budget) with the method's hooks.

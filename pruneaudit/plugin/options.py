@@ -72,7 +72,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-protocols",
         default=DEFAULTS["audit_protocols"],
         metavar="all|A,B",
-        help="Comparison setups to run, such as s3.2,sx-b. Default: all.",
+        help="Comparison setups to run, such as s3.2,sx-b. Default: all but pt, which does not retrain.",
     )
     group.addoption(
         "--audit-ratios",

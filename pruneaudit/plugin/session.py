@@ -199,7 +199,7 @@ class AuditSession:
         self._stored: dict[str, Standing] = {}
         self._verdicts: dict[tuple[str, str, type], dict[Arm | Comparison, Verdict]] = {}
         self._obstacles: dict[str, str | None] = {}
-        self._refusals: dict[tuple[str, str], str | None] = {}
+        self._refusals: dict[tuple[str, str, str | None], str | None] = {}
 
     def _select(self, option: Any) -> Selection:
         """What options and study select."""
@@ -569,7 +569,7 @@ class AuditSession:
         """Comparisons of a workload that are judged, by protocol."""
         tables: dict[str, list[Comparison]] = {}
         for subject in self.judged:
-            declined = any(self._declined(name, workload) for name in subject.methods)
+            declined = any(self._declined(name, workload, subject.protocol) for name in subject.methods)
             if isinstance(subject, Comparison) and subject.workload == workload and not declined:
                 tables.setdefault(subject.protocol, []).append(subject)
         return tables
@@ -656,7 +656,7 @@ class AuditSession:
                 other
                 for other in self.judged
                 if (other.workload, other.protocol, type(other)) == key
-                and not any(self._declined(name, other.workload) for name in other.methods)
+                and not any(self._declined(name, other.workload, other.protocol) for name in other.methods)
             ]
             docket = self._docket(subject.workload)
             standing = self.standing(subject) if isinstance(subject, Comparison) else None
@@ -729,11 +729,11 @@ class AuditSession:
         failures = (self.ledger.failure(run, self.id) for run in runs)
         return next((failure.traceback for failure in failures if failure is not None), "")
 
-    def require(self, workload: str, *methods: str) -> None:
-        """Skip the running test where the workload cannot run here, or a method says that it does not apply."""
+    def require(self, workload: str, *methods: str, protocol: str | None = None) -> None:
+        """Skip the running test where the workload cannot run here, or a method does not apply, under a protocol."""
         obstacle = self.obstacle(workload)
         for name in methods if obstacle is None else ():
-            reason = self._declined(name, workload)
+            reason = self._declined(name, workload, protocol)
             obstacle = obstacle or (f"{name} does not apply to {workload}: {reason}" if reason else None)
         if obstacle is not None:
             self.skip(obstacle)
@@ -754,12 +754,12 @@ class AuditSession:
         """Say of an item of the suite how it ended: what else pytest reports of it is not believed."""
         return telling(item)
 
-    def _declined(self, name: str, workload: str) -> str | None:
-        """Why a method does not apply, by its own word; a broken method is told where it is used.
+    def _declined(self, name: str, workload: str, protocol: str | None = None) -> str | None:
+        """Why a method does not apply, by its own word or under a protocol; a broken method is told where it is used.
 
         One that applies to no workload at all is not excused: its items fail.
         """
-        key = (name, workload)
+        key = (name, workload, protocol)
         if key not in self._refusals:
             # Small networks first: a method may build one to look at it.
             others = sorted(self.catalog.workloads.values(), key=lambda other: other.gpu)
@@ -767,11 +767,23 @@ class AuditSession:
                 # A scratch arm of a found architecture applies where the method does that finds it.
                 source = self.catalog.method(self.catalog.method(name).found_by or name)
                 method = source.create()
-                reason = method.skip(self.catalog.workload(workload))
-                self._refusals[key] = reason if any(not method.skip(other) for other in others) else None
+                job = self.catalog.workload(workload)
+                reason = method.skip(job)
+                if reason:
+                    reason = reason if any(not method.skip(other) for other in others) else None
+                elif protocol is not None:
+                    reason = self._refused(self.catalog.method(name), job, protocol)
+                self._refusals[key] = reason
             except Exception:
                 self._refusals[key] = None
         return self._refusals[key]
+
+    def _refused(self, source: MethodSource, workload: Workload, protocol: str) -> str | None:
+        """Why a protocol has no place for a method, or None."""
+        # Collecting loads no torch.
+        from pruneaudit.method.contract import refusal
+
+        return refusal(source.create(), workload, self.catalog.protocol(protocol))
 
     def header(self) -> str:
         """One line that says what this session compares, and how."""

@@ -51,7 +51,8 @@ def input_activations(
         def note(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             mean = inputs[0].mean(dim=0).abs()
             if not isinstance(layer.module, nn.Conv2d):
-                found[layer.name] = mean.unsqueeze(0)
+                # Tokens are to a linear layer what pixels are to a convolution.
+                found[layer.name] = (mean if mean.dim() == 1 else mean.flatten(0, -2).mean(dim=0)).unsqueeze(0)
                 return
             groups = layer.module.groups
             # A filter of a grouped convolution sees the inputs of its group only.

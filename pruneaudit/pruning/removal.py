@@ -119,6 +119,18 @@ def without(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> nn.Module:
     return network
 
 
+def narrowed(network: nn.Module, widths: Mapping[str, int], units: Iterable[Unit]) -> nn.Module:
+    """The network itself, with so many channels of each unit; which ones does not matter, since its weights are to go.
+
+    Args:
+        network: The dense network; changed in place.
+        widths: Channels that stay, by name of the unit.
+        units: Its units of these names.
+    """
+    found = {unit.name: unit for unit in units}
+    return without(network, {name: found[name].first(width) for name, width in widths.items()}, found.values())
+
+
 def _losing(model: nn.Module, kept: Kept) -> list[str]:
     """Names of units that lose some channels, but for branches that go as a whole."""
     return [

@@ -18,7 +18,7 @@ from pruneaudit.pruning.equivalence import verified
 from pruneaudit.pruning.graph import LAYERS, is_depthwise
 from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_names, prunable_units, weight_names
 from pruneaudit.pruning.ratios import removed_filters
-from pruneaudit.pruning.removal import block_of, units_named, without
+from pruneaudit.pruning.removal import block_of, narrowed, units_named
 from pruneaudit.pruning.slicing import channels_of
 from pruneaudit.pruning.units import Unit, Wiring, joined
 from pruneaudit.workloads.data import facts
@@ -349,10 +349,7 @@ def _dense(model: Network, data: DataConfig) -> nn.Module:
 
 def _network(model: Network, data: DataConfig, widths: Mapping[str, int]) -> nn.Module:
     dense = _dense(model, data)
-    if not widths:
-        return dense
-    found = {unit.name: unit for unit in _named(model, data, tuple(widths))}
-    return without(dense, {name: found[name].first(width) for name, width in widths.items()}, found.values())
+    return narrowed(dense, widths, _named(model, data, tuple(widths))) if widths else dense
 
 
 @lru_cache(maxsize=64)

@@ -123,8 +123,24 @@ class Meter:
             layer.register_forward_pre_hook(self._counter(number), with_kwargs=True)
             for number, layer in enumerate(layers)
         ]
-        self._handles = [*hooks, register_optimizer_step_pre_hook(step)]
+        self._handles = [*hooks, *self._reading(), register_optimizer_step_pre_hook(step)]
         return self
+
+    def _reading(self) -> list[Any]:
+        """A hook where tokens enter: the first layer that is counted sees only what they became."""
+        of_tokens = self._example is not None and not self._example.is_floating_point()
+        table = next((module for module in self._model.modules() if isinstance(module, nn.Embedding)), None)
+        if self._witness is None or table is None or not of_tokens:
+            return []
+        witness = self._witness
+
+        def read(_layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tokens = inputs[0] if inputs else named.get("input")
+            if not self._paused and tokens is not None and not self._is_admitted(_plain(tokens)):
+                with torch._C._DisableFuncTorch():
+                    witness(_plain(tokens).detach())
+
+        return [table.register_forward_pre_hook(read, with_kwargs=True)]
 
     def _begin(self) -> None:
         """Go on from what has been consumed."""

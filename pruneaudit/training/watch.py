@@ -17,15 +17,20 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
+from pruneaudit.ledger.records import Shown
 from pruneaudit.workloads.data import Dataset, Split, is_reading
 
 #: Correlation from which two images are the same picture: brightness and contrast do not count.
 SAME_PICTURE = 0.995
 #: Foreign pictures, a sample, that are compared with every held-out one at every shift; all others only as they are.
 COMPARED_PICTURES = 8
+#: Tokens of an n-gram by which texts are told apart (Brown et al. 2020, appendix C), and the share of a window's
+#: n-grams that held-out texts have, and the training texts have not, from which it is theirs: wherever it begins.
+NGRAM, SAME_TEXT = 13, 0.5
 
 
 class Reach:
@@ -163,19 +168,33 @@ def changes(
 
 
 class Pictures:
-    """Tells whether images that passed a network are held-out ones.
+    """Tells whether images (texts) that passed a network are held-out ones, and which were handed out for scores.
 
     Attributes:
         foreign: Images that the harness did not hand out.
         held_out: Those of them that are validation or test images.
+        own: Those of them that the harness did not hand out for scores either: in other batches, say.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.foreign = 0
         self.held_out = 0
+        self.own = 0
         self._dataset = dataset
+        self._admitted: dict[bytes, int] = {}
         self._keys: frozenset[bytes] | None = None
         self._sample: dict[bytes, torch.Tensor] = {}
+
+    def admit(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Note a batch that the harness hands out for scores: ``[N, C, H, W]``, and ``[N]`` (of tokens ``[N, T]``)."""
+        each = labels[0].numel() if len(labels) else 1
+        self._admitted.update((key, each) for key in _keys(images))
+
+    @property
+    def shown(self) -> Shown:
+        """What was handed out for scores."""
+        digest = hashlib.sha256(b"".join(sorted(self._admitted))).hexdigest() if self._admitted else ""
+        return Shown(examples=len(self._admitted), tokens=sum(self._admitted.values()), digest=digest)
 
     def see(self, images: torch.Tensor) -> None:
         """Count a batch that the harness did not hand out, ``[N, C, H, W]``; other shapes are no inputs."""
@@ -189,6 +208,7 @@ class Pictures:
             self._keys = frozenset(held_out)
         self.foreign += len(images)
         for image, key in zip(images.detach(), _keys(images), strict=True):
+            self.own += key not in self._admitted
             if key in self._keys:
                 self.held_out += 1
             else:
@@ -208,6 +228,8 @@ class Pictures:
     def compare(self) -> int:
         """Held-out images among all, those in disguise (shifted, mirrored, scaled) included as far as sampled."""
         data = self._dataset
+        if not data.example().is_floating_point():
+            return self.held_out + self._moved_texts()
         if len(data.shape) != 3:
             # A vector has neither place nor brightness.
             return self.held_out
@@ -227,6 +249,24 @@ class Pictures:
         )
         return self.held_out + found
 
+    def _moved_texts(self) -> int:
+        """Sampled windows of tokens whose n-grams are those of held-out texts, wherever these begin."""
+        if not self._sample:
+            return 0
+        data = self._dataset
+        windows = torch.stack(list(self._sample.values()))
+        length = min(NGRAM, (windows.shape[1] + 1) // 2)
+        sample = _ngrams(windows, length)
+        # Windows of a text follow each other.
+        held_out, known = (
+            np.concatenate(
+                [_ngrams(torch.cat([tokens.flatten() for tokens, _ in data.inputs(part)]), length) for part in parts]
+            )
+            for parts in ((data.validation, data.test), (data.train,))
+        )
+        only_theirs = np.isin(sample, held_out) & ~np.isin(sample, known)
+        return int((only_theirs.mean(axis=1) >= SAME_TEXT).sum())
+
     def _closest(self, sample: Sequence[torch.Tensor], part: Split, margin: int) -> list[float]:
         """For each image of a sample: the largest correlation of its views with the middle of any image of a split."""
         best = [-1.0] * len(sample)
@@ -244,9 +284,19 @@ def _copy(model: nn.Module) -> Mapping[str, torch.Tensor]:
 
 
 def _keys(images: torch.Tensor) -> list[bytes]:
-    """A key for each image: a digest of its pixels to a 64th of a standard deviation."""
-    rounded = (images.detach().double() * 64).round().to(torch.int16).cpu().contiguous().numpy()
-    return [hashlib.sha256(image.tobytes()).digest() for image in rounded]
+    """A key for each image: a digest of its pixels to a 64th of a standard deviation; of tokens as they are."""
+    exact = images.detach()
+    whole = (exact.double() * 64).round().to(torch.int16) if exact.is_floating_point() else exact.to(torch.int64)
+    return [hashlib.sha256(image.tobytes()).digest() for image in whole.cpu().contiguous().numpy()]
+
+
+def _ngrams(tokens: torch.Tensor, length: int) -> np.ndarray:
+    """A number for each n-gram of tokens ``[..., T]``: ``[..., T - n + 1]``, the same for the same tokens."""
+    known = tokens.cpu().long().numpy().astype(np.uint64) + np.uint64(1)
+    # A polynomial modulo 2^64: different n-grams all but never meet.
+    powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(length, dtype=np.uint64)
+    found: np.ndarray = (np.lib.stride_tricks.sliding_window_view(known, length, axis=-1) * powers).sum(axis=-1)
+    return found
 
 
 def _views(image: torch.Tensor, margin: int, flip: bool) -> torch.Tensor:

@@ -11,14 +11,14 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from builders import RECIPE, SEEDS, changed, kind, right_answers, run_record, series
+from builders import NOTHING, RECIPE, SEEDS, changed, kind, right_answers, run_record, series
 
 from pruneaudit.arithmetic import ArithmeticKind
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Cell
-from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.records import CellRecord, Shown, TextMeasure
 from pruneaudit.workloads.recipes import Recipe
 
 #: A plan of a comparison, which may take more seeds than there are.
@@ -92,6 +92,8 @@ def retrained(arm: Evidence, curve: list[float] | None = None) -> Evidence:
     return _linked(replace(arm, result=result, trials=(result,)))
 
 
+#: Curves of a run.
+CURVES = ("test_accuracy", "validation_accuracy_curve", "train_loss")
 #: Validation accuracy that stops rising before the first decay, and before the end; the middle of each stage climbs.
 PLATEAU = [50.0, 55, 58, 60, 61, 62, 63, 64, 65.1, 65.3, 65.0, 65.2, 68, 69, 70, 70.2, 70.3, 70.4, 71.2, 71.0, 71.1]
 UNCONVERGED = [*PLATEAU[:8], 61.0, 62.2, 63.1, 64.2, *PLATEAU[12:]]
@@ -120,6 +122,23 @@ def hyper(arm: Evidence, **fields: Any) -> Evidence:
 def preprocessed(arm: Evidence, **fields: Any) -> Evidence:
     """The arm on images prepared in another way."""
     return with_result(arm, data=arm.result.data.model_copy(update=fields))
+
+
+def measured_in_windows(arm: Evidence, **fields: Any) -> Evidence:
+    """The arm on a text, scored in windows."""
+    return with_result(arm, text=TextMeasure(**{"window": 8, "tokens": 40, "ids": "1d" * 32, **fields}))
+
+
+def calibrated(arm: Evidence, **fields: Any) -> Evidence:
+    """The arm of a method that scored with 64 examples."""
+    return with_run(arm, "prune", shown=Shown(**{"examples": 64, "tokens": 64, "digest": "ca" * 32, **fields}))
+
+
+def untrained(arm: Evidence) -> Evidence:
+    """The arm without training behind its base, on whatever seed: always the same network."""
+    nothing = {"optimiser_steps": 0, "samples": 0, "recipe": NOTHING, "learning_rates": [], "hyper_parameters": {}}
+    arm = with_result(with_run(arm, "topup", **nothing), **nothing, epochs=0.0)
+    return with_result(arm, **{name: [] for name in CURVES})
 
 
 def kept(arm: Evidence, conv1: int) -> Evidence:
@@ -205,6 +224,9 @@ def fair(rule_id: str) -> Case:
     """A case that passes a rule, and that its rogues are made of; the change concerns the first arm."""
     if rule_id in ("F312", "F313", "F314"):
         return series(protocol="s3.1", trials=3)
+    if rule_id in ("F109", "F431"):
+        case, change = series(), {"F109": measured_in_windows, "F431": calibrated}[rule_id]
+        return everywhere(everywhere(case, 0, change), 1, change)
     if rule_id in ("F605", "F606"):
         case = series()
         return everywhere(everywhere(case, 0, retrained), 1, retrained)
@@ -271,6 +293,23 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "more": lambda arm: with_result(arm, params=52),
         "fewer": lambda arm: with_result(arm, params=48),
     },
+    "F109": {
+        "longer-window": lambda arm: measured_in_windows(arm, window=16),
+        "half-the-stride": lambda arm: measured_in_windows(arm, tokens=80, ids="2d" * 32),
+        "without-the-tail": lambda arm: measured_in_windows(arm, tokens=39),
+        "other-tokens": lambda arm: measured_in_windows(arm, ids="2d" * 32),
+        "another-metric": lambda arm: with_result(arm, metric="loss"),
+        "images": lambda arm: with_result(arm, text=None),
+    },
+    "F108": {
+        "spares-a-layer": lambda arm: with_conduct(
+            arm,
+            channels={"conv1": 6},
+            target=arm.prune.conduct.target.model_copy(update={"stay": {"conv1": 3}}),
+        ),
+        "wider-layer": lambda arm: with_conduct(arm, channels={"conv1": 6, "conv2": 17}),
+        "another-layer": lambda arm: with_conduct(arm, channels={"conv1": 6, "conv3": 16}),
+    },
     "F201": {
         "topped-up-from-another-base": lambda arm: with_run(arm, "topup", parent_digest=ELSEWHERE),
         "pruned-from-another-base": own_prune_stage,
@@ -331,6 +370,14 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
     "F421": {
         "another-rate": lambda arm: with_run(arm, "topup", learning_rates=[(0.02, 4), (0.001, 2)]),
         "more-steps": lambda arm: with_run(arm, "prune", learning_rates=[(0.001, 1)]),
+    },
+    "F431": {
+        "more-examples": lambda arm: calibrated(arm, examples=1024, digest="cb" * 32),
+        "other-examples": lambda arm: calibrated(arm, digest="cb" * 32),
+        "examples-of-its-own": lambda arm: with_conduct(arm, own_samples=8, foreign_samples=8),
+        "only-examples-of-its-own": lambda arm: with_conduct(
+            calibrated(arm, examples=0, tokens=0, digest=""), own_samples=1024, foreign_samples=1024
+        ),
     },
     "F501": {
         "trains-in-a-loop-of-its-own": lambda arm: with_run(arm, "prune", optimiser_steps=4, samples=200),
@@ -484,6 +531,9 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "looked-at-and-then-planned": lambda case: replace(case, plan=PLAN, looks=(6, 7)),
         "more-than-planned": lambda case: replace(case, plan=PLAN.model_copy(update={"seeds": 6})),
     },
+    "F612": {
+        "one-measurement-seven-times": lambda case: everywhere(everywhere(case, 0, untrained), 1, untrained),
+    },
     "F701": {
         "loses-under-the-rivals-recipe": lambda case: ahead(case, "xv-tpp", -0.3),
         "loses-under-its-own-recipe": lambda case: ahead(case, "xv-l1", -0.3),
@@ -540,11 +590,13 @@ RELATED = {
     "F506/as-large-as-the-dense-one": {"F103"},
     # Masks say that single weights were removed; the rival is a smaller network.
     "F512": {"F105"},
-    # A control that spares wide layers misses the target in all of them.
-    "F510": {"F503"},
+    # A control that spares wide layers misses the target in all of them, and has wider layers than the rival.
+    "F510": {"F503", "F108"},
     # Nothing is there: neither seeds nor cells.
-    "F603/none": {"F608", "F611"},
-    "F608/nothing-measured": {"F603", "F607", "F611"},
+    "F603/none": {"F608", "F611", "F612"},
+    "F608/nothing-measured": {"F603", "F607", "F611", "F612"},
+    # Networks that were not trained have neither a last rate, nor curves.
+    "F612": {"F604", "F703"},
 }
 
 

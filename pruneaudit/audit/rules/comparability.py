@@ -76,6 +76,41 @@ def same_preprocessing(arm: Evidence) -> str:
     return f"{data.name}, size {data.size or 'as stored'}, mean {mean}, deviation {deviation}{tested}"
 
 
+@same_rule(
+    "F109",
+    "Same text measure",
+    "Ma et al. 2023 (LLM-Pruner) and Sun et al. 2024 (Wanda): dense LLaMA-7B has 12.6 or 5.68 by the window alone",
+)
+def same_text_measure(arm: Evidence) -> str:
+    """Tokens that were scored, by digest and number, the window that each was predicted from, and the metric.
+
+    Another joining of texts, stride, first token or tail scores other tokens. Of images: how many, and the metric.
+
+    Example: 173,888 tokens in windows of 64 in both arms pass; the same tokens in windows of 128 do not.
+    """
+    run, text = arm.result, arm.result.text
+    if text is None:
+        return f"{run.test_images} examples, {run.metric}"
+    return f"{text.tokens} tokens {_short(text.ids)} in windows of {text.window}, {run.metric}"
+
+
+@same_rule(
+    "F108",
+    "Same layers may be pruned",
+    "LLM-Pruner, issue 34 (2023): 25 % of the layers from 4 to 30 leaves 80.5 % of all parameters",
+)
+def same_layers(arm: Evidence) -> str | None:
+    """Layers that the method was asked to prune, and how wide each is: all others are protected.
+
+    Example: queries, keys and gates of all blocks in both arms pass; an arm that spares the last block does not.
+    """
+    if arm.prune is None or arm.prune.conduct is None:
+        return None
+    channels = arm.prune.conduct.channels
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(channels.items()))
+    return f"{len(channels)} layers, {sum(channels.values())} channels {_short(sha256(listed.encode()).hexdigest())}"
+
+
 @rule("F103", "Matched MACs (within 2 %), parameters reported", f"{_TABLE_2}, S1; Blalock et al. 2020, sec. 6")
 def matched_macs(left: Evidence, right: Evidence) -> Outcome:
     """MACs of the two pruned networks, counted by one counter on the networks that were tested.
@@ -280,6 +315,41 @@ def same_pruning_rates(arm: Evidence) -> str:
     Example: 0.001 at all 110,000 steps in both arms passes; a top-up at 0.01 does not.
     """
     return _rates(arm.pruning_stage)
+
+
+@measured
+def _calibration(arm: Evidence) -> tuple[str | None, int, str]:
+    """What a method scored with: digest of what was handed out, number of what it found for itself, both in words.
+
+    The digest is empty where it was nothing, and None where nobody noted it.
+    """
+    run = arm.prune
+    if run is None or run.shown is None or run.conduct is None:
+        return None, 0, "unknown"
+    shown, own = run.shown, run.conduct.own_samples
+    kind = ", with gradients" if run.samples else ""
+    text = f"{shown.examples} examples, {shown.tokens} labels {_short(shown.digest)}{kind}" if shown.digest else "none"
+    return shown.digest, own, f"{text}, and {own} of its own" if own else text
+
+
+@rule(
+    "F431",
+    "Same calibration data",
+    "FLAP (An et al. 2024), code: 1,024 samples of the test domain for itself, 128 of another for its baseline",
+)
+def same_calibration(left: Evidence, right: Evidence) -> Outcome:
+    """Training examples that the harness handed out for scores, and those that a method found for itself.
+
+    A method that scores without data has none that the other lacks. Whether gradients were taken of the examples stands
+    beside them: F501 counts those.
+
+    Example: the same 128 examples in both arms pass, and so do 128 beside none; 128 others, or 1,024, do not.
+    """
+    (ours, our_own, our_text), (theirs, their_own, their_text) = _calibration(left), _calibration(right)
+    if ours is None or theirs is None:
+        return Outcome("not measured", our_text, their_text, "older runs do not say what a method scored with")
+    same = ours == theirs or not ours or not theirs
+    return Outcome("pass" if same and not our_own and not their_own else "fail", our_text, their_text)
 
 
 @measured

@@ -249,3 +249,29 @@ def seeds_as_planned(case: Case) -> Outcome:
         return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
     value = f"{n} seeds, a fixed number"
     return Outcome("fail" if others else "pass", value, value, note)
+
+
+@measured
+def _network(arm: Evidence) -> str:
+    """What tells the network of one seed from that of another; training with a seed's batches makes another one."""
+    trained = any(run.optimiser_steps for run in (*arm.pruning_stage, arm.result))
+    return arm.result.run_id if trained else arm.result.weights_digest
+
+
+@series_rule("F612", "Seeds are repetitions", "Hurlbert 1984 (pseudoreplication): copies of one result are no sample")
+def seeds_are_repetitions(case: Case) -> Outcome:
+    """Different networks that the seeds gave of each arm.
+
+    Without training a seed draws a base model, and what to score with. Where the base is one file, and neither method
+    looks at data, all seeds are one and the same measurement.
+
+    Example: calibration draws that change one of the arms pass; two arms by magnitude from one checkpoint, the same
+    three times, do not.
+    """
+    if not case.pairs:
+        return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
+    sides = case.measured(_network)
+    values = [f"{len(set(side))} networks of {len(side)} seeds" for side in sides]
+    alone = len(case.pairs) > 1 and all(len(set(side)) == 1 for side in sides)
+    note = "seeds change neither arm: it is one measurement, whatever their number" if alone else ""
+    return Outcome("fail" if alone else "pass", values[0], values[-1], note)

@@ -1,0 +1,40 @@
+"""docs/transformers.md: its commands select what they are to select, and its tables name what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pruneaudit.audit.catalogue import required, rules
+from pruneaudit.catalog.discovery import Catalog
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "transformers.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+SUITE = [command for command in COMMANDS if command.startswith("pytest suite")]
+
+
+@pytest.mark.parametrize("command", SUITE, ids=[shlex.split(command)[3] for command in SUITE])
+def test_a_command_collects_cells_and_rules_of_what_it_names(checkout, command):
+    words = shlex.split(command)
+    expression, protocol = words[3], words[words.index("--audit-protocols") + 1] if "pt" in words else "s3.2"
+    outcome = checkout.pytest(*words[1:-2], "--collect-only", "-q")
+    assert outcome.code == 0, outcome.text
+    workload = expression.partition(" ")[0]
+    cells = [line for line in outcome.lines if line.startswith("suite/test_cells.py")]
+    methods = words[words.index("--audit-methods") + 1].split(",")
+    for method in methods:
+        assert any(f"[{workload}-{method}-{protocol}-r" in line for line in cells), method
+    ratios = 1 if "r0.5" in expression else 2
+    assert len(cells) == 3 * ratios * len(methods)
+    checks = {
+        line.rpartition("-")[2].rstrip("]") for line in outcome.lines if line.startswith("suite/test_fairness.py")
+    }
+    assert checks and checks <= set(required(Catalog().protocol(protocol)))
+
+
+def test_the_rules_and_methods_of_the_page_are_there():
+    wanted = set(re.findall(r"^\| (F\d{3}) \|", PAGE, re.M))
+    assert len(wanted) == 5 and wanted <= set(required(Catalog().protocol("pt"))) <= set(rules())
+    named = re.findall(r"^\| `([a-z0-9-]+)`", PAGE, re.M)
+    assert {"wanda-sp", "flap", "llm-pruner", "head-gates"} <= set(named) <= set(Catalog().methods)

@@ -61,6 +61,7 @@ class Origin:
         code: SHA-256 of the code that gives them; empty where it is no user's.
         is_decoded: Whether libraries decode them, whose versions then matter.
         folders: Where they lie.
+        mode: What images are decoded to, ``RGB`` or ``L``.
     """
 
     where: str
@@ -71,6 +72,7 @@ class Origin:
     code: Callable[[], str] = field(default=str)
     is_decoded: bool = False
     folders: tuple[Path, ...] = ()
+    mode: str = "RGB"
 
     @property
     def splits(self) -> dict[str, Examples]:
@@ -83,7 +85,8 @@ class Origin:
         found = hashlib.sha256()
         for name, split in self.splits.items():
             found.update(name.encode())
-            found.update(np.ascontiguousarray(split.digests()).data)
+            for block in split.digests():
+                found.update(np.ascontiguousarray(block).data)
             found.update(np.ascontiguousarray(split.labels, dtype=np.int64).data)
         return found.hexdigest()
 
@@ -158,7 +161,7 @@ def _folder(config: DataConfig, root: Path | None) -> Origin:
         splits |= {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
     elif any((place / name).is_dir() for name in (*_VALIDATION, "test")):
         raise DataMissingError(f"{config.name}: {place} has no folder 'train' beside its other splits")
-    files = read_folders(splits)
+    files = read_folders(splits, config.classes)
     found: dict[str, Examples] = {**files}
     classes = checked_labels(found, config.name)
     return Origin(
@@ -169,6 +172,7 @@ def _folder(config: DataConfig, root: Path | None) -> Origin:
         classes,
         is_decoded=True,
         folders=tuple(splits.values()),
+        mode=files["train"].mode,
     )
 
 

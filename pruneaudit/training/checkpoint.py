@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Checkpoint:
     def __init__(self, path: Path, device: str) -> None:
         self.path = path
         self.device = device
+        # No two processes write one file, on whatever host: a lease may be lost to another while its holder is stopped.
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
 
     def save(self, snapshot: Snapshot) -> None:
         """Replace the snapshot.
@@ -43,13 +46,12 @@ class Checkpoint:
         Raises:
             StorageError: There is no room for it, or the ledger may not be written.
         """
-        part = self.path.with_suffix(".part")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.tensors.items()}
         facts = json.dumps({**snapshot.facts, "device": self.device})
         content = save(tensors, metadata={"facts": facts, "digest": _digest(tensors, facts)})
         try:
-            part.write_bytes(content)
-            os.replace(part, self.path)
+            self._part.write_bytes(content)
+            os.replace(self._part, self.path)
         except OSError as error:
             raise storage_error(error, self.path.parent.parent.parent) from None
 

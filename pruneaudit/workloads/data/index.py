@@ -72,9 +72,10 @@ class Index:
             self._file = os.open(self.path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
+        file = getattr(self, "_file", None)
+        if file is not None:
             with contextlib.suppress(OSError):
-                os.close(self._file)
+                os.close(file)
 
     def __len__(self) -> int:
         return self.count
@@ -87,6 +88,7 @@ class Index:
         """
         if self._records is not None:
             return self._records[start:stop]
+        assert self._file is not None
         size = self.kind.itemsize
         content = os.pread(self._file, (stop - start) * size, _HEADER + start * size)
         if len(content) != (stop - start) * size:

@@ -105,13 +105,13 @@ def test_cutting_before_an_array_becomes_an_image_of_pil_changes_no_pixel(seed, 
 
 
 def test_pixels_of_tensors_are_those_of_torchvisions_tensors():
-    image = smooth(4, (61, 43))
+    image = picture(4, (301, 203))
     tensor = v2.functional.pil_to_tensor(image)
-    stated = Pipeline(("Resize(20)", "CenterCrop(16)"), "data.test", "tensor")
-    expected = v2.functional.center_crop(v2.functional.resize(tensor, [20]), [16]).permute(1, 2, 0)
+    stated = Pipeline(("Resize(90)", "CenterCrop(80)"), "data.test", "tensor")
+    expected = v2.functional.center_crop(v2.functional.resize(tensor, [90]), [80]).permute(1, 2, 0)
     for given_as in (image, torch.from_numpy(np.array(image))):
         assert torch.equal(stated(given_as), expected)
-    by_default = Pipeline(("Resize(20)", "CenterCrop(16)"), "data.test")(image)
+    by_default = Pipeline(("Resize(90)", "CenterCrop(80)"), "data.test")(image)
     difference = (by_default.int() - expected.int()).abs()
     assert difference.max() <= 2 and difference.any(), "another resizer"
 

@@ -16,7 +16,13 @@ import torch
 
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
 from pruneaudit.sources import Source
-from pruneaudit.workloads.data.builtin import DATA_VARIABLE, LOADERS, download_lock
+from pruneaudit.workloads.data.builtin import (
+    DATA_VARIABLE,
+    LOADERS,
+    download_lock,
+    imagenet_folders,
+    see_that_it_is_all_of_imagenet,
+)
 from pruneaudit.workloads.data.examples import Arrays, Examples, Items, arrays, checked_labels
 from pruneaudit.workloads.data.folders import read_folders
 from pruneaudit.workloads.data.streamed import reading
@@ -138,15 +144,33 @@ def find(config: DataConfig, root: Path | None, download: bool = False) -> Origi
 def _builtin(config: DataConfig, root: Path | None, download: bool) -> Origin:
     """A dataset known by name, for transforms that act on single images."""
     if config.name == "imagenet":
-        raise ConfigError(
-            "data.train and data.test of imagenet: state name = 'imagefolder:imagenet', which is streamed"
-        )
+        return _imagenet(config, root)
     raw = LOADERS[config.name](config, root, download)
     train = Arrays(torch.from_numpy(raw.images), raw.labels)
     test = None
     if raw.test_images is not None and raw.test_labels is not None:
         test = Arrays(torch.from_numpy(raw.test_images), raw.test_labels)
     return Origin(config.name, train, None, test, int(raw.labels.max()) + 1)
+
+
+def _imagenet(config: DataConfig, root: Path | None) -> Origin:
+    """ImageNet-1K as its files are, for transforms as papers have them: crops of random sizes."""
+    folders = imagenet_folders(root)
+    files = read_folders(folders)
+    see_that_it_is_all_of_imagenet(
+        folders["train"].parent, len(files["train"].starts) - 1, len(files["train"]), len(files["test"])
+    )
+    found: dict[str, Examples] = {**files}
+    return Origin(
+        config.name,
+        found["train"],
+        None,
+        found["test"],
+        checked_labels(found, config.name),
+        is_decoded=True,
+        folders=tuple(folders.values()),
+        mode=files["train"].mode,
+    )
 
 
 def _folder(config: DataConfig, root: Path | None) -> Origin:

@@ -337,9 +337,13 @@ def identity(config: DataConfig, root: Path | None = None) -> str | None:
 def stored_at(root: Path | None, config: DataConfig | None = None) -> list[Path]:
     """Folders of datasets: scikit-learn's own, torchvision's below a data root, a workload's own, decoded ones."""
     own: list[Path] = []
-    if config is not None and is_brought(config.name):
+    if config is not None and (is_brought(config.name) or _is_streamed_imagenet(config)):
         own = [*find(config, root or _root or data_root(None)).folders, cache_folder()]
     return [bundled(), *torchvision_folders(root), *own]
+
+
+def _is_streamed_imagenet(config: DataConfig) -> bool:
+    return config.name == "imagenet" and bool(config.train or config.test)
 
 
 def imitation(config: DataConfig, images: int, held_out: int) -> Dataset:

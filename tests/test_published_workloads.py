@@ -407,10 +407,8 @@ def test_imagenet_as_papers_train_on_it_is_streamed(tmp_path, tiny, monkeypatch)
     assert whole.shape == (5, 3, 224, 224) and torch.equal(later, whole[2:])
     assert dataset.pipeline.startswith("pil ") and tmp_path / "cache" in stored_at(tmp_path, config)
     monkeypatch.setitem(builtin.STORED, "imagenet", (3, 224, 2, 8, 3))
-    find.cache_clear()
-    assert "which is not the whole ImageNet" in refusal(
-        DataMissingError, config.model_copy(update={"flip": False}), tmp_path
-    )
+    load.cache_clear(), find.cache_clear()
+    assert "which is not the whole ImageNet" in refusal(DataMissingError, config, tmp_path)
 
 
 def test_grey_pictures_get_three_channels(tmp_path, tiny):

@@ -119,7 +119,7 @@ def hold(count: int, place: Path) -> None:
         draft.add(records)
     starts = np.linspace(0, count, classes + 1).astype(np.int64)
     whole = Files(place, draft.finish(), starts, "RGB")
-    digests = np.concatenate([block["sha"][:, :8] for block in whole.index.blocks()])
+    digests = np.concatenate([block["sha"][:, :8].copy() for block in whole.index.blocks()])
     stays, held_out = stratified(whole.labels, count // 25, "validation", single(digests))
     del digests
     train, validation = whole.take(stays), whole.take(held_out)

@@ -227,12 +227,13 @@ def _known(folder: Path, classes: list[str], starts: np.ndarray) -> Index:
             if draft is not None:
                 draft.add(records)
             row += len(records)
-    if draft is None and before is not None:
-        return before
-    assert draft is not None
     if row != count:
-        draft.discard()
+        if draft is not None:
+            draft.discard()
         raise ConfigError(f"{folder} changed while it was read; start again")
+    if draft is None:
+        assert before is not None
+        return before
     return draft.finish()
 
 

@@ -250,7 +250,8 @@ def split(origin: Origin, sizes: Facts, apart: bool = True) -> dict[str, Example
 
 def _short_digests(examples: Examples) -> np.ndarray:
     """The first eight bytes of the digest of each example, ``[N, 8]`` uint8: enough to tell a million apart."""
-    return np.concatenate([block[:, :8] for block in examples.digests()])
+    # Copied: a view would keep all that was read with it.
+    return np.concatenate([block[:, :8].copy() for block in examples.digests()])
 
 
 def _part(examples: Examples, static: Pipeline, shape: tuple[int, ...], is_image: bool, in_memory: bool) -> Split:

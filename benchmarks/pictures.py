@@ -69,10 +69,13 @@ def speeds(root: Path) -> dict[str, float]:
     from torchvision import transforms as v1
     from torchvision.datasets import ImageFolder
 
+    from pruneaudit.training import memory
     from pruneaudit.workloads.data import load, loading
     from pruneaudit.workloads.schema import DataConfig
 
     torch.set_num_threads(1)
+    # As every run of the harness does, and now the script that is compared with it, too.
+    memory.keep()
     loading.usual_workers = lambda: 0
     steps = [v1.RandomResizedCrop(224), v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)]
     folder = ImageFolder(str(root / "train"), v1.Compose(steps))

@@ -122,7 +122,8 @@ class Dataset:
         mean, scale = mean * 255, 1 / (std * 255)
         # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
         mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
-        pixels = (images.to(dtype).flatten(1) - mean).mul_(scale)
+        # Within one tensor: a second one of this size costs as much as all else.
+        pixels = images.to(dtype).flatten(1).sub_(mean).mul_(scale)
         return pixels.view(images.shape).permute(0, 3, 1, 2)
 
     def inputs(

@@ -52,6 +52,9 @@ class Pipeline:
                 is_tensor = True
             is_tensor = is_tensor or name in ("ToImage", "PILToTensor")
             self._steps.append(step)
+        self._names = [
+            next((spec for spec in self.specs if spec.startswith(type(one).__name__)), "") for one in self._steps
+        ]
 
     def __call__(self, example: Any) -> torch.Tensor:
         """Transform one example.
@@ -65,18 +68,20 @@ class Pipeline:
         Raises:
             ConfigError: A transform cannot be applied to it.
         """
+        if not self._steps:
+            return stored(example)
         image = example
-        for number, (spec, step) in enumerate(zip(self._named(), self._steps, strict=True)):
-            try:
-                # Some only warn that they leave an image as it is.
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("error", message=".*passing through.*")
+        # Some only warn that they leave an image as it is.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*passing through.*")
+            for number, (spec, step) in enumerate(zip(self._names, self._steps, strict=True)):
+                try:
                     if not number:
                         step, image = self._first(step, image)
                     image = step(image)
-            except Exception as error:
-                raise ConfigError(f"{self.key}: {spec} cannot be applied here: {one_line(error)}") from None
-        return stored(image, channels_first=bool(self._steps))
+                except Exception as error:
+                    raise ConfigError(f"{self.key}: {spec} cannot be applied here: {one_line(error)}") from None
+        return stored(image, channels_first=True)
 
     def _first(self, step: Any, image: Any) -> tuple[Callable[[Any], Any], Any]:
         """The first step, and the example as it takes it.
@@ -96,9 +101,6 @@ class Pipeline:
         top, left, height, width = (cut[name] for name in ("top", "left", "height", "width"))
         part = image[top : top + height, left : left + width]
         return partial(v2.functional.resize, size=step.size, interpolation=step.interpolation), _as_pil(part)
-
-    def _named(self) -> list[str]:
-        return [next((spec for spec in self.specs if spec.startswith(type(one).__name__)), "") for one in self._steps]
 
     def __str__(self) -> str:
         return ("" if self.pixels == "pil" or not self.specs else f"{self.pixels}: ") + "+".join(self.specs)

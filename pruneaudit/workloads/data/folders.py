@@ -130,7 +130,8 @@ class Files:
     @property
     def shapes(self) -> set[tuple[int, ...]]:
         """Shapes of the images, ``(H, W, C)``."""
-        channels, found = 1 if self.mode == "L" else 3, set()
+        channels = 1 if self.mode == "L" else 3
+        found: set[tuple[int, ...]] = set()
         for block in self.index.blocks(self.rows):
             found.update((height, width, channels) for height, width in np.unique(block[["height", "width"]]).tolist())
         return found

@@ -85,6 +85,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/decide.py
+	$(BIN)/python benchmarks/pictures.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -19,6 +19,7 @@ from pruneaudit.arithmetic import is_pinned, kind, lacks_portable
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, MethodError, one_line
 from pruneaudit.ledger.chain import keys_folder, own_key
+from pruneaudit.ledger.locks import LEASE, LOCKS_VARIABLE, is_shared
 from pruneaudit.ledger.records import RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin.device import visible_gpus
@@ -210,6 +211,12 @@ def _some(about: str, problems: list[str], advice: str = "") -> Iterator[Symptom
 
 def _lock(path: Path) -> Symptom:
     """Whether the file system keeps locks: on some shared ones two processes get the same one."""
+    try:
+        is_leased = Ledger(path, writable=False).locks == "lease"
+    except ConfigError:
+        is_leased = False
+    if is_leased:
+        return Symptom("locks", "ok", f"leases: a run whose process is silent for {LEASE:g} s is anybody's")
     place = path / "locks" / "doctor.lock"
     try:
         with FileLock(place, timeout=1):
@@ -218,6 +225,11 @@ def _lock(path: Path) -> Symptom:
             try:
                 other.acquire()
             except TimeoutError:
+                if is_shared(path):
+                    found = "the file system keeps locks between processes of this host; other hosts may share it"
+                    return Symptom(
+                        "locks", "note", found, f"for several hosts make a ledger with {LOCKS_VARIABLE}=lease"
+                    )
                 return Symptom("locks", "ok", "the file system keeps locks")
             other.release()
     except OSError as error:

@@ -1,6 +1,7 @@
 """Base models as people have them: what is read, what is told, and what is refused in one line."""
 
 import argparse
+import hashlib
 import io
 
 import numpy as np
@@ -117,6 +118,20 @@ def test_other_types_are_cast_and_told(kind, state, net, tmp_path):
     fresh.load_state_dict(weights.tensors)
     expected = state["conv1.weight"].to(kind).float()
     torch.testing.assert_close(fresh.conv1.weight.data, expected, rtol=0, atol=0)
+
+
+def test_torchvisions_second_weights_are_told_from_those_that_papers_prune(state, net, tmp_path, monkeypatch):
+    from pruneaudit.workloads import checkpoints
+
+    known = checkpoints._released()
+    assert known["0676ba61"] == "torchvision's ResNet50_Weights.IMAGENET1K_V1"
+    assert known["11ad3fa6"].endswith("ResNet50_Weights.IMAGENET1K_V2, and not the IMAGENET1K_V1 that papers prune")
+    assert known["b627a593"] == "torchvision's ResNet34_Weights.IMAGENET1K_V1"
+    content = save(state)
+    assert checkpoints.released_as(content) == []
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    monkeypatch.setattr(checkpoints, "_released", lambda: {digest: known["11ad3fa6"]})
+    assert known["11ad3fa6"] in fitted(content, tmp_path / "base.safetensors", Reading(), net, "net").notes
 
 
 def test_zeros_are_told(state, net, tmp_path):

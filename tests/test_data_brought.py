@@ -472,7 +472,7 @@ def test_transforms_of_a_dataset_known_by_name(tmp_path):
     assert isinstance(loaded.train, Streamed) and loaded.obstacle == "data is streamed"
     assert torch.equal(loaded.train.first(5).images, known.train.images[:5])
     assert loaded.config.augmentation == "RandomCrop(8, padding=1)"
-    assert "imagefolder:imagenet" in refusal(DataConfig(name="imagenet", train=("CenterCrop(8)",)))
+    assert "ImageNet" in refusal(DataConfig(name="imagenet", train=("CenterCrop(8)",)), DataMissingError)
     assert shapes._example(config.model_copy(update={"test": ("CenterCrop((4, 6))",)})).shape == (1, 1, 4, 6)
 
 

@@ -17,7 +17,8 @@ from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.pruning.removal import masked, shrink
 from pruneaudit.streams import generator
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.data import DATA_VARIABLE, builtin, facts, load, stored_at
+from pruneaudit.workloads.data import DATA_VARIABLE, Streamed, builtin, facts, load, stored_at
+from pruneaudit.workloads.data.brought import find
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.schema import DataConfig
@@ -51,6 +52,8 @@ GREG = {
     "greg-resnet34-imagenet": ((0.241, 1.317),),
     "greg-resnet50-imagenet": ((0.329, 1.489), (0.567, 2.308), (0.61, 2.564), (0.674, 3.063)),
     "greg-resnet56-cifar10": ((0.609, 2.555),),
+    "resnet34-imagenet": ((0.241, 1.317),),
+    "resnet50-imagenet": ((0.329, 1.489), (0.567, 2.308), (0.61, 2.564), (0.674, 3.063)),
 }
 LABELLED = [*LIU, *GREG]
 SFP = {20: (0.1, 0.2, 0.3), 32: (0.1, 0.2, 0.3), 56: (0.1, 0.2, 0.3, 0.4), 110: (0.1, 0.2, 0.3)}
@@ -384,6 +387,28 @@ def test_imagenet_is_read_from_folders(tmp_path, tiny):
     assert dataset.test.labels.tolist() == [0, 0, 1]
     images, _ = next(dataset.batches(0, "retrain", 0, 4))
     assert images.shape == (4, 3, 28, 28)
+
+
+def test_imagenet_as_papers_train_on_it_is_streamed(tmp_path, tiny, monkeypatch):
+    """Crops of random sizes of its files, all of its test images, and no more of it than a batch in memory."""
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "cache"))
+    unpack(tmp_path)
+    config = CATALOG.workload("resnet50-imagenet").data.model_copy(update={"validation": 2})
+    known = facts(config)
+    dataset = load(config, tmp_path)
+    assert (known.train, known.validation, known.test, known.shape) == (5, 2, 3, (3, 224, 224))
+    assert isinstance(dataset.train, Streamed) and (len(dataset.train), len(dataset.test)) == (5, 3)
+    image = picture(7)
+    image = image.resize((384, 256) if image.width > image.height else (256, 384), Image.Resampling.BILINEAR)
+    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    assert np.array_equal(dataset.test.images[0].numpy(), np.asarray(image.crop((left, top, left + 224, top + 224))))
+    whole = torch.cat([images for images, _ in dataset.batches(0, "retrain", 0, 2)])
+    later = torch.cat([images for images, _ in dataset.batches(0, "retrain", 0, 2, start=1)])
+    assert whole.shape == (5, 3, 224, 224) and torch.equal(later, whole[2:])
+    assert dataset.pipeline.startswith("pil ") and tmp_path / "cache" in stored_at(tmp_path, config)
+    monkeypatch.setitem(builtin.STORED, "imagenet", (3, 224, 2, 8, 3))
+    load.cache_clear(), find.cache_clear()
+    assert "which is not the whole ImageNet" in refusal(DataMissingError, config, tmp_path)
 
 
 def test_grey_pictures_get_three_channels(tmp_path, tiny):

@@ -201,7 +201,7 @@ def test_a_session_lists_every_selected_cell(ledger):
     for key in (("tpp", 2), ("unpruned", 0), ("random", 0)):
         assert cells[key]["accuracy"] is None and cells[key]["runs"] == []
     # Of the required rules what was selected, and what every verdict requires; the others say what is not controlled.
-    assert [one["rule"] for one in results.findings if one["required"]] == ["F321", "F611"]
+    assert [one["rule"] for one in results.findings if one["required"]] == ["F107", "F321", "F611"]
     assert [one["verdict"] for one in results.verdicts] == ["not comparable"]
     assert list(results.protocols) == ["s3.2"]
 
@@ -520,9 +520,9 @@ def test_the_matrix_has_columns_for_what_does_not_hold_only(ledger):
     matrix = audit_matrix(gather_ledger(CATALOG, ledger), *WHERE)
     assert matrix[0] == ["protocol", "comparison", "required", "F321", "not controlled"]
     assert {line[1]: line[2:4] for line in matrix[1]} == {
-        "l1 vs random": ["all 12 ok", "ok"],
-        "l1 vs tpp": ["11 of 12 ok", "FAIL"],
-        "random vs tpp": ["11 of 12 ok", "FAIL"],
+        "l1 vs random": ["all 13 ok", "ok"],
+        "l1 vs tpp": ["12 of 13 ok", "FAIL"],
+        "random vs tpp": ["12 of 13 ok", "FAIL"],
     }
     assert legend(matrix) == "FAIL: required and broken; ok: holds"
     everything_fine = (["method", "rules"], [["l1", "all 3 ok"]])
@@ -981,7 +981,7 @@ def test_the_summary_says_what_is_missing_and_why(ledger):
     assert "  skipped (1): no data" in lines
     assert "  missing (1): not measured" in lines
     assert "  failed (1): run lenet5-digits-prune-random failed: RuntimeError: a | b" in lines
-    assert "findings: 3 required checks, 1 fail, 2 pass" in lines
+    assert "findings: 4 required checks, 1 fail, 3 pass" in lines
     (line,) = [line for line in lines if line.startswith("  F321 fail: ")]
     assert line.startswith("  F321 fail: lenet5-digits s3.2 ratio 0.5 seed 0: l1: 0.01×4")
     assert "lenet5-digits: test accuracy in percent at the last epoch, mean ± sample std" in lines

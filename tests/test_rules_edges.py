@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from builders import RECIPE, evidence, kind, measured_by, series
 from rogues.records import (
+    PIPELINE,
     at,
     calibrated,
     computed,
@@ -67,6 +68,28 @@ def test_two_hundred_rates_are_shown_and_of_more_both_ends(rates, whole):
     shown = outcome("F321", arm, arm).left
     assert (shown.count("×") == rates) == whole
     assert ("…" in shown and f"({rates} rates, " in shown) != whole
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "word"),
+    [
+        (None, None, "pass"),
+        (PIPELINE, PIPELINE, "pass"),
+        (PIPELINE, None, "pass"),
+        (PIPELINE, f"tensor {PIPELINE[4:]}", "fail"),
+        (PIPELINE, f"{PIPELINE[:4]}00{PIPELINE[6:]}", "fail"),
+    ],
+)
+def test_pixels_are_told_apart_by_name_and_by_value(ours, theirs, word):
+    left, right = (with_result(evidence(name), pipeline=told) for name, told in (("l1", ours), ("tpp", theirs)))
+    found = outcome("F107", left, right)
+    assert found.verdict == outcome("F107", right, left).verdict == word
+    assert found.left == ("none told" if ours is None else "pil 5b5b5b5b5b5b")
+
+
+def test_one_arm_may_not_change_its_pipeline_between_its_stages():
+    arm = with_run(with_result(evidence("l1"), pipeline=PIPELINE), "base", pipeline=f"tensor {PIPELINE[4:]}")
+    assert outcome("F107", arm, evidence("tpp")).verdict == "fail"
 
 
 def test_removed_weights_are_told_from_smaller_networks():

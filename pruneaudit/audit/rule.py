@@ -61,6 +61,7 @@ class Rule:
         measure: What a pair must share, where the rule asks for nothing else.
         whole_table: True where it reads other cells than the comparison's own: judged when a session ends, so that no
             protocol can require it of a single test.
+        always: True where every verdict requires it, whatever the protocol.
     """
 
     id: str
@@ -95,13 +96,15 @@ class Rule:
 registered: dict[str, Rule] = {}
 
 
-def rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evidence, Evidence], Outcome]], Rule]:
+def rule(
+    rule_id: str, claim: str, source: str, always: bool = False
+) -> Callable[[Callable[[Evidence, Evidence], Outcome]], Rule]:
     """Register a check of two arms at one seed.
 
     Raises:
         ValueError: The id is taken.
     """
-    return _register(rule_id, claim, source, "pair")
+    return _register(rule_id, claim, source, "pair", always=always)
 
 
 def same_rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evidence], Value]], Rule]:

@@ -617,6 +617,7 @@ class Stages:
             parent_digest=parent.weights_digest if parent is not None else None,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             split_digest=dataset.split_digest,
+            pipeline=dataset.pipeline,
             classes=dataset.classes,
             provenance=outcome.provenance,
             device=self.runtime.device,

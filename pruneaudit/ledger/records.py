@@ -354,6 +354,8 @@ class RunRecord(RunSpec):
         parent_digest: SHA-256 of the weights it started from.
         weights_digest: SHA-256 of the weights it wrote.
         split_digest: SHA-256 over train, validation and test split.
+        pipeline: What the workload's pipeline makes of sixteen probe images: of images that are decoded or transformed
+            one by one; None elsewhere, and in older records.
         classes: Number of classes.
         provenance: ``trained here``, or where an external base came from.
         device: Kind of device.
@@ -410,6 +412,7 @@ class RunRecord(RunSpec):
     parent_digest: str | None = None
     weights_digest: str
     split_digest: str
+    pipeline: str | None = None
     classes: int
     provenance: str = "trained here"
     device: str
@@ -472,7 +475,7 @@ class RunRecord(RunSpec):
 #: Fields of a run record that may differ between two runs of the same identity.
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
-MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pruned_value", "shown", "text"})
+MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pipeline", "pruned_value", "shown", "text"})
 
 
 class FailureRecord(Frozen):

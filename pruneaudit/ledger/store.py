@@ -8,18 +8,19 @@ Layout::
     planned/WORKLOAD-PROTOCOL.json                   plans of verdicts, written before their first seed trained
     looks/WORKLOAD-PROTOCOL.json                     over how many seeds there were verdicts without a plan
     partial/ID/                                      state of a run under way
-    locks/ID.lock                                    held by the process that trains it
+    locks/ID.lock, ID.lease                          held by the process that trains it (:mod:`.locks`)
     progress/HOST-PID-NUMBER.json                    runs that each process has under way
     progress/SESSION.plan                            what each session has to train
     backends/WORKLOAD.json                           what trains its runs, where nobody said it
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
-    merged/DIGEST.json                               links of records that merges left out
+    merged/DIGEST.json                               links of records that merges, or late commits, left out
     checked/DIGEST.json                              of which records the stored weights were evaluated again
 
 Records hold the digest of everything else in them (:func:`sealed`), and a link to what their writer wrote before
-(:mod:`pruneaudit.ledger.chain`). Several machines may share the folder: locks are the file system's, and no name is
-told by the number of a process alone, which another container has as well. Files of a ledger may come from strangers:
-links of the file system are not followed, and nothing is read that is larger than it may be (:func:`read_file`).
+(:mod:`pruneaudit.ledger.chain`). Several machines may share the folder: locks are of the kind that its file system
+keeps, and no name is told by the number of a process alone, which another container has as well. Files of a ledger may
+come from strangers: links of the file system are not followed, and nothing is read that is larger than it may be
+(:func:`read_file`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
+from filelock import BaseFileLock
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 
@@ -46,6 +47,7 @@ from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError, StorageError
 from pruneaudit.ledger.chain import Account, Link, Writer, account, known_keys
 from pruneaudit.ledger.choices import Choice, choice_name
+from pruneaudit.ledger.locks import KINDS, Kind, Locks, kind_for
 from pruneaudit.ledger.migration import OLDEST, NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
 
@@ -85,7 +87,8 @@ class Ledger:
         self._paths: dict[str, Path] = {}
         #: What is wrong with records that were left out of a list of all.
         self.damaged: dict[Path, str] = {}
-        self._number = secrets.token_hex(4)
+        self._number = secrets.token_hex(8)
+        self._locks = Locks(root / "locks", "system")
         self._writer = Writer()
         self._keys = known_keys()
         # Links of the records that were read.
@@ -102,9 +105,10 @@ class Ledger:
                     f"{root} is no ledger; give the folder of one (--ledger, --audit-ledger), "
                     f"or run '{suite_command()}' first"
                 )
-            version = from_json(read_file(marker)).get("schema_version")
-            check(version)
-            self._older = version < SCHEMA_VERSION
+            facts = from_json(read_file(marker))
+            check(facts.get("schema_version"))
+            self._older = facts["schema_version"] < SCHEMA_VERSION
+            self._locks = Locks(root / "locks", _kind_of(facts))
             if writable and not when_needed:
                 self._make()
         except NewerError as error:
@@ -214,6 +218,9 @@ class Ledger:
     def commit(self, record: RunRecord, weights: bytes, as_written: bytes | None = None) -> RunRecord:
         """Add a finished run; whole or not at all. Who commits it holds its lock.
 
+        A lease may be lost to another host while its holder is stopped: who is first is believed, and who comes later
+        gets what is there.
+
         Args:
             record: The run.
             weights: Content of its weights file.
@@ -224,19 +231,40 @@ class Ledger:
         """
         self._writing()
         target = self.root / "runs" / record.folder
-        aside = self.root / "partial" / f"{record.run_id}-whole"
+        aside = self.root / "partial" / f"{record.run_id}-{secrets.token_hex(8)}-whole"
         with self._storing():
-            shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            (aside / "weights.safetensors").write_bytes(weights)
-            self._write(aside / "record.json", record, as_written, place=target / "record.json")
-            if target.exists():
-                # A folder without a readable record, left by hand: finished runs are never replaced.
-                shutil.rmtree(target)
-            os.replace(aside, target)
+            try:
+                (aside / "weights.safetensors").write_bytes(weights)
+                self._write(aside / "record.json", record, as_written, place=target / "record.json")
+                record = self._place(aside, target, record)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(self.workspace(record, create=False), ignore_errors=True)
         self._records[record.run_id] = record
         return record
+
+    def _place(self, aside: Path, target: Path, record: RunRecord) -> RunRecord:
+        """Put a run into its place, where it stays; give what is there then."""
+        while True:
+            try:
+                os.replace(aside, target)
+                return record
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            path = target / "record.json"
+            ours = self._links.get(path)
+            try:
+                there = self._read_run(path)
+            except DamagedError:
+                # A folder without a readable record, left by hand: finished runs are never replaced.
+                self._links[path] = ours
+                shutil.rmtree(target)
+            else:
+                # Nobody is to take what was left out for something that was removed.
+                self.leave_out([] if ours is None else [ours])
+                return there
 
     def fail(self, failure: FailureRecord, as_written: bytes | None = None) -> None:
         """Add a failed attempt beside earlier ones.
@@ -279,10 +307,15 @@ class Ledger:
                 del found[path]
         return found
 
-    def lock(self, spec: RunSpec) -> FileLock:
-        """Lock of a run: held by the process that trains it, freed by the system if that process dies."""
+    def lock(self, spec: RunSpec) -> BaseFileLock:
+        """Lock of a run: held by the process that trains it, and free when that process dies."""
         self._writing()
-        return FileLock(self.root / "locks" / f"{spec.run_id}.lock")
+        return self._locks.of(spec.run_id)
+
+    @property
+    def locks(self) -> Kind:
+        """Kind of its locks."""
+        return self._locks.kind
 
     def workspace(self, spec: RunSpec, create: bool = True) -> Path:
         """Folder for the state of a run under way."""
@@ -323,10 +356,10 @@ class Ledger:
         except (OSError, ValueError, TypeError):
             raise DamagedError(f"{path}: not readable, or damaged; delete it and run again") from None
 
-    def population_lock(self, population: str, name: str) -> FileLock:
+    def population_lock(self, population: str, name: str) -> BaseFileLock:
         """Lock of a part: held by the process that measures it."""
         self._writing()
-        return FileLock(self.root / "locks" / f"{population}-{name}.lock")
+        return self._locks.of(f"{population}-{name}")
 
     def save_cell(self, record: CellRecord, key: str, as_written: bytes | None = None) -> None:
         """Write what a cell makes of its runs (a view: a later attempt replaces it).
@@ -495,7 +528,7 @@ class Ledger:
         return found
 
     def leave_out(self, links: Sequence[Link]) -> None:
-        """Keep the links of records that a merge left out, so that nobody takes them for removed."""
+        """Keep the links of records that a merge, or a commit, left out, so that nobody takes them for removed."""
         self._writing()
         listed = [link.model_dump() for link in sorted(links, key=lambda link: (link.writer, link.number))]
         path = self.root / "merged" / f"{_digest({'links': listed})[:16]}.json"
@@ -519,7 +552,7 @@ class Ledger:
         """
         self._writing()
         path = self.plan_file(name)
-        with FileLock(self.root / "locks" / f"{name}.plan.lock"):
+        with self._locks.of(f"{name}.plan"):
             if not path.exists():
                 if refuse:
                     raise ConfigError(refuse)
@@ -599,7 +632,7 @@ class Ledger:
         """
         self._writing()
         path = self.root / "backends" / f"{name}.json"
-        with FileLock(self.root / "locks" / f"{name}.backend.lock"):
+        with self._locks.of(f"{name}.backend"):
             if (found := self.choice(name)) is not None:
                 return found
             found = choose()
@@ -635,7 +668,7 @@ class Ledger:
             return
         self._writing()
         path = self.root / "looks" / f"{name}.json"
-        with self._storing(), FileLock(self.root / "locks" / f"{name}.looks.lock"):
+        with self._storing(), self._locks.of(f"{name}.looks"):
             path.parent.mkdir(exist_ok=True)
             there = self.looks(name)
             known = {series: sorted({*there.get(series, ()), *looks.get(series, ())}) for series in {*there, *looks}}
@@ -680,7 +713,7 @@ class Ledger:
         # Any text can be the id of a session, not any can be the name of a file.
         name = hashlib.sha256(session.encode()).hexdigest()[:16]
         path = self.root / "progress" / f"{name}.plan"
-        with FileLock(self.root / "locks" / f"{name}.lock"):
+        with self._locks.of(name):
             if not path.exists():
                 write_json(path, {**facts, "time": time.time()})
                 for old in self.plans()[_PLANS_KEPT:]:
@@ -715,17 +748,23 @@ class Ledger:
         for name in ("runs", "failures", "cells", "partial", "locks", "progress"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         marker = self.root / "ledger.json"
-        if self._older or not marker.exists():
+        if not marker.exists():
+            facts = {"schema_version": SCHEMA_VERSION, **_noted(kind_for(self.root))}
+            # Who makes it first says of what kind its locks are.
+            with contextlib.suppress(FileExistsError):
+                write_json(marker, facts, replace=False)
+        elif self._older:
             # Its records stay as they are. An older pruneaudit would take new ones for damaged: now it refuses.
-            write_json(marker, {"schema_version": SCHEMA_VERSION})
+            write_json(marker, {"schema_version": SCHEMA_VERSION, **_noted(self.locks)})
+        self._locks = Locks(self.root / "locks", _kind_of(from_json(read_file(marker))))
         self._made = True
 
     def _forget(self) -> None:
-        """Remove what killed processes have told of themselves."""
-        for path in (self.root / "progress").glob("*.json"):
+        """Remove what killed processes have told of themselves, and runs that they were about to commit."""
+        for path in [*(self.root / "progress").glob("*.json"), *(self.root / "partial").glob("*-whole")]:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _FORGOTTEN:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
@@ -741,6 +780,23 @@ class Ledger:
         if not self._made:
             with self._storing():
                 self._make()
+
+
+def _kind_of(facts: Mapping[str, Any]) -> Kind:
+    """Kind of the locks of a ledger, by its marker.
+
+    Raises:
+        ValueError: It is no kind.
+    """
+    for kind in KINDS:
+        if facts.get("locks", "system") == kind:
+            return kind
+    raise ValueError("no kind of locks")
+
+
+def _noted(kind: Kind) -> dict[str, str]:
+    """What the marker of a ledger says of its locks."""
+    return {} if kind == "system" else {"locks": kind}
 
 
 def _host_in_names() -> str:
@@ -817,25 +873,50 @@ def read_file(path: Path, most: int = MOST_OF_RECORD) -> bytes:
         return file.read(facts.st_size)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, replace: bool = True) -> None:
     """Write JSON beside and rename over, so that readers see all or nothing.
 
+    Args:
+        path: The file.
+        content: What it is to hold.
+        replace: False: a file that is there stays.
+
     Raises:
+        FileExistsError: It is there, and stays.
         ValueError: The content holds NaN or infinity.
         TypeError: The content holds something that is no JSON builtin.
     """
-    _write_whole(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    _write_whole(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(), replace)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, content: bytes, replace: bool = True) -> None:
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         part.write_bytes(content)
-        os.replace(part, path)
+        if replace or not _linked(part, path):
+            os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def _linked(part: Path, path: Path) -> bool:
+    """Give a file its second name and take away the first; False where the file system knows one name only.
+
+    Raises:
+        FileExistsError: Another file has that name.
+    """
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        return False
+    part.unlink()
+    return True
 
 
 def _read_plan(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:

@@ -212,7 +212,8 @@ class HandedOut(Dataset):
         # Two objects: the trainer tells splits apart by identity.
         validation, test = replace(nothing), replace(nothing)
         train: Any = _Elsewhere(data.count, data.shape, torch.empty(0, dtype=torch.int64, device=device))
-        return cls(data.config, data.classes, train, validation, test, data.split_digest, None, line, data.whole)
+        splits = train, validation, test
+        return cls(data.config, data.classes, *splits, data.split_digest, line=line, whole=data.whole)
 
     def example(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """A zero input of batch 1."""

@@ -343,7 +343,9 @@ def _example(data: DataConfig) -> torch.Tensor:
 
 
 def _dense(model: Network, data: DataConfig) -> nn.Module:
-    sizes = facts(data)
+    # Wherever the network is built: pictures have values.
+    with torch.device("cpu"):
+        sizes = facts(data)
     return build(model, sizes.channels, sizes.classes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Checkpoint:
         self.path = path
         self.device = device
         self.every = every
+        # No two processes write one file, on whatever host: a lease may be lost to another while its holder is stopped.
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
 
     @property
     def is_due(self) -> bool:
@@ -54,13 +57,12 @@ class Checkpoint:
         Raises:
             StorageError: There is no room for it, or the ledger may not be written.
         """
-        part = self.path.with_suffix(".part")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.tensors.items()}
         facts = json.dumps({**snapshot.facts, "device": self.device})
         content = save(tensors, metadata={"facts": facts, "digest": _digest(tensors, facts)})
         try:
-            part.write_bytes(content)
-            os.replace(part, self.path)
+            self._part.write_bytes(content)
+            os.replace(self._part, self.path)
         except OSError as error:
             raise storage_error(error, self.path.parent.parent.parent) from None
         self._due = time.monotonic() + self.every

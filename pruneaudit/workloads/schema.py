@@ -37,6 +37,9 @@ class DataConfig(Frozen):
         train: Transforms of training images by their names in ``torchvision.transforms.v2``, in place of ``pad`` and
             ``flip``: ``"RandomResizedCrop(224)"``.
         test: Transforms of images that are not augmented.
+        pixels: What transforms act on: images as PIL has them (``pil``: one resizer, the same on every machine), or
+            tensors (``tensor``: faster; other pixels wherever something is resized, and the processor's).
+        classes: So many classes, drawn once and for all, of a folder that has more (0: all).
         folder: Where relative paths start; no part of any identity.
     """
 
@@ -49,6 +52,8 @@ class DataConfig(Frozen):
     validation: int = Field(default=0, ge=0)
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    pixels: Literal["pil", "tensor"] = "pil"
+    classes: int = Field(default=0, ge=0)
     folder: Path | None = Field(default=None, exclude=True)
 
     @property

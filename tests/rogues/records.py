@@ -26,6 +26,8 @@ PLAN = Plan(seeds=12, comparisons=1, margin=0.5)
 #: The seed at which an arm goes wrong: neither the first nor the last.
 BAD_SEED = SEEDS[2]
 ELSEWHERE = "00" * 32
+#: What a pipeline makes of the probe images.
+PIPELINE = f"pil {'5b' * 32}"
 
 
 # Changes of an arm
@@ -105,6 +107,14 @@ def width_dependent(arm: Evidence) -> Evidence:
     kept = {"conv1": list(range(20)), "conv2": list(range(320))}
     arm = with_conduct(arm, channels={"conv1": 100, "conv2": 400})
     return with_run(arm, "prune", kept=kept)
+
+
+def piped(arm: Evidence) -> Evidence:
+    """The arm over images that were decoded one by one."""
+    runs = [name for name in ("base", "topup", "prune") if getattr(arm, name) is not None]
+    for name in runs:
+        arm = with_run(arm, name, pipeline=PIPELINE)
+    return with_result(arm, pipeline=PIPELINE)
 
 
 def own_prune_stage(arm: Evidence) -> Evidence:
@@ -234,6 +244,9 @@ def fair(rule_id: str) -> Case:
         return series("scratch", "l1", "sx-a")
     if rule_id == "F510":
         return series("random", "l1")
+    if rule_id == "F107":
+        case = series("l1", "tpp", "s4.2")
+        return everywhere(everywhere(case, 0, piped), 1, piped)
     if rule_id == "F610":
         # Both arms are new methods, so that a control can be missing.
         return series("greg-1", "tpp")
@@ -292,6 +305,11 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
     "F106": {
         "more": lambda arm: with_result(arm, params=52),
         "fewer": lambda arm: with_result(arm, params=48),
+    },
+    "F107": {
+        "retrained-through-another-pipeline": lambda arm: with_result(arm, pipeline=f"tensor {ELSEWHERE}"),
+        "pruned-through-another-pipeline": lambda arm: with_run(arm, "prune", pipeline=f"pil {ELSEWHERE}"),
+        "base-of-another-pipeline": lambda arm: with_run(arm, "base", pipeline=f"tensor {PIPELINE[4:]}"),
     },
     "F109": {
         "longer-window": lambda arm: measured_in_windows(arm, window=16),

@@ -166,6 +166,34 @@ def matched_parameters(left: Evidence, right: Evidence) -> Outcome:
     return Outcome(verdict, f"{ours} {unit}", f"{theirs} {unit}", f"{100 * apart:.2f} % apart")
 
 
+@rule(
+    "F107",
+    "Same pixels from the input pipeline",
+    "RobustBench (Croce et al. 2021), issue 59; MLPerf inference, issue 201 (three resizers, 78.4 to 77.9 %)",
+    always=True,
+)
+def same_pipeline(left: Evidence, right: Evidence) -> Outcome:
+    """Digest of what became of sixteen probe images, through decoder, resizer and all transforms, in every run.
+
+    Not what a pipeline is called, but the pixels that it gives: another version of a library, a resizer that does not
+    smooth, or other vector code of the processor changes them. Images that are in memory as they were stored have none,
+    and older runs do not tell it: neither contradicts.
+
+    Example: PIL's pixels in all runs pass; one arm whose images were resized as tensors does not.
+    """
+    ours, theirs = _pipelines(left), _pipelines(right)
+    told = ours | theirs
+    texts = [" and ".join(sorted(side)) or "none told" for side in (ours, theirs)]
+    return Outcome("pass" if len(told) < 2 else "fail", texts[0], texts[1])
+
+
+@measured
+def _pipelines(arm: Evidence) -> set[str]:
+    """Pipelines of all runs of an arm, such as ``pil 5b3a0f1c2d3e``."""
+    told = (run.pipeline.partition(" ") for run in arm.stages if run.pipeline is not None)
+    return {f"{pixels} {_short(digest)}" for pixels, _, digest in told}
+
+
 def _masked(left: Evidence, right: Evidence) -> bool:
     """Whether both arms removed single weights."""
     return left.result.granularity == right.result.granularity == "weight"

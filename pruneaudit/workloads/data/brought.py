@@ -16,7 +16,13 @@ import torch
 
 from pruneaudit.errors import AuditError, ConfigError, DataMissingError, one_line, unknown
 from pruneaudit.sources import Source
-from pruneaudit.workloads.data.builtin import DATA_VARIABLE, LOADERS, download_lock
+from pruneaudit.workloads.data.builtin import (
+    DATA_VARIABLE,
+    LOADERS,
+    download_lock,
+    imagenet_folders,
+    see_that_it_is_all_of_imagenet,
+)
 from pruneaudit.workloads.data.examples import Arrays, Examples, Items, arrays, checked_labels
 from pruneaudit.workloads.data.folders import read_folders
 from pruneaudit.workloads.data.streamed import reading
@@ -61,6 +67,7 @@ class Origin:
         code: SHA-256 of the code that gives them; empty where it is no user's.
         is_decoded: Whether libraries decode them, whose versions then matter.
         folders: Where they lie.
+        mode: What images are decoded to, ``RGB`` or ``L``.
     """
 
     where: str
@@ -71,6 +78,7 @@ class Origin:
     code: Callable[[], str] = field(default=str)
     is_decoded: bool = False
     folders: tuple[Path, ...] = ()
+    mode: str = "RGB"
 
     @property
     def splits(self) -> dict[str, Examples]:
@@ -83,7 +91,8 @@ class Origin:
         found = hashlib.sha256()
         for name, split in self.splits.items():
             found.update(name.encode())
-            found.update(np.ascontiguousarray(split.digests()).data)
+            for block in split.digests():
+                found.update(np.ascontiguousarray(block).data)
             found.update(np.ascontiguousarray(split.labels, dtype=np.int64).data)
         return found.hexdigest()
 
@@ -135,15 +144,33 @@ def find(config: DataConfig, root: Path | None, download: bool = False) -> Origi
 def _builtin(config: DataConfig, root: Path | None, download: bool) -> Origin:
     """A dataset known by name, for transforms that act on single images."""
     if config.name == "imagenet":
-        raise ConfigError(
-            "data.train and data.test of imagenet: state name = 'imagefolder:imagenet', which is streamed"
-        )
+        return _imagenet(config, root)
     raw = LOADERS[config.name](config, root, download)
     train = Arrays(torch.from_numpy(raw.images), raw.labels)
     test = None
     if raw.test_images is not None and raw.test_labels is not None:
         test = Arrays(torch.from_numpy(raw.test_images), raw.test_labels)
     return Origin(config.name, train, None, test, int(raw.labels.max()) + 1)
+
+
+def _imagenet(config: DataConfig, root: Path | None) -> Origin:
+    """ImageNet-1K as its files are, for transforms as papers have them: crops of random sizes."""
+    folders = imagenet_folders(root)
+    files = read_folders(folders)
+    see_that_it_is_all_of_imagenet(
+        folders["train"].parent, len(files["train"].starts) - 1, len(files["train"]), len(files["test"])
+    )
+    found: dict[str, Examples] = {**files}
+    return Origin(
+        config.name,
+        found["train"],
+        None,
+        found["test"],
+        checked_labels(found, config.name),
+        is_decoded=True,
+        folders=tuple(folders.values()),
+        mode=files["train"].mode,
+    )
 
 
 def _folder(config: DataConfig, root: Path | None) -> Origin:
@@ -158,7 +185,7 @@ def _folder(config: DataConfig, root: Path | None) -> Origin:
         splits |= {name: path for name, path in (("validation", validation), ("test", test)) if path is not None}
     elif any((place / name).is_dir() for name in (*_VALIDATION, "test")):
         raise DataMissingError(f"{config.name}: {place} has no folder 'train' beside its other splits")
-    files = read_folders(splits)
+    files = read_folders(splits, config.classes)
     found: dict[str, Examples] = {**files}
     classes = checked_labels(found, config.name)
     return Origin(
@@ -169,6 +196,7 @@ def _folder(config: DataConfig, root: Path | None) -> Origin:
         classes,
         is_decoded=True,
         folders=tuple(splits.values()),
+        mode=files["train"].mode,
     )
 
 

@@ -115,23 +115,14 @@ def _imagenet(config: DataConfig, root: Path | None, download: bool) -> Raw:
     """ImageNet-1K (ILSVRC 2012), unpacked as torchvision's ImageFolder wants it; nobody may pass it on for download."""
     from torchvision.datasets import ImageFolder
 
-    layout = "imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG"
-    if root is None:
-        raise DataMissingError(
-            f"ImageNet needs a data folder with {layout}: give --audit-data-root DIR, or set {DATA_VARIABLE}"
-        )
+    folders = imagenet_folders(root)
     try:
-        train, test = (ImageFolder(str(root / "imagenet" / split)) for split in ("train", "val"))
+        train, test = (ImageFolder(str(folder)) for folder in folders.values())
     except OSError as error:
-        raise DataMissingError(f"ImageNet is not in {root}: unpack it there as {layout}") from error
-    channels, _, *expected = STORED[config.name]
-    found = [len(train.classes), len(train), len(test)]
-    if found != expected or train.classes != test.classes:
-        counts = "{} classes with {} training and {} test images"
-        raise DataMissingError(
-            f"{root / 'imagenet'} holds {counts.format(*found)}, which is not the whole ImageNet: it has "
-            f"{counts.format(*expected)}"
-        )
+        raise DataMissingError(f"ImageNet is not in {root}: unpack it there as {_LAYOUT}") from error
+    same = train.classes == test.classes
+    see_that_it_is_all_of_imagenet(folders["train"].parent, len(train.classes), len(train), len(test), same)
+    channels = STORED[config.name][0]
     side = config.size or STORED[config.name][1]
     # What is read, and once more the training images: first while a split is taken from them, then with their border.
     needed = channels * ((len(train) + len(test)) * side**2 + len(train) * (side + 2 * config.pad) ** 2)
@@ -139,11 +130,52 @@ def _imagenet(config: DataConfig, root: Path | None, download: bool) -> Raw:
     if needed > memory:
         raise ConfigError(
             f"ImageNet at {side} pixels needs {needed / 2**30:.0f} GiB of memory and this machine has "
-            f"{memory / 2**30:.0f}: give a smaller data.size in the workload, or name = 'imagefolder:imagenet', "
-            "which is streamed"
+            f"{memory / 2**30:.0f}: give a smaller data.size in the workload, or transforms in data.train and "
+            "data.test: it is streamed then"
         )
     labels = (np.asarray(split.targets, dtype=np.int64) for split in (train, test))
     return Raw(_centres(train.samples, side), next(labels), _centres(test.samples, side), next(labels))
+
+
+_LAYOUT = "imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG"
+
+
+def imagenet_folders(root: Path | None) -> dict[str, Path]:
+    """Folders of ImageNet's training and test images.
+
+    Raises:
+        DataMissingError: They are not there; the message says how to unpack it.
+    """
+    if root is None:
+        raise DataMissingError(
+            f"ImageNet needs a data folder with {_LAYOUT}: give --audit-data-root DIR, or set {DATA_VARIABLE}"
+        )
+    folders = {"train": root / "imagenet" / "train", "test": root / "imagenet" / "val"}
+    if not all(folder.is_dir() for folder in folders.values()):
+        raise DataMissingError(f"ImageNet is not in {root}: unpack it there as {_LAYOUT}")
+    return folders
+
+
+def see_that_it_is_all_of_imagenet(folder: Path, classes: int, train: int, test: int, same: bool = True) -> None:
+    """Refuse a part of ImageNet, or a larger one.
+
+    Args:
+        folder: Where it is.
+        classes: How many there are.
+        train: Training images.
+        test: Test images.
+        same: Whether both have the same classes.
+
+    Raises:
+        DataMissingError: It is not ILSVRC 2012.
+    """
+    expected = STORED["imagenet"][2:]
+    if (classes, train, test) != expected or not same:
+        counts = "{} classes with {} training and {} test images"
+        raise DataMissingError(
+            f"{folder} holds {counts.format(classes, train, test)}, which is not the whole ImageNet: it has "
+            f"{counts.format(*expected)}"
+        )
 
 
 # As many files at once as one thread reads: a million single jobs would take more memory than they save time.

@@ -12,6 +12,7 @@ import torch
 
 from pruneaudit.streams import generator
 from pruneaudit.workloads.data.parts import Part, are_images
+from pruneaudit.workloads.data.probes import fingerprint
 from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order
 from pruneaudit.workloads.data.transforms import Pipeline
 from pruneaudit.workloads.schema import DataConfig
@@ -32,6 +33,8 @@ class Dataset:
         test: Split of the reported accuracy.
         split_digest: SHA-256 over the digests of the three splits.
         augment: Transforms of training images, in place of the crops and flips of ``config``; None: those.
+        static: Transforms of all other images, where images are decoded or transformed one by one; None: they are not.
+        mode: PIL's name of what images are decoded to, ``RGB`` or ``L``.
     """
 
     config: DataConfig
@@ -41,6 +44,13 @@ class Dataset:
     test: Split
     split_digest: str
     augment: Pipeline | None = None
+    static: Pipeline | None = None
+    mode: str = "RGB"
+
+    @property
+    def pipeline(self) -> str | None:
+        """What became of the probe images (:mod:`.probes`); None where images are taken as they are stored."""
+        return None if self.static is None else fingerprint(self.static, self.augment, self.mode)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,7 +122,8 @@ class Dataset:
         mean, scale = mean * 255, 1 / (std * 255)
         # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
         mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
-        pixels = (images.to(dtype).flatten(1) - mean).mul_(scale)
+        # Within one tensor: a second one of this size costs as much as all else.
+        pixels = images.to(dtype).flatten(1).sub_(mean).mul_(scale)
         return pixels.view(images.shape).permute(0, 3, 1, 2)
 
     def inputs(

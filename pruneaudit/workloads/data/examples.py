@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,8 +31,8 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> Any:
         """A PIL image, an image ``[H, W, C]`` uint8, or a tensor of any other kind."""
 
-    def digests(self) -> np.ndarray:
-        """SHA-256 of each example as it is now, ``[N, 32]`` uint8; labels do not count."""
+    def digests(self) -> Iterator[np.ndarray]:
+        """SHA-256 of each example as it is now, in blocks ``[n, 32]`` uint8; labels do not count."""
 
     def take(self, index: np.ndarray) -> Examples:
         """Some of them, by their indices."""
@@ -56,10 +56,10 @@ class Arrays:
         """The one shape."""
         return {tuple(self.inputs.shape[1:])}
 
-    def digests(self) -> np.ndarray:
+    def digests(self) -> Iterator[np.ndarray]:
         """Digests of the values of each example."""
         rows = self.inputs.numpy().reshape(len(self), -1)
-        return as_rows([hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in rows])
+        yield as_rows([hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in rows])
 
     def take(self, index: np.ndarray) -> Arrays:
         """Some of them, copied."""
@@ -89,9 +89,10 @@ class Subset:
         """Shapes of all examples, these or not."""
         return self.whole.shapes
 
-    def digests(self) -> np.ndarray:
+    def digests(self) -> Iterator[np.ndarray]:
         """Digests of these examples."""
-        return self.whole.digests()[self.index]
+        for block in self.whole.digests():
+            yield block[self.index]
 
     def take(self, index: np.ndarray) -> Subset:
         """Some of these."""
@@ -156,9 +157,9 @@ class Items:
             return example.convert(self._mode) if self._mode else example
         return stored(example, channels_first=True)
 
-    def digests(self) -> np.ndarray:
-        """Digests as they were when all examples were looked at: doing that again may take hours."""
-        return self._digests
+    def digests(self) -> Iterator[np.ndarray]:
+        """Digests as they were when all examples were looked at, in one block: doing that again may take hours."""
+        yield self._digests
 
     def take(self, index: np.ndarray) -> Subset:
         """Some of them."""

@@ -1,39 +1,43 @@
 """Folders of image files, one folder for each class, as torchvision's ``ImageFolder`` has them.
 
 Every file is read once, for its digest and its size; what was found is kept in the cache folder and holds as long as
-path, size and time of change stay.
+path, size and time of change stay. What a process holds of a folder does not grow with the number of its files
+(:mod:`.index`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
+import json
 import os
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pruneaudit.errors import ConfigError
+from pruneaudit.streams import generator
+from pruneaudit.workloads.data.decoding import decode
+from pruneaudit.workloads.data.index import BLOCK, Draft, Index, kind_of, opened
+from pruneaudit.workloads.data.splits import SPLIT_SEED
 
 CACHE_VARIABLE = "PRUNEAUDIT_CACHE"
 #: Endings of image files, as torchvision has them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # A file that changed so shortly before it was read may have changed since, within the same tick of the clock.
 _SETTLED_NS = 2_000_000_000
-# Files that a thread reads in one job.
-_FILES_OF_A_JOB = 500
+# Files that a thread reads in one job, and jobs that are under way at once.
+_FILES_OF_A_JOB, _JOBS_AHEAD = 500, 32
 # Modes of PIL that are grey; those with more than 8 bits lose what they hold when they are converted.
 _GREY, _DEEP = ("1", "L", "LA"), ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-_FACTS = np.dtype(
-    [("size", "<i8"), ("changed", "<i8"), ("sha", "u1", (32,)), ("width", "<i4"), ("height", "<i4"), ("grey", "?")]
-)
 
 
 def cache_folder() -> Path:
@@ -50,77 +54,87 @@ class Files:
 
     Attributes:
         folder: The split's folder.
-        names: Paths below it, ``[N]`` bytes.
-        labels: Position of each file's class among the sorted classes, ``[N]``.
-        facts: What is known of each file.
+        index: What is known of the files of the folder.
+        starts: Row of the first file of each class, and one behind the last, ``[classes + 1]``.
         mode: ``L`` where all are grey, else ``RGB``.
+        rows: Which of them these are, ascending; None: all.
     """
 
     folder: Path
-    names: np.ndarray
-    labels: np.ndarray
-    facts: np.ndarray
+    index: Index
+    starts: np.ndarray
     mode: str
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.index) if self.rows is None else len(self.rows)
 
-    def path(self, index: int) -> Path:
+    def path(self, number: int) -> Path:
         """The file of an example."""
-        return self.folder / os.fsdecode(self.names[index])
+        row = number if self.rows is None else int(self.rows[number])
+        return self.folder / os.fsdecode(self.index.read(row, row + 1)["name"][0])
 
-    def __getitem__(self, index: int) -> Any:
-        """The decoded image.
+    def __getitem__(self, number: int) -> Any:
+        """The decoded image, see :func:`~.decoding.decode`.
 
         Raises:
             ConfigError: It cannot be decoded.
         """
-        from PIL import Image
-
-        path = self.path(index)
+        path = self.path(number)
         try:
-            with Image.open(path) as image:
-                return image.convert(self.mode)
+            return decode(path.read_bytes(), self.mode)
         except Exception as error:
             raise _unreadable(path, error) from None
 
-    def digests(self) -> np.ndarray:
-        """Digests of the files as they are now: what has another size or time of change is read again."""
-        found: np.ndarray = self.facts["sha"]
-        changed = self._changed()
-        if changed:
-            found = found.copy()
-            for number in changed:
-                try:
-                    content = self.path(number).read_bytes()
-                except OSError as error:
-                    raise _unreadable(self.path(number), error) from None
-                found[number] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
-        return found
+    @property
+    def labels(self) -> np.ndarray:
+        """Position of each file's class among the sorted classes, ``[N]``."""
+        if self.rows is None:
+            return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        return np.searchsorted(self.starts, self.rows, side="right") - 1
 
-    def _changed(self) -> list[int]:
-        """Examples whose files are not what they were."""
+    def digests(self) -> Iterator[np.ndarray]:
+        """Digests of the files as they are now: what has another size or time of change is read again."""
+        for block in self.index.blocks(self.rows):
+            found: np.ndarray = block["sha"]
+            changed = self._changed(block)
+            if changed:
+                found = found.copy()
+                for number in changed:
+                    path = self.folder / os.fsdecode(block["name"][number])
+                    try:
+                        content = path.read_bytes()
+                    except OSError as error:
+                        raise _unreadable(path, error) from None
+                    found[number] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
+            yield found
+
+    def _changed(self, block: np.ndarray) -> list[int]:
+        """Those of some records whose files are not what they were."""
         folder, found = os.fsencode(self.folder), []
-        for number, (name, known) in enumerate(zip(self.names, self.facts[["size", "changed"]], strict=True)):
+        for number, (name, size, changed) in enumerate(block[["name", "size", "changed"]].tolist()):
             try:
                 status = os.stat(os.path.join(folder, name))
             except OSError:
                 found.append(number)
                 continue
-            if (status.st_size, status.st_mtime_ns) != known.item():
+            if (status.st_size, status.st_mtime_ns) != (size, changed):
                 found.append(number)
         return found
 
     def take(self, index: np.ndarray) -> Files:
-        """Some of them."""
-        return replace(self, names=self.names[index], labels=self.labels[index], facts=self.facts[index])
+        """Some of them, by their numbers in ascending order."""
+        rows = index if self.rows is None else self.rows[index]
+        return replace(self, rows=rows.astype(np.int32 if len(self.index) < 2**31 else np.int64))
 
     @property
     def shapes(self) -> set[tuple[int, ...]]:
         """Shapes of the images, ``(H, W, C)``."""
         channels = 1 if self.mode == "L" else 3
-        sizes = np.unique(self.facts[["height", "width"]])
-        return {(int(height), int(width), channels) for height, width in sizes}
+        found: set[tuple[int, ...]] = set()
+        for block in self.index.blocks(self.rows):
+            found.update((height, width, channels) for height, width in np.unique(block[["height", "width"]]).tolist())
+        return found
 
 
 def classes_of(folder: Path) -> list[str]:
@@ -128,14 +142,15 @@ def classes_of(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
 
 
-def read_folders(splits: dict[str, Path]) -> dict[str, Files]:
+def read_folders(splits: dict[str, Path], count: int = 0) -> dict[str, Files]:
     """Image files of some splits, all in one mode.
 
     Args:
         splits: The folder of each split, by its name.
+        count: So many classes are drawn, the same ones every time; 0: all are taken.
 
     Raises:
-        ConfigError: Classes differ, one is empty, or a file is no image; the message names it.
+        ConfigError: Classes differ, one is empty, there are too few, or a file is no image; the message names it.
     """
     folder, *others = splits.values()
     classes = classes_of(folder)
@@ -148,64 +163,140 @@ def read_folders(splits: dict[str, Path]) -> dict[str, Files]:
             raise ConfigError(
                 f"class '{differing[0]}' is in {place} only: {folder.name} and {other.name} must have the same classes"
             )
-    listed = {name: _listed(place, classes) for name, place in splits.items()}
-    known = {name: _facts(splits[name], names) for name, (names, _) in listed.items()}
-    grey = [bool(grey) for facts in known.values() for grey in (facts["grey"].all(), facts["grey"].any())]
-    mode = "L" if all(grey) else "RGB"
-    if any(grey) and mode == "RGB":
+    if count:
+        classes = drawn(classes, count, folder)
+    starts = {name: _starts(place, classes) for name, place in splits.items()}
+    known = {name: _known(place, classes, starts[name]) for name, place in splits.items()}
+    grey = {one for index in known.values() for block in index.blocks() for one in np.unique(block["grey"]).tolist()}
+    mode = "L" if grey == {True} else "RGB"
+    if len(grey) > 1:
         warnings.warn(f"{folder.parent} has images in grey and in colours: all are read as RGB", stacklevel=2)
-    return {name: Files(splits[name], names, labels, known[name], mode) for name, (names, labels) in listed.items()}
+    return {name: Files(place, known[name], starts[name], mode) for name, place in splits.items()}
 
 
-def _listed(folder: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the image files of a split, and their labels."""
-    names: list[bytes] = []
+def drawn(classes: list[str], count: int, folder: Path) -> list[str]:
+    """Some classes, sorted: which ones depends on the names of all, on nothing else.
+
+    Raises:
+        ConfigError: There are too few.
+    """
+    if not 2 <= count <= len(classes):
+        raise ConfigError(
+            f"data.classes {count}: {folder} has {len(classes)}; state 2 to {len(classes)}, or leave it out"
+        )
+    order = torch.randperm(len(classes), generator=generator(SPLIT_SEED, "classes")).tolist()
+    return sorted(classes[number] for number in order[:count])
+
+
+def _names(folder: Path, label: str) -> Iterator[bytes]:
+    """Paths of the image files of a class below the split's folder, in torchvision's order."""
+    for place, _, files in sorted(os.walk(folder / label, followlinks=True)):
+        below = os.path.relpath(place, folder)
+        for file in sorted(files):
+            if file.lower().endswith(EXTENSIONS):
+                yield os.fsencode(f"{below}/{file}")
+
+
+def _starts(folder: Path, classes: list[str]) -> np.ndarray:
+    """Row of the first file of each class, and one behind the last, ``[classes + 1]``."""
     counts = []
-    for name in classes:
-        before = len(names)
-        for place, _, files in sorted(os.walk(folder / name, followlinks=True)):
-            below = os.path.relpath(place, folder)
-            names += [os.fsencode(f"{below}/{file}") for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
-        counts.append(len(names) - before)
-        if len(names) == before:
-            raise ConfigError(f"class '{name}' has no image in {folder / name}: add some ({', '.join(EXTENSIONS)})")
-    return np.array(names), np.repeat(np.arange(len(classes)), counts)
+    for label in classes:
+        counts.append(sum(1 for _ in _names(folder, label)))
+        if not counts[-1]:
+            raise ConfigError(f"class '{label}' has no image in {folder / label}: add some ({', '.join(EXTENSIONS)})")
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _facts(folder: Path, names: np.ndarray) -> np.ndarray:
-    """What is known of files, from the cache where they have not changed since."""
-    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
-    cached = cache_folder() / f"index-{key}.npz"
-    facts, started = np.zeros(len(names), dtype=_FACTS), time.time_ns()
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(cached, allow_pickle=False) as kept:
-        before, checked = kept["facts"], int(kept["checked"])
-        if before.dtype == _FACTS and np.array_equal(kept["names"], names):
-            facts = before.copy()
-            facts["size"][facts["changed"] > checked - _SETTLED_NS] = -1
-
-    def read(start: int) -> int:
-        new = 0
-        for number in range(start, min(start + _FILES_OF_A_JOB, len(names))):
-            path = folder / os.fsdecode(names[number])
-            try:
-                status = path.stat()
-                if (status.st_size, status.st_mtime_ns) != (facts["size"][number], facts["changed"][number]):
-                    facts[number] = _fact(path.read_bytes(), status, path)
-                    new += 1
-            except OSError as error:
-                raise _unreadable(path, error) from None
-        return new
-
+def _known(folder: Path, classes: list[str], starts: np.ndarray) -> Index:
+    """What is known of the files of a split, from the cache where they have not changed since."""
+    place = json.dumps([os.fspath(folder.resolve()), *([] if classes == classes_of(folder) else classes)])
+    path = cache_folder() / f"index-{hashlib.sha256(os.fsencode(place)).hexdigest()[:24]}.bin"
+    before, started, count = opened(path), time.time_ns(), int(starts[-1])
+    longest = max(len(name) for label in classes for name in _names(folder, label))
+    kind = kind_of(longest)
+    if before is not None and (before.kind, len(before)) != (kind, count):
+        before = None
+    draft = None
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        new = sum(pool.map(read, range(0, len(names), _FILES_OF_A_JOB)))
-    if new:
-        # Without a cache everything works, more slowly.
-        with contextlib.suppress(OSError):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            draft = cached.with_name(f"{cached.stem}-{os.getpid()}.tmp.npz")
-            np.savez(draft, names=names, facts=facts, checked=started)
-            draft.replace(cached)
-    return facts
+        row = 0
+        for records, is_new in _in_order(pool, _jobs(folder, classes, kind, before)):
+            if is_new and draft is None:
+                draft = Draft(path, kind, started)
+                if before is not None:
+                    for start in range(0, row, BLOCK):
+                        draft.add(before.read(start, min(start + BLOCK, row)))
+            if draft is not None:
+                draft.add(records)
+            row += len(records)
+    if row != count:
+        if draft is not None:
+            draft.discard()
+        raise ConfigError(f"{folder} changed while it was read; start again")
+    if draft is None:
+        assert before is not None
+        return before
+    return draft.finish()
+
+
+#: What a thread is to look at: the folder, names of files, type of a record, and what was known of them.
+_Job = tuple[Path, list[bytes], "np.dtype[Any]", "np.ndarray | None", int]
+
+
+def _jobs(folder: Path, classes: list[str], kind: np.dtype[Any], before: Index | None) -> Iterator[_Job]:
+    row = 0
+    names: list[bytes] = []
+
+    def job() -> _Job:
+        known = None if before is None else before.read(row, row + len(names))
+        return folder, list(names), kind, known, 0 if before is None else before.checked
+
+    for label in classes:
+        for name in _names(folder, label):
+            names.append(name)
+            if len(names) == _FILES_OF_A_JOB:
+                yield job()
+                row += len(names)
+                names.clear()
+    if names:
+        yield job()
+
+
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[_Job]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Results of jobs in their order; few of them are under way at once."""
+    waiting: deque[Future[tuple[np.ndarray, bool]]] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(_look, *job))
+        if len(waiting) > _JOBS_AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _look(
+    folder: Path, names: list[bytes], kind: np.dtype[Any], known: np.ndarray | None, checked: int
+) -> tuple[np.ndarray, bool]:
+    """Records of some files, and whether one of them is new or has changed."""
+    records, is_new = np.zeros(len(names), dtype=kind), False
+    for number, name in enumerate(names):
+        path = folder / os.fsdecode(name)
+        try:
+            status = path.stat()
+            before = None if known is None else known[number]
+            if (
+                before is not None
+                and before["name"] == name
+                and (status.st_size, status.st_mtime_ns) == (before["size"], before["changed"])
+                and before["changed"] <= checked - _SETTLED_NS
+            ):
+                records[number] = before
+            else:
+                if len(name) > kind["name"].itemsize:
+                    raise ConfigError(f"{folder} changed while it was read; start again")
+                records[number] = (name, *_fact(path.read_bytes(), status, path))
+                is_new = True
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    return records, is_new
 
 
 def _fact(content: bytes, status: os.stat_result, path: Path) -> tuple[Any, ...]:

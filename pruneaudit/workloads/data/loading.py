@@ -16,7 +16,7 @@ import torch
 
 from pruneaudit.errors import ConfigError, unknown
 from pruneaudit.workloads.data import texts
-from pruneaudit.workloads.data.brought import Origin, find, is_brought
+from pruneaudit.workloads.data.brought import FOLDER, Origin, find, is_brought
 from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, data_root, resized, torchvision_folders
 from pruneaudit.workloads.data.dataset import Dataset, Split
 from pruneaudit.workloads.data.examples import Arrays, Examples
@@ -104,13 +104,18 @@ def _check(config: DataConfig) -> None:
         raise ConfigError("data.size: state sizes in data.train and data.test, or leave those out")
     if config.train and (config.pad or config.flip):
         raise ConfigError("data.train: it takes the place of data.pad and data.flip; leave those out")
+    transforms = config.train or config.test or (config.size and is_brought(config.name))
+    if config.pixels != "pil" and not transforms:
+        raise ConfigError("data.pixels says what data.train and data.test act on; state those, or leave it out")
+    if config.classes and not config.name.startswith(f"{FOLDER}:"):
+        raise ConfigError(f"data.classes draws classes of a folder of images, which {config.name} is not; leave it out")
 
 
 def _static(config: DataConfig) -> Pipeline:
     """What happens to each image without augmentation."""
     if is_brought(config.name) and config.size:
-        return Pipeline((f"Resize({config.size})", f"CenterCrop({config.size})"), "data.size")
-    return Pipeline(config.test, "data.test")
+        return Pipeline((f"Resize({config.size})", f"CenterCrop({config.size})"), "data.size", config.pixels)
+    return Pipeline(config.test, "data.test", config.pixels)
 
 
 def _seeded(pipeline: Pipeline, example: Any) -> torch.Tensor:
@@ -235,8 +240,8 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
     # What is known by name is split as it always was: some of these sets have copies.
     splits = split(origin, sizes, apart=is_brought(config.name))
     if is_brought(config.name):
-        refuse_overlap({name: part.digests() for name, part in splits.items()}, origin.where)
-    augment = Pipeline(config.train, "data.train") if config.train else None
+        refuse_overlap({name: _short_digests(part) for name, part in splits.items()}, origin.where)
+    augment = Pipeline(config.train, "data.train", config.pixels) if config.train else None
     shape = tuple(_first(origin, static).shape)
     if augment is not None:
         # What cannot be applied is said before anything trains.
@@ -245,7 +250,9 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
         name: _part(part, static, shape, is_image, in_memory=augment is None or name != "train")
         for name, part in splits.items()
     }
-    return _joined(config, origin.classes, parts["train"], parts["validation"], parts["test"], augment)
+    joined = _joined(config, origin.classes, parts["train"], parts["validation"], parts["test"], augment)
+    is_transformed = is_image and (origin.is_decoded or augment is not None or bool(static.specs))
+    return replace(joined, static=static, mode=origin.mode) if is_transformed else joined
 
 
 def split(origin: Origin, sizes: Facts, apart: bool = True) -> dict[str, Examples]:
@@ -262,9 +269,15 @@ def split(origin: Origin, sizes: Facts, apart: bool = True) -> dict[str, Example
     train, found = origin.train, dict(origin.splits)
     for name, count in (("test", sizes.test), ("validation", sizes.validation)):
         if name not in found:
-            stays, held_out = stratified(train.labels, count, name, single(train.digests()) if apart else None)
+            stays, held_out = stratified(train.labels, count, name, single(_short_digests(train)) if apart else None)
             found[name], train = train.take(held_out), train.take(stays)
     return {"train": train, "validation": found["validation"], "test": found["test"]}
+
+
+def _short_digests(examples: Examples) -> np.ndarray:
+    """The first eight bytes of the digest of each example, ``[N, 8]`` uint8: enough to tell a million apart."""
+    # Copied: a view would keep all that was read with it.
+    return np.concatenate([block[:, :8].copy() for block in examples.digests()])
 
 
 def _part(examples: Examples, static: Pipeline, shape: tuple[int, ...], is_image: bool, in_memory: bool) -> Split:
@@ -351,9 +364,13 @@ def identity(config: DataConfig, root: Path | None = None) -> str | None:
 def stored_at(root: Path | None, config: DataConfig | None = None) -> list[Path]:
     """Folders of datasets: scikit-learn's own, torchvision's below a data root, a workload's own, decoded ones."""
     own: list[Path] = []
-    if config is not None and is_brought(config.name):
+    if config is not None and (is_brought(config.name) or _is_streamed_imagenet(config)):
         own = [*find(config, root or _root or data_root(None)).folders, cache_folder()]
     return [bundled(), *torchvision_folders(root), *own]
+
+
+def _is_streamed_imagenet(config: DataConfig) -> bool:
+    return config.name == "imagenet" and bool(config.train or config.test)
 
 
 def imitation(config: DataConfig, images: int, held_out: int) -> Dataset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ class Store:
         Raises:
             OSError: There is no room for it.
         """
-        draft, found = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp"), hashlib.sha256()
+        draft, found = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.tmp"), hashlib.sha256()
         try:
             with draft.open("wb") as file:
                 for batch in batches:

@@ -227,7 +227,9 @@ class Streamed:
     @property
     def digest(self) -> str:
         """SHA-256 over examples, transforms and labels, as they are now."""
-        content = hashlib.sha256(np.ascontiguousarray(self.examples.digests()).data)
+        content = hashlib.sha256()
+        for block in self.examples.digests():
+            content.update(np.ascontiguousarray(block).data)
         content.update(str(self.static).encode())
         content.update(np.ascontiguousarray(self.labels.cpu().numpy()).data)
         return content.hexdigest()

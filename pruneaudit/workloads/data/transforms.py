@@ -1,7 +1,7 @@
 """Augmentation and preprocessing as a workload states them: names of ``torchvision.transforms.v2`` with arguments.
 
-They act on images as PIL reads them, in 8 bits; scaling to [0, 1] and normalising come last and are the harness's. What
-is random in an image is a function of a seed that its caller derives, of nothing else.
+They act on images in 8 bits, as PIL has them or as tensors; scaling to [0, 1] and normalising come last and are the
+harness's. What is random in an image is a function of a seed that its caller derives, of nothing else.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import ast
 import inspect
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,18 @@ class Pipeline:
     Args:
         specs: Each ``Name`` or ``Name(arguments)``: literals, and further transforms where one takes some.
         key: Key of the workload's TOML that states them, for errors.
+        pixels: What they act on: images as ``pil`` has them, or ``tensor``. What resizes, resizes in another way.
 
     Raises:
         ConfigError: One of them is none, or does not take its arguments.
     """
 
-    def __init__(self, specs: Sequence[str], key: str) -> None:
+    def __init__(self, specs: Sequence[str], key: str, pixels: str = "pil") -> None:
         self.specs = tuple(specs)
         self.key = key
+        self.pixels = pixels
         self._steps: list[Any] = []
-        is_tensor = False
+        is_tensor = pixels == "tensor"
         for spec in self.specs:
             step = _parse(spec, key)
             name = type(step).__name__
@@ -49,6 +52,9 @@ class Pipeline:
                 is_tensor = True
             is_tensor = is_tensor or name in ("ToImage", "PILToTensor")
             self._steps.append(step)
+        self._names = [
+            next((spec for spec in self.specs if spec.startswith(type(one).__name__)), "") for one in self._steps
+        ]
 
     def __call__(self, example: Any) -> torch.Tensor:
         """Transform one example.
@@ -62,24 +68,42 @@ class Pipeline:
         Raises:
             ConfigError: A transform cannot be applied to it.
         """
+        if not self._steps:
+            return stored(example)
         image = example
-        if self._steps and isinstance(image, torch.Tensor):
-            image = _as_pil(image)
-        for spec, step in zip(self._named(), self._steps, strict=True):
-            try:
-                # Some only warn that they leave an image as it is.
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("error", message=".*passing through.*")
+        # Some only warn that they leave an image as it is.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*passing through.*")
+            for number, (spec, step) in enumerate(zip(self._names, self._steps, strict=True)):
+                try:
+                    if not number:
+                        step, image = self._first(step, image)
                     image = step(image)
-            except Exception as error:
-                raise ConfigError(f"{self.key}: {spec} cannot be applied here: {one_line(error)}") from None
-        return stored(image, channels_first=bool(self._steps))
+                except Exception as error:
+                    raise ConfigError(f"{self.key}: {spec} cannot be applied here: {one_line(error)}") from None
+        return stored(image, channels_first=True)
 
-    def _named(self) -> list[str]:
-        return [next((spec for spec in self.specs if spec.startswith(type(one).__name__)), "") for one in self._steps]
+    def _first(self, step: Any, image: Any) -> tuple[Callable[[Any], Any], Any]:
+        """The first step, and the example as it takes it.
+
+        Nine tenths of an epoch's first steps cut something out and resize it: what is not needed is cut off before
+        an array becomes an image of PIL, which gives the same pixels.
+        """
+        from torchvision.transforms import v2
+
+        if not isinstance(image, torch.Tensor):
+            return step, (_as_tensor(image) if self.pixels == "tensor" else image)
+        if self.pixels == "tensor":
+            return step, (_as_tensor(image) if _is_picture(image) else _as_pil(image))
+        if type(step) is not v2.RandomResizedCrop or not hasattr(step, "make_params") or not _is_picture(image):
+            return step, _as_pil(image)
+        cut = step.make_params([_as_tensor(image)])
+        top, left, height, width = (cut[name] for name in ("top", "left", "height", "width"))
+        part = image[top : top + height, left : left + width]
+        return partial(v2.functional.resize, size=step.size, interpolation=step.interpolation), _as_pil(part)
 
     def __str__(self) -> str:
-        return "+".join(self.specs)
+        return ("" if self.pixels == "pil" or not self.specs else f"{self.pixels}: ") + "+".join(self.specs)
 
 
 def stored(example: Any, channels_first: bool = False) -> torch.Tensor:
@@ -120,9 +144,21 @@ def _as_pil(image: torch.Tensor) -> Any:
 
     if image.dtype != torch.uint8 or image.dim() != 3:
         return tv_tensors.Image(image) if image.dim() == 3 else image
-    if image.shape[2] not in (1, 3):
+    if not _is_picture(image):
         return tv_tensors.Image(image.permute(2, 0, 1))
-    return Image.fromarray((image[..., 0] if image.shape[2] == 1 else image).numpy())
+    return Image.fromarray((image[..., 0] if image.shape[2] == 1 else image).contiguous().numpy())
+
+
+def _as_tensor(image: Any) -> Any:
+    """An image as transforms of tensors have it, ``[C, H, W]``."""
+    from torchvision import tv_tensors
+
+    return tv_tensors.Image(stored(image).permute(2, 0, 1))
+
+
+def _is_picture(image: torch.Tensor) -> bool:
+    """Whether PIL has images like this one, ``[H, W, 1 or 3]`` uint8."""
+    return image.dtype == torch.uint8 and image.dim() == 3 and image.shape[2] in (1, 3)
 
 
 def _parse(spec: str, key: str) -> Any:

@@ -1,7 +1,7 @@
 """FLAP: fluctuation of what is read decides, over all layers."""
 
 from pruneaudit import Card, Kept, Method, PruningTask
-from pruneaudit.pruning.arrivals import arrivals, column_norms, of_channels, reading
+from pruneaudit.pruning.arrivals import arrivals, column_norms, consumer_names, of_channels
 
 
 class FLAP(Method):
@@ -31,7 +31,7 @@ class FLAP(Method):
 
     def prune(self, task: PruningTask) -> Kept:
         """Keep the channels that vary most."""
-        names = reading(task.prunable)
+        names = consumer_names(task.prunable)
         seen = arrivals(task.model, names, task.batches(self.batches))
         weights = column_norms(task.model, names, power=2)
         columns = {name: weights[name] * seen[name].variance for name in names}

@@ -1,7 +1,7 @@
 """Wanda for whole heads, neurons and filters."""
 
 from pruneaudit import Card, Kept, Method, PruningTask
-from pruneaudit.pruning.arrivals import arrivals, column_norms, of_channels, reading
+from pruneaudit.pruning.arrivals import arrivals, column_norms, consumer_names, of_channels
 
 
 class WandaSp(Method):
@@ -28,7 +28,7 @@ class WandaSp(Method):
 
     def prune(self, task: PruningTask) -> Kept:
         """Keep the channels that carry most."""
-        names = reading(task.prunable)
+        names = consumer_names(task.prunable)
         seen = arrivals(task.model, names, task.batches(self.batches))
         weights = column_norms(task.model, names, power=1)
         columns = {name: weights[name] * seen[name].squares.sqrt() for name in names}

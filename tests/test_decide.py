@@ -98,7 +98,8 @@ def killed(arena, name, when):
     """Start the session with two workers, and kill its controller as soon as something is so."""
     command = [arena.warm, "-m", "pytest", "-p", "no:cacheprovider", "-n2", *SESSION, "--audit-ledger", name]
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "PRUNEAUDIT_"))}
-    own = {"PYTHONPATH": str(arena.root), "PYTEST_ADDOPTS": "--audit-figures none --audit-recheck 0"}
+    options = "--audit-figures none --audit-recheck 0 --audit-backend torch"
+    own = {"PYTHONPATH": str(arena.root), "PYTEST_ADDOPTS": options}
     process = subprocess.Popen(
         command, cwd=arena.root, env=environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

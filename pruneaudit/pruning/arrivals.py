@@ -35,7 +35,7 @@ class Arrivals:
     variance: torch.Tensor
 
 
-def reading(units: Iterable[Unit]) -> list[str]:
+def consumer_names(units: Iterable[Unit]) -> list[str]:
     """Names of the layers that read channels of some units, each once."""
     return list(dict.fromkeys(member.module for unit in units for member in unit.members if member.side == "inputs"))
 
@@ -140,7 +140,7 @@ def gate_gradients(model: nn.Module, units: Sequence[Unit], batches: Batches) ->
     Raises:
         MethodError: A layer reads in groups.
     """
-    names = reading(units)
+    names = consumer_names(units)
     found: dict[str, list[torch.Tensor]] = {unit.name: [] for unit in units}
     for inputs, labels in batches:
         read: dict[str, torch.Tensor] = {}

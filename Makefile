@@ -26,8 +26,9 @@ survey: $(READY)
 # The references that README quotes, with the versions of constraints.txt: PIP_CONSTRAINT=constraints.txt make references.
 # Each is measured in both arithmetics at one ledger; the portable one, judged last, is kept, with the noise floor in it.
 references: $(READY)
-	$(BIN)/pytest suite $(DECIDED) --audit-ledger .pruneaudit/references --audit-report reports/reference/decided
 	for arithmetic in native portable; do \
+	$(BIN)/pytest suite $(DECIDED) --audit-arithmetic $$arithmetic \
+	--audit-ledger .pruneaudit/references --audit-report reports/reference/decided && \
 	$(BIN)/pytest suite -k resnet20-digits --audit-backend tiled --audit-arithmetic $$arithmetic -n $(WORKERS) \
 	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits && \
 	$(BIN)/pytest suite -k "resnet20-digits and s3.2" --audit-methods l1,random,tpp --audit-seeds 8 -n $(WORKERS) \

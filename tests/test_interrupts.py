@@ -119,6 +119,30 @@ def test_a_second_ctrl_c_is_no_traceback(stopped):
     assert "to go on: pytest" in text.lower()
 
 
+def test_ctrl_c_in_a_function_before_its_first_line(checkout):
+    """CPython 3.11 has no line for such a place, and pytest 9.2.0 fails where it shows the traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        pytest.skip("SIGINT is ignored in what a shell runs in the background; run the tests in the foreground")
+    checkout.write(
+        "suite/test_early.py",
+        textwrap.dedent("""
+        import os, signal, time
+
+        def interrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+        interrupted.__code__ = interrupted.__code__.replace(co_linetable=b"")
+
+        def test_early(audit):
+            interrupted()
+        """),
+    )
+    outcome = checkout.pytest("suite/test_early.py")
+    assert outcome.code == 130, outcome.text
+    assert "stopped by Ctrl-C: 0 of 1 items are done" in outcome.text and "TypeError" not in outcome.text
+
+
 # The parts, in processes that import nothing of what trains
 
 

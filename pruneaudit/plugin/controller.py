@@ -130,9 +130,11 @@ class Controller:
             self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_keyboard_interrupt(self) -> None:
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """From here on pytest catches none any more: the terminal takes its time to show where it came from."""
         self.interrupts.raises = False
+        # A signal may meet a function before its first line (CPython 3.11), and pytest 9.2 fails to show such a place.
+        excinfo.traceback = excinfo.traceback.filter(_has_line)
 
     def _leave(self) -> None:
         """Say that the session ends as it stands, where pytest no longer can."""
@@ -394,3 +396,11 @@ class Controller:
         folder = audit.report_path.with_name(f"{audit.report_path.name}-partial")
         write(gather(audit.catalog, audit.settings, audit.ledger, cells, asked), folder)
         return folder / "report.html"
+
+
+def _has_line(entry: Any) -> bool:
+    """Whether a place in a traceback of pytest's is in a line."""
+    try:
+        return bool(entry.lineno >= 0)
+    except TypeError:
+        return False

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pruneaudit.errors import ConfigError
@@ -198,6 +198,7 @@ def test_any_cell_is_parsed_or_refused(text):
     ),
     body=st.text(alphabet="ab|&\\<>{}[]/\"'=-_$%#.,;:±\n\t 0123456789 tdrhmulticolumnrow", max_size=120),
 )
+@example(name=".toml", head="[[claims]]\n", body="")
 @settings(max_examples=150, deadline=None)
 def test_no_file_breaks_a_reader(name, head, body, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"fuzz{name}"

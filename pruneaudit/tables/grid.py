@@ -147,7 +147,7 @@ def _completed(
         names = _names(found)
         counted = Counter(filter(None, names))
         is_open = "" in names[len(found) == 1 :] or any(count > 1 for count in counted.values()) or not any(names)
-        if cells is None or not is_open or len(cells) > len(names):
+        if not cells or not is_open or len(cells) > len(names):
             break
         texts = [cell.text.strip() for cell in cells]
         stated = [place for place, text in enumerate(texts) if text]

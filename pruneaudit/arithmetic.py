@@ -191,7 +191,7 @@ def lacks_portable() -> str:
     """What portable arithmetic needs and this machine has not; empty: nothing."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"an x86-64 processor, not {platform.machine()}"
-    flags = _of_processor("flags").split()
+    flags = of_processor("flags").split()
     missing = [flag for flag in _NEEDED if flags and flag not in flags]
     return f"a processor with {', '.join(flag.upper() for flag in missing)}" if missing else ""
 
@@ -243,7 +243,7 @@ def described(device: str = "cpu", backend: str = "torch") -> str:
         return str(kind(device, backend))
     versions = [f"{name} {_installed(name)}" for name in (*_LIBRARIES, "torchvision")]
     limits = [f"{name}={os.environ.get(name)}" for name in portable()]
-    machine = [_of_processor("model name"), _of_processor("flags"), *platform.libc_ver(), sys.executable]
+    machine = [of_processor("model name"), of_processor("flags"), *platform.libc_ver(), sys.executable]
     depends = hashlib.sha256("\n".join([device, backend, *versions, *limits, *machine]).encode()).hexdigest()[:16]
     told = state_folder() / "arithmetic" / depends
     with contextlib.suppress(OSError, ValueError):
@@ -278,7 +278,7 @@ def _compiler(backend: str, device: str) -> str:
         target = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
         return f"Numba {metadata.version('numba')} for {target}"
     if backend == "fused" and device == "cpu":
-        return f"{_c_compiler()} for {os.environ.get('TORCHINDUCTOR_CPP_MARCH') or _of_processor('model name')}"
+        return f"{_c_compiler()} for {os.environ.get('TORCHINDUCTOR_CPP_MARCH') or of_processor('model name')}"
     return ""
 
 
@@ -295,7 +295,7 @@ def _c_compiler() -> str:
     return said.partition("\n")[0]
 
 
-def _of_processor(what: str) -> str:
+def of_processor(what: str) -> str:
     """What Linux says of the first processor; empty where it says nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -109,3 +109,9 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     value = problem.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{key + ': ' if key else ''}{message}{shown}"
+
+
+def stated_twice(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """The first name that an object of JSON states twice, of which programs keep the one or the other; None: none."""
+    names = [name for name, _ in pairs]
+    return next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None

@@ -182,7 +182,7 @@ def test_what_is_loaded_already_cannot_be_pinned():
 )
 def test_a_machine_that_cannot_is_told_so(monkeypatch, machine, flags, words):
     monkeypatch.setattr(arithmetic.platform, "machine", lambda: machine)
-    monkeypatch.setattr(arithmetic, "_of_processor", {"flags": flags}.get)
+    monkeypatch.setattr(arithmetic, "of_processor", {"flags": flags}.get)
     with pytest.raises(ConfigError, match=f"portable arithmetic needs {words}; leave out --audit-arithmetic"):
         pin({}, loaded={})
 

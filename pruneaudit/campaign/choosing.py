@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -24,13 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pruneaudit.arithmetic import PORTABLE
+from pruneaudit.arithmetic import PORTABLE, of_processor
 from pruneaudit.campaign.asking import asked
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import COMPILED, Backend
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.choices import Choice, choice_name, made_by
 from pruneaudit.ledger.store import Ledger, write_json
+from pruneaudit.state import cache_folder
 from pruneaudit.version import __version__
 from pruneaudit.workloads.schema import Workload
 
@@ -155,7 +155,11 @@ class Choosing:
             "rounds": rounds,
         }
         about = {**job, "content": workload.model_dump_json(), "arithmetic": self.arithmetic, **_machine()}
-        place = _cache() / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.json"
+        place = (
+            cache_folder()
+            / "backends"
+            / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.json"
+        )
         with contextlib.suppress(OSError, ValueError):
             before = json.loads(place.read_text(encoding="utf-8"))
             if _is_whole(before, ratios):
@@ -207,19 +211,10 @@ def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _cache() -> Path:
-    """Where measurements of this machine are kept."""
-    folder = os.environ.get("XDG_CACHE_HOME")
-    return (Path(folder) if folder else Path("~/.cache").expanduser()) / "pruneaudit" / "backends"
-
-
 def _machine() -> Mapping[str, str]:
     """What timings depend on."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numba")}
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next((line for line in lines if line.startswith("model name")), processor)
+    processor = of_processor("model name") or platform.processor() or platform.machine()
     return {**versions, "pruneaudit": __version__, "python": platform.python_version(), "processor": processor}
 
 

@@ -19,6 +19,7 @@ from pruneaudit.ledger.chain import Link
 from pruneaudit.ledger.noise import between, explained
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, CellRecord, FailureRecord, RunRecord, RunSpec, Stage
 from pruneaudit.ledger.store import Ledger, link_of, read_file, storage_error
+from pruneaudit.schema import stated_twice
 
 #: Parents before children, so that no run of a merge that was killed stands on one that is missing.
 _STAGES = get_args(Stage)
@@ -163,12 +164,10 @@ def _as_written(path: Path) -> bytes | None:
     content = read_file(path)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+        twice = stated_twice(pairs)
+        if twice is not None:
             raise DamagedError(f"{path}: says '{twice}' twice; no pruneaudit writes so")
-        return found
+        return dict(pairs)
 
     json.loads(content, object_pairs_hook=once)
     return None if link_of(content) is None else content

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneaudit.errors import ConfigError
+from pruneaudit.schema import stated_twice
 from pruneaudit.tables.grid import Cell, Grid, build, marked
 
 
@@ -50,12 +51,10 @@ def _lines(path: Path, text: str) -> list[Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = stated_twice(pairs)
+    if twice is not None:
         raise ValueError(f"'{twice}' is stated twice in one object")
-    return found
+    return dict(pairs)
 
 
 def _rows(path: Path, content: Any) -> list[dict[str, Any]] | None:

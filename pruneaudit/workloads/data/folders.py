@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from pruneaudit.errors import ConfigError
+from pruneaudit.state import cache_folder
 from pruneaudit.streams import generator
 from pruneaudit.workloads.data.decoding import decode
 from pruneaudit.workloads.data.index import BLOCK, Draft, Index, kind_of, opened
 from pruneaudit.workloads.data.splits import SPLIT_SEED
 
-CACHE_VARIABLE = "PRUNEAUDIT_CACHE"
 #: Endings of image files, as torchvision has them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # A file that changed so shortly before it was read may have changed since, within the same tick of the clock.
@@ -38,14 +38,6 @@ _SETTLED_NS = 2_000_000_000
 _FILES_OF_A_JOB, _JOBS_AHEAD = 500, 32
 # Modes of PIL that are grey; those with more than 8 bits lose what they hold when they are converted.
 _GREY, _DEEP = ("1", "L", "LA"), ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-
-def cache_folder() -> Path:
-    """Where what can be made anew is kept: ``$PRUNEAUDIT_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pruneaudit"
 
 
 @dataclass(frozen=True)

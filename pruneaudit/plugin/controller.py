@@ -399,8 +399,8 @@ class Controller:
 
 
 def _has_line(entry: Any) -> bool:
-    """Whether a place in a traceback of pytest's is in a line."""
+    """Whether a place in a traceback of pytest's is in a line: where coverage is measured, one may seem to be."""
     try:
-        return bool(entry.lineno >= 0)
+        return bool(entry.lineno >= 0) and any(entry.frame.code.raw.co_lines())
     except TypeError:
         return False

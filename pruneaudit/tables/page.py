@@ -24,7 +24,8 @@ _PAGE = """<!doctype html>
 <style>
 :root { color-scheme: light dark; --red: #b00d28; --amber: #8f5500; --blue: #1f5c9e; --line: #8886; }
 @media (prefers-color-scheme: dark) { :root { --red: #ff8091; --amber: #f0ac4e; --blue: #7fb6f5; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+  overflow-wrap: break-word; }
 .scroll { overflow-x: auto; padding: 2px; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; vertical-align: top; }

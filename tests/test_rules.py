@@ -359,6 +359,24 @@ def test_a_trained_method_may_train_in_several_calls():
     assert get_rule("F501").check(replace(arm, prune=changed(run, optimiser_steps=7))).verdict == "fail"
 
 
+@pytest.mark.parametrize(
+    ("method", "declared", "scoring", "explained"),
+    [("l1", 0, 0, 50), ("l1", 64, 0, 50 + 4 * 64), ("l1", 0, 96, 50 + 4 * 32), ("tpp", 0, 0, 50 + 8 * 6 * 64)],
+)
+def test_what_a_method_computes_by_itself_must_be_explained(method, declared, scoring, explained):
+    recipe = Recipe(steps=6, lr="0:0.003", batch=64)
+    for own, word in ((None, "pass"), (0.0, "pass"), (explained, "pass"), (explained + 0.5, "fail")):
+        arm = with_conduct(evidence(method), declared_samples=declared)
+        if method == "tpp":
+            arm = replace(arm, prune=changed(arm.prune, recipe=recipe, optimiser_steps=6))
+        outcome = get_rule("F501").check(with_run(arm, "prune", scoring_samples=scoring, own_images=own))
+        assert outcome.verdict == word, outcome
+    assert outcome.left == (
+        f"prune: it computes as much as the training of {explained + 0.5:.0f} images in code of its own, "
+        f"where {explained} are explained by what is declared"
+    )
+
+
 def test_a_trial_that_was_not_chosen_must_keep_to_its_budget_too():
     arm = with_trial(evidence("l1", "s3.1", trials=3), 2, optimiser_steps=60)
     assert get_rule("F501").check(arm).left == "retrain: 60 steps, declared 6"

@@ -430,6 +430,32 @@ def test_meter_counts_a_side_loop():
     assert consumed.settings["optimiser"] == "adam"
 
 
+def test_meter_counts_what_is_computed_without_layers():
+    model, images = network(), torch.zeros(8, 1, 8, 8, dtype=torch.float64)
+    weight = torch.ones(4, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    passes = 8 * 4 * 36 * 9
+    with Meter(model, by_operation=True) as meter:
+        loss = F.conv2d(images, weight).sum()
+        assert meter.consumption.own_macs == passes
+        # The images are no leaves: a gradient of the weights alone.
+        loss.backward()
+        assert meter.consumption.own_macs == 2 * passes
+        with meter.paused():
+            torch.func.vmap(lambda image: F.conv2d(image[None], weight.detach()))(images)
+        assert meter.consumption.own_macs == 3 * passes
+        with meter.harness():
+            F.conv2d(images, weight)
+            assert meter.consumption.own_macs == 3 * passes
+            with meter.own_code():
+                F.conv2d(images, weight)
+        assert meter.consumption.own_macs == 4 * passes
+    F.conv2d(images, weight)
+    assert meter.consumption.own_macs == 4 * passes
+    with Meter(model) as meter:
+        F.conv2d(images, weight)
+    assert meter.consumption.own_macs == 0
+
+
 def test_meter_counts_a_copy_of_the_network():
     model = network()
     with Meter(model) as meter:

@@ -580,6 +580,7 @@ class Stages:
             epochs=consumption.training_samples / len(dataset.train) if outcome.measured else None,
             samples=consumption.training_samples,
             scoring_samples=consumption.scoring_samples,
+            own_images=consumption.own_macs / (TRAINING_PASSES * training_shape) if outcome.conduct else None,
             optimiser_steps=consumption.optimiser_steps,
             training_macs=training_macs if outcome.measured else None,
             learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],

@@ -318,6 +318,8 @@ class RunRecord(RunSpec):
         epochs: Training passes over the training split (samples / images), or None where not measured (external base).
         samples: Images that passed with gradients.
         scoring_samples: Images that passed without gradients, for a method's scores.
+        own_images: Of a pruning stage, training images that cost as many multiply-adds as what the method's own code
+            computed, passes included; None elsewhere, and in older records.
         optimiser_steps: Steps of any optimiser.
         training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
         learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
@@ -375,6 +377,7 @@ class RunRecord(RunSpec):
     epochs: float | None
     samples: int
     scoring_samples: int
+    own_images: float | None = None
     optimiser_steps: int
     training_macs: int | None
     learning_rates: list[tuple[float, int]]
@@ -475,7 +478,9 @@ class RunRecord(RunSpec):
 #: Fields of a run record that may differ between two runs of the same identity.
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
-MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pipeline", "pruned_value", "shown", "text"})
+MEASURED_LATER = frozenset(
+    {"beside", "jacobian_train", "epoch_starts", "own_images", "pipeline", "pruned_value", "shown", "text"}
+)
 
 
 class FailureRecord(Frozen):

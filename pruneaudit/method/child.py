@@ -44,7 +44,8 @@ from pruneaudit.sources import heard_by, listening
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.memory import is_out_of_memory
-from pruneaudit.training.metering import Meter
+from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.training.operations import Operations
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures, Reach, Watch
@@ -384,7 +385,9 @@ def _asked(method: Method, question: Ask) -> Any:
 
 def prune(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
     """Let a method prune, and tell what came of it."""
-    method = source.create()
+    consumption = Consumption()
+    with Operations(consumption.compute):
+        method = source.create()
     dataset = HandedOut.of(work.data, line, torch.device(work.runtime.device))
     model = _network(work)
     layers = prunable_layers(model, dataset.example(), work.prunable, work.skip, method.granularity)
@@ -397,7 +400,7 @@ def prune(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
             raise MethodError(found)
         return {name: tensor.to(work.runtime.device) for name, tensor in found.items()}
 
-    with Meter(model, witness=watch.pictures.see, example=dataset.example()) as meter:
+    with Meter(model, consumption, watch.pictures.see, dataset.example(), by_operation=True) as meter:
         task = _Task(
             line,
             work.clipped,

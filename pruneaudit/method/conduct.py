@@ -162,7 +162,8 @@ def observe(
     given = dict(model.state_dict())
     watch = Watch(model, own_modules(model, layers), Pictures(job.dataset), off_limits)
     with _same_data(job.dataset, method):
-        with Meter(model, witness=watch.pictures.see, example=job.dataset.example()) as meter:
+        example = job.dataset.example()
+        with Meter(model, witness=watch.pictures.see, example=example, by_operation=True) as meter:
             task = task_of(method, model, layers, job, meter, checkpoint=checkpoint, progress=progress, watch=watch)
             with watch:
                 answer = decide(method, task)

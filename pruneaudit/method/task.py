@@ -452,7 +452,8 @@ class PruningTask:
         with self._watch.training() if self._watch is not None else nullcontext():
             try:
                 channels_last(self.model)
-                history = trainer.fit(hooks)
+                with self._meter.harness():
+                    history = trainer.fit(_heard(hooks, self._meter))
             finally:
                 _hand_out(self.model)
         self.model.eval()
@@ -461,6 +462,24 @@ class PruningTask:
         self.resumed_from = max(self.resumed_from, trainer.resumed_from)
         self.epoch_starts += range(self._steps_done, self._steps_done + steps, self.steps_per_epoch)
         self._steps_done += steps
+
+
+def _heard(hooks: Hooks | None, meter: Meter) -> Hooks | None:
+    """A method's hooks, each of which is its own code in the midst of the harness's."""
+
+    def within(hook: Callable[[int], Any] | None) -> Callable[[int], Any] | None:
+        if hook is None:
+            return None
+
+        def call(step: int) -> Any:
+            with meter.own_code():
+                return hook(step)
+
+        return call
+
+    if hooks is None:
+        return None
+    return Hooks(within(hooks.penalty), within(hooks.gradients), within(hooks.after_step))
 
 
 def _hand_out(model: nn.Module) -> None:

@@ -1,14 +1,15 @@
 """Counts what a stage really consumes, whoever drives it.
 
 The meter hangs on the layers of the network (forward hooks) and on every optimiser of the process (step hooks), so a
-method that trains in a loop of its own is counted like one that asks the harness to train.
+method that trains in a loop of its own is counted like one that asks the harness to train. What a method computes
+without either is counted by its operations.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from pruneaudit.training.operations import Operations, unheard
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Consumption:
         added: By class of optimiser, values that it steps and that were no parameters of the network when counting
             began; 0: it steps the network's own, but is none of the harness. Nothing where the harness alone trained
             what it was given.
+        own_macs: Multiply-adds of what the code under the meter computed by itself, in passes of the network and
+            elsewhere, forward and backward; where that is asked for.
     """
 
     training_samples: int = 0
@@ -43,6 +48,7 @@ class Consumption:
     batch: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     added: dict[str, int] = field(default_factory=dict)
+    own_macs: int = 0
 
     def step(self, rate: float) -> None:
         """Count one optimiser step."""
@@ -51,6 +57,10 @@ class Consumption:
             self.rates[-1][1] += 1
         else:
             self.rates.append([rate, 1])
+
+    def compute(self, macs: int) -> None:
+        """Count what the code under the meter computed."""
+        self.own_macs += macs
 
 
 # Of a group of parameters: what it is about, the rate, which is noted by itself, and how torch computes a step.
@@ -70,6 +80,7 @@ class Meter:
         consumption: Where to go on counting.
         witness: Called with every batch of images that passes the network and that the harness did not hand out.
         example: One input, to see how often a pass of the network calls each layer; None: once.
+        by_operation: Whether every operation is counted as well, but those of the harness (:meth:`harness`).
     """
 
     def __init__(
@@ -78,6 +89,7 @@ class Meter:
         consumption: Consumption | None = None,
         witness: Callable[[torch.Tensor], None] | None = None,
         example: torch.Tensor | None = None,
+        by_operation: bool = False,
     ) -> None:
         self.consumption = consumption if consumption is not None else Consumption()
         self._model = model
@@ -90,6 +102,9 @@ class Meter:
         self._ours: torch.optim.Optimizer | None = None
         self._calls: list[int] = []
         self._handles: list[Any] = []
+        # Not for who pauses the meter: a method can.
+        self._operations = Operations(self.consumption.compute) if by_operation else None
+        self._entered = ExitStack()
         self._training: list[int] = []
         self._scoring: list[int] = []
         self._admitted: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
@@ -124,7 +139,16 @@ class Meter:
             for number, layer in enumerate(layers)
         ]
         self._handles = [*hooks, *self._reading(), register_optimizer_step_pre_hook(step)]
+        self._entered.enter_context(self.own_code())
         return self
+
+    def own_code(self) -> AbstractContextManager[Any]:
+        """Where the code under the meter runs: its operations are counted, if anybody's are."""
+        return nullcontext() if self._operations is None else self._operations
+
+    def harness(self) -> AbstractContextManager[None]:
+        """Where the harness computes for it: passes and steps are counted, operations are not."""
+        return nullcontext() if self._operations is None else unheard()
 
     def _reading(self) -> list[Any]:
         """A hook where tokens enter: the first layer that is counted sees only what they became."""
@@ -186,6 +210,7 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._entered.close()
         for handle in self._handles:
             handle.remove()
         self._handles, self._given = [], {}

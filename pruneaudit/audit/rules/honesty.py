@@ -6,10 +6,15 @@ from statistics import median
 
 from pruneaudit.audit.evidence import Evidence
 from pruneaudit.audit.rule import Outcome, arm_rule
+from pruneaudit.audit.rules.comparability import SCORING_EPOCHS
 from pruneaudit.ledger.records import Conduct, RunRecord
 from pruneaudit.method.conformance import CHANCE_FACTOR, EQUIVALENCE_TOLERANCE
 from pruneaudit.workloads.recipes import steps_per_epoch
 
+#: Training images that a method's own code may cost as much as: for each image that it scores (a Hessian of inputs is
+#: worth several passes), and for each that it trains on (a penalty on weights costs as much for a small batch as for a
+#: large one: an orthogonality of convolutions six times the batches of a LeNet-5).
+OWN_SCORING, OWN_TRAINING = 4, 8
 _ALGOPERF = "AlgoPerf, submission rules (what information is used, what action is taken on it)"
 
 
@@ -31,7 +36,9 @@ def spends_what_it_declares(arm: Evidence) -> Outcome:
     """Optimiser steps, and images through the network with gradients, of every stage against its recipe.
 
     Steps are counted at every optimiser of the process and images at every layer, whoever drives them. A pruning stage
-    may also pass the images that the method declares for its scores.
+    may also pass the images that the method declares for its scores. What a method computes without layer or optimiser
+    is counted by its operations: it may cost four times the images that it scores, eight times those that it trains on,
+    and half an epoch, which F411 allows for scores.
 
     Example: a one-shot method takes 0 steps: passes. One that trains 2 epochs in a loop of its own is caught.
     """
@@ -49,8 +56,17 @@ def _overspent(run: RunRecord) -> str:
     images = run.recipe.images(run.train_images)
     if run.stage == "prune":
         # A method may train in several calls, each of which begins a pass of its own.
-        most = steps * run.recipe.batch + (run.conduct.declared_samples if run.conduct is not None else 0)
-        return f"{run.stage}: {run.samples} images with gradients, declared {most}" if run.samples > most else ""
+        trained, declared = steps * run.recipe.batch, run.conduct.declared_samples if run.conduct is not None else 0
+        if run.samples > trained + declared:
+            return f"{run.stage}: {run.samples} images with gradients, declared {trained + declared}"
+        explained = OWN_SCORING * (declared + run.scoring_samples / 3) + OWN_TRAINING * trained
+        explained += SCORING_EPOCHS * run.train_images
+        if run.own_images is not None and run.own_images > explained:
+            return (
+                f"{run.stage}: it computes as much as the training of {run.own_images:.0f} images in code of its own, "
+                f"where {explained:.0f} are explained by what is declared"
+            )
+        return ""
     return f"{run.stage}: {run.samples} images, declared {images}" if run.samples != images else ""
 
 

@@ -75,6 +75,12 @@ def test_every_study_here_can_be_read_and_asks_what_exists():
                 catalog.method(cell.method), catalog.protocol(cell.protocol)
 
 
+def test_a_sentence_about_all_ratios_goes_through_them_in_order():
+    (question, *_) = questions(Catalog().study("value-of-pruning-digits"))
+    places = question.pairs(Catalog(), lambda workload: [0])
+    assert [name for name, *_ in places] == [f"lenet5-digits r{ratio}" for ratio in (0.3, 0.5, 0.9)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -76,7 +76,7 @@ class Question:
         found = []
         for workload in self.workloads(catalog) if claim is not None else ():
             assert claim is not None
-            for ratio in claim.ratios or tuple(dict.fromkeys([*workload.ratios, *self.study.ratios])):
+            for ratio in claim.ratios or sorted({*workload.ratios, *self.study.ratios}):
                 left, right = (
                     [Cell(workload.name, protocol, name, ratio, seed) for seed in seeds(workload)]
                     for name, protocol in ((claim.left, claim.protocol), (claim.right, claim.other_protocol))

@@ -2,6 +2,8 @@
 
     python benchmarks/arithmetic.py                  native against portable on this machine
     python benchmarks/arithmetic.py --emulated CPU   digests on an emulated processor (qemu-user), such as Haswell
+    python benchmarks/arithmetic.py --claimed CPU    digests where libraries take this processor for another (see
+                                                     claimed.py), such as sapphirerapids, and who obeys which variable
 
 Steps of each variant run interleaved, each arithmetic in a process of its own on one thread; ratios are medians over
 rounds, of CPU time, which does not count waiting for a busy machine. Digests are of all weights after these steps.
@@ -17,8 +19,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pruneaudit import arithmetic
@@ -35,6 +39,19 @@ VARIANTS = (
 )
 #: What holds libraries to less than this processor has: a pinned process takes no notice of it.
 HELD = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Nehalem"}
+#: A small problem for each library, and the variables without which it takes what the processor claims to have.
+OBEYED = {
+    "torch": (("ATEN_CPU_CAPABILITY",), "torch.log_softmax(torch.arange(9e4).reshape(300, 300), 1).sum()"),
+    "oneDNN": (("ONEDNN_MAX_CPU_ISA",), "torch.conv2d(torch.ones(8, 16, 16, 16), torch.ones(24, 16, 3, 3)).sum()"),
+    "MKL": (("MKL_CBWR",), "(torch.ones(300, 300) @ torch.ones(300, 300)).sum()"),
+    "NumPy": (("NPY_ENABLE_CPU_FEATURES",), "np.exp(np.ones(90000, np.float32)).sum()"),
+    "OpenBLAS": (("OPENBLAS_CORETYPE",), "(np.ones((300, 300)) @ np.ones((300, 300))).sum()"),
+    # What it compiles for; it prefers short vectors, so that a small problem may do without the instructions.
+    "Numba": (
+        ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"),
+        "__import__('numba').core.registry.cpu_target.target_context.codegen()._get_host_cpu_name()",
+    ),
+}
 #: How a process is started, by name: what it is told, and variables that it finds.
 PROCESSES: dict[str, tuple[str, dict[str, str]]] = {
     "native": ("native", {}),
@@ -47,10 +64,13 @@ def main() -> None:
     """Time all variants and compare digests, or compare them with those of emulated processors."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--emulated", action="append", default=[], metavar="CPU")
-    processors = parser.parse_args().emulated
-    for cpu in processors:
+    parser.add_argument("--claimed", action="append", default=[], metavar="CPU")
+    given = parser.parse_args()
+    for cpu in given.emulated:
         emulate(cpu)
-    if not processors:
+    if given.claimed:
+        claim(given.claimed)
+    if not given.emulated and not given.claimed:
         compare()
 
 
@@ -77,11 +97,48 @@ def emulate(cpu: str) -> None:
     """Print which variants have the same bits on an emulated processor: a few steps, since each takes a minute."""
     here, there = Worker("portable", {}), Worker("portable", {}, cpu)
     print(f"{here.kind}\nemulated {cpu}: {there.kind}")
+    same_bits(here, {f"emulated {cpu}": there})
+
+
+def claim(processors: list[str]) -> None:
+    """Print which variants have the same bits where libraries take this processor for others, and what holds them."""
+    import claimed
+
+    with tempfile.TemporaryDirectory(prefix="claimed-") as folder:
+        environ = claimed.prepare(Path(folder))
+        here = Worker("portable", {})
+        there = {cpu: Worker("portable", {**environ, "CLAIMED_PROCESSOR": cpu}) for cpu in processors}
+        print("\n".join([here.kind, *(f"{cpu}: {worker.kind}" for cpu, worker in there.items())]), flush=True)
+        same_bits(here, there)
+        for cpu in processors:
+            for library, (left_out, problem) in OBEYED.items():
+                pinned = {name: value for name, value in arithmetic.portable().items() if name not in left_out}
+                code = f"import numpy as np, torch; print('computes', {problem})"
+                done = subprocess.run(
+                    [sys.executable, "-c", code],
+                    env={**unpinned(), **pinned, **environ, "CLAIMED_PROCESSOR": cpu},
+                    capture_output=True,
+                    text=True,
+                )
+                said = (done.stdout + done.stderr).strip().splitlines() or [f"ended with status {done.returncode}"]
+                print(f"{cpu}, {library} without {' and '.join(left_out)}: {said[-1]}", flush=True)
+
+
+def same_bits(here: Worker, others: dict[str, Worker]) -> None:
+    """Print, variant by variant, whether other processes come to the same bits as one here; then let all end."""
     for variant in VARIANTS:
-        same = here.ask(variant, EMULATED_STEPS)["digest"] == there.ask(variant, EMULATED_STEPS)["digest"]
-        print(f"{' '.join(variant):32} {'the same bits' if same else 'OTHER BITS'}", flush=True)
-    for worker in (here, there):
+        digest = here.ask(variant, EMULATED_STEPS)["digest"]
+        for name, there in others.items():
+            same = digest == there.ask(variant, EMULATED_STEPS)["digest"]
+            print(f"{name}: {' '.join(variant):32} {'the same bits' if same else 'OTHER BITS'}", flush=True)
+    for worker in (here, *others.values()):
         worker.end()
+
+
+def unpinned() -> dict[str, str]:
+    """This process's variables, less what holds libraries; one thread."""
+    plain = {name: value for name, value in os.environ.items() if name not in arithmetic.portable()}
+    return {**plain, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class Worker:
@@ -94,7 +151,7 @@ class Worker:
     """
 
     def __init__(self, chosen: str, environ: dict[str, str], cpu: str = "") -> None:
-        plain = {name: value for name, value in os.environ.items() if name not in arithmetic.portable()}
+        plain = unpinned()
         command = [sys.executable, __file__, "--serve", chosen]
         if cpu:
             qemu = shutil.which("qemu-x86_64") or sys.exit("--emulated needs qemu-x86_64: apt-get install qemu-user")
@@ -103,10 +160,11 @@ class Worker:
             plain["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             command,
-            env={**plain, **environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env={**plain, **environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            # Where a library takes a branch that this processor cannot follow, it is told here.
+            stderr=None if "CLAIMED_PROCESSOR" in environ else subprocess.DEVNULL,
             text=True,
         )
         self.kind = self._hear()

@@ -1,4 +1,4 @@
-/* Answers the instructions CPUID and XGETBV of patched libraries as another processor would; see processors.py.
+/* Answers the instructions CPUID and XGETBV of patched libraries as another processor would; see claimed.py.
  *
  * A patched library raises SIGILL where it asks: `ud2` (0f 0b) stands for CPUID, `ud0 edx, eax` (0f ff d0) for XGETBV.
  * Any other illegal instruction ends the process and names it: the processor claimed to have what this one has not. */

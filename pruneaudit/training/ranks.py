@@ -109,7 +109,9 @@ class _Job:
         given, ranks = self.training, self.training.recipe.ranks
         place = torch.device("cuda", rank) if self.device == "cuda" else torch.device("cpu")
         data = _with_workers(given.dataset, ranks).to(place)
-        return replace(given, model=channels_last(given.model.to(place)), dataset=data, progress=None)
+        # A network that was sent lies in memory that all ranks share.
+        model = channels_last(copy.deepcopy(given.model).to(place))
+        return replace(given, model=model, dataset=data)
 
 
 def _with_workers(dataset: Dataset, ranks: int) -> Dataset:
@@ -196,7 +198,9 @@ class _Team:
         for rank in range(self._ranks):
             ours, theirs = self._context.Pipe(duplex=False)
             # Their own processes read data: a daemon could have none.
-            process = self._context.Process(target=_work, args=(rank, self._job, theirs), daemon=False)  # type: ignore[attr-defined]
+            process = self._context.Process(  # type: ignore[attr-defined]
+                target=_work, args=(rank, self._job, theirs), name=f"rank {rank}", daemon=False
+            )
             try:
                 with warnings.catch_warnings():
                     # What is forked makes no use of the threads that it does not have.

@@ -5,8 +5,10 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -279,18 +281,20 @@ def test_what_goes_wrong_in_a_rank_is_told_as_by_one_process(leaves, tmp_path):
     assert isinstance(found.error, ConfigError) and victim.name in str(found.error)
 
 
-def test_ranks_that_cannot_be_forked_are_sent_what_they_need(monkeypatch):
-    """As on CUDA, which outlives no fork."""
-    model = network(nn.BatchNorm2d(4))
-    forked, _ = trained(model, RECIPE.for_epochs(1), 2)
+def test_ranks_that_are_sent_their_network_train_a_copy_each_of_what_can_be_sent(tmp_path, monkeypatch):
+    """Where nothing can be forked, tensors that are sent lie in memory that all share; test_cuda.py trains so."""
+    given = Training(network(), digits(), RECIPE.over(2), 0, "retrain", "fp64")
+    content = bytes(ForkingPickler.dumps(ranks._Job(given, "cpu", None, tmp_path / "store")))
+    models = [pickle.loads(content).on(rank).model for rank in (0, 1)]
+    with torch.no_grad():
+        models[0][0].weight.zero_()
+    assert apart(models[1], given.model) == 0
     monkeypatch.setattr(ranks, "_start_method", lambda _device: "spawn")
-    sent, _ = trained(model, RECIPE.for_epochs(1), 2)
-    assert apart(forked, sent) == 0
 
     class Local(nn.Sequential):
         pass
 
-    _, found = train(Local(*model), RECIPE, 2)
+    _, found = train(Local(*network()), RECIPE, 2)
     assert isinstance(found.error, ConfigError) and "cannot be sent to the processes" in str(found.error)
 
 

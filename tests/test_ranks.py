@@ -6,8 +6,11 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
+import shlex
 import signal
 import time
+import tomllib
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -20,6 +23,7 @@ from pictures import folder
 from test_training import digits
 from torch import nn
 
+from conftest import ROOT
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.campaign.planner import Planner
 from pruneaudit.catalog.cells import Cell, Resolved
@@ -284,8 +288,8 @@ def test_what_goes_wrong_in_a_rank_is_told_as_by_one_process(leaves, tmp_path):
 def test_ranks_that_are_sent_their_network_train_a_copy_each_of_what_can_be_sent(tmp_path, monkeypatch):
     """Where nothing can be forked, tensors that are sent lie in memory that all share; test_cuda.py trains so."""
     given = Training(network(), digits(), RECIPE.over(2), 0, "retrain", "fp64")
-    content = bytes(ForkingPickler.dumps(ranks._Job(given, "cpu", None, tmp_path / "store")))
-    models = [pickle.loads(content).on(rank).model for rank in (0, 1)]
+    job = ranks._Job(given, "cpu", None, tmp_path / "store")
+    models = [pickle.loads(bytes(ForkingPickler.dumps(job))).on(rank).model for rank in (0, 1)]
     with torch.no_grad():
         models[0][0].weight.zero_()
     assert apart(models[1], given.model) == 0
@@ -347,8 +351,16 @@ def test_ranks_are_part_of_every_training_and_of_no_pruning():
         planned(64)
 
 
+def block(language):
+    """The block of docs/scale.md about ranks, in a language; empty: a command."""
+    section = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").partition("## One run on several devices")[2]
+    return re.search(f"^```{language}\n(.*?)^```", section, re.M | re.S)[1]
+
+
 def test_gregs_two_devices_are_another_training_than_one():
-    """GReg's code trains ImageNet with DataParallel on two devices, 128 images each."""
+    """GReg's code trains ImageNet with DataParallel on two devices, 128 images each: as docs/scale.md states it."""
+    stated = Recipe.model_validate(tomllib.loads(block("toml"))["retrain"])
+    assert (stated.batch, stated.micro_batch, stated.ranks) == (256, 128, 2)
     workload = Catalog().workload("greg-resnet34-imagenet")
     recipe = workload.over(2).retrain
     assert (recipe.batch, recipe.micro_batch, recipe.ranks) == (256, 128, 2)
@@ -414,10 +426,11 @@ def test_a_session_trains_a_folder_by_two_ranks_and_judges_it(checkout):
     folder(checkout.root / "leaves", {"train": {"cat": 26, "dog": 25}, "val": {"cat": 4, "dog": 5}}, (36, 33), "L")
     checkout.write("leaves.toml", WORKLOAD)
     spec = write_method(checkout.root, "stranger", BODY)
-    options = ["--audit-workload", "leaves.toml", "-k", "leaves and s3.2", "--audit-ranks", "2", "-p", "no:randomly"]
-    options += ["--audit-method", spec, "--audit-methods", "l1,stranger"]
+    command = shlex.split(block(""))
+    assert command[:3] == ["pytest", "--pyargs", "pruneaudit.suite"]
+    options = [*command[3:], "--audit-method", spec, "--audit-methods", "l1,stranger"]
     cache = {"PRUNEAUDIT_CACHE": str(checkout.root / "cache")}
-    outcome = checkout.pytest("suite", *options, "-n", "2", **cache)
+    outcome = checkout.pytest("suite", *options, **cache)
     assert outcome.code == 0, outcome.text
     assert "2 ranks" in outcome.text
     results = json.loads((checkout.report / "results.json").read_text(encoding="utf-8"))
@@ -425,3 +438,9 @@ def test_a_session_trains_a_folder_by_two_ranks_and_judges_it(checkout):
     found = {row["rule"]: row for row in results["findings"]}
     assert found["F322"]["verdict"] == found["F608"]["verdict"] == "pass"
     assert "batch=16, batch_of_a_rank=8" in found["F322"]["measured"]["l1"]
+    # What is trained is what is planned.
+    options = [option for option in options if option not in ("-n", "--audit-ranks", "2")] + ["--audit-ranks", "2"]
+    planned = checkout.python("-m", "pruneaudit", "plan", *options, "--no-probe", "--json", **cache)
+    assert planned.code == 0, planned.text
+    plan = json.loads(planned.text[planned.text.index("{") :])
+    assert plan["runs"] == plan["stored"] == len(list((checkout.ledger / "runs").iterdir()))

@@ -12,7 +12,7 @@ ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 DECIDED = -k "convnet4-digits and r0.9" --audit-methods l1,random,tpp,scratch --audit-protocols s2,sx-b,s3.2,s4.1 \
 	--audit-decide 40 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 
-.PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak bench clean
+.PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak bench gpu clean
 
 suite: $(READY)
 	$(BIN)/pytest suite $(DECIDED)
@@ -87,6 +87,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/decide.py
 	$(BIN)/python benchmarks/pictures.py
+
+# All that needs a GPU, in eight minutes at most; without one, or with DRY=1, seconds on the CPU that show that it works.
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(if $(DRY),--dry) $(if $(OUT),--out $(OUT))
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import platform
+import signal
 import stat
 import struct
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 # The same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH = 1
-_SET_NO_NEW_PRIVILEGES, _CHILD_SUBREAPER = 38, 36
+_SET_NO_NEW_PRIVILEGES, _CHILD_SUBREAPER, _PARENT_DEATH_SIGNAL = 38, 36, 1
 
 # Rights, by bit: see include/uapi/linux/landlock.h.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
@@ -303,6 +304,16 @@ def adopt_orphans() -> None:
         OSError: The system does not know that.
     """
     _prctl(_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process as soon as the thread that started it is gone; without Linux nothing changes.
+
+    Raises:
+        OSError: The system does not know that.
+    """
+    if sys.platform.startswith("linux"):
+        _prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:

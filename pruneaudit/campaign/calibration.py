@@ -250,7 +250,7 @@ class Calibration:
             if (run.method, network.family) not in self._decisions:
                 basis = "scaled"
         else:
-            seconds += needed.epochs * sizes.train * speed.train
+            seconds += needed.epochs * sizes.train * speed.train / run.recipe.ranks
         return Estimate(seconds, basis)
 
     def check(self, name: str, method: str, workload: str) -> float:

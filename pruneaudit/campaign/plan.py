@@ -211,8 +211,8 @@ def _calibrated(work: Work, runs: Sequence[RunSpec]) -> Calibration:
 
 
 def _places(work: Work) -> int:
-    """How many runs can be at work side by side: GPUs, or cores that this process may use."""
-    if work.runtime.device == "cuda":
-        return max(work.gpus, 1)
+    """How many runs can be at work side by side: on GPUs, or on cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    places = work.gpus if work.runtime.device == "cuda" else cores
+    return max(places // (work.settings.ranks or 1), 1)

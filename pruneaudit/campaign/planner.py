@@ -304,6 +304,8 @@ class Planner:
         if course is not None:
             workload = course.of(workload, facts(workload.data).train)
         self.workload = workload.scaled(settings.budget)
+        if settings.ranks:
+            self.workload = self.workload.over(settings.ranks)
         shapes.check(self.workload)
         self.source = resolved.method
         self.method = self.source.create()
@@ -348,7 +350,8 @@ class Planner:
         trials = tuple(
             self._run(
                 "retrain",
-                recipe,
+                # What a method adds acts in one process, and is compared as that (F322, F608).
+                recipe.over(1) if self.method.in_retraining else recipe,
                 parent=prune.run_id,
                 method=self.cell.method,
                 ratio=self.cell.ratio,
@@ -359,6 +362,8 @@ class Planner:
         return CellPlan(base, topup_run, prune, trials)
 
     def _run(self, stage: str, recipe: Recipe, seed: int | None = None, **identity: object) -> RunSpec:
+        if recipe.ranks > 1 and (reason := recipe.indivisible(facts(self.workload.data).train)):
+            raise ConfigError(f"{self.workload.name}: {stage} by {recipe.ranks} ranks: {reason}")
         return RunSpec.model_validate(
             {
                 "workload": self.workload.name,

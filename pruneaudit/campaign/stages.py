@@ -46,6 +46,7 @@ from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import LAYERS
 from pruneaudit.pruning.removal import shrink, thinned, zeros_left
 from pruneaudit.streams import generator
+from pruneaudit.training import ranks
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.grouped import jacobians
 from pruneaudit.training.loop import BACKENDS, History, Hooks, Progress, Trainer
@@ -509,9 +510,11 @@ class Stages:
         model = shapes.dense_network(workload)
         _initialise(model, base.seed, *names)
         model = self._place(model, base.spec)
-        if epoch:
+        stream = "/".join(names)
+        if epoch and base.recipe.ranks > 1:
+            ranks.train(Training(model, dataset, base.recipe, base.seed, stream, base.precision), until=epoch)
+        elif epoch:
             with Meter(model) as meter:
-                stream = "/".join(names)
                 steps = base.backend if base.backend in BACKENDS else "torch"
                 Trainer(model, dataset, base.recipe, base.seed, stream, meter, base.precision, backend=steps).fit(
                     until=epoch

@@ -26,7 +26,7 @@ TOGETHER: tuple[Backend, ...] = ("grouped", "fused", "graphed")
 
 @dataclass(frozen=True)
 class Settings:
-    """Budget, precision, backend, base model and arithmetic.
+    """Budget, precision, backend, base model, arithmetic and ranks.
 
     Attributes:
         budget: Label of scaled lengths.
@@ -35,6 +35,7 @@ class Settings:
         backend: What makes the steps of plain training, where it can: rounding differs, and grows while training. Or
             what says it of each workload, the same whenever it is asked: arms of one table are trained by one backend.
         arithmetic: ``portable``: the same bits on every x86-64 machine; ``native``: what this one does best.
+        ranks: Processes that each training of the harness is shared by; 0: as many as its recipe says.
     """
 
     budget: Budget = "full"
@@ -42,6 +43,7 @@ class Settings:
     base: Path | None = None
     backend: Backend | Callable[[Workload], Backend] = "torch"
     arithmetic: Arithmetic = "native"
+    ranks: int = 0
 
     def backend_of(self, workload: Workload) -> Backend:
         """What makes the steps of a workload's runs."""
@@ -65,6 +67,7 @@ class Settings:
             # The same file read otherwise is another base.
             base = hashlib.sha256(f"{base} {workload.reading.model_dump_json()}".encode()).hexdigest()
         labels += [f"base{base[:8]}"] if base is not None else []
+        labels += [f"ranks{self.ranks}"] if self.ranks else []
         # Last, so that what was computed in both arithmetics is found from either.
         return tuple([*labels, PORTABLE] if self.arithmetic == PORTABLE else labels)
 

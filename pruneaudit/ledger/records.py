@@ -162,6 +162,7 @@ class RunSpec(Frozen):
         parts += [f"seed{self.seed}"]
         labels = (self.budget, self.precision, self.backend, self.arithmetic)
         parts += [label for label in labels if label not in ("full", "fp32", "torch", "native")]
+        parts += [f"ranks{self.recipe.ranks}"] if self.recipe.ranks > 1 else []
         return "-".join(parts)
 
     @property

@@ -49,7 +49,7 @@ from pruneaudit.training.operations import Operations
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures, Reach, Watch
-from pruneaudit.workloads.data import Dataset, Part
+from pruneaudit.workloads.data import WHOLE, Dataset, Part, Share
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import DataConfig, Workload
 
@@ -221,10 +221,17 @@ class HandedOut(Dataset):
         return torch.zeros(1, *self.shape, dtype=torch.int64 if self.whole else dtype)
 
     def batches(
-        self, seed: int, stream: str, epoch: int, batch: int, dtype: torch.dtype = torch.float32, start: int = 0
+        self,
+        seed: int,
+        stream: str,
+        epoch: int,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+        start: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches as the referee makes them, see :meth:`Dataset.batches`; the seed is always the run's."""
-        assert self.line is not None
+        """Batches as the referee makes them, see :meth:`Dataset.batches`: whole ones; the seed is always the run's."""
+        assert self.line is not None and share == WHOLE
         device, number = self.train.labels.device, start
         while True:
             self.line.say("batch", stream=stream, epoch=epoch, size=batch, number=number, double=dtype == torch.float64)

@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "audit_precision": "fp32",
     "audit_backend": "auto",
     "audit_arithmetic": "native",
+    "audit_ranks": None,
     "audit_base": None,
     "audit_study": None,
     "audit_against": None,
@@ -189,6 +190,14 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_arithmetic"],
         help="portable: the same bits on every x86-64 machine of the last ten years, as far as libraries can be held "
         "to it; results are kept apart. Default: native, what each library does best on this processor.",
+    )
+    group.addoption(
+        "--audit-ranks",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Share each training of the harness among so many processes, each on a device of its own and on its part "
+        "of every batch: another training than on one device, kept apart. Default: what recipes say, mostly 1.",
     )
     group.addoption(
         "--audit-base",

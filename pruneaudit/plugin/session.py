@@ -31,7 +31,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
-from pruneaudit.catalog.settings import AUTO, COMPILED, Settings
+from pruneaudit.catalog.settings import AUTO, COMPILED, Backend, Settings
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
@@ -152,6 +152,14 @@ class AuditSession:
                 raise ConfigError(f"--audit-recheck {option.audit_recheck:g}: expected a number of seconds from 0 on")
             if option.audit_device == "cuda" and not visible_gpus():
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
+            shared: int | None = option.audit_ranks
+            if shared is not None and shared < 1:
+                raise ConfigError(f"--audit-ranks {shared}: expected a number of processes, at least 1")
+            if (shared or 1) > 1 and option.audit_backend not in (AUTO, "torch"):
+                raise ConfigError(
+                    f"--audit-ranks {shared}: only torch trains so, not --audit-backend {option.audit_backend}; "
+                    "leave out one of them"
+                )
             before = option.audit_baseline
             self.baseline = Ledger(self.root / before, writable=False) if before else None
             self.device_option: str = option.audit_device
@@ -169,11 +177,13 @@ class AuditSession:
             if self.is_new:
                 _check_folder(self.ledger_path, "--audit-ledger")
             #: What trains each workload, where nobody said it.
-            self.choosing = self._choosing(option) if option.audit_backend == AUTO else None
+            chooses = option.audit_backend == AUTO and (shared or 1) == 1
+            self.choosing = self._choosing(option) if chooses else None
             base = Path(option.audit_base) if option.audit_base else None
-            backend = self.choosing or option.audit_backend
+            named: Backend = "torch" if option.audit_backend == AUTO else option.audit_backend
+            backend = self.choosing or named
             self.settings = Settings(
-                option.audit_budget, option.audit_precision, base, backend, option.audit_arithmetic
+                option.audit_budget, option.audit_precision, base, backend, option.audit_arithmetic, shared or 0
             )
             # Reads every TOML file and every base now: a wrong one is told before anything runs.
             for job in self.catalog.workloads.values():
@@ -799,6 +809,7 @@ class AuditSession:
             f"budget {self.settings.budget}",
             f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",
         ]
+        parts += [f"{self.settings.ranks} ranks"] if self.settings.ranks else []
         parts += [f"base {self.settings.base}"] if self.settings.base else []
         parts += [f"against {' '.join(self.selection.against)}"] if self.selection.against else []
         parts += [f"fails on {' '.join(self.fail_on)}"] if self.fail_on else []

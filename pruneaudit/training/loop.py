@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruneaudit.errors import AuditError, unknown
+from pruneaudit.errors import AuditError, ConfigError, unknown
 from pruneaudit.measure.accuracy import Score, evaluate
 from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.streams import derive, isolated
@@ -23,7 +23,7 @@ from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.mixing import Mixing
 from pruneaudit.workloads import optimisers
-from pruneaudit.workloads.data import Dataset, Split
+from pruneaudit.workloads.data import WHOLE, Dataset, Share, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 Progress = Callable[[int, int, float], None]
@@ -124,6 +124,7 @@ class Trainer:
         masks: Which weights may differ from zero, by layer, bool: the others are zero and stay so.
         backend: One of :data:`BACKENDS`.
         measure: The workload's metric.
+        share: What of every batch this process trains on, where several train together (:mod:`.ranks`).
 
     Attributes:
         backend: What makes the steps; once fitted, what made them: ``torch`` where the other one could not.
@@ -151,6 +152,7 @@ class Trainer:
         masks: Mapping[str, torch.Tensor] | None = None,
         backend: str = "torch",
         measure: Measure | None = None,
+        share: Share = WHOLE,
     ) -> None:
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
@@ -167,6 +169,7 @@ class Trainer:
         self.masks = masks or {}
         self.backend = backend
         self.measure = measure or BY_ACCURACY
+        self.share = share
         self.fallback: str | None = None
         self.history = History()
         self.resumed_from = 0
@@ -196,7 +199,9 @@ class Trainer:
             started = time.perf_counter()
             self.model.train()
             # What a network draws itself, such as dropout, is a function of the same names as the order of its images.
-            with isolated(derive(self.seed, self.stream, "network", epoch), device):
+            # Of several ranks each draws its own.
+            own = (self.share.number,) if self.share.number else ()
+            with isolated(derive(self.seed, self.stream, "network", epoch, *own), device):
                 trained = steps.run_epoch(epoch, epoch * per_epoch, total)
             self.training_seconds += time.perf_counter() - started
             self.close_epoch(steps.score, epoch, epochs, *trained)
@@ -234,6 +239,9 @@ class Trainer:
                 f"training loss is {history.train_loss[-1]} in epoch {epoch + 1} of {epochs}: it diverged",
                 history.train_loss[:-1],
             )
+        if self.share.number:
+            # The first rank evaluates, keeps and tells.
+            return
         is_last = epoch + 1 == epochs
         with self.meter.paused(), self._as_delivered(is_last):
             validation, test = (
@@ -281,15 +289,25 @@ class Trainer:
                 "optimiser": numbers,
                 "training_seconds": self.training_seconds,
                 "state": facts,
+                **({"ranks": self.share.of} if self.share.of > 1 else {}),
             },
         )
 
     def resume(self) -> int:
-        """Load the last snapshot; return the number of epochs it holds."""
+        """Load the last snapshot; return the number of epochs it holds.
+
+        Raises:
+            ConfigError: Another number of ranks took it.
+        """
         snapshot = self.checkpoint.load() if self.checkpoint is not None else None
         # A snapshot of an earlier version, which kept momentum only, is not gone on from: the stage starts anew.
         if snapshot is None or "optimiser" not in snapshot.facts:
             return 0
+        if (before := snapshot.facts.get("ranks", 1)) != self.share.of:
+            raise ConfigError(
+                f"this training was begun by {before} rank(s) and goes on with as many only, not with {self.share.of}: "
+                f"another number trains other weights; give ranks = {before}, or begin it anew without its checkpoint"
+            )
 
         def below(prefix: str) -> dict[str, torch.Tensor]:
             found = snapshot.tensors.items()
@@ -352,22 +370,26 @@ class TorchSteps:
         ]
         self._mixing = Mixing(recipe, trainer.dataset.classes) if recipe.mixup or recipe.cutmix else None
         self._sums: list[tuple[torch.Tensor, torch.Tensor]] = []
+        #: What images pass: the network, or what steps in for it.
+        self._network: nn.Module = trainer.model
 
     def run_epoch(self, epoch: int, step: int, total: int) -> tuple[float, int, int]:
         """Train for one epoch, see :class:`Steps`."""
         trainer, recipe = self._trainer, self._trainer.recipe
         dtype, seen = next(trainer.model.parameters()).dtype, 0
         self._sums = []
-        with trainer.meter.noting(_besides(recipe), trainer.optimiser):
-            batches = trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype)
+        with trainer.meter.noting(self._besides(), trainer.optimiser):
+            share = replace(trainer.share, before=1) if self._mixing and trainer.share.of > 1 else trainer.share
+            batches = trainer.dataset.batches(trainer.seed, trainer.stream, epoch, recipe.batch, dtype, share=share)
             for images, labels in islice(batches, total - step):
                 if self._mixing is not None:
                     images, labels = self._mixing(images, labels, trainer.seed, trainer.stream, epoch, step)
+                    images, labels = images[share.before :], labels[share.before :]
                 self._step(images, labels, epoch, step)
                 seen += len(labels)
                 step += 1
         losses, hits = zip(*self._sums, strict=True)
-        return float(torch.stack(losses).sum()), int(torch.stack(hits).sum()), seen
+        return self._totals(torch.stack(losses).sum(), torch.stack(hits).sum(), seen)
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, epoch: int, step: int) -> None:
         """One optimiser step on a batch; labels are classes ``[B]`` or shares of classes ``[B, classes]``."""
@@ -404,16 +426,19 @@ class TorchSteps:
             parts = list(zip(images.split(size), labels.split(size), strict=True))
         for number, (some, of_some) in enumerate(parts):
             trainer.meter.admit(some)
-            with torch.autocast(some.device.type, torch.bfloat16, enabled=is_bf16):
-                logits = trainer.model(some)
-            logits = logits.float() if is_bf16 else logits
-            loss = F.cross_entropy(logits, of_some, label_smoothing=recipe.label_smoothing)
-            objective = loss if len(parts) == 1 else loss * (len(some) / len(images))
-            if not number:
-                penalty = hooks.penalty(step) if hooks.penalty else None
-                objective = objective if penalty is None else objective + penalty
-                trainer.optimiser.zero_grad(set_to_none=True)
-            objective.backward()
+            with self._gathering(number == len(parts) - 1):
+                with torch.autocast(some.device.type, torch.bfloat16, enabled=is_bf16):
+                    logits = self._network(some)
+                logits = logits.float() if is_bf16 else logits
+                loss = F.cross_entropy(logits, of_some, label_smoothing=recipe.label_smoothing)
+                objective = loss if len(parts) == 1 else loss * (len(some) / len(images))
+                if (weight := self._weight(step)) != 1:
+                    objective = objective * weight
+                if not number:
+                    penalty = hooks.penalty(step) if hooks.penalty else None
+                    objective = objective if penalty is None else objective + penalty
+                    trainer.optimiser.zero_grad(set_to_none=True)
+                objective.backward()
             # Summed on the device: reading a value every step would stall it.
             classes = of_some.argmax(dim=1) if of_some.is_floating_point() else of_some
             hits = (logits.detach().argmax(dim=1) == classes).sum()
@@ -421,6 +446,22 @@ class TorchSteps:
                 # Of texts an example is as right as its tokens are.
                 hits = hits / classes[0].numel()
             self._sums.append((loss.detach() * len(of_some), hits))
+
+    def _totals(self, loss: torch.Tensor, hits: torch.Tensor, seen: int) -> tuple[float, int, int]:
+        """What an epoch's steps come to: sum of losses, right answers, images."""
+        return float(loss), int(hits), seen
+
+    def _besides(self) -> dict[str, Any]:
+        """What is done beside the optimiser and a plain loss, for the record."""
+        return _besides(self._trainer.recipe)
+
+    def _weight(self, step: int) -> float:
+        """What the loss of a step counts, where several processes make it."""
+        return 1.0
+
+    def _gathering(self, is_last: bool) -> AbstractContextManager[None]:
+        """Around a pass, where several processes make a step: gradients are gathered after its last one."""
+        return nullcontext()
 
     def score(self, part: Split) -> Score:
         """Classify a split, see :class:`Steps`."""

@@ -18,6 +18,7 @@ from typing import cast
 import torch
 
 from pruneaudit.catalog.settings import TOGETHER
+from pruneaudit.training import ranks
 from pruneaudit.training.fused import obstacle
 from pruneaudit.training.grouped import CannotStackError, signature, stack
 from pruneaudit.training.loop import BACKENDS
@@ -137,7 +138,9 @@ def _unfusable(run: Run) -> str:
 
 
 def _alone(training: Training, steps: str = "torch") -> Trained:
-    """Train one network by the plain loop."""
+    """Train one network by the plain loop, in this process or in as many as its recipe says."""
+    if training.recipe.ranks > 1:
+        return _by_ranks(training, steps)
     trained, started = Trained("torch"), time.perf_counter()
     with Meter(training.model, trained.consumption, example=training.dataset.example()) as meter:
         try:
@@ -152,6 +155,18 @@ def _alone(training: Training, steps: str = "torch") -> Trained:
         else:
             trained.backend = cast(Backend, trainer.backend)
             trained.reason = f"not {steps}: {trainer.fallback}" if trainer.fallback else ""
+    trained.seconds = time.perf_counter() - started
+    return trained
+
+
+def _by_ranks(training: Training, steps: str) -> Trained:
+    """Train one network by several processes."""
+    started = time.perf_counter()
+    try:
+        trained = ranks.train(training)
+    except Exception as error:
+        trained = Trained("torch", error=OutOfMemoryError(error) if is_out_of_memory(error) else error)
+    trained.reason = f"not {steps}: {training.recipe.only_torch}" if steps != "torch" else ""
     trained.seconds = time.perf_counter() - started
     return trained
 

@@ -74,6 +74,9 @@ class Recipe(Frozen):
         clip: Largest norm of all gradients together, or largest value; 0: not clipped.
         clip_by: What ``clip`` bounds.
         accumulate: Parts of a batch that pass the network one after the other before each step.
+        ranks: Processes that train together, each on a device of its own and on its part of every batch.
+        sync_batch_norm: Whether batch normalisation takes its statistics over all ranks (``SyncBatchNorm``); else each
+            rank normalises by its own part, and the running statistics are those of rank 0.
     """
 
     epochs: int | None = Field(default=None, ge=1)
@@ -95,6 +98,8 @@ class Recipe(Frozen):
     clip: float = Field(default=0.0, ge=0)
     clip_by: Literal["norm", "value"] = "norm"
     accumulate: int = Field(default=1, ge=1)
+    ranks: int = Field(default=1, ge=1)
+    sync_batch_norm: bool = False
 
     @field_validator("lr")
     @classmethod
@@ -117,11 +122,16 @@ class Recipe(Frozen):
                     raise ValueError(f"{key}: belongs to sgd; state options of {self.optimiser.name} under optimiser")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch} cannot be {self.accumulate} equal parts")
+        if self.batch % (self.ranks * self.accumulate):
+            each = f" of {self.accumulate} equal parts each" if self.accumulate > 1 else ""
+            raise ValueError(f"ranks: a batch of {self.batch} cannot be {self.ranks} equal parts{each}")
         if self.no_decay and not self.weight_decay:
             raise ValueError("no_decay: there is no weight_decay to leave parameters out of")
         for key, needed in (("ema_every", "ema"), ("clip_by", "clip")):
             if getattr(self, key) != type(self).model_fields[key].default and not getattr(self, needed):
                 raise ValueError(f"{key}: does nothing without {needed}")
+        if self.sync_batch_norm and self.ranks == 1:
+            raise ValueError("sync_batch_norm: does nothing without ranks")
         if reason := too_warm(self.schedule, self.epochs):
             raise ValueError(f"lr: {reason}")
         return self
@@ -133,8 +143,8 @@ class Recipe(Frozen):
 
     @property
     def micro_batch(self) -> int:
-        """Images that pass the network at once."""
-        return self.batch // self.accumulate
+        """Images that pass the network at once, on each rank."""
+        return self.batch // self.ranks // self.accumulate
 
     def rate(self, epoch: int, step: int, per_epoch: int | None = None) -> float:
         """Learning rate of an optimiser step, given its epoch and its number (both 0-based).
@@ -194,6 +204,24 @@ class Recipe(Frozen):
             raise ValueError("only a recipe in steps can be stretched to steps")
         return self.model_copy(update={"steps": steps, "lr": str(self.schedule.stretched(steps / self.steps))})
 
+    def over(self, ranks: int) -> Recipe:
+        """The same recipe by so many processes together, each with its part of every batch.
+
+        Raises:
+            ValueError: A batch cannot be so many equal parts.
+        """
+        changed = {"ranks": ranks, "sync_batch_norm": self.sync_batch_norm and ranks > 1}
+        return type(self).model_validate({**dict(self), **changed})
+
+    def indivisible(self, images: int) -> str:
+        """Why its ranks cannot share the batches of so many training images; empty: they can."""
+        parts = self.ranks * self.accumulate
+        if self.batch % parts:
+            return f"a batch of {self.batch} cannot be {parts} equal parts"
+        if 0 < (rest := images % self.batch) < self.ranks:
+            return f"the last batch of an epoch has {rest} image(s) for {self.ranks} ranks; choose another batch"
+        return ""
+
     @property
     def only_torch(self) -> str:
         """Why only torch's own loop makes its steps, which others do for plain SGD; empty: nothing is against them."""
@@ -206,6 +234,7 @@ class Recipe(Frozen):
             "ema": bool(self.ema),
             "clip": bool(self.clip),
             "accumulate": self.accumulate > 1,
+            f"{self.ranks} ranks": self.ranks > 1,
         }
         reasons = [name for name, is_asked in asked.items() if is_asked]
         return f"its recipe has {', '.join(reasons)}, which torch's loop alone does" if reasons else ""

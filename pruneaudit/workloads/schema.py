@@ -241,6 +241,8 @@ class Workload(Frozen):
                 raise ValueError(f"{stage} is measured in epochs")
         if not self.prune.steps:
             raise ValueError("prune is measured in steps, at least 1")
+        if self.prune.ranks > 1:
+            raise ValueError("prune.ranks: methods prune in one process; give ranks to the other stages")
         if self.retrain.lr not in self.tune.schedules:
             raise ValueError(
                 "tune.schedules must contain retrain.lr, so that no arm tunes on a grid without the default"
@@ -268,6 +270,24 @@ class Workload(Frozen):
     def shares_at(self, ratio: float) -> dict[str, float]:
         """Shares of single layers at a ratio, by pattern; empty where all layers lose the same."""
         return dict(dict(self.layer_ratios).get(ratio, ()))
+
+    def over(self, ranks: int) -> Workload:
+        """This workload with every training of the harness by so many ranks; pruning, and its top-up, keep to one.
+
+        Raises:
+            ConfigError: A batch cannot be so many equal parts.
+        """
+        recipes = {}
+        for stage in ("pretrain", "retrain", "scratch"):
+            recipe: Recipe = getattr(self, stage)
+            try:
+                recipes[stage] = recipe.over(ranks)
+            except ValueError:
+                raise ConfigError(
+                    f"{self.name}: {stage} has batches of {recipe.batch} images, of which {ranks} ranks cannot have "
+                    "equal parts; choose another --audit-ranks"
+                ) from None
+        return self.model_copy(update=recipes)
 
     def scaled(self, budget: Budget) -> Workload:
         """This workload with every length scaled to a budget label (``full`` changes nothing)."""

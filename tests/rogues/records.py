@@ -380,6 +380,7 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "none": lambda arm: with_result(arm, hyper_parameters={}),
         "acts-in-retraining": lambda arm: hyper(arm, method="l1-kernorth: orthogonality in the loss"),
         "holds-weights-at-zero": lambda arm: hyper(arm, masks="held at zero"),
+        "by-two-ranks": lambda arm: hyper(arm, ranks=2, batch_of_a_rank=32),
     },
     "F411": {
         "longer-pruning": lambda arm: with_run(arm, "prune", epochs=1.0),
@@ -518,6 +519,9 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "unknown-software": lambda case: at(case, 1, 0, lambda arm: with_result(arm, environment={})),
         "device": lambda case: everywhere(case, 0, lambda arm: with_result(arm, device="cuda")),
         "training-code": lambda case: at(case, 1, 1, lambda arm: with_result(arm, numerics=2)),
+        "by-two-ranks": lambda case: everywhere(
+            case, 1, lambda arm: with_result(arm, recipe=arm.result.recipe.over(2))
+        ),
         "precision": lambda case: at(case, 1, 1, lambda arm: with_result(arm, precision="bf16")),
         "protocol-version": lambda case: at(case, 1, 1, lambda arm: with_cell(arm, protocol_version=1)),
         "workload-version": lambda case: at(case, 1, 1, lambda arm: with_result(arm, workload_version=2)),

@@ -152,9 +152,10 @@ def one_stack(case: Case) -> Outcome:
     """Versions of torch, Python, pruneaudit and its training code, kind of device, versions of protocol and workload.
 
     And the kind of arithmetic: what libraries computed with, whatever the processor's name. Older runs do not tell it.
+    And how many devices shared the training of what is tested: under batch normalisation that is another training.
 
-    Example: torch 2.15 on CPU in all runs passes; one arm on a GPU, from last year's version, or on a processor with
-    longer vectors, does not.
+    Example: torch 2.15 on CPU in all runs passes; one arm on a GPU, on two of them, from last year's version, or on a
+    processor with longer vectors, does not.
     """
     sides: list[set[str]] = [set() for _ in case.subject.methods]
     for arms in case.pairs:
@@ -181,7 +182,9 @@ def _one_arithmetic(case: Case, values: list[str]) -> Outcome:
 
 @measured
 def _stacks(arm: Evidence) -> set[str]:
-    return {_stack(arm, run) for run in arm.runs}
+    ranks = arm.result.recipe.ranks
+    shared = f", trained by {ranks} ranks" if ranks > 1 else ""
+    return {_stack(arm, run) + shared for run in arm.runs}
 
 
 @measured

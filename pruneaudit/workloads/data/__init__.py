@@ -11,14 +11,17 @@ from pruneaudit.workloads.data.dataset import Dataset, Split, crops
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.loading import facts, identity, imitation, load, look_in, stored_at
 from pruneaudit.workloads.data.parts import Part
+from pruneaudit.workloads.data.shares import WHOLE, Share
 from pruneaudit.workloads.data.streamed import Streamed, is_reading
 
 __all__ = [
     "DATA_VARIABLE",
+    "WHOLE",
     "Data",
     "Dataset",
     "Facts",
     "Part",
+    "Share",
     "Split",
     "Streamed",
     "crops",

@@ -13,6 +13,7 @@ import torch
 from pruneaudit.streams import generator
 from pruneaudit.workloads.data.parts import Part, are_images
 from pruneaudit.workloads.data.probes import fingerprint
+from pruneaudit.workloads.data.shares import WHOLE, Share
 from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order
 from pruneaudit.workloads.data.transforms import Pipeline
 from pruneaudit.workloads.schema import DataConfig
@@ -150,7 +151,14 @@ class Dataset:
         return zip(chunks, split.read(chunks), strict=True)
 
     def batches(
-        self, seed: int, stream: str, epoch: int, batch: int, dtype: torch.dtype = torch.float32, start: int = 0
+        self,
+        seed: int,
+        stream: str,
+        epoch: int,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+        start: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One augmented pass over the training split.
 
@@ -164,13 +172,14 @@ class Dataset:
             batch: Images per batch; the last one may be smaller.
             dtype: Type of the images.
             start: Batches of the pass that are left out.
+            share: What of each batch is read; what an image becomes does not depend on it.
 
         Yields:
-            Images ``[B, C, H, W]`` and labels ``[B]``.
+            Images ``[B, C, H, W]`` and labels ``[B]`` of the share.
         """
         count, device = len(self.train), self.train.labels.device
         order = torch.randperm(count, generator=generator(seed, stream, "order", epoch))
-        parts = order.split(batch)[start:]
+        parts = [share.take(part) for part in order.split(batch)[start:]]
         for index, images in zip(parts, self._augmented(parts, seed, stream, epoch), strict=True):
             yield self.normalise(images, dtype), self.train.labels[index.to(device)]
 

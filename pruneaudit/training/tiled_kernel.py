@@ -179,10 +179,10 @@ def _correlate(
 
 
 def _products(
-    write: Emitter, shape: _Geometry, gradients: _Rows, rows: list[Whole], inputs: _Rows, tiles: Whole,
-    tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights,
+    write: Emitter, shape: _Geometry, gradients: _Rows, rows: list[Whole], inputs: _Rows, channels: list[Whole],
+    tiles: Whole, tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights,
 ) -> None:  # fmt: skip
-    """Gradients of one row of the kernels that lead from one input channel to a block of output channels.
+    """Gradients of one row of the kernels that lead from some input channels to some output channels.
 
     Args:
         write: Where to.
@@ -190,39 +190,45 @@ def _products(
         gradients: Of outputs: the first row that counts.
         rows: Which of their channels.
         inputs: The layer's: the row that the kernel's row sees there.
+        channels: Which of their channels.
         tiles: Number of tiles.
         tile_steps: From one tile of gradients to the next, and from one of inputs.
         lines: Rows of outputs that count.
         weights: Where to write.
     """
-    builder, many = write.builder, range(len(rows))
-    sums = [_sums(write, shape.kernel) for _ in many]
+    builder = write.builder
+    sums = {(row, channel): _sums(write, shape.kernel) for row in rows for channel in channels}
     nothing = write.fill(ir.Constant(write.element, 0.0))
-    for row in many:
-        for tap in range(shape.kernel):
-            builder.store(nothing, sums[row][tap])
-    starts = [gradients.at + row * gradients.step for row in rows]
+    for slots in sums.values():
+        for slot in slots:
+            builder.store(nothing, slot)
     with tiles.each() as tile, lines.each() as line:
-        shift = tile * tile_steps[0] + line * (gradients.wide * write.lanes)
+        shift = gradients.at + tile * tile_steps[0] + line * (gradients.wide * write.lanes)
         read = inputs.at + tile * tile_steps[1] + line * (shape.stride * inputs.wide * write.lanes)
-        maps = write.data(inputs.kind, inputs.array, read.value)
-        fields = [write.data(gradients.kind, gradients.array, (start + shift).value) for start in starts]
-        vectors: dict[int, Any] = {}
+        fields = {
+            row: write.data(gradients.kind, gradients.array, (shift + row * gradients.step).value) for row in rows
+        }
+        maps = {
+            channel: write.data(inputs.kind, inputs.array, (read + channel * inputs.step).value) for channel in channels
+        }
+        vectors: dict[tuple[Whole, int], Any] = {}
         for column in range(gradients.wide):
-            given = [write.load(field, column) for field in fields]
+            given = {row: write.load(field, column) for row, field in fields.items()}
             for tap in range(shape.kernel):
                 other = column * shape.stride + tap - shape.padding
                 if 0 <= other < inputs.wide:
-                    if other not in vectors:
-                        vectors[other] = write.load(maps, other)
-                    for row in many:
-                        slot = sums[row][tap]
-                        total = write.multiply_add(given[row], vectors[other], builder.load(slot))
-                        builder.store(total, slot)
-    for row, place in zip(many, rows, strict=True):
-        first = write.data(weights.kind, weights.array, (weights.at + place * weights.row_step).value)
-        for tap in range(shape.kernel):
-            builder.store(write.sum_of_lanes(builder.load(sums[row][tap])), write.place(first, tap))
+                    for channel in channels:
+                        if (channel, other) not in vectors:
+                            vectors[channel, other] = write.load(maps[channel], other)
+                        for row in rows:
+                            slot = sums[row, channel][tap]
+                            total = write.multiply_add(given[row], vectors[channel, other], builder.load(slot))
+                            builder.store(total, slot)
+    for (row, channel), slots in sums.items():
+        place = weights.at + row * weights.row_step + channel * weights.channel_step
+        first = write.data(weights.kind, weights.array, place.value)
+        for tap, slot in enumerate(slots):
+            builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
 
 
 def _flow(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
@@ -497,9 +503,8 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
 
         def weight_gradients() -> None:
             block = max(1, min(_SUMS, (_SUMS + 2) // shape.kernel))
-            blocks = (out + (block - 1)) // block
-            with blocks.each() as number, channels.each() as channel, number.like(shape.kernel).each() as tap:
-                row = number * block
+
+            def products(row: Whole, channel: Whole, tap: Whole, rows: list[Whole], among: list[Whole]) -> None:
                 # Outputs that see an input through this row of the kernel.
                 above = (shape.padding - tap + (shape.stride - 1)) // shape.stride
                 first = (tap < shape.padding).choose(above, tap.like(0))
@@ -508,10 +513,21 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                 given = row * plane_out + first * (shape.reach * lanes)
                 at = (row * channels + channel) * square + tap * shape.kernel
                 _products(
-                    write, shape, _Rows(other, others, given, plane_out, shape.reach), _rows(out - row, block),
-                    _Rows(one, maps, seen, plane_in, shape.length), tiles, (other_cells * lanes, cells * lanes), lines,
-                    _Weights(weights, matrix, at, channels * square, square),
+                    write, shape, _Rows(other, others, given, plane_out, shape.reach), rows,
+                    _Rows(one, maps, seen, plane_in, shape.length), among, tiles, (other_cells * lanes, cells * lanes),
+                    lines, _Weights(weights, matrix, at, channels * square, square),
                 )  # fmt: skip
+
+            whole, nothing = out // block, out.like(0)
+            with whole.each() as number, channels.each() as channel, out.like(shape.kernel).each() as tap:
+                products(number * block, channel, tap, [nothing.like(row) for row in range(block)], [nothing])
+            if block == 1:
+                return
+            # Rows that are left, each with several channels: one sum alone would wait for itself.
+            parts = (channels + (block - 1)) // block
+            with (out % block).each() as number, parts.each() as part, out.like(shape.kernel).each() as tap:
+                channel = part * block
+                products(whole * block + number, channel, tap, [nothing], _rows(channels - channel, block))
 
         passes = {
             FORWARD: lambda: correlation(is_backward=False),
@@ -709,40 +725,97 @@ def act(kind, variant, one, other, outputs, sums, cells):  # type: ignore[no-unt
             run("copy", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
 
 
+def _pixels(write: Emitter, window: tuple[Any, Any, Whole, Whole, Whole], emit: Callable[[Whole, Any], None]) -> None:
+    """Code for each pixel of a window, of a map that lies in an array: its number and its address."""
+    kind, array, corner, length, size = window
+    with size.each() as row, size.each() as column:
+        emit(row * size + column, write.data(kind, array, (corner + (row * length + column) * write.lanes).value))
+
+
+def _winners(write: Emitter, kind: Any, array: Any, at: Whole) -> tuple[Any, Callable[[Whole], Any]]:
+    """Address of a vector of whole numbers, and what makes such a vector of one number."""
+    element = write.context.get_value_type(kind.dtype)
+    pointer = write.builder.bitcast(write.data(kind, array, at.value), ir.VectorType(element, write.lanes).as_pointer())
+
+    def fill(number: Whole) -> Any:
+        return write.fill(write.builder.trunc(number.value, element))
+
+    return pointer, fill
+
+
+@_written
+def _choose(typing, maps, corner, outputs, goal, winner, length, size):  # type: ignore[no-untyped-def]
+    """One window of :func:`largest`; places are flat."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, maps.dtype)
+        start, at, row, many = (Whole(builder, values[number]) for number in (1, 3, 5, 6))
+        pointer, fill = _winners(write, winner, values[4], at)
+        best = cgutils.alloca_once(builder, write.type)
+        where = cgutils.alloca_once(builder, pointer.type.pointee)
+        builder.store(write.load(write.data(maps, values[0], start.value), 0), best)
+        builder.store(fill(at.like(0)), where)
+
+        def compare(pixel: Whole, address: Any) -> None:
+            value, before = write.load(address, 0), builder.load(best)
+            # The first of equals wins, and a NaN wins over all.
+            wins = builder.or_(builder.fcmp_ordered(">", value, before), builder.fcmp_unordered("uno", value, value))
+            builder.store(builder.select(wins, value, before), best)
+            builder.store(builder.select(wins, fill(pixel), builder.load(where)), where)
+
+        _pixels(write, (maps, values[0], start, row, many), compare)
+        write.store(builder.load(best), write.data(outputs, values[2], at.value), 0)
+        builder.store(builder.load(where), pointer, align=winner.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(maps, whole, outputs, whole, winner, whole, whole), emit
+
+
+@_written
+def _return(typing, gradients, source, winner, of_maps, corner, length, size, adds):  # type: ignore[no-untyped-def]
+    """One window of :func:`largest_backward`."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, gradients.dtype)
+        at, start, row, many = (Whole(builder, values[number]) for number in (1, 4, 5, 6))
+        pointer, fill = _winners(write, winner, values[2], at)
+        won = builder.load(pointer, align=winner.dtype.bitwidth // 8)
+        gradient = write.load(write.data(gradients, values[0], at.value), 0)
+        nothing = write.fill(ir.Constant(write.element, 0.0))
+        more = builder.trunc(values[7], ir.IntType(1))
+
+        def give(pixel: Whole, address: Any) -> None:
+            value = builder.select(builder.icmp_signed("==", won, fill(pixel)), gradient, nothing)
+            value = builder.select(more, builder.fadd(value, write.load(address, 0)), value)
+            write.store(value, address, 0)
+
+        _pixels(write, (of_maps, values[3], start, row, many), give)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(gradients, whole, winner, of_maps, whole, whole, whole, types.boolean), emit
+
+
 @compiled
 def largest(maps, outputs, winner, channels, tall, length, size):  # type: ignore[no-untyped-def]
     """Largest pixel of each window of ``size`` × ``size``, and which one won, as torch has it."""
-    high, reach = tall // size, length // size
+    high, reach, lanes = tall // size, length // size, maps.shape[2]
     for tile in range(maps.shape[0]):
-        for channel in range(channels):
-            for row in range(high):
-                for column in range(reach):
-                    goal = (channel * high + row) * reach + column
-                    corner = (channel * tall + row * size) * length + column * size
-                    for lane in range(maps.shape[2]):
-                        outputs[tile, goal, lane] = maps[tile, corner, lane]
-                        winner[tile, goal, lane] = 0
-                    for pixel in range(1, size * size):
-                        source = corner + pixel // size * length + pixel % size
-                        for lane in range(maps.shape[2]):
-                            value = maps[tile, source, lane]
-                            # The first of equals wins, and a NaN wins over all.
-                            wins = value > outputs[tile, goal, lane] or value != value
-                            outputs[tile, goal, lane] = value if wins else outputs[tile, goal, lane]
-                            winner[tile, goal, lane] = pixel if wins else winner[tile, goal, lane]
+        for row in range(channels * high):
+            for column in range(reach):
+                corner = (tile * maps.shape[1] + row * size * length + column * size) * lanes
+                goal = (tile * outputs.shape[1] + row * reach + column) * lanes
+                _choose(maps, corner, outputs, goal, winner, length, size)
 
 
 @compiled
 def largest_backward(gradients, winner, of_maps, channels, tall, length, size, adds):  # type: ignore[no-untyped-def]
     """Gradients of what the largest pixels were taken of."""
-    high, reach = tall // size, length // size
+    high, reach, lanes = tall // size, length // size, gradients.shape[2]
     for tile in range(gradients.shape[0]):
-        for channel in range(channels):
-            for row in range(tall):
-                for column in range(length):
-                    goal = (channel * tall + row) * length + column
-                    source = (channel * high + row // size) * reach + column // size
-                    pixel = row % size * size + column % size
-                    for lane in range(gradients.shape[2]):
-                        value = gradients[tile, source, lane] if winner[tile, source, lane] == pixel else 0
-                        of_maps[tile, goal, lane] = value + of_maps[tile, goal, lane] if adds else value
+        for row in range(channels * high):
+            for column in range(reach):
+                corner = (tile * of_maps.shape[1] + row * size * length + column * size) * lanes
+                source = (tile * gradients.shape[1] + row * reach + column) * lanes
+                _return(gradients, source, winner, of_maps, corner, length, size, adds)

@@ -93,7 +93,7 @@ class Emitter:
 
     def fill(self, scalar: ir.Value) -> ir.Value:
         """A vector with one number in all lanes."""
-        nothing = ir.Constant(self.type, ir.Undefined)
+        nothing = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         first = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, nothing, zeros)

@@ -240,6 +240,7 @@ USAGE = {
     "ledger": (("--audit-ledger", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),
     "patience": (("--audit-patience", "0"), "--audit-patience 0: expected a number of minutes above 0"),
     "stage": (("--audit-stage-limit", "0"), "--audit-stage-limit 0: expected a number of hours above 0"),
+    "backend": (("--audit-backend", "tyled"), "--audit-backend: unknown value 'tyled'. Did you mean 'tiled'?"),
     "ratio": (("--audit-ratios", "0.6,1.2"), "--audit-ratios: '1.2' is no ratio; give shares between 0 and 1"),
     "literal": (("--audit-method", "suite/test_cells.py(x=open(1))"), "hyper-parameters are names and literal values"),
 }

@@ -245,6 +245,7 @@ USAGE = {
         ("--audit-ranks", "2", "--audit-backend", "tiled"),
         "only torch trains so, not --audit-backend",
     ),
+    "backend": (("--audit-backend", "tyled"), "--audit-backend: unknown value 'tyled'. Did you mean 'tiled'?"),
     "ratio": (("--audit-ratios", "0.6,1.2"), "--audit-ratios: '1.2' is no ratio; give shares between 0 and 1"),
     "literal": (("--audit-method", "suite/test_cells.py(x=open(1))"), "hyper-parameters are names and literal values"),
 }

@@ -1,5 +1,6 @@
 """The compiled trainer of convolutional networks against the plain one."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,6 +182,46 @@ def test_a_step_equals_torch_in_float32():
 def test_divergence_is_an_error():
     with pytest.raises(DivergedError, match=r"in epoch [23] of 5: it diverged"):
         fit("tiled", resnet(), noise(), RECIPE.model_copy(update={"lr": "0:0.01,1:1e300"}))
+
+
+@needs_numba
+@pytest.mark.parametrize("adds", [False, True], ids=["alone", "added"])
+def test_pooling_takes_the_first_of_equals_and_any_nan_as_torch_does(adds):
+    from pruneaudit.training import tiled_kernel
+    from pruneaudit.training.vectors import lanes
+
+    tiles, width, draw = 2, lanes(8), generator(0, "pooling")
+    # Three values in windows of four: most have more than one largest pixel.
+    images = torch.randint(0, 3, (tiles * width, 3, 4, 6), generator=draw).double()
+    images[torch.rand(images.shape, generator=draw) < 0.1] = torch.nan
+    images.requires_grad_()
+    pooled = F.max_pool2d(images, 2)
+    given = torch.rand(pooled.shape, generator=draw, dtype=torch.float64)
+    pooled.backward(given)
+
+    def tiled_maps(batch):
+        return batch.detach().reshape(tiles, width, -1).permute(0, 2, 1).contiguous().numpy()
+
+    maps, outputs = tiled_maps(images), tiled_maps(torch.zeros_like(pooled))
+    winner = np.zeros(outputs.shape, np.int16)
+    tiled_kernel.largest(maps, outputs, winner, 3, 4, 6, 2)
+    np.testing.assert_array_equal(outputs, tiled_maps(pooled))
+    before = np.full(maps.shape, 5.0)
+    of_maps = before.copy()
+    tiled_kernel.largest_backward(tiled_maps(given), winner, of_maps, 3, 4, 6, 2, adds)
+    np.testing.assert_array_equal(of_maps, tiled_maps(images.grad) + (before if adds else 0))
+
+
+@needs_numba
+def test_a_convolution_of_any_width_is_compiled_once():
+    from pruneaudit.training.tiled_kernel import convolution
+
+    both(resnet(), recipe=RECIPE.model_copy(update={"epochs": None, "steps": 1}))
+    both(resnet((1, 2, 3), (5, 5, 5)), recipe=RECIPE.model_copy(update={"epochs": None, "steps": 1}))
+    passes = convolution(3, 1, 1, 4)
+    assert passes is convolution(3, 1, 1, 4)
+    found = [signature for signature in passes.signatures if "float64" in str(signature)]
+    assert len(found) == 1, "whoever compiles a second time lets the first training wait for it"
 
 
 # Kill and resume

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pruneaudit.errors import unknown
+
 if TYPE_CHECKING:
     import pytest
 
@@ -43,6 +45,20 @@ def with_values() -> frozenset[str]:
     """Options that take a value, as they are written."""
     names = (name for name, default in DEFAULTS.items() if default is not False)
     return frozenset(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _one_of(option: str, *known: str) -> dict[str, Any]:
+    """How an option is told that takes one of some values; another one is refused in one line."""
+
+    def read(text: str) -> str:
+        if text not in known:
+            # Where argparse knows the choices, it shows the usage of all options of pytest instead.
+            import pytest
+
+            raise pytest.UsageError(f"{option}: {unknown('value', text, known)}")
+        return text
+
+    return {"type": read, "metavar": f"{{{','.join(known)}}}"}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -98,7 +114,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-budget",
-        choices=("smoke", "short", "full"),
+        **_one_of("--audit-budget", "smoke", "short", "full"),
         default=DEFAULTS["audit_budget"],
         help="Scale all training lengths; results of reduced budgets are kept apart. Default: full.",
     )
@@ -116,7 +132,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-figures",
-        choices=("auto", "1", "2", "none"),
+        **_one_of("--audit-figures", "auto", "1", "2", "none"),
         default=DEFAULTS["audit_figures"],
         help="Figures of the report, one or two columns of a paper wide. Default: 2.",
     )
@@ -134,7 +150,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-isolate",
-        choices=("always", "foreign", "never"),
+        **_one_of("--audit-isolate", "always", "foreign", "never"),
         default=DEFAULTS["audit_isolate"],
         help="Which methods run in a process of their own, out of reach of data, ledger and referee. Default: foreign, "
         "all that are not this project's own as released. What ran beside the referee cannot be judged fair (F511).",
@@ -164,19 +180,19 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-device",
-        choices=("auto", "cpu", "cuda"),
+        **_one_of("--audit-device", "auto", "cpu", "cuda"),
         default=DEFAULTS["audit_device"],
         help="Device to train on; cpu insists even for GPU-sized workloads. Default: cuda if there is one, else cpu.",
     )
     group.addoption(
         "--audit-precision",
-        choices=("fp32", "bf16", "fp64"),
+        **_one_of("--audit-precision", "fp32", "bf16", "fp64"),
         default=DEFAULTS["audit_precision"],
         help="Arithmetic of training; results of different precisions are kept apart. Default: fp32.",
     )
     group.addoption(
         "--audit-backend",
-        choices=("auto", "torch", "compiled", "tiled", "grouped", "fused", "graphed"),
+        **_one_of("--audit-backend", "auto", "torch", "compiled", "tiled", "grouped", "fused", "graphed"),
         default=DEFAULTS["audit_backend"],
         help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; tiled, "
         "plain and residual convolutional networks on a CPU, too; grouped, runs of "
@@ -186,7 +202,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-arithmetic",
-        choices=("native", "portable"),
+        **_one_of("--audit-arithmetic", "native", "portable"),
         default=DEFAULTS["audit_arithmetic"],
         help="portable: the same bits on every x86-64 machine of the last ten years, as far as libraries can be held "
         "to it; results are kept apart. Default: native, what each library does best on this processor.",

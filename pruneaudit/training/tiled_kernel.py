@@ -11,6 +11,7 @@ nothing is computed: on maps of 2×2 pixels that is more than half of a padded 3
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pruneaudit.training.vectors import Emitter, compiled
+from pruneaudit.training.vectors import Emitter, Whole, compiled
 
 #: Sums that are kept in registers, of sixteen: some are needed for what is multiplied.
 _SUMS = 8
@@ -58,208 +59,176 @@ def _sums(write: Emitter, count: int) -> list[Any]:
     return [cgutils.alloca_once(write.builder, write.type) for _ in range(count)]
 
 
-@_written
-def correlate(  # type: ignore[no-untyped-def]
-    typing,
-    is_backward, kernel, stride, padding, of_outputs, of_inputs, block, columns,
-    part, outputs, out_at, out_step, rows, inputs, in_at, in_step, channels,
-    weights, weight_at, row_step, channel_step, bias, bias_at, first, last, step, adds,
-):  # fmt: skip
-    """One row of outputs of ``block`` channels, or what one row of inputs gets back from outputs.
+def _rows(left: Whole, count: int) -> list[Whole]:
+    """Numbers of the next ``count`` rows; where fewer are ``left``, the last one stands for what is missing."""
+    return [left.like(row).at_most(left - 1) for row in range(count)]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a map's channels: of all channels the one that lies at the same place.
+
+    Attributes:
+        kind: Numba's type of the map.
+        array: The map.
+        at: Place of the row in the first channel that counts.
+        step: From there to the next channel's.
+        wide: Columns of a row.
+    """
+
+    kind: Any
+    array: Any
+    at: Whole
+    step: Whole
+    wide: int
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A layer's weights from a block of rows on.
+
+    Attributes:
+        kind: Numba's type of the weights.
+        array: All of the layer's.
+        at: Place of the block's first number.
+        row_step: From one row of the block to the next.
+        channel_step: From a channel that is summed over to the next.
+    """
+
+    kind: Any
+    array: Any
+    at: Whole
+    row_step: Whole | int
+    channel_step: Whole | int
+
+
+def _correlate(
+    write: Emitter, is_backward: bool, shape: _Geometry, some: int, part: Whole, outputs: _Rows, rows: list[Whole],
+    inputs: _Rows, channels: Whole, weights: _Weights, begins: list[Any], taps: tuple[Whole, Whole, int], adds: Any,
+) -> None:  # fmt: skip
+    """One row of outputs of a block of channels, or what one row of inputs gets back from outputs.
 
     Args:
-        typing: Numba's context.
+        write: Where to.
         is_backward: Whether ``outputs`` are gradients of a layer's inputs, and ``inputs`` those of its outputs.
-        kernel: Rows and columns of a kernel.
-        stride: The convolution's.
-        padding: The convolution's.
-        of_outputs: Columns of a row of the outputs.
-        of_inputs: Columns of a row of the inputs.
-        block: Output channels that are computed at once; where fewer are left, the last one is computed again.
-        columns: Output columns that are computed at once; divides ``of_outputs``.
+        shape: The convolution's.
+        some: Output columns that are computed at once; divides a row.
         part: Which of them.
-        outputs: Where to write; ``out_at`` is the row's place in the first channel, ``out_step`` leads to the next.
-        out_at: See ``outputs``.
-        out_step: See ``outputs``.
-        rows: Output channels that are left.
-        inputs: What to read; ``in_at`` is the place of the row that the tap row ``first`` sees in the first channel.
-        in_at: See ``inputs``.
-        in_step: See ``inputs``.
-        channels: Input channels.
-        weights: All of the layer's; ``weight_at`` is the place of the first output channel's first kernel.
-        weight_at: See ``weights``.
-        row_step: From an output channel's weights to the next one's.
-        channel_step: From an input channel's weights to the next one's.
-        bias: One number for each output channel; ``bias_at`` is that of the first one of this block.
-        bias_at: See ``bias``.
-        first: First row of the kernel.
-        last: Where to stop.
-        step: From one row of the kernel to the next: 1, or the stride where ``is_backward``.
-        adds: Whether outputs are added to what is there.
+        outputs: Where to write.
+        rows: Which of its channels.
+        inputs: What to read: the row that the first row of taps sees.
+        channels: Their number.
+        weights: The layer's, from the block's first row on.
+        begins: What sums begin with, for each row.
+        taps: First row of the kernel, where to stop, and the step between two of them.
+        adds: Whether outputs are added to what is there, a bit.
     """
-    numbers = (is_backward, kernel, stride, padding, of_outputs, of_inputs, block, columns)
-    back, taps, jump, border, wide, wide_in, many, some = (number.literal_value for number in numbers)
+    builder, (begin, end, by) = write.builder, taps
 
     def triples(start: int) -> list[tuple[int, int, int]]:
         """Output column within this part, input column, tap."""
         found = []
-        for one in range(wide_in if back else wide):
-            for tap in range(taps):
-                other = one * jump + tap - border
-                out, read = (other, one) if back else (one, other)
-                if start <= out < start + some and 0 <= read < wide_in:
+        for one in range(shape.length):
+            for tap in range(shape.kernel):
+                other = one - tap + shape.padding
+                if other % shape.stride or not 0 <= other // shape.stride < shape.reach:
+                    continue
+                out, read = (one, other // shape.stride) if is_backward else (other // shape.stride, one)
+                if start <= out < start + some:
                     found.append((out - start, read, tap))
         return sorted(found, key=lambda triple: (triple[1], triple[2]))
 
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, outputs.dtype)
-        (number, array, out, of_channel, left, source, seen, in_channel, depth, matrix, at) = values[8:19]
-        (of_row, of_depth, start, start_at, begin, end, by, more) = values[19:]
-        size = ir.Constant(left.type, wide_in * write.lanes)
-        tap_row = ir.Constant(left.type, taps)
-        one = ir.Constant(left.type, 1)
-        lasting = builder.sub(left, one)
-        chosen = [
-            builder.select(
-                builder.icmp_signed("<", ir.Constant(left.type, row), left), ir.Constant(left.type, row), lasting
-            )
-            for row in range(many)
-        ]
-        goals = [write.data(outputs, array, builder.add(out, builder.mul(row, of_channel))) for row in chosen]
-        fields = [write.data(weights, matrix, builder.add(at, builder.mul(row, of_row))) for row in chosen]
-        first_bias = write.data(bias, start, start_at)
-        begins = [builder.load(builder.gep(first_bias, [row])) for row in chosen]
+    goals = [write.data(outputs.kind, outputs.array, (outputs.at + row * outputs.step).value) for row in rows]
+    fields = [write.data(weights.kind, weights.array, (weights.at + row * weights.row_step).value) for row in rows]
+    size, many = inputs.wide * write.lanes, range(len(rows))
 
-        def variant(value: int) -> None:
-            sums = [_sums(write, some) for _ in range(many)]
-            place = value * some
-            for row in range(many):
+    def variant(value: int) -> None:
+        sums = [_sums(write, some) for _ in many]
+        place = value * some
+        for row in many:
+            for column in range(some):
+                builder.store(write.fill(begins[row]), sums[row][column])
+        with builder.if_then(adds):
+            for row in many:
                 for column in range(some):
-                    builder.store(write.fill(begins[row]), sums[row][column])
-            with builder.if_then(builder.trunc(more, ir.IntType(1))):
-                for row in range(many):
-                    for column in range(some):
-                        given = builder.fadd(write.load(goals[row], place + column), builder.load(sums[row][column]))
-                        builder.store(given, sums[row][column])
-            wanted = triples(place)
-            with cgutils.for_range(builder, depth) as channel:
-                plane = builder.add(seen, builder.mul(channel.index, in_channel))
-                under = builder.mul(channel.index, of_depth)
-                with cgutils.for_range_slice(builder, begin, end, by, left.type) as (tap, count):
-                    line = builder.mul(count, size)
-                    line = builder.sub(plane, line) if back else builder.add(plane, line)
-                    read = write.data(inputs, source, line)
-                    offset = builder.add(under, builder.mul(tap, tap_row))
-                    sources = [builder.gep(field, [offset]) for field in fields]
-                    vectors = {column: write.load(read, column) for column in sorted({triple[1] for triple in wanted})}
-                    factors = {
-                        (row, which): write.fill(builder.load(write.place(sources[row], which)))
-                        for row in range(many)
-                        for which in sorted({triple[2] for triple in wanted})
-                    }
-                    for column, which, factor in wanted:
-                        for row in range(many):
-                            slot = sums[row][column]
-                            total = write.multiply_add(factors[row, factor], vectors[which], builder.load(slot))
-                            builder.store(total, slot)
-            for row in range(many):
-                for column in range(some):
-                    write.store(builder.load(sums[row][column]), goals[row], place + column)
+                    given = builder.fadd(write.load(goals[row], place + column), builder.load(sums[row][column]))
+                    builder.store(given, sums[row][column])
+        wanted = triples(place)
+        with channels.each() as channel, begin.up_to(end, by) as (tap, count):
+            line = count * size
+            seen = inputs.at + channel * inputs.step
+            read = write.data(inputs.kind, inputs.array, (seen - line if is_backward else seen + line).value)
+            offset = channel * weights.channel_step + tap * shape.kernel
+            sources = [builder.gep(field, [offset.value]) for field in fields]
+            vectors = {column: write.load(read, column) for column in sorted({triple[1] for triple in wanted})}
+            factors = {
+                (row, which): write.fill(builder.load(write.place(sources[row], which)))
+                for row in many
+                for which in sorted({triple[2] for triple in wanted})
+            }
+            for column, which, factor in wanted:
+                for row in many:
+                    slot = sums[row][column]
+                    total = write.multiply_add(factors[row, factor], vectors[which], builder.load(slot))
+                    builder.store(total, slot)
+        for row in many:
+            for column in range(some):
+                write.store(builder.load(sums[row][column]), goals[row], place + column)
 
-        _variants(builder, number, wide // some, variant)
-        return context.get_dummy_value()
-
-    places = (types.intp,) * 4
-    signature = types.void(
-        *numbers,
-        types.intp, outputs, types.intp, types.intp, types.intp, inputs, types.intp, types.intp, types.intp,
-        weights, *places[:3], bias, *places, types.boolean,
-    )  # fmt: skip
-    return signature, emit
+    _variants(builder, part.value, outputs.wide // some, variant)
 
 
-@_written
-def products(  # type: ignore[no-untyped-def]
-    typing,
-    kernel, stride, padding, of_outputs, of_inputs, block,
-    gradients, gradient_at, gradient_step, rows, inputs, in_at, tiles, gradient_tile, in_tile, lines,
-    of_weights, weight_at, row_step,
-):  # fmt: skip
-    """Gradients of one row of the kernels that lead from one input channel to ``block`` output channels.
+def _products(
+    write: Emitter, shape: _Geometry, gradients: _Rows, rows: list[Whole], inputs: _Rows, channels: list[Whole],
+    tiles: Whole, tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights,
+) -> None:  # fmt: skip
+    """Gradients of one row of the kernels that lead from some input channels to some output channels.
 
     Args:
-        typing: Numba's context.
-        kernel: Rows and columns of a kernel.
-        stride: The convolution's.
-        padding: The convolution's.
-        of_outputs: Columns of a row of the outputs.
-        of_inputs: Columns of a row of the inputs.
-        block: Output channels at once; where fewer are left, the last one is computed again.
-        gradients: Of outputs; ``gradient_at`` is the first row of the first channel that counts, ``gradient_step``
-            leads to the next channel, ``gradient_tile`` to the next tile.
-        gradient_at: See ``gradients``.
-        gradient_step: See ``gradients``.
-        rows: Output channels that are left.
-        inputs: The layer's; ``in_at`` is the row that the kernel's row sees there, ``in_tile`` leads to the next tile.
-        in_at: See ``inputs``.
+        write: Where to.
+        shape: The convolution's.
+        gradients: Of outputs: the first row that counts.
+        rows: Which of their channels.
+        inputs: The layer's: the row that the kernel's row sees there.
+        channels: Which of their channels.
         tiles: Number of tiles.
-        gradient_tile: See ``gradients``.
-        in_tile: See ``inputs``.
+        tile_steps: From one tile of gradients to the next, and from one of inputs.
         lines: Rows of outputs that count.
-        of_weights: Where to write; ``weight_at`` is the place of the first number, ``row_step`` leads to the next
-            output channel's.
-        weight_at: See ``of_weights``.
-        row_step: See ``of_weights``.
+        weights: Where to write.
     """
-    numbers = (kernel, stride, padding, of_outputs, of_inputs, block)
-    taps, jump, border, wide, wide_in, many = (number.literal_value for number in numbers)
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, gradients.dtype)
-        (array, at, of_channel, left, source, seen, count, of_tile, in_next, height, target, goal, of_row) = values[6:]
-        lasting = builder.sub(left, ir.Constant(left.type, 1))
-        chosen = [
-            builder.select(
-                builder.icmp_signed("<", ir.Constant(left.type, row), left), ir.Constant(left.type, row), lasting
-            )
-            for row in range(many)
-        ]
-        sums = [_sums(write, taps) for _ in range(many)]
-        nothing = write.fill(ir.Constant(write.element, 0.0))
-        for row in range(many):
-            for tap in range(taps):
-                builder.store(nothing, sums[row][tap])
-        starts = [builder.add(at, builder.mul(row, of_channel)) for row in chosen]
-        with cgutils.for_range(builder, count) as tile:
-            ahead, below = builder.mul(tile.index, of_tile), builder.mul(tile.index, in_next)
-            with cgutils.for_range(builder, height) as line:
-                shift = builder.add(ahead, builder.mul(line.index, ir.Constant(left.type, wide * write.lanes)))
-                read = builder.mul(line.index, ir.Constant(left.type, jump * wide_in * write.lanes))
-                maps = write.data(inputs, source, builder.add(builder.add(seen, below), read))
-                fields = [write.data(gradients, array, builder.add(start, shift)) for start in starts]
-                vectors: dict[int, Any] = {}
-                for column in range(wide):
-                    given = [write.load(field, column) for field in fields]
-                    for tap in range(taps):
-                        other = column * jump + tap - border
-                        if 0 <= other < wide_in:
-                            if other not in vectors:
-                                vectors[other] = write.load(maps, other)
-                            for row in range(many):
-                                slot = sums[row][tap]
-                                total = write.multiply_add(given[row], vectors[other], builder.load(slot))
-                                builder.store(total, slot)
-        for row in range(many):
-            first = write.data(of_weights, target, builder.add(goal, builder.mul(chosen[row], of_row)))
-            for tap in range(taps):
-                builder.store(write.sum_of_lanes(builder.load(sums[row][tap])), write.place(first, tap))
-        return context.get_dummy_value()
-
-    whole = types.intp
-    signature = types.void(
-        *numbers, gradients, whole, whole, whole, inputs, whole, whole, whole, whole, whole, of_weights, whole, whole
-    )
-    return signature, emit
+    builder = write.builder
+    sums = {(row, channel): _sums(write, shape.kernel) for row in rows for channel in channels}
+    nothing = write.fill(ir.Constant(write.element, 0.0))
+    for slots in sums.values():
+        for slot in slots:
+            builder.store(nothing, slot)
+    with tiles.each() as tile, lines.each() as line:
+        shift = gradients.at + tile * tile_steps[0] + line * (gradients.wide * write.lanes)
+        read = inputs.at + tile * tile_steps[1] + line * (shape.stride * inputs.wide * write.lanes)
+        fields = {
+            row: write.data(gradients.kind, gradients.array, (shift + row * gradients.step).value) for row in rows
+        }
+        maps = {
+            channel: write.data(inputs.kind, inputs.array, (read + channel * inputs.step).value) for channel in channels
+        }
+        vectors: dict[tuple[Whole, int], Any] = {}
+        for column in range(gradients.wide):
+            given = {row: write.load(field, column) for row, field in fields.items()}
+            for tap in range(shape.kernel):
+                other = column * shape.stride + tap - shape.padding
+                if 0 <= other < inputs.wide:
+                    for channel in channels:
+                        if (channel, other) not in vectors:
+                            vectors[channel, other] = write.load(maps[channel], other)
+                        for row in rows:
+                            slot = sums[row, channel][tap]
+                            total = write.multiply_add(given[row], vectors[channel, other], builder.load(slot))
+                            builder.store(total, slot)
+    for (row, channel), slots in sums.items():
+        place = weights.at + row * weights.row_step + channel * weights.channel_step
+        first = write.data(weights.kind, weights.array, place.value)
+        for tap, slot in enumerate(slots):
+            builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
 
 
 def _flow(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
@@ -437,107 +406,170 @@ def _clear(typing, sums):  # type: ignore[no-untyped-def]
 
 # Convolutions
 
+#: What :func:`convolution`'s function does.
+FORWARD, TO_INPUTS, TO_WEIGHTS = range(3)
 
-def _at_once(length: int, stride: int) -> int:
+
+@dataclass(frozen=True)
+class _Geometry:
+    """A convolution as far as it is compiled in.
+
+    Attributes:
+        kernel: Rows and columns of a kernel.
+        stride: Of both directions.
+        padding: Of all sides, with zeros.
+        length: Columns of the inputs.
+    """
+
+    kernel: int
+    stride: int
+    padding: int
+    length: int
+
+    @property
+    def reach(self) -> int:
+        """Columns of the outputs."""
+        return (self.length + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+def _at_once(length: int) -> int:
     """Columns of a row that are computed together."""
     return max(part for part in range(1, _COLUMNS + 1) if length % part == 0)
 
 
+@_written
+def _passes(typing, kernel, stride, padding, length, which, one, other, weights, bias, tall, high, adds):  # type: ignore[no-untyped-def]
+    """All passes of a convolution, see :func:`convolution`.
+
+    They are written in LLVM as a whole: what Numba reads of Python costs it more than LLVM needs for all of this.
+    """
+    numbers = (kernel, stride, padding, length)
+    shape = _Geometry(*(number.literal_value for number in numbers))
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, one.dtype)
+        maps, others, matrix, start = values[5:9]
+        rows_in, rows_out = (Whole(builder, value) for value in values[9:11])
+        tiles, cells, _ = write.lengths(one, maps)
+        other_cells = write.lengths(other, others)[1]
+        out, channels = write.lengths(weights, matrix)[:2]
+        lanes, square = write.lanes, shape.kernel * shape.kernel
+        plane_in, plane_out = rows_in * (shape.length * lanes), rows_out * (shape.reach * lanes)
+
+        def correlation(is_backward: bool) -> None:
+            wide, wide_in = (shape.length, shape.reach) if is_backward else (shape.reach, shape.length)
+            some = _at_once(wide)
+            block = max(1, _SUMS // some)
+            goals, sources = (channels, out) if is_backward else (out, channels)
+            plane, plane_read = (plane_in, plane_out) if is_backward else (plane_out, plane_in)
+            blocks = (goals + (block - 1)) // block
+            # What is larger is read once: a tile's inputs, or the weights.
+            by_row = out * channels * square > sources * plane_read
+            with (tiles * blocks).each() as number:
+                tile = by_row.choose(number % tiles, number // blocks)
+                first_row = by_row.choose(number // tiles, number % blocks) * block
+                rows = _rows(goals - first_row, block)
+                biases = write.data(bias, start, first_row.value)
+                begins = [builder.load(builder.gep(biases, [row.value])) for row in rows]
+                with (rows_in if is_backward else rows_out).each() as line:
+                    if is_backward:
+                        # The rows of the kernel through which a row of outputs sees this line.
+                        reached = line + shape.padding
+                        begin = reached % shape.stride
+                        behind = reached - begin >= rows_out * shape.stride
+                        begin = behind.choose(reached - (rows_out - 1) * shape.stride, begin)
+                        end = (reached + 1).at_most(shape.kernel)
+                        seen = (reached - begin) // shape.stride
+                        step = shape.stride
+                    else:
+                        top = line * shape.stride
+                        begin = (top < shape.padding).choose(shape.padding - top, top.like(0))
+                        end = (rows_in + shape.padding - top).at_most(shape.kernel)
+                        seen = top - shape.padding + begin
+                        step = 1
+                    goal = (tile * other_cells + line * wide) * lanes + first_row * plane
+                    read = (tile * cells + seen * wide_in) * lanes
+                    if is_backward:
+                        steps: tuple[Whole | int, Whole | int] = (square, channels * square)
+                    else:
+                        steps = (channels * square, square)
+                    with line.like(wide // some).each() as part:
+                        _correlate(
+                            write, is_backward, shape, some, part, _Rows(other, others, goal, plane, wide), rows,
+                            _Rows(one, maps, read, plane_read, wide_in), sources,
+                            _Weights(weights, matrix, first_row * steps[0], *steps), begins, (begin, end, step),
+                            builder.trunc(values[11], ir.IntType(1)),
+                        )  # fmt: skip
+
+        def weight_gradients() -> None:
+            block = max(1, min(_SUMS, (_SUMS + 2) // shape.kernel))
+
+            def products(row: Whole, channel: Whole, tap: Whole, rows: list[Whole], among: list[Whole]) -> None:
+                # Outputs that see an input through this row of the kernel.
+                above = (shape.padding - tap + (shape.stride - 1)) // shape.stride
+                first = (tap < shape.padding).choose(above, tap.like(0))
+                lines = ((rows_in + (shape.padding - 1) - tap) // shape.stride + 1).at_most(rows_out) - first
+                seen = channel * plane_in + (first * shape.stride + tap - shape.padding) * (shape.length * lanes)
+                given = row * plane_out + first * (shape.reach * lanes)
+                at = (row * channels + channel) * square + tap * shape.kernel
+                _products(
+                    write, shape, _Rows(other, others, given, plane_out, shape.reach), rows,
+                    _Rows(one, maps, seen, plane_in, shape.length), among, tiles, (other_cells * lanes, cells * lanes),
+                    lines, _Weights(weights, matrix, at, channels * square, square),
+                )  # fmt: skip
+
+            whole, nothing = out // block, out.like(0)
+            with whole.each() as number, channels.each() as channel, out.like(shape.kernel).each() as tap:
+                products(number * block, channel, tap, [nothing.like(row) for row in range(block)], [nothing])
+            if block == 1:
+                return
+            # Rows that are left, each with several channels: one sum alone would wait for itself.
+            parts = (channels + (block - 1)) // block
+            with (out % block).each() as number, parts.each() as part, out.like(shape.kernel).each() as tap:
+                channel = part * block
+                products(whole * block + number, channel, tap, [nothing], _rows(channels - channel, block))
+
+        passes = {
+            FORWARD: lambda: correlation(is_backward=False),
+            TO_INPUTS: lambda: correlation(is_backward=True),
+            TO_WEIGHTS: weight_gradients,
+        }
+        _variants(builder, values[4], len(passes), lambda number: passes[number]())
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(*numbers, whole, one, other, weights, bias, whole, whole, types.boolean), emit
+
+
 @cache
-def convolution(kernel: int, stride: int, padding: int, length: int) -> tuple[Any, Any, Any]:
-    """A convolution's passes for rows of one length.
+def convolution(kernel: int, stride: int, padding: int, length: int) -> Any:
+    """A convolution's passes for rows of one length, as one function that is compiled once.
 
     Args:
         kernel: Rows and columns of a kernel.
         stride: Of both directions.
         padding: Of all sides, with zeros.
         length: Columns of the inputs.
-
-    Returns:
-        The forward pass, the backward pass to inputs, and that to weights.
     """
-    reach = (length + 2 * padding - kernel) // stride + 1
-    columns, columns_back = _at_once(reach, 1), _at_once(length, stride)
-    block, block_back = max(1, _SUMS // columns), max(1, _SUMS // columns_back)
-    block_weights = max(1, min(_SUMS, (_SUMS + 2) // kernel))
 
     @compiled
-    def forward(inputs, weights, bias, outputs, tall, high):  # type: ignore[no-untyped-def]
-        """From inputs ``[C, tall, length]`` to outputs ``[O, high, reach]`` in their cells."""
-        tiles, lanes = inputs.shape[0], inputs.shape[2]
-        out, channels = weights.shape[0], weights.shape[1]
-        square = kernel * kernel
-        rows = (out + block - 1) // block
-        # What is larger is read once: a tile's inputs, or the weights.
-        by_row = weights.size > channels * tall * length * lanes
-        for number in range(tiles * rows):
-            tile = number % tiles if by_row else number // rows
-            row = (number // tiles if by_row else number % rows) * block
-            for line in range(high):
-                # Plain comparisons: each call of another function is compiled into this one anew.
-                first = padding - line * stride if line * stride < padding else 0
-                last = tall + padding - line * stride
-                last = kernel if last > kernel else last
-                seen = tile * inputs.shape[1] + (line * stride - padding + first) * length
-                goal = tile * outputs.shape[1] + (row * high + line) * reach
-                for part in range(reach // columns):
-                    correlate(
-                        0, kernel, stride, padding, reach, length, block, columns,
-                        part, outputs, goal * lanes, high * reach * lanes, out - row,
-                        inputs, seen * lanes, tall * length * lanes, channels,
-                        weights, row * channels * square, channels * square, square, bias, row,
-                        first, last, 1, False,
-                    )  # fmt: skip
+    def passes(which, one, other, weights, bias, tall, high, adds):  # type: ignore[no-untyped-def]
+        """One of the passes between maps ``[C, tall, length]`` of inputs and ``[O, high, reach]`` of outputs.
 
-    @compiled
-    def backward(gradients, weights, nothing, of_inputs, tall, high, adds):  # type: ignore[no-untyped-def]
-        """From gradients of outputs to those of inputs; ``nothing`` is zeros, as many as there are input channels."""
-        tiles, lanes = gradients.shape[0], gradients.shape[2]
-        out, channels = weights.shape[0], weights.shape[1]
-        square = kernel * kernel
-        rows = (channels + block_back - 1) // block_back
-        by_row = weights.size > out * high * reach * lanes
-        for number in range(tiles * rows):
-            tile = number % tiles if by_row else number // rows
-            row = (number // tiles if by_row else number % rows) * block_back
-            for line in range(tall):
-                # The rows of the kernel through which a row of outputs sees this line.
-                first, last = (line + padding) % stride, line + padding + 1
-                first = line + padding - (high - 1) * stride if line + padding - first >= high * stride else first
-                last = kernel if last > kernel else last
-                seen = tile * gradients.shape[1] + (line + padding - first) // stride * reach
-                goal = tile * of_inputs.shape[1] + (row * tall + line) * length
-                for part in range(length // columns_back):
-                    correlate(
-                        1, kernel, stride, padding, length, reach, block_back, columns_back,
-                        part, of_inputs, goal * lanes, tall * length * lanes, channels - row,
-                        gradients, seen * lanes, high * reach * lanes, out,
-                        weights, row * square, square, channels * square, nothing, row,
-                        first, last, stride, adds,
-                    )  # fmt: skip
+        Args:
+            which: ``FORWARD`` from inputs to outputs, ``TO_INPUTS`` from gradients of outputs to those of inputs, or
+                ``TO_WEIGHTS`` from inputs and gradients of outputs to those of weights.
+            one: What is read, ``[T, cells, L]``.
+            other: What is written; ``TO_WEIGHTS`` reads gradients of outputs there.
+            weights: ``[O, C, K, K]``; ``TO_WEIGHTS`` writes them.
+            bias: What sums begin with: a number for each channel of ``other``, if that is written.
+            tall: Rows of the inputs.
+            high: Rows of the outputs.
+            adds: Whether what is written is added to what is there; not to weights.
+        """
+        _passes(kernel, stride, padding, length, which, one, other, weights, bias, tall, high, adds)
 
-    @compiled
-    def backward_weights(inputs, gradients, of_weights, tall, high):  # type: ignore[no-untyped-def]
-        """From gradients of outputs and from inputs to gradients of weights."""
-        tiles, lanes = inputs.shape[0], inputs.shape[2]
-        out, channels = of_weights.shape[0], of_weights.shape[1]
-        square = kernel * kernel
-        for row in range(0, out, block_weights):
-            for channel in range(channels):
-                for tap in range(kernel):
-                    # Outputs that see an input through this row of the kernel.
-                    first = (padding - tap + stride - 1) // stride if tap < padding else 0
-                    lines = (tall - 1 + padding - tap) // stride + 1
-                    lines = (high if lines > high else lines) - first
-                    seen = (channel * tall + first * stride + tap - padding) * length
-                    products(
-                        kernel, stride, padding, reach, length, block_weights,
-                        gradients, (row * high + first) * reach * lanes, high * reach * lanes, out - row,
-                        inputs, seen * lanes, tiles, gradients.shape[1] * lanes, inputs.shape[1] * lanes, lines,
-                        of_weights, (row * channels + channel) * square + tap * kernel, channels * square,
-                    )  # fmt: skip
-
-    return forward, backward, backward_weights
+    return passes
 
 
 @compiled
@@ -595,12 +627,13 @@ def normalise(  # type: ignore[no-untyped-def]
     """
     tiles, step, lanes = maps.shape
     count = weight.dtype.type(batch * cells)
-    one = weight.dtype.type(1)
+    # Of one type with all other values: a call with another one would be compiled again.
+    zero, one = weight.dtype.type(0), weight.dtype.type(1)
     variant = (1 if joins else 0) + (2 if rectifies else 0)
     for channel in range(weight.size):
         mean, variance = running_mean[channel], running_variance[channel]
         if learns:
-            _blank(maps, channel * cells, cells, batch, 0)
+            _blank(maps, channel * cells, cells, batch, zero)
             _clear(sums)
             for tile in range(tiles):
                 at = (tile * step + channel * cells) * lanes
@@ -669,7 +702,7 @@ def normalise_backward(  # type: ignore[no-untyped-def]
         for tile in range(tiles):
             at = (tile * step + channel * cells) * lanes
             run("ebb", more, cells, gradients, at, of_maps, at, maps, at, maps, at, factor, slope, level, sums)
-        _blank(of_maps, channel * cells, cells, batch, 0)
+        _blank(of_maps, channel * cells, cells, batch, weight.dtype.type(0))
 
 
 # What has no weights
@@ -692,40 +725,97 @@ def act(kind, variant, one, other, outputs, sums, cells):  # type: ignore[no-unt
             run("copy", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
 
 
+def _pixels(write: Emitter, window: tuple[Any, Any, Whole, Whole, Whole], emit: Callable[[Whole, Any], None]) -> None:
+    """Code for each pixel of a window, of a map that lies in an array: its number and its address."""
+    kind, array, corner, length, size = window
+    with size.each() as row, size.each() as column:
+        emit(row * size + column, write.data(kind, array, (corner + (row * length + column) * write.lanes).value))
+
+
+def _winners(write: Emitter, kind: Any, array: Any, at: Whole) -> tuple[Any, Callable[[Whole], Any]]:
+    """Address of a vector of whole numbers, and what makes such a vector of one number."""
+    element = write.context.get_value_type(kind.dtype)
+    pointer = write.builder.bitcast(write.data(kind, array, at.value), ir.VectorType(element, write.lanes).as_pointer())
+
+    def fill(number: Whole) -> Any:
+        return write.fill(write.builder.trunc(number.value, element))
+
+    return pointer, fill
+
+
+@_written
+def _choose(typing, maps, corner, outputs, goal, winner, length, size):  # type: ignore[no-untyped-def]
+    """One window of :func:`largest`; places are flat."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, maps.dtype)
+        start, at, row, many = (Whole(builder, values[number]) for number in (1, 3, 5, 6))
+        pointer, fill = _winners(write, winner, values[4], at)
+        best = cgutils.alloca_once(builder, write.type)
+        where = cgutils.alloca_once(builder, pointer.type.pointee)
+        builder.store(write.load(write.data(maps, values[0], start.value), 0), best)
+        builder.store(fill(at.like(0)), where)
+
+        def compare(pixel: Whole, address: Any) -> None:
+            value, before = write.load(address, 0), builder.load(best)
+            # The first of equals wins, and a NaN wins over all.
+            wins = builder.or_(builder.fcmp_ordered(">", value, before), builder.fcmp_unordered("uno", value, value))
+            builder.store(builder.select(wins, value, before), best)
+            builder.store(builder.select(wins, fill(pixel), builder.load(where)), where)
+
+        _pixels(write, (maps, values[0], start, row, many), compare)
+        write.store(builder.load(best), write.data(outputs, values[2], at.value), 0)
+        builder.store(builder.load(where), pointer, align=winner.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(maps, whole, outputs, whole, winner, whole, whole), emit
+
+
+@_written
+def _return(typing, gradients, source, winner, of_maps, corner, length, size, adds):  # type: ignore[no-untyped-def]
+    """One window of :func:`largest_backward`."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        write = Emitter(context, builder, gradients.dtype)
+        at, start, row, many = (Whole(builder, values[number]) for number in (1, 4, 5, 6))
+        pointer, fill = _winners(write, winner, values[2], at)
+        won = builder.load(pointer, align=winner.dtype.bitwidth // 8)
+        gradient = write.load(write.data(gradients, values[0], at.value), 0)
+        nothing = write.fill(ir.Constant(write.element, 0.0))
+        more = builder.trunc(values[7], ir.IntType(1))
+
+        def give(pixel: Whole, address: Any) -> None:
+            value = builder.select(builder.icmp_signed("==", won, fill(pixel)), gradient, nothing)
+            value = builder.select(more, builder.fadd(value, write.load(address, 0)), value)
+            write.store(value, address, 0)
+
+        _pixels(write, (of_maps, values[3], start, row, many), give)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(gradients, whole, winner, of_maps, whole, whole, whole, types.boolean), emit
+
+
 @compiled
 def largest(maps, outputs, winner, channels, tall, length, size):  # type: ignore[no-untyped-def]
     """Largest pixel of each window of ``size`` × ``size``, and which one won, as torch has it."""
-    high, reach = tall // size, length // size
+    high, reach, lanes = tall // size, length // size, maps.shape[2]
     for tile in range(maps.shape[0]):
-        for channel in range(channels):
-            for row in range(high):
-                for column in range(reach):
-                    goal = (channel * high + row) * reach + column
-                    corner = (channel * tall + row * size) * length + column * size
-                    for lane in range(maps.shape[2]):
-                        outputs[tile, goal, lane] = maps[tile, corner, lane]
-                        winner[tile, goal, lane] = 0
-                    for pixel in range(1, size * size):
-                        source = corner + pixel // size * length + pixel % size
-                        for lane in range(maps.shape[2]):
-                            value = maps[tile, source, lane]
-                            # The first of equals wins, and a NaN wins over all.
-                            wins = value > outputs[tile, goal, lane] or value != value
-                            outputs[tile, goal, lane] = value if wins else outputs[tile, goal, lane]
-                            winner[tile, goal, lane] = pixel if wins else winner[tile, goal, lane]
+        for row in range(channels * high):
+            for column in range(reach):
+                corner = (tile * maps.shape[1] + row * size * length + column * size) * lanes
+                goal = (tile * outputs.shape[1] + row * reach + column) * lanes
+                _choose(maps, corner, outputs, goal, winner, length, size)
 
 
 @compiled
 def largest_backward(gradients, winner, of_maps, channels, tall, length, size, adds):  # type: ignore[no-untyped-def]
     """Gradients of what the largest pixels were taken of."""
-    high, reach = tall // size, length // size
+    high, reach, lanes = tall // size, length // size, gradients.shape[2]
     for tile in range(gradients.shape[0]):
-        for channel in range(channels):
-            for row in range(tall):
-                for column in range(length):
-                    goal = (channel * tall + row) * length + column
-                    source = (channel * high + row // size) * reach + column // size
-                    pixel = row % size * size + column % size
-                    for lane in range(gradients.shape[2]):
-                        value = gradients[tile, source, lane] if winner[tile, source, lane] == pixel else 0
-                        of_maps[tile, goal, lane] = value + of_maps[tile, goal, lane] if adds else value
+        for row in range(channels * high):
+            for column in range(reach):
+                corner = (tile * of_maps.shape[1] + row * size * length + column * size) * lanes
+                source = (tile * gradients.shape[1] + row * reach + column) * lanes
+                _return(gradients, source, winner, of_maps, corner, length, size, adds)

@@ -119,14 +119,11 @@ class Convolution(Layer):
     name: str
     layer: nn.Conv2d | nn.Linear
 
-    def _passes(self, batch: Batch) -> tuple[Any, Any, Any]:
+    def _passes(self, batch: Batch) -> Any:
         made = batch.kernel.convolution
         if isinstance(self.layer, nn.Linear):
-            found: tuple[Any, Any, Any] = made(1, 1, 0, 1)
-        else:
-            padding = int(self.layer.padding[0])
-            found = made(self.layer.kernel_size[0], self.layer.stride[0], padding, self.inputs.wide)
-        return found
+            return made(1, 1, 0, 1)
+        return made(self.layer.kernel_size[0], self.layer.stride[0], int(self.layer.padding[0]), self.inputs.wide)
 
     def _weights(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         weight = parts[f"{self.name}.weight"]
@@ -137,21 +134,22 @@ class Convolution(Layer):
         weight = self._weights(batch.weight)
         bias = np.zeros(len(weight), weight.dtype) if self.layer.bias is None else batch.weight[f"{self.name}.bias"]
         inputs, outputs = batch.of(self.inputs.values), batch.of(self.outputs.values)
-        yield partial(self._passes(batch)[0], inputs, weight, bias, outputs, self.inputs.high, self.outputs.high)
+        yield self._call(batch, batch.kernel.FORWARD, inputs, outputs, weight, bias)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         weight, gradients = self._weights(batch.weight), batch.of(self.outputs.gradients)
-        _, to_inputs, to_weights = self._passes(batch)
-        inputs, heights = batch.of(self.inputs.values), (self.inputs.high, self.outputs.high)
-        yield partial(to_weights, inputs, gradients, self._weights(batch.gradient), *heights)
+        inputs, nothing = batch.of(self.inputs.values), np.zeros(weight.shape[1], weight.dtype)
+        yield self._call(batch, batch.kernel.TO_WEIGHTS, inputs, gradients, self._weights(batch.gradient), nothing)
         if self.layer.bias is not None:
             of_bias = batch.gradient[f"{self.name}.bias"]
             yield partial(batch.kernel.bias_gradients, gradients, batch.sums, of_bias, self.outputs.cells)
         if self.inputs.gradients is not None:
-            nothing = np.zeros(weight.shape[1], weight.dtype)
             target = batch.of(self.inputs.gradients)
-            yield partial(to_inputs, gradients, weight, nothing, target, *heights, self.adds[0])
+            yield self._call(batch, batch.kernel.TO_INPUTS, gradients, target, weight, nothing, adds=self.adds[0])
+
+    def _call(self, batch: Batch, which: int, *arrays: Any, adds: bool = False) -> Call:
+        return partial(self._passes(batch), which, *arrays, self.inputs.high, self.outputs.high, adds)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,8 @@ but where a function asks for it. Importing this module needs Numba.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
@@ -74,6 +75,11 @@ class Emitter:
         start = cgutils.create_struct_proxy(kind)(self.context, self.builder, array).data
         return self.builder.gep(start, [at])
 
+    def lengths(self, kind: types.Array, array: ir.Value) -> list[Whole]:
+        """An array's shape."""
+        shape = cgutils.create_struct_proxy(kind)(self.context, self.builder, array).shape
+        return [Whole(self.builder, length) for length in cgutils.unpack_tuple(self.builder, shape, kind.ndim)]
+
     def _vector(self, pointer: ir.Value, number: int) -> ir.Value:
         return self.builder.bitcast(self.place(pointer, number * self.lanes), self.type.as_pointer())
 
@@ -87,7 +93,7 @@ class Emitter:
 
     def fill(self, scalar: ir.Value) -> ir.Value:
         """A vector with one number in all lanes."""
-        nothing = ir.Constant(self.type, ir.Undefined)
+        nothing = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         first = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, nothing, zeros)
@@ -114,6 +120,75 @@ class Emitter:
             )
             vector = self.builder.fadd(vector, upper)
         return self.builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+class Whole:
+    """An integer of the code that is written, with Python's operators; divisors are positive.
+
+    Args:
+        builder: Where its instructions go.
+        value: LLVM's.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder = builder
+        self.value = value
+
+    def like(self, number: Whole | int) -> Whole:
+        """A number of the same type."""
+        return number if isinstance(number, Whole) else self._new(ir.Constant(self.value.type, number))
+
+    def _new(self, value: ir.Value) -> Whole:
+        return Whole(self.builder, value)
+
+    def __add__(self, other: Whole | int) -> Whole:
+        return self._new(self.builder.add(self.value, self.like(other).value))
+
+    def __sub__(self, other: Whole | int) -> Whole:
+        return self._new(self.builder.sub(self.value, self.like(other).value))
+
+    def __rsub__(self, other: int) -> Whole:
+        return self.like(other) - self
+
+    def __mul__(self, other: Whole | int) -> Whole:
+        return self._new(self.builder.mul(self.value, self.like(other).value))
+
+    def __mod__(self, other: Whole | int) -> Whole:
+        rest = self._new(self.builder.srem(self.value, self.like(other).value))
+        return (rest < 0).choose(rest + other, rest)
+
+    def __floordiv__(self, other: Whole | int) -> Whole:
+        return self._new(self.builder.sdiv((self - self % other).value, self.like(other).value))
+
+    def __lt__(self, other: Whole | int) -> Whole:
+        return self._new(self.builder.icmp_signed("<", self.value, self.like(other).value))
+
+    def __gt__(self, other: Whole | int) -> Whole:
+        return self.like(other) < self
+
+    def __ge__(self, other: Whole | int) -> Whole:
+        return self._new(self.builder.icmp_signed(">=", self.value, self.like(other).value))
+
+    def choose(self, one: Whole, other: Whole) -> Whole:
+        """One number where this, a bit, is set, and the other one where it is not."""
+        return self._new(self.builder.select(self.value, one.value, other.value))
+
+    def at_most(self, other: Whole | int) -> Whole:
+        """The smaller one of both."""
+        return (self < other).choose(self, self.like(other))
+
+    @contextmanager
+    def each(self) -> Iterator[Whole]:
+        """A loop over all numbers from zero up to this one, which is not among them."""
+        with cgutils.for_range(self.builder, self.value) as loop:
+            yield self._new(loop.index)
+
+    @contextmanager
+    def up_to(self, end: Whole, step: int) -> Iterator[tuple[Whole, Whole]]:
+        """A loop from this number on before an end: the number, and how many came before."""
+        by = self.like(step).value
+        with cgutils.for_range_slice(self.builder, self.value, end.value, by, self.value.type) as (index, count):
+            yield self._new(index), self._new(count)
 
 
 # What every network has at its ends

@@ -380,9 +380,11 @@ def gather_ledger(
         study: What is waived.
         begin: As :func:`gather`'s.
     """
+    ledger.recall()
     stored = ledger.cells()
     # A file that cannot be read costs its own cells, not the report.
     damaged = {id(record): problem for record in stored if (problem := ledger.damage(record)) is not None}
+    ledger.keep()
     everything = [record for record in stored if id(record) not in damaged]
     digests = method_digests(catalog, ledger, everything)
     outdated = {id(record): why_outdated(record, catalog, ledger, digests) for record in everything}

@@ -1,11 +1,11 @@
 """An index of a large ledger, so that a report need not read, parse and verify each of its files again.
 
-It is derived and never the truth: a row counts for a file that has the size, times and number that it had when it was read
-and verified, so that whatever is edited, even with its time of modification put back, is read anew. What nobody looks at in a
-report is not in it: such a field of a record is read from the record's own file (:class:`IndexedRun`).
+It is derived and never the truth: a row counts for a file that has the size, times and number that it had when it was
+read and verified, so that whatever is edited, even with its time of modification put back, is read anew. What a report
+does not look at is not in it: such a field of a record is read from the record's own file (:class:`IndexedRun`).
 
-It lies in the user's cache folder and not in the ledger. Ledgers come from strangers and lie on network drives: SQLite should
-open no file of the former, and its locks do not hold on the latter. Each row has an HMAC with this user's key
+It lies in the user's cache folder and not in the ledger. Ledgers come from strangers and lie on network drives: SQLite
+should open no file of the former, and its locks do not hold on the latter. Each row has an HMAC with this user's key
 (:mod:`.chain`), without which nobody can have a record believed that was never verified.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
@@ -36,7 +36,7 @@ from pruneaudit.version import __version__
 
 #: Ledgers of fewer runs are read within a second or two.
 LEAST = 1000
-#: Nanoseconds for which a file must have been left alone: an edit within a tick of the clock shows in none of its times.
+#: Nanoseconds for which a file was left alone, at least: an edit within a tick of the clock shows in none of its times.
 _SETTLED = 2_000_000_000
 #: Days after which the index of a ledger on which nobody reported is removed.
 _FORGOTTEN = 90
@@ -48,6 +48,7 @@ _PACKED = frozenset({"validation_accuracy_curve", "kept"})
 #: Models whose fields are rarely another record's, though parts of them are.
 _APART = (Conduct, Jacobian, Scores)
 
+Made = TypeVar("Made", bound=BaseModel)
 #: Size, times of modification and change (ns), number and device of a file.
 Seen = tuple[int, int, int, int, int]
 
@@ -256,7 +257,7 @@ class Reader:
     def _one(self, text: str) -> Any:
         return self._shared.setdefault((None, text), text)
 
-    def _made(self, kind: type[Any], values: dict[str, Any]) -> Any:
+    def _made(self, kind: type[Made], values: dict[str, Any]) -> Made:
         for name, way in _ways(kind):
             value = values.get(name)
             if value is None:
@@ -275,9 +276,9 @@ class Reader:
         return _instance(kind, values)
 
 
-def _instance(kind: type[Any], values: dict[str, Any]) -> Any:
+def _instance(kind: type[Made], values: dict[str, Any]) -> Made:
     """A model of values that were validated before."""
-    made = kind.__new__(kind)
+    made: Made = kind.__new__(kind)
     for name, value in (
         ("__dict__", values),
         ("__pydantic_fields_set__", _names(kind)),
@@ -310,7 +311,8 @@ def _names(kind: type[BaseModel]) -> set[str]:
     return set(kind.model_fields)
 
 
-#: How a value stands in a row: packed; as names, a tuple; as JSON text that is one object for all; else as a model's fields.
+#: How a value stands in a row: packed; as names, a tuple; as JSON text, one object for all that have it; as a model's
+#: fields.
 Way = Literal["packed", "names"] | TypeAdapter[Any] | type[BaseModel]
 
 
@@ -329,7 +331,7 @@ def _ways(kind: type[BaseModel]) -> list[tuple[str, Way]]:
         elif name == "trials":
             found.append((name, "names"))
         elif not _as_it_is(field.annotation):
-            found.append((name, TypeAdapter(field.annotation if not field.metadata else field.rebuild_annotation())))
+            found.append((name, TypeAdapter(field.rebuild_annotation())))
     return found
 
 

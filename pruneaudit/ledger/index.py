@@ -40,6 +40,8 @@ LEAST = 1000
 _SETTLED = 2_000_000_000
 #: Days after which the index of a ledger on which nobody reported is removed.
 _FORGOTTEN = 90
+#: Seconds to wait for another process that writes to it.
+_PATIENCE = 1.0
 #: Rows that are written together, and files that are looked at together.
 _BATCH, _THREADS = 2000, 16
 #: Fields of a run that are read from its file when somebody asks, and those that are unpacked then: each is long.
@@ -134,7 +136,10 @@ class Index:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(self._open("ro")) as database:
             for name, mac, content in database.execute("SELECT name, mac, content FROM files"):
                 known = seen.get(name)
-                if known is not None and hmac.compare_digest(mac, self._mac(name, known, content)):
+                # Whatever stands in a damaged file, or a forged one.
+                if known is None or not (isinstance(mac, bytes) and isinstance(content, bytes)):
+                    continue
+                if hmac.compare_digest(mac, self._mac(name, known, content)):
                     yield name, from_json(content)
 
     def note(self, name: str, seen: Seen, content: Any) -> None:
@@ -172,7 +177,7 @@ class Index:
             database.executemany("REPLACE INTO files VALUES (?, ?, ?)", rows)
 
     def _open(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=1.0)
+        return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_PATIENCE)
 
     def _mac(self, name: str, seen: Seen, content: bytes) -> bytes:
         text = f"index {_layout()} {name} {' '.join(map(str, seen))} ".encode()

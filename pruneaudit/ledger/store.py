@@ -899,8 +899,8 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 def _is_written(text: bytes, digest: str) -> bool:
     """Whether a record's text, as :func:`write_json` lays it out with digest and link, is the one that was digested.
 
-    It takes less than half the time that writing its content anew takes. No says nothing: the layout may be another. Line
-    ends stand between values alone, since JSON escapes them in texts, so that without them nothing else changes.
+    It takes less than half the time that writing its content anew takes. No says nothing: the layout may be another.
+    Line ends stand between values alone, since JSON escapes them in texts, so that without them nothing else changes.
     """
     text, links = _LINK.subn(b"\n", text)
     text, digests = _SEAL.subn(b"\n", text)

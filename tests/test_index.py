@@ -106,6 +106,24 @@ def test_what_is_new_is_read_and_indexed(root, opened):
     assert opened == []
 
 
+def test_a_cell_that_is_measured_anew_is_seen_by_whoever_looks_again(root):
+    report(root)
+    watching = Ledger(root, writable=False)
+    gather_ledger(CATALOG, watching)
+    arm = evidence("l1")
+    store(Ledger(root), arm, accuracy=61.25)
+    rows = gather_ledger(CATALOG, watching).cells
+    assert [row["accuracy"] for row in rows if (row["method"], row["seed"]) == ("l1", 0)] == [61.25]
+
+
+def test_a_ledger_in_the_working_directory_has_an_index_too(root, opened, monkeypatch):
+    plain = report(root)
+    monkeypatch.chdir(root)
+    opened.clear()
+    assert report(Path()) == plain
+    assert opened == []
+
+
 @pytest.mark.parametrize("place", ["run", "cell"])
 def test_an_edit_is_noticed_though_size_and_time_are_as_before(root, place):
     report(root)

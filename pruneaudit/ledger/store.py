@@ -97,6 +97,7 @@ class Ledger:
         self._keys = known_keys()
         # Links of the records that were read, by path.
         self._links: dict[str, Link | None] = {}
+        # Where all are asked for: what is known of files, and the cells that it knows, until they are asked for.
         self._index: Index | None = None
         self._cells: dict[str, CellRecord] = {}
         self._checks: dict[str, str] | None = None
@@ -172,20 +173,20 @@ class Ledger:
 
         For who asks for all of them. A ledger of few runs has no index (:mod:`.index`).
         """
+        self._cells = {}
         with contextlib.suppress(OSError):
             folders = [entry.name for entry in os.scandir(self.root / "runs") if not entry.is_symlink()]
-            if self._index is not None or len(folders) < LEAST:
-                return
-            self._index = index_of(self.root)
+            self._index = self._index or (index_of(self.root) if len(folders) >= LEAST else None)
             if self._index is None:
                 return
-            cells = [f"cells/{name}" for name in os.listdir(self.root / "cells")]
-            there = all_seen(str(self.root), [*(f"runs/{name}/record.json" for name in folders), *cells])
-            root, keys = self.root, self._keys
+            # A run is read once, a cell whenever all are asked for: it may have been measured anew.
+            names = [f"runs/{name}/record.json" for name in folders if name.rpartition("-")[2] not in self._records]
+            names += [f"cells/{name}" for name in os.listdir(self.root / "cells")]
+            root, keys, checks = self.root, self._keys, self.checks()
             reader = Reader(lambda folder: _read(RunRecord, root / "runs" / folder / "record.json", keys)[0])
-            checks = self.checks()
-            for name, content in self._index.rows(there):
-                path = f"{root}{os.sep}{name}"
+            prefix = str(root / "runs").removesuffix("runs")
+            for name, content in self._index.rows(all_seen(str(root), names)):
+                path = prefix + name.replace("/", os.sep)
                 if name.startswith("cells/"):
                     cell, self._links[path] = reader.cell(content)
                     self._cells[name[len("cells/") : -len(".json")]] = cell
@@ -440,11 +441,12 @@ class Ledger:
     def cells_by_key(self) -> dict[str, CellRecord]:
         """Records of all cells, each under the key that it was saved with; damaged ones are named in ``damaged``."""
         # Names are sorted, not paths: these take ten times as long.
+        known, self._cells = self._cells, {}
         found = {}
         for name in sorted(f"{key}.json" for key in self.cell_keys()):
             key = name.removesuffix(".json")
-            if key in self._cells:
-                found[key] = self._cells[key]
+            if key in known:
+                found[key] = known[key]
                 continue
             path = self.root / "cells" / name
             before = self._seen(path)

@@ -1,6 +1,7 @@
 """Time and memory that a report over 10,000 cells takes: by phase, and as the whole command with figures and without.
 
     python benchmarks/report.py [--cells 10000] [--methods core] [--workloads NAMES|all] [--ledger DIR] [--to DIR]
+                                [--against CHECKOUT]
 
 The ledger is what a campaign over all protocols and ratios would leave after training for months: cells and runs are
 planned by the campaign itself, and only what a run measures is made up (curves of its full length, answers of every
@@ -8,6 +9,10 @@ test image, Jacobian, conduct). Each time is that of a fresh process; processor 
 draw figures beside it, memory is that of the largest one. With ``--ledger`` the ledger is kept, and taken as it is
 where there is one already. By default the cells are the default methods on one workload, over as many seeds as it
 takes. ``--methods all`` has few seeds and the most comparisons, ``--workloads all`` the most figures.
+
+``--against`` compares the command without figures side by side with another checkout of this project (a
+``git worktree``, say): the first report, those after it, and one right after the system's file cache was emptied, where
+that is allowed. 170,000 cells have 100,000 runs.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ def main() -> None:
     parser.add_argument("--workloads", default="resnet56-cifar10")
     parser.add_argument("--ledger", type=Path, help="keep the made-up ledger here")
     parser.add_argument("--to", type=Path, help="keep the report here")
+    parser.add_argument("--against", type=Path, help="another checkout, to compare with")
     parser.add_argument("--only", choices=("make", "measure"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only == "make":
@@ -58,19 +64,73 @@ def compare(options: argparse.Namespace, ledger: Path, to: Path) -> None:
     if not (ledger / "ledger.json").exists():
         chosen = ["--cells", str(options.cells), "--methods", options.methods, "--workloads", options.workloads]
         subprocess.run([*myself, *chosen, "--only", "make"], check=True)
+    if options.against:
+        side_by_side(ledger, to, options.against)
+        return
     done = subprocess.run([*myself, "--only", "measure"], stdout=subprocess.PIPE, text=True, check=True)
     show(json.loads(done.stdout))
     command = [str(Path(sys.executable).with_name("pruneaudit")), "report", *folders, "--recheck", "0"]
     for figures in ("auto", "none"):
-        started = time.perf_counter()
-        process = subprocess.Popen([*command, "--figures", figures], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        took = time.perf_counter() - started
-        if status:
-            raise SystemExit("pruneaudit report failed")
+        took, cpu, memory = timed([*command, "--figures", figures])
         what = "with figures, as by default" if figures == "auto" else "without figures"
-        cpu = usage.ru_utime + usage.ru_stime
-        print(f"pruneaudit report {what}: {took:.2f} s ({cpu:.2f} s CPU), {usage.ru_maxrss / 1024:.0f} MB")
+        print(f"pruneaudit report {what}: {took:.2f} s ({cpu:.2f} s CPU), {memory:.0f} MB")
+
+
+def timed(command: list[str], environment: dict[str, str] | None = None) -> tuple[float, float, float]:
+    """Seconds that a command took, its processor time, and its largest size in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - started
+    if status:
+        raise SystemExit("pruneaudit report failed")
+    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def side_by_side(ledger: Path, to: Path, against: Path) -> None:
+    """Reports of this checkout and of another in turn, each with caches of its own; their files must be the same."""
+    builds = {"other": against, "this": Path(__file__).resolve().parents[1]}
+    with tempfile.TemporaryDirectory() as caches:
+        for state in ("first", "warm", "warm", "warm", "cold"):
+            if state == "cold" and not emptied():
+                print("cold: not measured; only root may empty the system's file cache")
+                break
+            found = {}
+            for name, checkout in builds.items():
+                if state == "cold":
+                    emptied()
+                # Not from the working directory, which is one of the two.
+                own = {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+                own["PRUNEAUDIT_CACHE"] = str(Path(caches) / name)
+                command = [
+                    sys.executable,
+                    "-m",
+                    "pruneaudit",
+                    "report",
+                    "--ledger",
+                    str(ledger),
+                    "--to",
+                    str(to / name),
+                ]
+                found[name] = timed([*command, "--figures", "none", "--recheck", "0"], {**os.environ, **own})
+                wall, cpu, memory = found[name]
+                print(f"{state:5} {name:5} {wall:7.2f} s ({cpu:.2f} s CPU), {memory:.0f} MB", flush=True)
+            gains = [theirs / ours for theirs, ours in zip(found["other"], found["this"], strict=True)]
+            print(f"{state:5} {gains[0]:.2f}x in time, {gains[1]:.2f}x in processor time, memory {1 / gains[2]:.2f}x")
+    files = [
+        {path.relative_to(to / name): path.read_bytes() for path in sorted((to / name).rglob("*.*"))} for name in builds
+    ]
+    print("the reports are the same" if files[0] == files[1] else "the reports DIFFER")
+
+
+def emptied() -> bool:
+    """Empty the system's file cache; False: not allowed."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def show(facts: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
@@ -47,6 +48,7 @@ from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError, StorageError
 from pruneaudit.ledger.chain import Account, Link, Writer, account, known_keys
 from pruneaudit.ledger.choices import Choice, choice_name
+from pruneaudit.ledger.index import LEAST, Index, Reader, Seen, all_seen, content_of, index_of, seen
 from pruneaudit.ledger.locks import KINDS, Kind, Locks, kind_for
 from pruneaudit.ledger.migration import OLDEST, NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec
@@ -62,6 +64,8 @@ _PLANS_KEPT = 8
 _FORGOTTEN = 86400.0
 #: What is wrong with a record whose digest fits and whose link does not.
 _FOREIGN = "somebody else wrote it"
+#: Digest and link in the text of a record.
+_SEAL, _LINK = re.compile(rb'\n "digest": "[0-9a-f]{64}",\n'), re.compile(rb'\n "link": \{[^{}]*\},\n')
 #: Bytes that a file of a ledger may have: records, weights.
 MOST_OF_RECORD, MOST_OF_WEIGHTS = 1 << 28, 1 << 36
 
@@ -84,15 +88,18 @@ class Ledger:
         self._made = False
         self._older = False
         self._records: dict[str, RunRecord] = {}
-        self._paths: dict[str, Path] = {}
+        self._folders: dict[str, str] = {}
         #: What is wrong with records that were left out of a list of all.
         self.damaged: dict[Path, str] = {}
         self._number = secrets.token_hex(8)
         self._locks = Locks(root / "locks", "system")
         self._writer = Writer()
         self._keys = known_keys()
-        # Links of the records that were read.
-        self._links: dict[Path, Link | None] = {}
+        # Links of the records that were read, by path.
+        self._links: dict[str, Link | None] = {}
+        # Where all are asked for: what is known of files, and the cells that it knows, until they are asked for.
+        self._index: Index | None = None
+        self._cells: dict[str, CellRecord] = {}
         self._checks: dict[str, str] | None = None
         marker = root / "ledger.json"
         try:
@@ -143,18 +150,56 @@ class Ledger:
             DamagedError: It is not there, or cannot be read.
         """
         if run_id not in self._records:
-            if run_id not in self._paths:
+            if run_id not in self._folders:
                 # One look at the folder serves many ids: a report asks for all of them.
-                paths = (self.root / "runs").glob("*/record.json")
-                self._paths = {path.parent.name.rpartition("-")[2]: path for path in paths}
-            if run_id not in self._paths:
+                self._folders = {name.rpartition("-")[2]: name for name in self._finished()}
+            if run_id not in self._folders:
                 raise DamagedError(f"ledger {self.root}: run {run_id} is missing; run the suite again to train it")
-            self._records[run_id] = self._read_run(self._paths[run_id])
+            self._records[run_id] = self._read_run(self.root / "runs" / self._folders[run_id] / "record.json")
         return self._records[run_id]
 
     def finished(self) -> set[str]:
         """Ids of all finished runs."""
-        return {path.parent.name.rpartition("-")[2] for path in (self.root / "runs").glob("*/record.json")}
+        return {name.rpartition("-")[2] for name in self._finished()}
+
+    def _finished(self) -> list[str]:
+        """Names of the folders of all finished runs, as the system lists them."""
+        # Of a hundred thousand folders, paths would take ten times as long.
+        runs = self.root / "runs"
+        return [name for name in self.folders() if os.path.exists(f"{runs}/{name}/record.json")]
+
+    def recall(self) -> None:
+        """Take what an index knows of its files, so that only what is new, or changed since, is read.
+
+        For who asks for all of them. A ledger of few runs has no index (:mod:`.index`).
+        """
+        self._cells = {}
+        with contextlib.suppress(OSError):
+            folders = [entry.name for entry in os.scandir(self.root / "runs") if not entry.is_symlink()]
+            self._index = self._index or (index_of(self.root) if len(folders) >= LEAST else None)
+            if self._index is None:
+                return
+            # A run is read once, a cell whenever all are asked for: it may have been measured anew.
+            names = [f"runs/{name}/record.json" for name in folders if name.rpartition("-")[2] not in self._records]
+            names += [f"cells/{name}" for name in os.listdir(self.root / "cells")]
+            root, keys, checks = self.root, self._keys, self.checks()
+            reader = Reader(lambda folder: _read(RunRecord, root / "runs" / folder / "record.json", keys)[0])
+            prefix = str(root / "runs").removesuffix("runs")
+            for name, content in self._index.rows(all_seen(str(root), names)):
+                path = prefix + name.replace("/", os.sep)
+                if name.startswith("cells/"):
+                    cell, self._links[path] = reader.cell(content)
+                    self._cells[name[len("cells/") : -len(".json")]] = cell
+                    continue
+                run, link = reader.run(content)
+                # What its weights contradict is refused where it is read.
+                if not checks.get(link.mac):
+                    self._records[run.run_id], self._links[path] = run, link
+
+    def keep(self) -> None:
+        """Have the index know what was read since :meth:`recall`."""
+        if self._index is not None:
+            self._index.save()
 
     def folders(self) -> list[str]:
         """Names of the folders of all runs, finished or not, see :attr:`RunSpec.folder`."""
@@ -166,7 +211,8 @@ class Ledger:
 
     def runs(self) -> Iterator[RunRecord]:
         """All finished runs, by folder name; those that cannot be read are left out, and named in ``damaged``."""
-        for path in sorted((self.root / "runs").glob("*/record.json")):
+        for name in sorted(self._finished()):
+            path = self.root / "runs" / name / "record.json"
             try:
                 yield self._read_run(path)
             except DamagedError as error:
@@ -254,12 +300,12 @@ class Ledger:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             path = target / "record.json"
-            ours = self._links.get(path)
+            ours = self._links.get(str(path))
             try:
                 there = self._read_run(path)
             except DamagedError:
                 # A folder without a readable record, left by hand: finished runs are never replaced.
-                self._links[path] = ours
+                self._links[str(path)] = ours
                 shutil.rmtree(target)
             else:
                 # Nobody is to take what was left out for something that was removed.
@@ -384,6 +430,10 @@ class Ledger:
         except DamagedError:
             return None
 
+    def cell_keys(self) -> set[str]:
+        """Keys of all cells."""
+        return {name.removesuffix(".json") for name in os.listdir(self.root / "cells") if name.endswith(".json")}
+
     def cells(self) -> list[CellRecord]:
         """Records of all cells, by file name."""
         return list(self.cells_by_key().values())
@@ -391,12 +441,29 @@ class Ledger:
     def cells_by_key(self) -> dict[str, CellRecord]:
         """Records of all cells, each under the key that it was saved with; damaged ones are named in ``damaged``."""
         # Names are sorted, not paths: these take ten times as long.
-        names = sorted(name for name in os.listdir(self.root / "cells") if name.endswith(".json"))
+        known, self._cells = self._cells, {}
         found = {}
-        for name in names:
-            for cell in self._readable(CellRecord, [self.root / "cells" / name]):
-                found[name.removesuffix(".json")] = cell
+        for name in sorted(f"{key}.json" for key in self.cell_keys()):
+            key = name.removesuffix(".json")
+            if key in known:
+                found[key] = known[key]
+                continue
+            path = self.root / "cells" / name
+            before = self._seen(path)
+            for cell in self._readable(CellRecord, [path]):
+                found[key] = cell
+                self._note(path, before, cell)
         return found
+
+    def _seen(self, path: Path) -> Seen | None:
+        """What tells a file that is about to be read from what it will be, where there is an index."""
+        return None if self._index is None else seen(str(path))
+
+    def _note(self, path: Path, before: Seen | None, record: RunRecord | CellRecord) -> None:
+        """Have an index know a record that was read: one whose link was verified."""
+        link = self._links[str(path)]
+        if self._index is not None and before is not None and link is not None and link.key in self._keys:
+            self._index.note(path.relative_to(self.root).as_posix(), before, content_of(record, link))
 
     def _readable(self, kind: type[Model], paths: Iterable[Path]) -> Iterator[Model]:
         """The records that can be read."""
@@ -409,6 +476,7 @@ class Ledger:
     def _read_run(self, path: Path) -> RunRecord:
         if path.parent.is_symlink():
             raise DamagedError(f"{path.parent}: is a link, which no ledger has; delete it and run again")
+        before = self._seen(path)
         record = self._read(RunRecord, path)
         # The bits of a record may be right, and their place another run's.
         if record.folder != path.parent.name:
@@ -417,11 +485,12 @@ class Ledger:
             )
         if contradiction := self.checks().get(self._identity(record)):
             raise DamagedError(f"{path}: {contradiction}; delete {path.parent} and run again")
+        self._note(path, before, record)
         return record
 
     def _identity(self, record: RunRecord) -> str:
         """What no other record has, nor this one once it is edited."""
-        link = self._links.get(self.file_of(record))
+        link = self._links.get(str(self.file_of(record)))
         return _digest(record.model_dump(mode="json")) if link is None else link.mac
 
     def checks(self) -> dict[str, str]:
@@ -468,7 +537,7 @@ class Ledger:
             write_json(path, content if link is None else {**content, "link": link.model_dump()})
 
     def _read(self, kind: type[Model], path: Path) -> Model:
-        found, self._links[path] = _read(kind, path, self._keys)
+        found, self._links[str(path)] = _read(kind, path, self._keys)
         return found
 
     def _write(
@@ -492,7 +561,7 @@ class Ledger:
         else:
             _write_whole(path, as_written)
             link = link_of(as_written)
-        self._links[place or path] = link
+        self._links[str(place or path)] = link
 
     def file_of(self, record: RunSpec | str) -> Path:
         """The file of a run, or of the cell with a key."""
@@ -503,16 +572,20 @@ class Ledger:
     def account(self) -> Account:
         """What the links of all records say of the ledger as a whole."""
         links: dict[str, Link | None] = {}
-        for pattern in ("runs/*/record.json", "failures/*.json", "cells/*.json", "planned/*.json", "looks/*.json"):
-            for path in sorted(self.root.glob(pattern)):
-                if path not in self._links and path not in self.damaged:
+        kinds = {"runs": "", "failures": "", "cells": "", "planned": "plan ", "looks": "looks at "}
+        for place, kind in kinds.items():
+            folder = str(self.root / place)
+            for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                if place != "runs" and not name.endswith(".json"):
+                    continue
+                # Of a hundred thousand files, paths and their patterns would take ten times as long.
+                path = os.path.join(folder, name, "record.json") if place == "runs" else os.path.join(folder, name)
+                if path not in self._links and Path(path) not in self.damaged:
                     # Whether it holds what it promises is told where it is read.
                     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-                        self._links[path] = link_of(read_file(path))
+                        self._links[path] = link_of(read_file(Path(path)))
                 if path in self._links:
-                    named = path.parent.name if path.name == "record.json" else path.stem
-                    kind = {"planned": "plan ", "looks": "looks at "}.get(path.parent.name, "")
-                    links[kind + named] = self._links[path]
+                    links[kind + name.removesuffix(".json")] = self._links[path]
         return account(links, self.left_out(), self._keys)
 
     def left_out(self) -> list[Link]:
@@ -565,7 +638,7 @@ class Ledger:
         return self._read_plan(type(plan), path)
 
     def _read_plan(self, kind: type[Model], path: Path) -> Model:
-        found, self._links[path] = _read_plan(kind, path, self._keys)
+        found, self._links[str(path)] = _read_plan(kind, path, self._keys)
         return found
 
     def plan_files(self) -> dict[str, dict[str, object]]:
@@ -825,12 +898,29 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": _digest(content)}
 
 
+def _is_written(text: bytes, digest: str) -> bool:
+    """Whether a record's text, as :func:`write_json` lays it out with digest and link, is the one that was digested.
+
+    It takes less than half the time that writing its content anew takes. No says nothing: the layout may be another.
+    Line ends stand between values alone, since JSON escapes them in texts, so that without them nothing else changes.
+    """
+    text, links = _LINK.subn(b"\n", text)
+    text, digests = _SEAL.subn(b"\n", text)
+    text = b"".join(map(bytes.lstrip, text.replace(b",\n", b", \n").split(b"\n")))
+    return links == digests == 1 and hashlib.sha256(text).hexdigest() == digest
+
+
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _opened(content: dict[str, Any], keys: Mapping[str, bytes]) -> dict[str, Any]:
+def _opened(content: dict[str, Any], keys: Mapping[str, bytes], text: bytes = b"") -> dict[str, Any]:
     """A record without its digest and its link.
+
+    Args:
+        content: The record.
+        keys: The keys that are here.
+        text: What its file holds, where that is known.
 
     Raises:
         ValueError: It does not hold what they promise.
@@ -838,10 +928,13 @@ def _opened(content: dict[str, Any], keys: Mapping[str, bytes]) -> dict[str, Any
     content = dict(content)
     digest, link = content.pop("digest", None), _link(content)
     content.pop("link", None)
+    ours = link is not None and link.key in keys and link.fits(str(digest), keys[link.key])
+    if ours and text and _is_written(text, str(digest)):
+        return content
     # Older records have none. No error of a disk takes it away: a key with another name is one that nobody knows.
     if digest is not None and digest != _digest(content):
         raise ValueError("it changed after it was written")
-    if link is not None and link.key in keys and not link.fits(str(digest), keys[link.key]):
+    if link is not None and link.key in keys and not ours:
         raise ValueError(_FOREIGN)
     return content
 
@@ -943,12 +1036,13 @@ def _no_plan(path: Path, error: Exception) -> DamagedError:
 def _read(kind: type[Model], path: Path, keys: Mapping[str, bytes]) -> tuple[Model, Link | None]:
     """A record and its link."""
     try:
-        content = from_json(read_file(path))
+        text = read_file(path)
+        content = from_json(text)
         version = content.get("schema_version", OLDEST)
         link = None
         # A newer version may seal its records in another way.
         if version in range(SCHEMA_VERSION + 1):
-            link, content = _link(content), _opened(content, keys)
+            link, content = _link(content), _opened(content, keys, text)
         return kind.model_validate(migrated(content)), link
     except NewerError as error:
         raise ConfigError(f"{path}: {error}") from None

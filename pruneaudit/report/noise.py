@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +24,9 @@ def noise_rows(records: Iterable[CellRecord], ledger: Ledger) -> list[dict[str, 
         ledger: Where they, and cells of other labels, are stored.
     """
     points: dict[tuple[Any, ...], dict[str, dict[int, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
+    keys = ledger.cell_keys()
     for record in records:
-        twin = _twin(record, ledger)
+        twin = _twin(record, ledger, keys)
         if twin is not None and record.value is not None and twin.value is not None:
             arms = points[record.workload, record.labels, record.protocol, record.ratio]
             arms[record.method][record.seed] = record.value, twin.value
@@ -36,11 +37,13 @@ def noise_rows(records: Iterable[CellRecord], ledger: Ledger) -> list[dict[str, 
     ]
 
 
-def _twin(record: CellRecord, ledger: Ledger) -> CellRecord | None:
+def _twin(record: CellRecord, ledger: Ledger, keys: Set[str]) -> CellRecord | None:
     """The same cell computed in the other arithmetic; None where the ledger holds none that was made alike."""
     labels = [label for label in record.labels if label != PORTABLE]
     labels += [] if PORTABLE in record.labels else [PORTABLE]
-    twin = ledger.cell("-".join([record.cell.id, *labels])) if record.status == "ok" else None
+    key = "-".join([record.cell.id, *labels])
+    # Most ledgers have none, and a hundred thousand looks at a disk take their time.
+    twin = ledger.cell(key) if record.status == "ok" and key in keys else None
     if twin is None or twin.status != "ok" or ledger.damage(twin) is not None:
         return None
     return twin if _made(record, ledger) == _made(twin, ledger) else None

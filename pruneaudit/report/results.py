@@ -143,6 +143,7 @@ class Results:
     _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _bases: dict[Group, Statistic | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     _grouped: dict[str, dict[Group, list[dict[str, Any]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -259,12 +260,15 @@ class Results:
 
     def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:
         """The metric of the dense base models that arms share (S1's own ones left out); None where there are none."""
-        bases = {
-            row["runs"][0]: base_value(row)
-            for row in self._measured(workload, labels)
-            if self.protocols.get(row["protocol"], {}).get("base") == "shared" and base_value(row) is not None
-        }
-        return statistic(bases.values(), 1.0, self.metric(workload)) if bases else None
+        if (workload, labels) not in self._bases:
+            bases = {
+                row["runs"][0]: found
+                for row in self._measured(workload, labels)
+                if self.protocols.get(row["protocol"], {}).get("base") == "shared"
+                and (found := base_value(row)) is not None
+            }
+            self._bases[workload, labels] = statistic(bases.values(), 1.0, self.metric(workload)) if bases else None
+        return self._bases[workload, labels]
 
 
 def _mean(speedups: Iterable[float | None]) -> float | None:
@@ -380,9 +384,11 @@ def gather_ledger(
         study: What is waived.
         begin: As :func:`gather`'s.
     """
+    ledger.recall()
     stored = ledger.cells()
     # A file that cannot be read costs its own cells, not the report.
     damaged = {id(record): problem for record in stored if (problem := ledger.damage(record)) is not None}
+    ledger.keep()
     everything = [record for record in stored if id(record) not in damaged]
     digests = method_digests(catalog, ledger, everything)
     outdated = {id(record): why_outdated(record, catalog, ledger, digests) for record in everything}

@@ -44,6 +44,11 @@ class Family(Frozen):
         """Name of its file in the ledger."""
         return table_name(self.workload, self.protocol, self.labels)
 
+    def with_rules_of(self, other: Family) -> Family:
+        """The same comparisons, seeds and margin, by the rules that a plan of another version was written with."""
+        rules = {"spending": other.plan.spending, "futility": other.plan.futility}
+        return self.model_copy(update={"plan": self.plan.model_copy(update=rules)})
+
     @property
     def comparisons(self) -> list[Comparison]:
         """Its comparisons over all seeds that the plan may take."""

@@ -9,6 +9,10 @@ Jennison and Turnbull, Stat. Med. 12, 1993). Of a family each is tested at the l
 which holds whenever each of them stops (Ye, Li, Liu and Yao, Stat. Med. 32, 2013; Maurer and Bretz, Stat. Biopharm.
 Res. 5, 2013).
 
+A comparison that would need far more seeds than the plan has is given up as ``indeterminate`` (stopping for futility;
+Jennison and Turnbull 2000, ch. 10). Nothing is decided by that, and no level is spent or left to others, so that error
+rates hold with or without it (it is not binding); what it costs is power.
+
 An always-valid e-process needs no last seed, and takes more seeds to decide (``benchmarks/decide.py`` shows both).
 
 What is assumed: under the null hypothesis a difference has either sign with equal chance, whatever its size, seed by
@@ -34,9 +38,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from pruneaudit.audit.outlook import outlook
 from pruneaudit.audit.statistics import ALPHA, seeds_needed
 from pruneaudit.schema import Frozen
 
+#: Times a plan's seeds that a comparison may lack before it is given up: what new plans are written with. It costs a
+#: twentieth of the decisions, and saves most of the seeds of what differs little (``benchmarks/decide.py``).
+FUTILITY = 2.0
 #: Of so many seeds every sign vector is tried; with later ones, each of these vectors goes on with random signs.
 EXACT = 14
 # Sums closer than this are ties: above float noise, below one image in a million over 50 seeds.
@@ -61,6 +69,9 @@ class Plan(Frozen):
         first: Seeds before which nothing is looked at: by default the fewest that could show a difference alone.
         spending: How alpha is spent over the looks, one after each seed: ``pocock`` is Lan and DeMets's
             ln(1 + (e - 1) t), t the share of the seeds. It decides large differences early and costs small ones little.
+        futility: A comparison is given up when at its present mean and spread it would take more than this many times
+            ``seeds`` (:func:`~pruneaudit.audit.outlook.outlook`), looked at from ``first_difference`` on. None: never,
+            as in plans of older versions.
     """
 
     seeds: int = Field(ge=1)
@@ -69,6 +80,7 @@ class Plan(Frozen):
     alpha: float = Field(default=ALPHA, gt=0, lt=1)
     first: int = Field(default=seeds_needed(), ge=1)
     spending: Spending = "pocock"
+    futility: float | None = Field(default=None, gt=0)
 
     def spent(self, look: int) -> float:
         """The share of alpha that looks may have spent up to this one: 1 after the last."""
@@ -109,14 +121,16 @@ class Stop:
 
     Attributes:
         word: ``better``, ``worse`` (of the first arm, where more is better) or ``equivalent``; ``indeterminate`` after
-            the last seed, or where a seed has no value; None: open.
+            the last seed, where a seed has no value, or where it was given up; None: open.
         looks: Seeds that it was looked at after.
         level: Level of the test that decided it, as Holm's procedure left it; None where nothing was decided.
+        is_given_up: Whether it stopped for futility.
     """
 
     word: Literal["better", "worse", "equivalent", "indeterminate"] | None
     looks: int
     level: float | None = None
+    is_given_up: bool = False
 
 
 def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
@@ -165,7 +179,20 @@ def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
                 )
             elif look == plan.seeds:
                 found[place] = Stop("indeterminate", look)
+        # Those that are given up stay undecided in Holm's procedure: they leave nothing to the others.
+        undecided = plan.comparisons - sum(stop.word not in (None, "indeterminate") for stop in found)
+        for place in still_open:
+            if found[place].word is None and _is_futile(plan, known[place][:look], undecided):
+                found[place] = Stop("indeterminate", look, is_given_up=True)
     return found
+
+
+def _is_futile(plan: Plan, gaps: Sequence[float], undecided: int) -> bool:
+    """Whether a comparison would take far more seeds than the plan has, at its present mean and spread."""
+    if plan.futility is None or plan.first_difference is None or len(gaps) < plan.first_difference:
+        return False
+    lacks = outlook(gaps, plan.margin, undecided, is_planned=True)
+    return lacks is not None and (lacks.seeds is None or lacks.seeds > plan.futility * plan.seeds)
 
 
 def stops(plan: Plan, differences: np.ndarray, one_sided: bool = False) -> np.ndarray:

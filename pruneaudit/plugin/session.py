@@ -24,7 +24,7 @@ from pruneaudit.audit.docket import Docket, rules_of
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.rounds import Family, Standing, Subject, looks, read, register
-from pruneaudit.audit.sequential import Plan
+from pruneaudit.audit.sequential import FUTILITY, Plan
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
@@ -547,9 +547,17 @@ class AuditSession:
         self._registered.add(workload)
 
     def families(self, workload: str) -> list[Family]:
-        """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number."""
-        metric, labels = self.catalog.workload(workload).metric, self.labels(workload)
-        return [
+        """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number.
+
+        A plan that the ledger holds keeps the rules that it was written with.
+
+        Raises:
+            DamagedError: One that is there cannot be read.
+        """
+        if self.decide is None:
+            return []
+        metric, labels, there = self.catalog.workload(workload).metric, self.labels(workload), read(self.ledger)
+        families = [
             Family(
                 workload=workload,
                 protocol=protocol,
@@ -559,10 +567,14 @@ class AuditSession:
                     seeds=self.decide,
                     comparisons=len(comparisons),
                     margin=metric.margin_under(self.catalog.protocol(protocol).margin),
+                    futility=FUTILITY,
                 ),
             )
             for protocol, comparisons in self._tables(workload).items()
-            if self.decide is not None
+        ]
+        known = [there.get((workload, family.protocol, labels)) for family in families]
+        return [
+            family if old is None else family.with_rules_of(old) for family, old in zip(families, known, strict=True)
         ]
 
     def _tables(self, workload: str) -> dict[str, list[Comparison]]:

@@ -31,8 +31,10 @@ numpy only: importing this module loads neither scipy nor torch.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Literal
 
 import numpy as np
@@ -154,9 +156,9 @@ def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
     if len(series) > plan.comparisons:
         raise ValueError(f"{len(series)} comparisons, but {plan.comparisons} were planned")
     known = [_known(differences)[: plan.seeds] for differences in series]
-    apart = _reached(plan, known, lambda gaps: [stops(plan, gaps)])
+    apart = _reached(plan, known, lambda gaps: [_found(plan, gaps)])
     near = _reached(
-        plan, known, lambda gaps: [stops(plan, plan.margin + side * gaps, one_sided=True) for side in (-1.0, 1.0)]
+        plan, known, lambda gaps: [_found(plan, plan.margin + side * gaps, one_sided=True) for side in (-1.0, 1.0)]
     )
     found = [Stop(None, 0) for _ in series]
     levels = plan.levels
@@ -210,35 +212,61 @@ def stops(plan: Plan, differences: np.ndarray, one_sided: bool = False) -> np.nd
     """
     count, looks = differences.shape
     rows = max(1, _VALUES // 2 ** min(looks, EXACT))
-    parts = [_walk(plan, differences[start : start + rows], one_sided) for start in range(0, count, rows)]
+    parts = [
+        reduce(_Walk.after, part.T[:, :, None], _Walk.start(plan, len(part), one_sided)).found
+        for part in (differences[start : start + rows] for start in range(0, count, rows))
+    ]
     return np.concatenate(parts) if parts else np.zeros((0, plan.comparisons), dtype=int)
 
 
-def _walk(plan: Plan, differences: np.ndarray, one_sided: bool) -> np.ndarray:
-    """The same for comparisons that are in memory together."""
-    count, looks = differences.shape
-    levels = plan.levels
-    found = np.zeros((count, len(levels)), dtype=int)
-    sums = np.zeros((count, 1))
-    stopped = np.zeros((len(levels), count, 1), dtype=bool)
-    random = np.random.default_rng(0)
-    for look in range(1, looks + 1):
-        step = differences[:, look - 1 : look]
-        # The first vector has the signs that were observed. A vector and its opposite stop together: one is kept.
+@dataclass(frozen=True)
+class _Walk:
+    """Sign vectors of some comparisons after some looks; nothing in it changes.
+
+    Attributes:
+        plan: Levels and spending.
+        one_sided: Only sums above 0 stop.
+        look: Looks taken.
+        sums: Sums of each vector, the first of which has the signs that were observed, ``[C, V]``.
+        stopped: Which ones stopped at each level, ``[L, C, V]``.
+        found: The look at which the first one did, ``[C, L]``; 0: not yet.
+    """
+
+    plan: Plan
+    one_sided: bool
+    look: int
+    sums: np.ndarray
+    stopped: np.ndarray
+    found: np.ndarray
+
+    @classmethod
+    def start(cls, plan: Plan, count: int, one_sided: bool) -> _Walk:
+        """Before the first look at so many comparisons."""
+        stopped = np.zeros((plan.comparisons, count, 1), dtype=bool)
+        return cls(plan, one_sided, 0, np.zeros((count, 1)), stopped, np.zeros((count, plan.comparisons), dtype=int))
+
+    def after(self, step: np.ndarray) -> _Walk:
+        """After one more look, at these differences ``[C, 1]``."""
+        look, sums, stopped, found = self.look + 1, self.sums, self.stopped, self.found
+        # A vector and its opposite stop together: one is kept.
         if look > EXACT:
-            signs = 2.0 * random.integers(0, 2, sums.shape[1]) - 1
-            signs[0] = 1.0
-            sums = sums + signs * step
-        elif look == 1 and not one_sided:
+            sums = sums + _signs(look, sums.shape[1]) * step
+        elif look == 1 and not self.one_sided:
             sums = sums + step
         else:
             sums = np.concatenate((sums + step, sums - step), axis=1)
             stopped = np.concatenate((stopped, stopped), axis=2)
-        if look < plan.first:
-            continue
-        extreme = sums if one_sided else np.abs(sums)
+        if look >= self.plan.first:
+            stopped, found = stopped.copy(), found.copy()
+            self._stop(look, sums, stopped, found)
+        return _Walk(self.plan, self.one_sided, look, sums, stopped, found)
+
+    def _stop(self, look: int, sums: np.ndarray, stopped: np.ndarray, found: np.ndarray) -> None:
+        """Let the most extreme vectors stop at a look, as many as may."""
+        extreme = sums if self.one_sided else np.abs(sums)
         # The small number: 1/32 of 32 vectors is one of them.
-        allowed = [math.floor(level * plan.spent(look) * sums.shape[1] + 1e-9) for level in levels]
+        share = self.plan.spent(look) * sums.shape[1]
+        allowed = [math.floor(level * share + 1e-9) for level in self.plan.levels]
         # Whatever stopped before, the next ones to stop are among so many that are most extreme.
         most = min(2 * allowed[0] + 1, sums.shape[1])
         places = np.argpartition(extreme, -most, axis=1)[:, -most:]
@@ -253,7 +281,32 @@ def _walk(plan: Plan, differences: np.ndarray, one_sided: bool) -> np.ndarray:
             now = ~before & (ranked > _bound(ranked, before, free) + _TIE)
             np.put_along_axis(stopped[level], places, before | now, axis=1)
             found[(now & (places == 0)).any(axis=1), level] = look
-    return found
+
+
+@lru_cache(maxsize=128)
+def _signs(look: int, count: int) -> np.ndarray:
+    """Signs that vectors go on with at a look after all were tried; the first has the one that was observed."""
+    signs = 2.0 * np.random.default_rng(0).integers(0, 2, (look - EXACT, count))[-1] - 1
+    signs[0] = 1.0
+    return signs
+
+
+#: Walks of the last comparisons that were looked at: with the next seed they go on from there.
+_WALKS: OrderedDict[tuple[Plan, bool, tuple[float, ...]], _Walk] = OrderedDict()
+_KEPT = 64
+
+
+def _found(plan: Plan, gaps: np.ndarray, one_sided: bool = False) -> np.ndarray:
+    """The same as :func:`stops` of one comparison, ``[L]``, which gets its seeds one after the other."""
+    known = tuple(gaps.tolist())
+    seen = next((n for n in range(len(known), 0, -1) if (plan, one_sided, known[:n]) in _WALKS), 0)
+    walk = _WALKS[plan, one_sided, known[:seen]] if seen else _Walk.start(plan, 1, one_sided)
+    walk = reduce(_Walk.after, gaps[seen:, None, None], walk)
+    _WALKS[plan, one_sided, known] = walk
+    _WALKS.move_to_end((plan, one_sided, known))
+    while len(_WALKS) > _KEPT:
+        _WALKS.popitem(last=False)
+    return walk.found[0]
 
 
 def _bound(ranked: np.ndarray, stopped: np.ndarray, free: np.ndarray) -> np.ndarray:
@@ -272,10 +325,10 @@ def _reached(
     others at a smaller one, and Holm's procedure needs a test that rejects more where it may err more.
     """
     found = np.full((len(series), plan.comparisons), plan.seeds + 1)
-    for length in {len(one) for one in series} - {0}:
-        places = [place for place, one in enumerate(series) if len(one) == length]
-        looks = np.stack(tests(np.array([series[place] for place in places], dtype=float)))
-        found[places] = np.maximum.accumulate(np.where(looks == 0, plan.seeds + 1, looks).max(axis=0), axis=1)
+    for place, one in enumerate(series):
+        if one:
+            looks = np.stack(tests(np.array(one, dtype=float)))
+            found[place] = np.maximum.accumulate(np.where(looks == 0, plan.seeds + 1, looks).max(axis=0))
     return found
 
 

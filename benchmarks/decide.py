@@ -177,7 +177,9 @@ def other_plans(root: Path) -> None:
     known = {record.cell: record for record in ledger.cells()}
     seconds = {record.run_id: record.seconds for record in ledger.runs()}
     tables = [Drawn(family, known, seconds) for family in planned_in(root)]
-    print("| seeds at most | given up beyond | decided | minutes of training | decided per hour |\n|---|---|---|---|---|")
+    print(
+        "| seeds at most | given up beyond | decided | minutes of training | decided per hour |\n|---|---|---|---|---|"
+    )
     for seeds in (12, 16, 20, 30, 40):
         for futility in (None, 2.0, 1.0):
             decided, trained = 0, 0.0

@@ -40,7 +40,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, FiniteFloat
 
-from pruneaudit.audit.outlook import outlook
+from pruneaudit.audit.outlook import Outlook, outlook
 from pruneaudit.audit.statistics import ALPHA, seeds_needed
 from pruneaudit.schema import Frozen
 
@@ -87,6 +87,10 @@ class Plan(Frozen):
     def spent(self, look: int) -> float:
         """The share of alpha that looks may have spent up to this one: 1 after the last."""
         return SPENDING[self.spending](min(look / self.seeds, 1.0))
+
+    def is_too_far(self, lacks: Outlook) -> bool:
+        """Whether a comparison is given up that lacks so much."""
+        return self.futility is not None and (lacks.seeds is None or lacks.seeds > self.futility * self.seeds)
 
     @property
     def levels(self) -> list[float]:
@@ -194,7 +198,7 @@ def _is_futile(plan: Plan, gaps: Sequence[float], undecided: int) -> bool:
     if plan.futility is None or plan.first_difference is None or len(gaps) < plan.first_difference:
         return False
     lacks = outlook(gaps, plan.margin, undecided, is_planned=True)
-    return lacks is not None and (lacks.seeds is None or lacks.seeds > plan.futility * plan.seeds)
+    return lacks is not None and plan.is_too_far(lacks)
 
 
 def stops(plan: Plan, differences: np.ndarray, one_sided: bool = False) -> np.ndarray:

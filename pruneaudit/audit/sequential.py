@@ -44,8 +44,8 @@ from pruneaudit.audit.outlook import Outlook, outlook
 from pruneaudit.audit.statistics import ALPHA, seeds_needed
 from pruneaudit.schema import Frozen
 
-#: Times a plan's seeds that a comparison may lack before it is given up: what new plans are written with. It costs a
-#: twentieth of the decisions, and saves most of the seeds of what differs little (``benchmarks/decide.py``).
+#: Times a plan's seeds that a comparison may lack before it is given up: what new plans are written with. It costs few
+#: decisions, and saves most of the seeds of what differs little (``benchmarks/decide.py --plans``).
 FUTILITY = 2.0
 #: Of so many seeds every sign vector is tried; with later ones, each of these vectors goes on with random signs.
 EXACT = 14

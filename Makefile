@@ -10,7 +10,7 @@ ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 # What decides in minutes: each setup's comparisons at one ratio, as many seeds as they need and 40 at most. SX-B, whose
 # longest arm trains one seed after the other, comes where another worker has something else to do meanwhile.
 DECIDED = -k "convnet4-digits and r0.9" --audit-methods l1,random,tpp,scratch --audit-protocols s2,sx-b,s3.2,s4.1 \
-	--audit-decide 40 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
+	--audit-decide 20 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 
 .PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak bench gpu clean
 

@@ -2,24 +2,29 @@
 
 python benchmarks/decide.py
 python benchmarks/decide.py LEDGER [OTHER]     verdicts per hour of training, from what a ledger of --audit-decide holds
+python benchmarks/decide.py --plans LEDGER     the same for other plans, with seeds drawn like those of the ledger
 
 The second form counts what the plans of a ledger decided, and what Holm's procedure would decide of its first eight
 seeds, each by the seconds that its runs took. A worker computes with one core, so that these are hours of CPU. OTHER is
 a ledger of the same comparisons over eight seeds, as another build or backend trained them.
+
+The third one draws campaigns: accuracies of the arms of a table from the normal distribution of those that the ledger
+holds, and each run for the seconds that the one of the second seed took (the first one compiles).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from pruneaudit.audit.rounds import Family
-from pruneaudit.audit.sequential import Plan, stops
+from pruneaudit.audit.sequential import Plan, decide, stops
 from pruneaudit.audit.statistics import differences, holm, seeds_needed, word
 from pruneaudit.catalog.cells import Cell
+from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.workloads.metrics import ACCURACY
@@ -30,6 +35,9 @@ EFFECTS = {0.5: (20, 60, 100), 1.0: (20, 40), 2.0: (20, 40), 4.0: (20, 40)}
 FAMILIES = (1, 3, 12)
 #: Seeds of the fixed design.
 FIXED = 8
+
+#: Campaigns that are drawn for each plan.
+CAMPAIGNS = 40
 
 RecordOf = Callable[[Cell], CellRecord | None]
 
@@ -119,9 +127,77 @@ def by_fixed_seeds(families: Iterable[Family], record_of: RecordOf) -> tuple[int
     return decided, cells
 
 
+def planned_in(root: Path) -> list[Family]:
+    """The plans of a ledger.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    families = Ledger(root, writable=False).planned(Family)
+    if not families:
+        raise ConfigError(f"{root} holds no plan: give a ledger of pytest suite --audit-decide N")
+    return families
+
+
+class Drawn:
+    """A table of a ledger, whose seeds are drawn anew.
+
+    Args:
+        family: The table.
+        known: Records of the ledger, by cell.
+        seconds: What each of its runs took.
+    """
+
+    def __init__(self, family: Family, known: Mapping[Cell, CellRecord], seconds: Mapping[str, float]) -> None:
+        self.family = family
+        arms = list(dict.fromkeys(arm for comparison in family.comparisons for arm in comparison.arms))
+        values = [[known[cell].value for cell in arm.cells() if cell in known] for arm in arms]
+        common = min(map(len, values))
+        self.covariance = np.cov(np.array([one[:common] for one in values]))
+        self.means = [float(np.mean(one)) for one in values]
+        self.arms = {arm.method: place for place, arm in enumerate(arms)}
+        #: Of each arm the runs of its second seed, and what they took.
+        self.runs = [{run: seconds[run] for run in known[arm.cells()[1]].runs} for arm in arms]
+
+    def play(self, plan: Plan, random: np.random.Generator) -> tuple[int, dict[tuple[str, int], float]]:
+        """How many comparisons a plan decides of one draw, and what it trains, by run and seed, with its seconds."""
+        drawn = random.multivariate_normal(self.means, self.covariance, 60)[: plan.seeds]
+        pairs = [(self.arms[left], self.arms[right]) for left, right, _ in self.family.pairs]
+        found = decide(plan, [(drawn[:, left] - drawn[:, right]).tolist() for left, right in pairs])
+        taken: dict[tuple[str, int], float] = {}
+        for stop, pair in zip(found, pairs, strict=True):
+            for arm in pair:
+                taken |= {(run, s): took for run, took in self.runs[arm].items() for s in range(stop.looks)}
+        return sum(stop.word != "indeterminate" for stop in found), taken
+
+
+def other_plans(root: Path) -> None:
+    """Print the table of RESULTS.md that plans were chosen by."""
+    ledger = Ledger(root, writable=False)
+    known = {record.cell: record for record in ledger.cells()}
+    seconds = {record.run_id: record.seconds for record in ledger.runs()}
+    tables = [Drawn(family, known, seconds) for family in planned_in(root)]
+    print(
+        "| seeds at most | given up beyond | decided | minutes of training | decided per hour |\n|---|---|---|---|---|"
+    )
+    for seeds in (12, 16, 20, 30, 40):
+        for futility in (None, 2.0, 1.0):
+            decided, trained = 0, 0.0
+            for campaign in range(CAMPAIGNS):
+                runs: dict[tuple[str, int], float] = {}
+                for number, table in enumerate(tables):
+                    plan = table.family.plan.model_copy(update={"seeds": seeds, "futility": futility})
+                    found, taken = table.play(plan, np.random.default_rng((campaign, number)))
+                    decided, runs = decided + found, runs | taken
+                trained += sum(runs.values())
+            beyond = "never" if futility is None else f"{futility * seeds:.0f}"
+            row = f"{decided / CAMPAIGNS:.1f} | {trained / 60 / CAMPAIGNS:.1f} | {3600 * decided / trained:.0f}"
+            print(f"| {seeds} | {beyond} | {row} |", flush=True)
+
+
 def per_hour(root: Path, other: Path) -> None:
     """Print the table of RESULTS.md for a ledger that decided, and one of a fixed number of seeds."""
-    families = Ledger(root, writable=False).planned(Family)
+    families = planned_in(root)
     print("| design | decided | minutes of training | decided per hour |\n|---|---|---|---|")
     for name, place, count in (("by plan", root, by_plan), (f"{FIXED} seeds", other, by_fixed_seeds)):
         ledger = Ledger(place, writable=False)
@@ -134,7 +210,12 @@ def per_hour(root: Path, other: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        per_hour(Path(sys.argv[1]), Path(sys.argv[-1]))
-    else:
-        main()
+    try:
+        if sys.argv[1:2] == ["--plans"]:
+            other_plans(Path(sys.argv[-1]))
+        elif len(sys.argv) > 1:
+            per_hour(Path(sys.argv[1]), Path(sys.argv[-1]))
+        else:
+            main()
+    except AuditError as error:
+        sys.exit(str(error))

@@ -631,7 +631,7 @@ def plan(
         unknown = sum(row["decided"] is None for row in facts["decide"])
         typer.echo(
             "seeds until each comparison is decided, expected from the pilot's; the time above is for so many"
-            + (f" ({unknown} without a pilot of {PILOT} paired seeds: counted with all of the plan's)" * bool(unknown))
+            + (f" ({unknown} without a pilot of {PILOT} paired seeds: counted with a guess)" * bool(unknown))
         )
     for workload, refused in facts.get("kept_whole", {}).items():
         for layer, why in refused.items():

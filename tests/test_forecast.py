@@ -31,9 +31,10 @@ def test_steady_equality_is_expected_to_be_proven():
     assert max(one.seeds for one in told(pilot).values()) <= 8
 
 
-def test_without_a_pilot_all_seeds_are_counted_and_nothing_is_promised():
+def test_without_a_pilot_as_many_seeds_are_counted_as_often_are_taken_and_nothing_is_promised():
     found = told(records(l1=[60.0, 61.0], random=[50.0, 50.0], tpp=[1.0]))
-    assert {(one.seeds, one.decided, one.mean) for one in found.values()} == {(12, None, None)}
+    assert {(one.decided, one.mean) for one in found.values()} == {(None, None)}
+    assert {7 < one.seeds < 12 for one in found.values()} == {True}
 
 
 def test_what_is_there_is_not_expected_but_known():

@@ -26,6 +26,7 @@ from pruneaudit.campaign.cost import Cost, cost
 from pruneaudit.campaign.executors import bulletin
 from pruneaudit.campaign.executors.local import LocalExecutor, RunFailedError
 from pruneaudit.ledger.progress import Planned, State, Training, Watcher, duration, seconds_left
+from pruneaudit.ledger.schedule import in_turn
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin.live import Screen, wants_bars
 from pruneaudit.workloads.data import facts
@@ -277,16 +278,33 @@ def test_what_is_likely_is_in_the_time_and_in_no_count(ledger, tmp_path):
     one = executor(ledger, tmp_path)
     one.share([first])
     seen = []
-    told = [{}, {"table": None}, {"table": later}, {"table": None}, {"table": []}]
-    for likely in told:
+    for likely in ({}, {"table": [[first], later]}, {"other": [later]}, {"table": []}, {"other": []}):
         one.foresee(likely)
         write_progress(ledger, id=first.run_id, plan=ledger.plans()[0].stem, epoch=2, epochs=4)
         seen.append(Watcher(ledger).look(NOW))
     assert {tuple(state.counts) for state in seen} == {("0 of 1 runs",)}
     # Half of the first in a hundred seconds: as much for the rest, and twice that for each of the others.
-    assert [state.seconds_left for state in seen] == pytest.approx([100, 100, 500, 500, 100])
-    assert [state.is_open for state in seen] == [False, True, False, False, False]
-    assert seen[1].left == "at least about 2 min left" and seen[2].left == "about 8 min left"
+    assert [state.seconds_left for state in seen] == pytest.approx([100, 500, 500, 500, 100])
+    assert seen[1].left == "about 8 min left"
+
+
+def test_what_comes_round_by_round_is_not_shared_out():
+    """Three rounds of one run each, and two more tables of one round: workers train a round ahead, or two."""
+    rounds = [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert in_turn([rounds, [["g"]]], 1) == {
+        "a": (), "b": (), "c": ("a", "b"), "d": ("a", "b"), "e": ("c", "d"), "f": ("c", "d"), "g": ("e", "f"),
+    }  # fmt: skip
+    assert {run for run, before in in_turn([rounds], 2).items() if before} == {"e", "f"}
+    assert not any(in_turn([rounds], 3).values()) and not any(in_turn([rounds], 99).values())
+    # Of a table that is decided nothing waits but the next one for the one before it.
+    assert in_turn([rounds, [], [["g"]]], 4)["g"] == ("e", "f")
+    runs, statuses = [("a", 400.0)] * 4, dict.fromkeys(IDS[:4], "waiting")
+    alone = in_turn([[[run] for run in IDS[:4]]], 2)
+    left = [seconds_left(plan_of(*runs), statuses, [training()], (), NOW, 2, turns) for turns in (None, alone)]
+    # Two workers share them, in turn as well, for one is trained ahead.
+    assert left[0] == left[1] == pytest.approx(80)
+    one_by_one = in_turn([[[run] for run in IDS[:4]]], 1)
+    assert seconds_left(plan_of(*runs), statuses, [training()], (), NOW, 2, one_by_one) == pytest.approx(30 + 3 * 40)
 
 
 def test_a_hundredfold_difference_of_stages_is_seen():
@@ -420,9 +438,12 @@ def test_a_process_tells_what_each_kind_took(ledger, tmp_path, monkeypatch):
     assert spent[0] == {}
     ((kind, (_, seconds)),) = spent[3].items()
     assert kind == f"lenet5-digits pretrain {cost(runs[0], CATALOG).macs}"
-    # The first run, which loads and compiles, counts as long as there is no other.
-    each = cost(runs[0], CATALOG).work
-    assert [known[kind][0] / each for known in spent[1:]] == [1, 1, 2] and 0.1 <= seconds < 60
+    # Of the first run its first epoch, which loads and compiles, tells nothing.
+    needed = cost(runs[0], CATALOG)
+    first = 1 - 1 / needed.passes
+    assert first > 0
+    told = [known[kind][0] / needed.work for known in spent[1:]]
+    assert told == pytest.approx([first, first + 1, first + 2]) and 0.1 <= seconds < 60
 
 
 def test_an_estimate_never_costs_a_run(ledger, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from builders import evidence, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneaudit.audit.rounds import Family, register
-from pruneaudit.audit.sequential import Plan
+from pruneaudit.audit.rounds import Family, read, register
+from pruneaudit.audit.sequential import FUTILITY, Plan, Stop
 from pruneaudit.catalog.cells import Arm, Comparison
 from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.merging import merge
@@ -20,8 +20,8 @@ from pruneaudit.workloads.metrics import ACCURACY
 WHERE = "lenet5-digits", "s3.2"
 
 
-def family(seeds=12, pairs=(("l1", "random", 0.5), ("l1", "tpp", 0.5)), **more):
-    plan = Plan(seeds=seeds, comparisons=len(pairs), margin=0.5)
+def family(seeds=12, pairs=(("l1", "random", 0.5), ("l1", "tpp", 0.5)), futility=None, **more):
+    plan = Plan(seeds=seeds, comparisons=len(pairs), margin=0.5, futility=futility)
     return Family(workload=WHERE[0], protocol=WHERE[1], labels=(), pairs=pairs, plan=plan, **more)
 
 
@@ -44,6 +44,37 @@ def test_only_arms_of_open_comparisons_take_the_next_seed():
     standing = family().standing(known, ACCURACY)
     assert [stop.word for stop in standing.stops.values()] == [None, "better"]
     assert [(cell.method, cell.seed) for cell in standing.wanted()] == [("l1", 8), ("random", 8)]
+
+
+def test_a_comparison_that_is_given_up_takes_no_further_seed():
+    known = records(l1=[51.5] * 12, random=EVEN, tpp=[10.0] * 12)
+    patient, hasty = (family(futility=futility).standing(known, ACCURACY) for futility in (None, FUTILITY))
+    even = Comparison(*WHERE, "l1", "random", 0.5, ())
+    assert patient.of(even) == Stop("indeterminate", 12)
+    assert hasty.of(even) == Stop("indeterminate", family().plan.first_difference, is_given_up=True)
+    seven = records(l1=[51.5] * 7, random=EVEN[:7], tpp=[10.0] * 7)
+    wanted = [family(futility=futility).standing(seven, ACCURACY).wanted() for futility in (None, FUTILITY)]
+    assert [bool(cells) for cells in wanted] == [True, False]
+
+
+def test_expected_are_few_seeds_of_what_is_plain_and_all_of_what_is_not():
+    pairs = (("l1", "random", 0.5), ("l1", "tpp", 0.5))
+    known = records(l1=[53.5, 50.0] * 4, random=[50.0, 50.5] * 4, tpp=[10.0, 10.5] * 4)
+    standing = family(seeds=40, pairs=pairs).standing(known, ACCURACY)
+    assert {stop.word for stop in standing.stops.values()} == {None}
+    open_one, plain = map(standing.expected, standing.family.comparisons)
+    assert plain <= 10 < open_one <= 40
+    # Round by round, the wanted ones first; the plain one's arm takes no more rounds than it will need.
+    wanted, *later = standing.likely()
+    assert wanted == standing.wanted()
+    assert [{cell.seed for cell in cells} for cells in later] == [{seed} for seed in range(9, 9 + len(later))]
+    assert len(later) == round(open_one) - 9 and "tpp" not in {cell.method for cell in later[-1]}
+    # Of nothing something is expected, more of who looks longer and gives nothing up.
+    plans = ((12, FUTILITY), (12, None), (99, None))
+    unknown = [family(seeds, futility=futility).standing(records(), ACCURACY) for seeds, futility in plans]
+    first, second, third = (standing.expected(standing.family.comparisons[0]) for standing in unknown)
+    assert 8 <= first <= second < third < 50
+    assert family(5).standing(records(), ACCURACY).expected(family(5).comparisons[0]) == 5
 
 
 def test_rounds_wait_for_every_open_comparison():
@@ -127,6 +158,20 @@ class TestRegistered:
         assert register(ledger, family(), records(l1=EVEN, random=EVEN, tpp=EVEN), ACCURACY) == first
         assert ledger.planned(Family) == [first]
 
+    def test_a_plan_of_an_older_version_keeps_its_rules(self, tmp_path):
+        ledger = Ledger(tmp_path / "ledger")
+        old = register(ledger, family(), records(), ACCURACY)
+        (path,) = (ledger.root / "planned").iterdir()
+        whole = json.loads(path.read_text())
+        del whole["plan"]["futility"], whole["link"], whole["digest"]
+        path.write_text(json.dumps(whole))
+        (there,) = read(Ledger(ledger.root)).values()
+        assert there == old and there.plan.futility is None
+        today = family(futility=FUTILITY)
+        assert register(ledger, today.with_rules_of(there), records(), ACCURACY) == old
+        with pytest.raises(ConfigError, match="holds another plan"):
+            register(ledger, family(20, futility=FUTILITY).with_rules_of(there), records(), ACCURACY)
+
     @pytest.mark.parametrize("other", [family(20), family(pairs=(("l1", "random", 0.5),))])
     def test_another_plan_of_the_same_table_is_refused(self, tmp_path, other):
         ledger = Ledger(tmp_path / "ledger")
@@ -171,9 +216,9 @@ class TestRegistered:
         link, _ = edited.pop("link"), edited.pop("digest")
         for content, said in ((edited | {"digest": whole["digest"]}, "damaged"), (sealed(edited), "edited")):
             path.write_text(json.dumps(content | {"link": link}))
-            for read in (lambda: Ledger(ledger.root).planned(Family), lambda: merge(tmp_path / "both", [ledger.root])):
+            for look in (lambda: Ledger(ledger.root).planned(Family), lambda: merge(tmp_path / "both", [ledger.root])):
                 with pytest.raises(DamagedError, match=f"{said}.*; take it from a copy") as caught:
-                    read()
+                    look()
                 assert "\n" not in str(caught.value)
         # Without a signature it is read, as those of older versions are, and named.
         path.write_text(json.dumps(edited))

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from pruneaudit.audit.sequential import EXACT, Plan, Stop, decide, stops
+from pruneaudit.audit.outlook import outlook
+from pruneaudit.audit.sequential import EXACT, FUTILITY, Plan, Stop, decide, stops
 
 MARGIN = 1.0
 
 
-def plan(seeds, comparisons=1, alpha=0.05, first=6):
-    return Plan(seeds=seeds, comparisons=comparisons, margin=MARGIN, alpha=alpha, first=first)
+def plan(seeds, comparisons=1, alpha=0.05, first=6, futility=None):
+    return Plan(seeds=seeds, comparisons=comparisons, margin=MARGIN, alpha=alpha, first=first, futility=futility)
 
 
 def all_signs(sizes):
@@ -198,9 +199,13 @@ class TestDecide:
         assert found[1].word == "better"
 
     @settings(max_examples=25, deadline=None)
-    @given(st.lists(st.lists(st.integers(-3, 6), min_size=8, max_size=8), min_size=1, max_size=4), st.randoms())
-    def test_decisions_depend_on_nothing_but_differences_by_seed(self, series, random):
-        fixed = plan(8, len(series))
+    @given(
+        st.lists(st.lists(st.integers(-3, 6), min_size=8, max_size=8), min_size=1, max_size=4),
+        st.randoms(),
+        st.sampled_from([None, FUTILITY, 0.5]),
+    )
+    def test_decisions_depend_on_nothing_but_differences_by_seed(self, series, random, futility):
+        fixed = plan(8, len(series), futility=futility)
         found = decide(fixed, series)
         order = list(range(len(series)))
         random.shuffle(order)
@@ -216,6 +221,38 @@ class TestDecide:
         swap = {"better": "worse", "worse": "better"}
         mirrored = decide(fixed, [[-gap for gap in one] for one in series])
         assert [one.word for one in mirrored] == [swap.get(one.word, one.word) for one in found]
+
+    def test_what_would_take_far_more_seeds_than_there_are_is_given_up(self):
+        even, far = [9.0, -9.0] * 10, [5.0, 6.0] * 10
+        found = decide(plan(20, 2, futility=2.0), [even, far])
+        assert found[0] == Stop("indeterminate", plan(20, 2).first_difference, is_given_up=True)
+        assert found[1].word == "better"
+        # What the plan's seeds would just not decide goes on: means and spreads of a few seeds are uncertain.
+        slight = [4.0, -1.0, 4.0, 1.0, -2.0, 3.0, 1.0] * 3
+        lacks = outlook(slight[:7], MARGIN, 1, is_planned=True).seeds
+        assert 20 < lacks < 40
+        assert decide(plan(20, futility=2.0), [slight])[0].looks > 7
+        assert decide(plan(20, futility=1.0), [slight])[0] == Stop("indeterminate", 7, is_given_up=True)
+
+    def test_plans_of_before_give_nothing_up(self):
+        kept = {"seeds": 20, "comparisons": 1, "margin": 0.5, "alpha": 0.05, "first": 6, "spending": "pocock"}
+        assert decide(Plan.model_validate(kept), [[9.0, -9.0] * 10]) == [Stop("indeterminate", 20)]
+
+    def test_who_gives_up_decides_nothing_otherwise_and_rarely_what_would_be_decided(self):
+        gaps = np.random.default_rng(7).normal(size=(60, 3, 12)) + np.array([[0.0], [0.9], [2.0]])
+        both = [
+            (decide(plan(12, 3, futility=futility), series.tolist()) for futility in (None, FUTILITY))
+            for series in gaps
+        ]
+        lost, saved, of = 0, 0, 0
+        for patient, hasty in both:
+            for one, other in zip(patient, hasty, strict=True):
+                # The chance of a false finding can only fall: nothing is found that would not be found otherwise.
+                assert other.word in (one.word, "indeterminate")
+                lost += other.word != one.word
+                saved += one.looks - other.looks
+                of += one.word != "indeterminate"
+        assert lost < 0.1 * of and saved > 60
 
     def test_more_comparisons_than_planned_are_refused(self):
         with pytest.raises(ValueError, match="2 comparisons, but 1 were planned"):

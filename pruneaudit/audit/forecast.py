@@ -32,7 +32,7 @@ class Forecast:
         pilot: Paired seeds that its mean and spread come from.
         mean: Mean of their differences, in the metric's unit, more is better; None: too few.
         std: Their standard deviation.
-        seeds: Seeds that it takes, on average; all that the plan may take where nothing is known.
+        seeds: Seeds that it takes, on average; where nothing is known, what such comparisons take.
         decided: Chance that it is decided; None where nothing is known.
     """
 
@@ -60,10 +60,11 @@ def forecast(family: Family, here: RecordOf, metric: Metric, pilot: RecordOf | N
     begun = [differences(one, here, metric) for one in comparisons]
     known = [[gap for gap in differences(one, pilot or here, metric) if gap is not None] for one in comparisons]
     told = [len(gaps) >= PILOT for gaps in known]
-    # Of what nothing is known it is assumed that it stays open: alternating signs decide nothing.
+    standing = family.standing(here, metric)
+    # Of what nothing is known it is assumed that it leaves no level to others: alternating signs decide nothing.
     open_for_ever = [math.copysign(1e6 * family.plan.margin, (-1) ** seed) for seed in range(family.plan.seeds)]
     stops: list[list[Stop]] = []
-    for _ in range(max(4, _DRAWN // len(comparisons))):
+    for _ in range(max(4, _DRAWN // len(comparisons)) if any(told) else 0):
         series = []
         for first, gaps, is_told in zip(begun, known, told, strict=True):
             drawn = random.normal(fmean(gaps), stdev(gaps), family.plan.seeds).tolist() if is_told else open_for_ever
@@ -75,10 +76,12 @@ def forecast(family: Family, here: RecordOf, metric: Metric, pilot: RecordOf | N
             len(gaps),
             fmean(gaps) if is_told else None,
             stdev(gaps) if is_told else None,
-            fmean(max(stop.looks, family.plan.first) for stop in found),
-            fmean(stop.word not in (None, "indeterminate") for stop in found) if is_told else None,
+            fmean(max(found[place].looks, family.plan.first) for found in stops)
+            if is_told
+            else standing.expected(comparison),
+            fmean(found[place].word not in (None, "indeterminate") for found in stops) if is_told else None,
         )
-        for comparison, gaps, is_told, found in zip(comparisons, known, told, zip(*stops, strict=True), strict=True)
+        for place, (comparison, gaps, is_told) in enumerate(zip(comparisons, known, told, strict=True))
     ]
 
 

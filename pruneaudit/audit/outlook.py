@@ -100,7 +100,24 @@ def outlook(
     n = len(gaps)
     if n < 2:
         return None
-    mean, std, level = abs(fmean(gaps)), stdev(gaps), ALPHA / max(undecided, 1)
+    needed, word = _needed(abs(fmean(gaps)), stdev(gaps), margin, undecided, is_planned)
+    return Outlook(
+        seeds=None if needed is None else max(needed, n + 1),
+        more=None if needed is None else max(needed - n, 1),
+        word=word,
+        spread=spread(gaps, bases, pruned),
+    )
+
+
+def outlook_of(effect: float, undecided: int = 1, is_planned: bool = False) -> Outlook:
+    """What a comparison lacks that has no seed, if its mean is so many spreads and it cannot be equivalent."""
+    needed, word = _needed(effect, 1.0, 0.0, undecided, is_planned)
+    return Outlook(seeds=needed, more=needed, word=word)
+
+
+def _needed(mean: float, std: float, margin: float, undecided: int, is_planned: bool) -> tuple[int | None, str]:
+    """Seeds that decide a comparison, and as what; None: more than ``MOST``."""
+    level = ALPHA / max(undecided, 1)
     cost, fewest = _LOOKS if is_planned else 1.0, seeds_needed(ALPHA, max(undecided, 1))
     ways = [
         (max(cost * _seeds(mean, std, level / 2, POWER), fewest), "different"),
@@ -108,14 +125,7 @@ def outlook(
         (max(cost * _seeds(margin - mean, std, level, (1 + POWER) / 2), fewest - 1, seeds_needed()), "equivalent"),
     ]
     least, word = min(ways)
-    is_far = least > MOST
-    needed = 0 if is_far else math.ceil(least)
-    return Outlook(
-        seeds=None if is_far else max(needed, n + 1),
-        more=None if is_far else max(needed - n, 1),
-        word="" if is_far else word,
-        spread=spread(gaps, bases, pruned),
-    )
+    return (None, "") if least > MOST else (math.ceil(least), word)
 
 
 def spread(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean
 from typing import TypeVar
 
-from pruneaudit.audit.outlook import outlook
+from pruneaudit.audit.outlook import Outlook, outlook, outlook_of
 from pruneaudit.audit.sequential import Plan, Stop, decide
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import ConfigError
@@ -16,6 +17,12 @@ from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.schema import Frozen
 from pruneaudit.workloads.metrics import Metric
+
+#: Differences in spreads that stand for those of comparisons of which nothing is known: middles of the quarters of a
+#: normal distribution whose standard deviation is two spreads: a guess. Those of ``make suite`` are wider (3.4).
+UNKNOWN = (0.31, 0.98, 1.77, 3.07)
+# Of the seeds between the first and those with which it is decided with the chance POWER a comparison takes so many.
+_EARLIER = 0.7
 
 Subject = TypeVar("Subject", bound=Arm | Comparison)
 
@@ -44,6 +51,11 @@ class Family(Frozen):
         """Name of its file in the ledger."""
         return table_name(self.workload, self.protocol, self.labels)
 
+    def with_rules_of(self, other: Family) -> Family:
+        """The same comparisons, seeds and margin, by the rules that a plan of another version was written with."""
+        rules = {"spending": other.plan.spending, "futility": other.plan.futility}
+        return self.model_copy(update={"plan": self.plan.model_copy(update=rules)})
+
     @property
     def comparisons(self) -> list[Comparison]:
         """Its comparisons over all seeds that the plan may take."""
@@ -68,6 +80,17 @@ class Family(Frozen):
         series = [differences(comparison, record_of, metric) for comparison in comparisons]
         stops = dict(zip(comparisons, decide(self.plan, series), strict=True))
         return Standing(self, stops, dict(zip(comparisons, series, strict=True)))
+
+
+def _expected(plan: Plan, looks: int, lacks: Outlook | None) -> float:
+    """Seeds at which a comparison stops on average that is open after some looks and lacks so much.
+
+    By then it would be decided with the chance ``POWER``: on average it stops earlier (``benchmarks/decide.py``).
+    """
+    first = max(looks + 1, plan.first_difference or plan.seeds)
+    if lacks is None or plan.is_too_far(lacks):
+        return first
+    return first + _EARLIER * max(min(lacks.seeds or plan.seeds, plan.seeds) - first, 0)
 
 
 def _supposed(gaps: Sequence[float | None], count: int) -> list[float | None]:
@@ -161,21 +184,30 @@ class Standing:
             found += _by_seed([comparison for comparison, stop in stops if stop.word is None], [seed])
         return found
 
-    def likely(self) -> list[Cell] | None:
-        """Cells beyond the wanted ones that the open comparisons will probably take, at their present mean and spread.
+    def likely(self) -> list[list[Cell]]:
+        """Cells that the open comparisons will probably take, round by round, the wanted ones first."""
+        ends = {comparison: self.expected(comparison) for comparison in self._open}
+        later = range(self._asked.stop, math.ceil(max(ends.values(), default=0.0) - 0.5))
+        rounds = [_by_seed([one for one in ends if seed < ends[one] - 0.5], [seed]) for seed in later]
+        return [wanted, *rounds] if (wanted := self.wanted()) else []
 
-        Returns:
-            The cells; None: of one of them too little is known.
+    def expected(self, comparison: Comparison) -> float:
+        """Seeds that a comparison will probably have taken when it stops: those that it took, where it did.
+
+        Of the seeds before which nothing can stop the first ones tell little of a mean and a spread: until all are
+        there, it is as far from what comparisons take of which nothing is known as they are few.
         """
-        ends: dict[Comparison, int] = {}
-        for comparison in self._open:
-            gaps = [gap for gap in self.series[comparison] if gap is not None]
-            lacks = outlook(gaps, self.family.plan.margin, len(self._open), is_planned=True)
-            if lacks is None:
-                return None
-            ends[comparison] = min(lacks.seeds or self.family.plan.seeds, self.family.plan.seeds)
-        later = range(self._asked.stop, self.family.plan.seeds)
-        return [cell for seed in later for cell in _by_seed([one for one in ends if seed < ends[one]], [seed])]
+        plan, stop = self.family.plan, self.stops[comparison]
+        if stop.word is not None:
+            return stop.looks
+        gaps = [gap for gap in self.series[comparison] if gap is not None]
+        looks, undecided = len(gaps), len(self._open)
+        unknown = fmean(_expected(plan, looks, outlook_of(effect, undecided, is_planned=True)) for effect in UNKNOWN)
+        if (lacks := outlook(gaps, plan.margin, undecided, is_planned=True)) is None:
+            return min(max(unknown, self._asked.stop), plan.seeds)
+        share = min(looks / plan.before_any_stop, 1.0)
+        found = share * _expected(plan, looks, lacks) + (1 - share) * unknown
+        return min(max(found, self._asked.stop), plan.seeds)
 
     def over_seeds_taken(self, subject: Subject) -> Subject:
         """The same arm or comparison over the seeds that it took; of an open one with the seed that it lacks."""

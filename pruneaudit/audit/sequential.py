@@ -9,6 +9,10 @@ Jennison and Turnbull, Stat. Med. 12, 1993). Of a family each is tested at the l
 which holds whenever each of them stops (Ye, Li, Liu and Yao, Stat. Med. 32, 2013; Maurer and Bretz, Stat. Biopharm.
 Res. 5, 2013).
 
+A comparison that would need far more seeds than the plan has is given up as ``indeterminate`` (stopping for futility;
+Jennison and Turnbull 2000, ch. 10). Nothing is decided by that, and no level is spent or left to others, so that error
+rates hold with or without it (it is not binding); what it costs is power.
+
 An always-valid e-process needs no last seed, and takes more seeds to decide (``benchmarks/decide.py`` shows both).
 
 What is assumed: under the null hypothesis a difference has either sign with equal chance, whatever its size, seed by
@@ -27,16 +31,22 @@ numpy only: importing this module loads neither scipy nor torch.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from pruneaudit.audit.outlook import Outlook, outlook
 from pruneaudit.audit.statistics import ALPHA, seeds_needed
 from pruneaudit.schema import Frozen
 
+#: Times a plan's seeds that a comparison may lack before it is given up: what new plans are written with. It costs few
+#: decisions, and saves most of the seeds of what differs little (``benchmarks/decide.py --plans``).
+FUTILITY = 2.0
 #: Of so many seeds every sign vector is tried; with later ones, each of these vectors goes on with random signs.
 EXACT = 14
 # Sums closer than this are ties: above float noise, below one image in a million over 50 seeds.
@@ -61,6 +71,9 @@ class Plan(Frozen):
         first: Seeds before which nothing is looked at: by default the fewest that could show a difference alone.
         spending: How alpha is spent over the looks, one after each seed: ``pocock`` is Lan and DeMets's
             ln(1 + (e - 1) t), t the share of the seeds. It decides large differences early and costs small ones little.
+        futility: A comparison is given up when at its present mean and spread it would take more than this many times
+            ``seeds`` (:func:`~pruneaudit.audit.outlook.outlook`), looked at from ``first_difference`` on. None: never,
+            as in plans of older versions.
     """
 
     seeds: int = Field(ge=1)
@@ -69,10 +82,15 @@ class Plan(Frozen):
     alpha: float = Field(default=ALPHA, gt=0, lt=1)
     first: int = Field(default=seeds_needed(), ge=1)
     spending: Spending = "pocock"
+    futility: float | None = Field(default=None, gt=0)
 
     def spent(self, look: int) -> float:
         """The share of alpha that looks may have spent up to this one: 1 after the last."""
         return SPENDING[self.spending](min(look / self.seeds, 1.0))
+
+    def is_too_far(self, lacks: Outlook) -> bool:
+        """Whether a comparison is given up that lacks so much."""
+        return self.futility is not None and (lacks.seeds is None or lacks.seeds > self.futility * self.seeds)
 
     @property
     def levels(self) -> list[float]:
@@ -109,14 +127,16 @@ class Stop:
 
     Attributes:
         word: ``better``, ``worse`` (of the first arm, where more is better) or ``equivalent``; ``indeterminate`` after
-            the last seed, or where a seed has no value; None: open.
+            the last seed, where a seed has no value, or where it was given up; None: open.
         looks: Seeds that it was looked at after.
         level: Level of the test that decided it, as Holm's procedure left it; None where nothing was decided.
+        is_given_up: Whether it stopped for futility.
     """
 
     word: Literal["better", "worse", "equivalent", "indeterminate"] | None
     looks: int
     level: float | None = None
+    is_given_up: bool = False
 
 
 def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
@@ -140,9 +160,9 @@ def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
     if len(series) > plan.comparisons:
         raise ValueError(f"{len(series)} comparisons, but {plan.comparisons} were planned")
     known = [_known(differences)[: plan.seeds] for differences in series]
-    apart = _reached(plan, known, lambda gaps: [stops(plan, gaps)])
+    apart = _reached(plan, known, lambda gaps: [_found(plan, gaps)])
     near = _reached(
-        plan, known, lambda gaps: [stops(plan, plan.margin + side * gaps, one_sided=True) for side in (-1.0, 1.0)]
+        plan, known, lambda gaps: [_found(plan, plan.margin + side * gaps, one_sided=True) for side in (-1.0, 1.0)]
     )
     found = [Stop(None, 0) for _ in series]
     levels = plan.levels
@@ -165,7 +185,20 @@ def decide(plan: Plan, series: Sequence[Sequence[float | None]]) -> list[Stop]:
                 )
             elif look == plan.seeds:
                 found[place] = Stop("indeterminate", look)
+        # Those that are given up stay undecided in Holm's procedure: they leave nothing to the others.
+        undecided = plan.comparisons - sum(stop.word not in (None, "indeterminate") for stop in found)
+        for place in still_open:
+            if found[place].word is None and _is_futile(plan, known[place][:look], undecided):
+                found[place] = Stop("indeterminate", look, is_given_up=True)
     return found
+
+
+def _is_futile(plan: Plan, gaps: Sequence[float], undecided: int) -> bool:
+    """Whether a comparison would take far more seeds than the plan has, at its present mean and spread."""
+    if plan.futility is None or plan.first_difference is None or len(gaps) < plan.first_difference:
+        return False
+    lacks = outlook(gaps, plan.margin, undecided, is_planned=True)
+    return lacks is not None and plan.is_too_far(lacks)
 
 
 def stops(plan: Plan, differences: np.ndarray, one_sided: bool = False) -> np.ndarray:
@@ -183,35 +216,61 @@ def stops(plan: Plan, differences: np.ndarray, one_sided: bool = False) -> np.nd
     """
     count, looks = differences.shape
     rows = max(1, _VALUES // 2 ** min(looks, EXACT))
-    parts = [_walk(plan, differences[start : start + rows], one_sided) for start in range(0, count, rows)]
+    parts = [
+        reduce(_Walk.after, part.T[:, :, None], _Walk.start(plan, len(part), one_sided)).found
+        for part in (differences[start : start + rows] for start in range(0, count, rows))
+    ]
     return np.concatenate(parts) if parts else np.zeros((0, plan.comparisons), dtype=int)
 
 
-def _walk(plan: Plan, differences: np.ndarray, one_sided: bool) -> np.ndarray:
-    """The same for comparisons that are in memory together."""
-    count, looks = differences.shape
-    levels = plan.levels
-    found = np.zeros((count, len(levels)), dtype=int)
-    sums = np.zeros((count, 1))
-    stopped = np.zeros((len(levels), count, 1), dtype=bool)
-    random = np.random.default_rng(0)
-    for look in range(1, looks + 1):
-        step = differences[:, look - 1 : look]
-        # The first vector has the signs that were observed. A vector and its opposite stop together: one is kept.
+@dataclass(frozen=True)
+class _Walk:
+    """Sign vectors of some comparisons after some looks; nothing in it changes.
+
+    Attributes:
+        plan: Levels and spending.
+        one_sided: Only sums above 0 stop.
+        look: Looks taken.
+        sums: Sums of each vector, the first of which has the signs that were observed, ``[C, V]``.
+        stopped: Which ones stopped at each level, ``[L, C, V]``.
+        found: The look at which the first one did, ``[C, L]``; 0: not yet.
+    """
+
+    plan: Plan
+    one_sided: bool
+    look: int
+    sums: np.ndarray
+    stopped: np.ndarray
+    found: np.ndarray
+
+    @classmethod
+    def start(cls, plan: Plan, count: int, one_sided: bool) -> _Walk:
+        """Before the first look at so many comparisons."""
+        stopped = np.zeros((plan.comparisons, count, 1), dtype=bool)
+        return cls(plan, one_sided, 0, np.zeros((count, 1)), stopped, np.zeros((count, plan.comparisons), dtype=int))
+
+    def after(self, step: np.ndarray) -> _Walk:
+        """After one more look, at these differences ``[C, 1]``."""
+        look, sums, stopped, found = self.look + 1, self.sums, self.stopped, self.found
+        # A vector and its opposite stop together: one is kept.
         if look > EXACT:
-            signs = 2.0 * random.integers(0, 2, sums.shape[1]) - 1
-            signs[0] = 1.0
-            sums = sums + signs * step
-        elif look == 1 and not one_sided:
+            sums = sums + _signs(look, sums.shape[1]) * step
+        elif look == 1 and not self.one_sided:
             sums = sums + step
         else:
             sums = np.concatenate((sums + step, sums - step), axis=1)
             stopped = np.concatenate((stopped, stopped), axis=2)
-        if look < plan.first:
-            continue
-        extreme = sums if one_sided else np.abs(sums)
+        if look >= self.plan.first:
+            stopped, found = stopped.copy(), found.copy()
+            self._stop(look, sums, stopped, found)
+        return _Walk(self.plan, self.one_sided, look, sums, stopped, found)
+
+    def _stop(self, look: int, sums: np.ndarray, stopped: np.ndarray, found: np.ndarray) -> None:
+        """Let the most extreme vectors stop at a look, as many as may."""
+        extreme = sums if self.one_sided else np.abs(sums)
         # The small number: 1/32 of 32 vectors is one of them.
-        allowed = [math.floor(level * plan.spent(look) * sums.shape[1] + 1e-9) for level in levels]
+        share = self.plan.spent(look) * sums.shape[1]
+        allowed = [math.floor(level * share + 1e-9) for level in self.plan.levels]
         # Whatever stopped before, the next ones to stop are among so many that are most extreme.
         most = min(2 * allowed[0] + 1, sums.shape[1])
         places = np.argpartition(extreme, -most, axis=1)[:, -most:]
@@ -226,7 +285,32 @@ def _walk(plan: Plan, differences: np.ndarray, one_sided: bool) -> np.ndarray:
             now = ~before & (ranked > _bound(ranked, before, free) + _TIE)
             np.put_along_axis(stopped[level], places, before | now, axis=1)
             found[(now & (places == 0)).any(axis=1), level] = look
-    return found
+
+
+@lru_cache(maxsize=128)
+def _signs(look: int, count: int) -> np.ndarray:
+    """Signs that vectors go on with at a look after all were tried; the first has the one that was observed."""
+    signs = 2.0 * np.random.default_rng(0).integers(0, 2, (look - EXACT, count))[-1] - 1
+    signs[0] = 1.0
+    return signs
+
+
+#: Walks of the last comparisons that were looked at: with the next seed they go on from there.
+_WALKS: OrderedDict[tuple[Plan, bool, tuple[float, ...]], _Walk] = OrderedDict()
+_KEPT = 64
+
+
+def _found(plan: Plan, gaps: np.ndarray, one_sided: bool = False) -> np.ndarray:
+    """The same as :func:`stops` of one comparison, ``[L]``, which gets its seeds one after the other."""
+    known = tuple(gaps.tolist())
+    seen = next((n for n in range(len(known), 0, -1) if (plan, one_sided, known[:n]) in _WALKS), 0)
+    walk = _WALKS[plan, one_sided, known[:seen]] if seen else _Walk.start(plan, 1, one_sided)
+    walk = reduce(_Walk.after, gaps[seen:, None, None], walk)
+    _WALKS[plan, one_sided, known] = walk
+    _WALKS.move_to_end((plan, one_sided, known))
+    while len(_WALKS) > _KEPT:
+        _WALKS.popitem(last=False)
+    return walk.found[0]
 
 
 def _bound(ranked: np.ndarray, stopped: np.ndarray, free: np.ndarray) -> np.ndarray:
@@ -245,10 +329,10 @@ def _reached(
     others at a smaller one, and Holm's procedure needs a test that rejects more where it may err more.
     """
     found = np.full((len(series), plan.comparisons), plan.seeds + 1)
-    for length in {len(one) for one in series} - {0}:
-        places = [place for place, one in enumerate(series) if len(one) == length]
-        looks = np.stack(tests(np.array([series[place] for place in places], dtype=float)))
-        found[places] = np.maximum.accumulate(np.where(looks == 0, plan.seeds + 1, looks).max(axis=0), axis=1)
+    for place, one in enumerate(series):
+        if one:
+            looks = np.stack(tests(np.array(one, dtype=float)))
+            found[place] = np.maximum.accumulate(np.where(looks == 0, plan.seeds + 1, looks).max(axis=0))
     return found
 
 

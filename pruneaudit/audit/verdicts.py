@@ -198,7 +198,7 @@ def _verdict(
     parts = [f"not comparable because of {', '.join(forbidden)}"] if forbidden else []
     parts += [describe(gap, max(family, 1), entry.metric)] if gap is not None else ["no seed is complete"]
     if plan is not None and stop is not None:
-        state = "open" if stop.word is None else "stopped"
+        state = "open" if stop.word is None else "given up" if stop.is_given_up else "stopped"
         parts.append(f"{state} after {stop.looks} of at most {plan.seeds} planned seeds")
     waived = {finding.rule: finding.waived for finding in failing if finding.waived}
     parts += [f"{rule} waived: {reason}" for rule, reason in waived.items()]

@@ -86,8 +86,8 @@ class Executor(Protocol):
         """Runs that are needed besides those that it knows of, parents first, and by cell."""
         ...
 
-    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
-        """By table, runs that its open comparisons will probably need besides; None: nobody can tell yet."""
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
+        """By table and round, runs that its open comparisons will probably need."""
         ...
 
     def go_ahead_with(self, runs: Callable[[], Sequence[RunSpec]]) -> None:
@@ -183,13 +183,13 @@ class Campaign:
         cells = list(cells)
         self.executor.help_with(self.runs(cells), self.runs_by_cell(cells))
 
-    def foresee(self, likely: Mapping[str, Iterable[Cell] | None]) -> None:
-        """Tell of tables what their open comparisons will probably need besides, for the time that is left.
+    def foresee(self, likely: Mapping[str, Iterable[Sequence[Cell]]]) -> None:
+        """Tell of tables what their open comparisons will probably need, for the time that is left.
 
         Args:
-            likely: By name of the table its cells; None: too little is known.
+            likely: By name of the table its cells, round by round.
         """
-        self.executor.foresee({name: None if cells is None else self.runs(cells) for name, cells in likely.items()})
+        self.executor.foresee({name: [self.runs(cells) for cells in rounds] for name, rounds in likely.items()})
 
     def share_ahead(self, cells: Callable[[], Iterable[Cell]]) -> None:
         """Say who knows cells that may be measured later: asked where there is nothing else to do; replaces another."""

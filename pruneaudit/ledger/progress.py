@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 
-from pruneaudit.ledger.schedule import Job, makespan
+from pruneaudit.ledger.schedule import Job, in_turn, makespan
 from pruneaudit.ledger.store import Ledger, process_space, read_file
 from pruneaudit.workloads.metrics import ACCURACY, shown
 
@@ -75,13 +75,13 @@ class Plan(_Said):
     Attributes:
         runs: Its runs, parents first.
         cells: For each cell, by its key, the ids of its runs; empty where the session did not say.
-        likely: Runs that it will probably have to train besides, by what needs them; None: nobody can tell yet.
+        likely: By table the runs that it will probably have to train, round by round.
         time: When it began to train, seconds since 1970.
     """
 
     runs: tuple[Planned, ...] = ()
     cells: dict[Plain, tuple[str, ...]] = Field(default_factory=dict)
-    likely: dict[Plain, tuple[Planned, ...] | None] = Field(default_factory=dict)
+    likely: dict[Plain, tuple[tuple[Planned, ...], ...]] = Field(default_factory=dict)
     time: FiniteFloat = 0.0
 
 
@@ -109,8 +109,10 @@ class Training(_Said):
         unit: What is counted so: populations of a study count networks.
         accuracy: The metric on the test split after the last epoch, or None.
         metric: Its name.
-        begun: Epochs that an earlier, killed attempt had done.
+        begun: Epochs that tell nothing of its speed: those of an earlier, killed attempt, and of a process's first run
+            the first one, which loads and compiles.
         started: When the process began with it, seconds since 1970.
+        since: When the first epoch began that tells of its speed; 0: when it started.
         time: When the process was last heard of.
         plan: Name of its session's plan.
         spent: For each kind of run, MACs of those that the process has finished, and the seconds that they took.
@@ -129,6 +131,7 @@ class Training(_Said):
     metric: Plain = ACCURACY.name
     begun: Count = 0
     started: FiniteFloat = 0.0
+    since: FiniteFloat = 0.0
     time: FiniteFloat = 0.0
     plan: str = ""
     spent: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
@@ -188,7 +191,6 @@ class State:
         runs: Status of each planned run, by id.
         cells: Status of each selected cell, by key; empty where the session did not say.
         seconds_left: Estimated time to the end; None while too little is measured to say.
-        is_open: Whether there will be more to do, and nobody can tell yet how much: ``seconds_left`` is the least.
     """
 
     time: float
@@ -196,7 +198,6 @@ class State:
     runs: Mapping[str, Status] = field(default_factory=dict)
     cells: Mapping[str, Status] = field(default_factory=dict)
     seconds_left: float | None = None
-    is_open: bool = False
 
     @property
     def counts(self) -> list[str]:
@@ -220,7 +221,7 @@ class State:
         """Estimated time to the end in words; empty while there is no estimate."""
         if self.seconds_left is None:
             return ""
-        return f"{'at least ' if self.is_open else ''}{duration(self.seconds_left)} left"
+        return f"{duration(self.seconds_left)} left"
 
     def line(self, most: int = 4) -> str:
         """All of it in one line of plain text, with at most so many processes."""
@@ -272,9 +273,10 @@ class Watcher:
         plans = self._chosen_plans({training.plan for training in busy})
         planned = {run.id: run for plan in plans for run in plan.runs}
         started = min((plan.time for plan in plans), default=0.0)
-        likely = [runs for plan in plans for runs in plan.likely.values()]
+        tables = [rounds for plan in plans for rounds in plan.likely.values()]
         # What is certain comes first, as in the session.
-        every = planned | {run.id: run for runs in likely for run in runs or () if run.id not in planned}
+        every = planned | {run.id: run for rounds in tables for runs in rounds for run in runs if run.id not in planned}
+        turns = in_turn(([[run.id for run in runs] for runs in rounds] for rounds in tables), workers)
         statuses = self._statuses(every.values(), {training.id for training in busy}, started)
         cells = {key: ids for plan in plans for key, ids in plan.cells.items() if ids}
         return State(
@@ -283,9 +285,14 @@ class Watcher:
             runs={run: statuses[run] for run in planned},
             cells={key: _of_cell([statuses.get(run, "waiting") for run in ids]) for key, ids in cells.items()},
             seconds_left=seconds_left(
-                every, statuses, busy, [training.spent for training in self._last.values()], now, workers
+                every,
+                statuses,
+                busy,
+                [training.spent for training in self._last.values()],
+                now,
+                workers,
+                {run: before for run, before in turns.items() if run not in planned},
             ),
-            is_open=any(runs is None for runs in likely),
         )
 
     def _chosen_plans(self, named: Collection[str]) -> list[Plan]:
@@ -375,6 +382,7 @@ def seconds_left(
     spent: Iterable[Mapping[str, tuple[float, float]]],
     now: float,
     workers: int = 0,
+    turns: Mapping[str, Sequence[str]] | None = None,
 ) -> float | None:
     """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
 
@@ -389,6 +397,7 @@ def seconds_left(
         spent: For each process and kind, MACs of the runs that it finished, and the seconds that they took.
         now: Seconds since 1970.
         workers: Processes at work, those included that wait for a run of another one; at least those that train.
+        turns: What runs wait for besides what they stand on, see :func:`~pruneaudit.ledger.schedule.in_turn`.
     """
     open_runs = [run for run in planned.values() if statuses[run.id] in ("waiting", "busy")]
     if not busy or any(run.cost is None for run in open_runs):
@@ -404,7 +413,7 @@ def seconds_left(
         if training.id in planned and training.epoch > training.begun:
             run = planned[training.id]
             measured[run.kind][0] += (run.cost or 0.0) * training.share(training.begun)
-            measured[run.kind][1] += (training.time - training.started) / beside[training.process]
+            measured[run.kind][1] += (training.time - (training.since or training.started)) / beside[training.process]
     macs, seconds = (sum(column) for column in zip((0.0, 0.0), *measured.values(), strict=True))
     if macs <= 0 or seconds < MEASURED:
         return None
@@ -416,7 +425,7 @@ def seconds_left(
         needed = (run.cost or 0.0) * (seconds_of_kind / macs_of_kind if macs_of_kind > 0 else usual)
         current = under_way.get(run.id)
         if current is None:
-            waiting.append(Job(run.id, needed, run.needs))
+            waiting.append(Job(run.id, needed, (*run.needs, *(turns or {}).get(run.id, ()))))
             continue
         # Between two reports a process has gone on, by an epoch at most.
         worker = current.process

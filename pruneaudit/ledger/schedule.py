@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+#: Rounds of seeds that workers train at most before theirs has come: what a comparison that stops first does not take.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,27 @@ class Job:
     id: str
     seconds: float
     needs: tuple[str, ...] = ()
+
+
+def in_turn(tables: Iterable[Sequence[Sequence[str]]], workers: int) -> dict[str, tuple[str, ...]]:
+    """What jobs wait for that come round by round: that a round is over, less those that workers do ahead.
+
+    Args:
+        tables: Ids by table and round; one table comes after the other.
+        workers: How many work side by side.
+
+    Returns:
+        By id those of the jobs that must be finished before it.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    before: tuple[str, ...] = ()
+    for rounds in tables:
+        ends = [*[before] * (1 + min(workers - 1, AHEAD)), *map(tuple, rounds)]
+        for number, ids in enumerate(rounds):
+            for each in ids:
+                found.setdefault(each, ends[number])
+        before = ends[-1]
+    return found
 
 
 def makespan(jobs: Sequence[Job], workers: int, begun: Sequence[Job] = ()) -> float:

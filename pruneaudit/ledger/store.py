@@ -776,8 +776,8 @@ class Ledger:
 
         Args:
             session: Id of the session.
-            facts: ``runs``, each with its ``id``, ``cells`` by key, and ``likely``: further runs by what needs them, in
-                place of those that were told before; None: nobody can tell, and takes no place.
+            facts: ``runs``, each with its ``id``, ``cells`` by key, and ``likely``: runs by table and round, in place
+                of those that were told of a table before.
 
         Returns:
             Name of the plan.
@@ -800,10 +800,8 @@ class Ledger:
                 return name  # It only tells, and is no reason to stop.
             runs = [*there["runs"], *(run for run in facts["runs"] if run["id"] not in known)]
             known_cells, likely = there.get("cells", {}), there.get("likely", {})
-            told = {
-                name: more for name, more in facts.get("likely", {}).items() if more is not None or name not in likely
-            }
-            found = {"runs": runs, "cells": {**known_cells, **facts["cells"]}, "likely": {**likely, **told}}
+            told = {**likely, **facts.get("likely", {})}
+            found = {"runs": runs, "cells": {**known_cells, **facts["cells"]}, "likely": told}
             if found != {"runs": there["runs"], "cells": known_cells, "likely": likely}:
                 write_json(path, {**there, **found})
         return name

@@ -24,7 +24,7 @@ from pruneaudit.audit.docket import Docket, rules_of
 from pruneaudit.audit.evidence import Evidence, Table
 from pruneaudit.audit.judge import Finding
 from pruneaudit.audit.rounds import Family, Standing, Subject, looks, read, register
-from pruneaudit.audit.sequential import Plan
+from pruneaudit.audit.sequential import FUTILITY, Plan
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
@@ -34,6 +34,7 @@ from pruneaudit.catalog.protocols import FAIL_ON, Study
 from pruneaudit.catalog.settings import AUTO, COMPILED, Backend, Settings
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
+from pruneaudit.ledger.schedule import AHEAD
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
     from pruneaudit.campaign.planner import Campaign
     from pruneaudit.studies.population import Populations
     from pruneaudit.training.runtime import Runtime
-
-
-#: Seeds that workers train at most before their round has come: what a comparison that stops first does not take.
-_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -333,14 +330,13 @@ class AuditSession:
                     self.settle(workload)
         # Seeds before which no comparison can stop are not selected, and trained all the same.
         names = dict.fromkeys(subject.workload for subject in self.judged) if self.decide is not None else ()
-        families = [family for name in names for family in self.families(name)]
+        families = [family for name in names if self.obstacle(name) is None for family in self.families(name)]
         certain = [cell for family in families for cell in family.certain]
         wanted = dict.fromkeys([*self.selected, *certain])
         cells = [cell for cell in wanted if self.obstacle(cell.workload) is None]
         executor.share(campaign.runs(cells), campaign.runs_by_cell(cells))
         if families:
-            # How many more, nobody knows before the first ones are there.
-            campaign.foresee(dict.fromkeys((family.name for family in families), None))
+            campaign.foresee(self._foretold(families))
         return campaign
 
     def words(self) -> list[str]:
@@ -557,9 +553,17 @@ class AuditSession:
         self._registered.add(workload)
 
     def families(self, workload: str) -> list[Family]:
-        """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number."""
-        metric, labels = self.catalog.workload(workload).metric, self.labels(workload)
-        return [
+        """What this session plans of a workload, by protocol; nothing where its seeds are a fixed number.
+
+        A plan that the ledger holds keeps the rules that it was written with.
+
+        Raises:
+            DamagedError: One that is there cannot be read.
+        """
+        if self.decide is None:
+            return []
+        metric, labels, there = self.catalog.workload(workload).metric, self.labels(workload), read(self.ledger)
+        families = [
             Family(
                 workload=workload,
                 protocol=protocol,
@@ -569,10 +573,14 @@ class AuditSession:
                     seeds=self.decide,
                     comparisons=len(comparisons),
                     margin=metric.margin_under(self.catalog.protocol(protocol).margin),
+                    futility=FUTILITY,
                 ),
             )
             for protocol, comparisons in self._tables(workload).items()
-            if self.decide is not None
+        ]
+        known = [there.get((workload, family.protocol, labels)) for family in families]
+        return [
+            family if old is None else family.with_rules_of(old) for family, old in zip(families, known, strict=True)
         ]
 
     def _tables(self, workload: str) -> dict[str, list[Comparison]]:
@@ -607,7 +615,7 @@ class AuditSession:
             # Other workers are at the same round: this one trains what is free instead of waiting for them, and where
             # nothing is, what later rounds will probably ask for.
             campaign.share_more(cells)
-            campaign.share_ahead(partial(standing.ahead, min(self.runtime.processes - 1, _AHEAD)) if cells else list)
+            campaign.share_ahead(partial(standing.ahead, min(self.runtime.processes - 1, AHEAD)) if cells else list)
             campaign.foresee({family.name: standing.likely()})
             if not cells:
                 return standing
@@ -615,14 +623,20 @@ class AuditSession:
                 self.measure(cell)
 
     def _foresee(self, workload: str) -> None:
-        """Tell once what all tables of a workload will probably need, from what the ledger holds."""
+        """Tell once what all tables of a workload will probably need, now that their first seeds are there."""
         if workload not in self._foreseen:
             self._foreseen.add(workload)
-            metric = self.catalog.workload(workload).metric
+            self.campaign.foresee(self._foretold(self.families(workload)))
+
+    def _foretold(self, families: Iterable[Family]) -> dict[str, list[list[Cell]]]:
+        """What tables will probably need, by name and round, from what the ledger holds."""
+        found = {}
+        for family in families:
             # It only tells: what cannot be read is told with its cell.
             with contextlib.suppress(DamagedError):
-                standings = {family.name: family.standing(self.stored, metric) for family in self.families(workload)}
-                self.campaign.foresee({name: standing.likely() for name, standing in standings.items()})
+                metric = self.catalog.workload(family.workload).metric
+                found[family.name] = family.standing(self.stored, metric).likely()
+        return found
 
     def taken(self, subject: Subject) -> Subject:
         """A subject over the seeds that it took, measured until its comparisons are decided."""

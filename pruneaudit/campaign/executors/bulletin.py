@@ -22,7 +22,7 @@ PAUSE = 0.2
 
 @dataclass
 class _UnderWay:
-    """A run that this process trains."""
+    """A run that this process trains; what it is measured by begins at a time, after so many epochs."""
 
     spec: RunSpec
     planned: Planned
@@ -31,6 +31,8 @@ class _UnderWay:
     epoch: int = 0
     value: float | None = None
     begun: int | None = None
+    since: float = 0.0
+    is_first: bool = False
 
 
 class Bulletin:
@@ -49,8 +51,8 @@ class Bulletin:
         self._told: dict[str, Any] = {"planned": 0}
         # MACs of the runs of each kind that this process has finished, and the seconds that they took.
         self._spent: dict[str, tuple[float, float]] = {}
-        # Kind of its first run, which loads and compiles: it counts as long as no other of its kind is over.
-        self._warmed_up_by: str | None = None
+        # A process's first run loads and compiles in its first epoch, which tells nothing of any other.
+        self._is_warm = False
         self._under_way: dict[str, _UnderWay] = {}
         # What was told of a run: it is told again in every round that will probably need it.
         self._known: dict[str, Planned] = {}
@@ -67,13 +69,13 @@ class Bulletin:
         self._report(Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()}))
         self._told["planned"] += len(planned)
 
-    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
         """Tell what the session will probably have to train besides, in place of what was told before.
 
         Args:
-            likely: Runs by what needs them; None: nobody can tell yet.
+            likely: Runs by table and round.
         """
-        told = {name: None if runs is None else self._all_planned(runs) for name, runs in likely.items()}
+        told = {name: tuple(self._all_planned(runs) for runs in rounds) for name, rounds in likely.items()}
         self._report(Plan(likely=told))
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
@@ -81,7 +83,10 @@ class Bulletin:
         for spec in specs:
             needed = self._cost(spec)
             epochs = needed.passes if needed is not None else 0
-            self._under_way[spec.run_id] = _UnderWay(spec, self._planned(spec, needed), time.time(), epochs)
+            now = time.time()
+            self._under_way[spec.run_id] = _UnderWay(
+                spec, self._planned(spec, needed), now, epochs, since=now, is_first=not self._is_warm
+            )
         self._tell()
 
     def progress(self, spec: RunSpec) -> Progress:
@@ -90,7 +95,8 @@ class Bulletin:
 
         def after_epoch(done: int, total: int, value: float | None) -> None:
             # A run that goes on from a checkpoint begins with a later epoch.
-            run.begun = done - 1 if run.begun is None and done else run.begun
+            if run.begun is None and done:
+                run.begun, run.since = (done, time.time()) if run.is_first else (done - 1, run.started)
             run.epoch, run.epochs, run.value = done, total, value
             if len(self._under_way) == 1 or time.time() - self._heard > PAUSE:
                 self._tell()
@@ -100,14 +106,13 @@ class Bulletin:
     def over(self, spec: RunSpec, outcome: RunRecord | Exception) -> None:
         """A run is at its end."""
         run = self._under_way.pop(spec.run_id)
-        if isinstance(outcome, RunRecord) and run.planned.cost is not None:
+        self._is_warm = True
+        if isinstance(outcome, RunRecord) and run.planned.cost is not None and not (run.is_first and not run.begun):
             macs, seconds = self._spent.get(run.planned.kind, (0.0, 0.0))
-            if self._warmed_up_by is None:
-                self._warmed_up_by = run.planned.kind
-            elif self._warmed_up_by == run.planned.kind:
-                macs, seconds, self._warmed_up_by = 0.0, 0.0, ""
             trained = run.planned.cost * (1 - (run.begun or 0) / max(run.epochs, 1))
-            self._spent[run.planned.kind] = (macs + trained, seconds + outcome.seconds)
+            took = outcome.seconds - (run.since - run.started)
+            if trained > 0 and took > 0:
+                self._spent[run.planned.kind] = (macs + trained, seconds + took)
 
     def end(self) -> None:
         """Nothing is under way any more."""
@@ -143,6 +148,7 @@ class Bulletin:
             **({} if run.spec.metric == ACCURACY.name else {"metric": run.spec.metric}),
             "begun": run.begun or 0,
             "started": run.started,
+            "since": run.since,
             "spent": self._spent,
             **self._told,
         }

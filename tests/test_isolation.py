@@ -229,6 +229,7 @@ class Tied(torch.nn.Module):
 def test_only_a_layer_that_gives_the_classes_and_nothing_else_has_their_numbers():
     values = torch.rand(2, 4)
     assert isolation.classifier(Tied(tied=False), values, 4) == "last"
+    assert isolation.classifier(Tied(tied=False).double(), values, 4) == "last"
     assert isolation.classifier(Tied(), values, 4) is None
     assert isolation.classifier(Tied(tied=False), values, 5) is None
     # What comes behind it may treat classes differently; tokens are no classes of an image.

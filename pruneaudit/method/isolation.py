@@ -470,10 +470,12 @@ def classifier(model: nn.Module, example: torch.Tensor, classes: int) -> str | N
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == classes
     ]
+    first = next(model.parameters())
+    inputs = example.to(first.device, first.dtype if example.is_floating_point() else example.dtype)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        logits = model(example)
+        logits = model(inputs)
     model.train(was_training)
     for hook in hooks:
         hook.remove()

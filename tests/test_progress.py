@@ -768,9 +768,8 @@ def test_plain_lines_where_bars_would_be_in_the_way(project, warm, kind):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "workers"])
-def test_plain_lines_in_a_pipe(project, warm, monkeypatch, workers):
-    monkeypatch.setattr("sys.executable", warm)
-    outcome = project.runpytest_subprocess("-p", "no:cacheprovider", "-W", NO_NEWS, *workers)
+def test_plain_lines_in_a_pipe(project, workers):
+    outcome = project.runpytest_subprocess("-p", "no:cacheprovider", *workers)
     outcome.assert_outcomes(passed=4, failed=1, skipped=1, warnings=1)
     lines = [line for line in outcome.outlines if "[pruneaudit" in line]
     # Also while a test runs in this process, where pytest captures what is written.

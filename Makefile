@@ -43,7 +43,8 @@ test: $(READY) lint browser
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/test_badge.py --collect-only -q -n 0 >/dev/null
 	# Two workers with two threads each are several times slower than with one. Each begins with files of its own, and
 	# helps the others at the end: what the tests of a file share is made once.
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist worksteal -q $(COVER)
+	# No test looks at what is logged, and to listen to all of torch's loggers in all phases of thousands takes its time.
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist worksteal -p no:logging -q $(COVER)
 
 # The same, and it fails where tests run less than 90 % of the package: [tool.coverage] in pyproject.toml says of what.
 coverage: $(READY)

@@ -2,6 +2,7 @@
 
 import compileall
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,11 @@ def pytest_configure_node(node):
     node.workerinput["warm"] = node.config.stash[WARM]
 
 
+def pytest_collection_finish(session):
+    """What all tests share stays: to look through it for garbage again and again is work for nothing."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def own_paths():
     """Folders of methods that a test imports are on the path until it is over: no later test finds files there."""
@@ -71,7 +77,9 @@ class Checkout:
 
     def pytest(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
         """Run pytest in the copy."""
-        arguments = ("-m", "pytest", "-p", "no:cacheprovider", *arguments)
+        # Nothing is logged here, and to listen to each of torch's fifty loggers in each phase of each item takes long.
+        quiet = () if fresh else ("-p", "no:logging")
+        arguments = ("-m", "pytest", "-p", "no:cacheprovider", *quiet, *arguments)
         return self.python(*arguments, timeout=timeout, fresh=fresh, **environ)
 
     def python(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:

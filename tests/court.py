@@ -12,7 +12,8 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.training.runtime import Runtime
 
-LENET, RESNET = "lenet5-digits", "resnet20-digits"
+#: The last is the smallest with batch norm.
+LENET, RESNET, CONVNET = "lenet5-digits", "resnet20-digits", "convnet4-digits"
 SMOKE = Settings("smoke")
 
 

@@ -206,7 +206,7 @@ class Soak:
             process = entry[0]
             if fault == "hangs":
                 process.kill()
-            process.join(60)
+            process.join(240)
             assert process.exitcode in (0, REFUSED, -signal.SIGKILL), f"{fault}: exit {process.exitcode}"
             self.alive.remove(entry)
             self.injected[fault] += 1
@@ -249,7 +249,19 @@ class Soak:
         self._damage(fault, "runs/*/weights.safetensors")
 
     def _state_damaged(self, fault):
-        self._damage(fault, "partial/*/state.safetensors")
+        """A real training is killed in the middle, and its state damaged before anybody goes on from it."""
+        run = self.draw.choice([run for run in self.runs() if is_real(run)])
+        # One that is over already is wanted once more.
+        for folder in (self.root / "runs").glob(f"*-{run.run_id}"):
+            shutil.rmtree(folder)
+        self.start(self.runs(), "")
+        state = self.root / "partial" / run.run_id / "state.safetensors"
+        end = time.monotonic() + 300
+        while not state.exists() and time.monotonic() < end:
+            time.sleep(0.002)
+        while self.alive:
+            self._stop(signal.SIGKILL, "killed")
+        self._damage(fault, str(state.relative_to(self.root)))
 
     def look(self):
         """Whatever happened, everything can be read."""

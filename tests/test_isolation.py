@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from court import LENET, RESNET, Court, arm
+from court import CONVNET, LENET, Court, arm
 
 from pruneaudit import sandbox
 from pruneaudit.catalog.discovery import Catalog, content_root, shipped
@@ -32,6 +32,7 @@ from pruneaudit.method.channel import HungUpError, Line, SilentError
 from pruneaudit.method.isolation import check, described
 from pruneaudit.method.limits import Limits, free_memory
 from pruneaudit.method.process import Process
+from pruneaudit.pruning import shapes
 from pruneaudit.sources import code_digest
 from pruneaudit.training.runtime import Runtime
 
@@ -49,6 +50,7 @@ CAUGHT = {
     "one_step_licence": {"F502": "of an untrained network it makes"},
     "hides_in_its_budget": {"F502": "of an untrained network it makes"},
     "brings_weights": {"F502": "of an untrained network it makes"},
+    "brings_to_trained": {"F502": "where classes have other numbers it makes"},
 }
 #: Those that come to no end: the cell fails, and says why.
 REFUSED = {
@@ -91,9 +93,10 @@ def folder(tmp_path_factory):
         shutil.copy(file, root)
     court = Court(root / ".pruneaudit" / "ledger")
     court.measure(arm("l1"))
-    # What "brings_weights" brings: those of the trained base.
+    # What "brings_weights" brings, whatever the network or to a trained one: those of the trained base.
     base = court.evidence(arm("l1")).base
     torch.save(court.ledger.weights(base), root / "brings_weights.pt")
+    shutil.copy(root / "brings_weights.pt", root / "brings_to_trained.pt")
     return root
 
 
@@ -125,6 +128,10 @@ def test_better_weights_are_seen_whatever_brings_them(court, name):
     assert conduct.isolation.startswith("process")
     if "untrained" in CAUGHT[name]["F502"]:
         assert conduct.untrained.accuracy > 60 > conduct.untrained.at_most
+    elif conduct.untrained is not None and conduct.declares_rewriting:
+        # It leaves an untrained network alone. That nothing fits any more, is worse than chance.
+        assert conduct.untrained.accuracy <= conduct.untrained.at_most
+        assert conduct.renumbered.accuracy < 10 and conduct.renumbered.at_least > 50
 
 
 def test_weights_are_as_they_are_when_they_cross(court):
@@ -174,9 +181,10 @@ def test_accuracy_on_held_out_images_stays_with_the_referee(court, name):
 
 def test_declared_recalibration_is_no_training(tmp_path):
     judged = IsolatedCourt(tmp_path / "ledger", ROGUES / "recalibrates.py")
-    assert failed(judged.findings(arm("recalibrates", RESNET))) == {}
-    conduct = judged.evidence(arm("recalibrates", RESNET)).prune.conduct
+    assert failed(judged.findings(arm("recalibrates", CONVNET))) == {}
+    conduct = judged.evidence(arm("recalibrates", CONVNET)).prune.conduct
     assert conduct.rewritten and conduct.untrained.accuracy <= conduct.untrained.at_most == 30
+    assert conduct.renumbered.accuracy >= conduct.renumbered.at_least + 5
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("tpp", 0.5), ("l1-kernorth", 0.5), ("random", 0.9)])
@@ -191,7 +199,43 @@ def test_a_process_of_its_own_changes_no_bit(folder, tmp_path, name, ratio):
     assert one.prune.model_dump(exclude=volatile) == other.prune.model_dump(exclude=volatile)
     assert one.result.model_dump(exclude=volatile) == other.result.model_dump(exclude=volatile)
     told = other.prune.conduct
-    assert told.isolation and told.model_copy(update={"isolation": "", "untrained": None}) == one.prune.conduct
+    assert (
+        told.isolation
+        and told.model_copy(update={"isolation": "", "untrained": None, "renumbered": None}) == one.prune.conduct
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_no_class_keeps_its_number(classes):
+    numbers = isolation.other_numbers(classes, seed=3)
+    assert sorted(numbers.tolist()) == list(range(classes))
+    assert not (numbers == torch.arange(classes)).any()
+    assert torch.equal(numbers, isolation.other_numbers(classes, seed=3))
+
+
+class Tied(torch.nn.Module):
+    """Its last layer gives the classes, and is its first one, too."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        if tied:
+            self.last.weight = self.first.weight
+
+    def forward(self, values):
+        return self.last(self.first(values).relu())
+
+
+def test_only_a_layer_that_gives_the_classes_and_nothing_else_has_their_numbers():
+    values = torch.rand(2, 4)
+    assert isolation.classifier(Tied(tied=False), values, 4) == "last"
+    assert isolation.classifier(Tied(tied=False).double(), values, 4) == "last"
+    assert isolation.classifier(Tied(), values, 4) is None
+    assert isolation.classifier(Tied(tied=False), values, 5) is None
+    # What comes behind it may treat classes differently; tokens are no classes of an image.
+    assert isolation.classifier(torch.nn.Sequential(Tied(tied=False), torch.nn.Softmax(1)), values, 4) is None
+    assert isolation.classifier(Tied(tied=False), values[None], 4) is None
+    assert isolation.classifier(shapes.dense_network(Catalog().workload(LENET)), torch.zeros(1, 1, 32, 32), 10) == "fc2"
 
 
 def test_what_ran_beside_the_referee_cannot_be_judged_fair(folder, tmp_path):

@@ -1,5 +1,7 @@
 """The web page of a report, in a real browser."""
 
+import base64
+import gzip
 import io
 import json
 import re
@@ -15,6 +17,7 @@ from PIL import Image
 
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.report import page as pages
 from pruneaudit.report.page import page as html
 from pruneaudit.report.results import Results, gather_ledger
 from pruneaudit.workloads.metrics import Metric
@@ -556,3 +559,23 @@ def test_what_papers_state_stands_beside_ours(opened, results):
     text = tab.locator("#published").inner_text()
     for part in ("A paper", "Table 9", "84.21 ± 0.10", "81.00 ± 1.00", "lower", "Best epoch."):
         assert part in text, part
+
+
+def test_a_script_that_was_packed_before_is_believed_where_it_unpacks_to_what_it_should(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(pages, "_plotly", lambda: "plots")
+    pack = pages._packed_plotly.__wrapped__
+    packed = pack()
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_text() == packed
+    times = []
+    monkeypatch.setattr(pages, "_packed", lambda text: times.append(text) or packed)
+    assert pack() == packed and not times
+    another = base64.b64encode(gzip.compress(b"other plots")).decode()
+    for found in ("", "no base64", packed[:-8], another):
+        kept.write_text(found)
+        assert pack() == packed == kept.read_text()
+    assert times == ["plots"] * 4
+    # Where nothing can be kept it is packed each time.
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(kept))
+    assert pack() == packed and len(times) == 5

@@ -24,11 +24,11 @@ def stable_runs(path):
 
 
 def test_same_judgement_with_and_without_workers(checkout):
-    """-n0, -n4 and a selection of fairness items alone give the same runs, cells and findings."""
+    """-n0, -n3 and a selection of fairness items alone give the same runs, cells and findings."""
     arguments = ("suite", "-k", "lenet5-digits and r0.5 and (cell or fairness)", "--audit-methods", "l1,tpp,scratch")
-    arguments += (*SMOKE, "--audit-protocols", "s3.1,s4.1,sx-b")
+    arguments += (*SMOKE, "--audit-protocols", "s4.1,sx-b")
     found = {}
-    for name, extra in {"n0": ("-n0",), "n4": ("-n4",)}.items():
+    for name, extra in {"n0": ("-n0",), "n3": ("-n3",)}.items():
         ledger, report = checkout.root / f"ledger-{name}", checkout.root / f"report-{name}"
         # In an interpreter of its own sets have another order, and nothing is imported before it is needed.
         folders = ("--audit-ledger", str(ledger), "--audit-report", str(report))
@@ -37,10 +37,10 @@ def test_same_judgement_with_and_without_workers(checkout):
         content = json.loads((report / "results.json").read_text())
         content.pop("environments")
         found[name] = (stable_runs(ledger), content)
-    assert found["n0"] == found["n4"]
+    assert found["n0"] == found["n3"]
     runs, content = found["n0"]
     assert runs and {row["status"] for row in content["cells"]} == {"ok"}
-    expected = {(p, m) for p in ("s3.1", "s4.1", "sx-b") for m in ("l1", "tpp", "scratch")}
+    expected = {(p, m) for p in ("s4.1", "sx-b") for m in ("l1", "tpp", "scratch")}
     assert {(row["protocol"], row["method"]) for row in content["cells"]} == expected
     # Fairness items alone obtain the cells that they need.
     ledger, report = checkout.root / "ledger-f", checkout.root / "report-f"
@@ -160,7 +160,9 @@ def test_a_broken_method_costs_its_own_cells(checkout):
     for kind, (body, _) in BROKEN.items():
         write_method(checkout, kind, body)
     specs = [part for kind in BROKEN for part in ("--audit-method", f"{kind}.py")]
-    selection = ("suite/test_cells.py", "suite/test_fairness.py", *QUICK[1:], "--audit-protocols", "s3.2")
+    # Of all pairs those with L1: what broken methods cost each other is the same again.
+    select = ("-k", f"{QUICK[2]} and (seed0 or not vs or l1-vs)", *SMOKE, "--audit-protocols", "s3.2")
+    selection = ("suite/test_cells.py", "suite/test_fairness.py", *select)
     outcome = checkout.pytest(*selection, "--audit-methods", "l1,tpp", *specs)
     assert outcome.code == 1, outcome.text
     status = {row["method"]: row["status"] for row in results(checkout)["cells"]}

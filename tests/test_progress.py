@@ -666,6 +666,10 @@ def test_last(train): train()
 """
 
 
+#: What is imported already, and cannot be rewritten, is no news of the project's.
+NO_NEWS = "ignore::pytest.PytestAssertRewriteWarning"
+
+
 @pytest.fixture
 def project(pytester):
     """A project of six tests whose session tells how far it is."""
@@ -674,13 +678,16 @@ def project(pytester):
     return pytester
 
 
-def on_a_terminal(project, *arguments, interrupt_at=None, answers=None, columns=80, **environ):
-    """Run pytest on a terminal: exit code, everything that was written, and the terminal in the end."""
+def on_a_terminal(project, *arguments, python=sys.executable, interrupt_at=None, answers=None, columns=80, **environ):
+    """Run pytest on a terminal: exit code, everything that was written, and the terminal in the end.
+
+    What stands in for ``python`` hears no keys that interrupt, and changes nothing of what is shown.
+    """
     pty = Pty(columns)
     hidden = ("PYTEST_", "CI", "BUILD_NUMBER", "NO_COLOR", "COLUMNS", "COV_")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        [python, "-m", "pytest", "-p", "no:cacheprovider", "-W", NO_NEWS, *arguments],
         cwd=project.path,
         env=inherited | {"TERM": "xterm-256color"} | environ,
         stdin=pty.inner,
@@ -709,8 +716,8 @@ def assert_nothing_is_left(terminal):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "workers"])
-def test_bars_come_and_go_and_leave_pytests_own_output(project, workers):
-    code, written, terminal = on_a_terminal(project, *workers)
+def test_bars_come_and_go_and_leave_pytests_own_output(project, warm, workers):
+    code, written, terminal = on_a_terminal(project, *workers, python=warm)
     assert code == 1
     assert "run-" in written and "━" in written and "epoch 3/5 · 93.0 %" in written
     assert_nothing_is_left(terminal)
@@ -726,8 +733,8 @@ def test_bars_come_and_go_and_leave_pytests_own_output(project, workers):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "workers"])
-def test_long_lines_of_v_appear_once(project, workers):
-    code, written, terminal = on_a_terminal(project, "-v", *workers, columns=40)
+def test_long_lines_of_v_appear_once(project, warm, workers):
+    code, written, terminal = on_a_terminal(project, "-v", *workers, python=warm, columns=40)
     assert code == 1 and "━" in written
     assert_nothing_is_left(terminal)
     joined = "".join(row.ljust(40) for row in terminal.text.splitlines())
@@ -774,9 +781,9 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_plain_lines_where_bars_would_be_in_the_way(project, kind):
+def test_plain_lines_where_bars_would_be_in_the_way(project, warm, kind):
     arguments, environ = PLAIN[kind]
-    code, written, terminal = on_a_terminal(project, *arguments, "--color=no", **environ)
+    code, written, terminal = on_a_terminal(project, *arguments, "--color=no", python=warm, **environ)
     assert code == 1 and "━" not in written and "\x1b" not in written
     assert "[pruneaudit 0.0 min] now run-" in terminal.text
 

@@ -71,10 +71,10 @@ def test_a_few_steps_of_pruning_and_retraining_on_cifar10():
     method = Catalog().method("tpp").create()
     layers = prunable_layers(model, data.example(), job.prunable)
     with Meter(model) as meter:
-        recipe = job.prune.model_copy(update={"steps": 4, "batch": 8})
+        recipe = job.prune.model_copy(update={"steps": 2, "batch": 8})
         task = PruningTask(model, layers, job, 0.5, recipe, small, 0, meter, "tpp", "bf16")
         kept = checked(method.prune(task), task, method).kept
-    assert meter.consumption.optimiser_steps == 4 and meter.consumption.training_samples == 32
+    assert meter.consumption.optimiser_steps == 2 and meter.consumption.training_samples == 16
     pruned = shrink(model, kept, data.example())
     with Meter(pruned) as meter:
         retrain = job.retrain.model_copy(update={"batch": 8})

@@ -23,7 +23,7 @@ from rogues.records import (
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.sequential import Plan
-from pruneaudit.ledger.records import Untrained
+from pruneaudit.ledger.records import Renumbered, Untrained
 from pruneaudit.workloads.metrics import Metric
 
 
@@ -147,6 +147,24 @@ def test_total_macs_may_be_half_an_epoch_of_the_dearer_network_apart():
 )
 def test_an_untrained_network_stays_untrained(probe, word, value):
     found = outcome("F502", with_conduct(evidence("l1"), untrained=probe))
+    assert (found.verdict, found.left) == (word, value)
+
+
+@pytest.mark.parametrize(
+    ("probe", "word", "value"),
+    [
+        (Renumbered(at_least=80.0, accuracy=80.0), "pass", "unchanged"),
+        (
+            Renumbered(at_least=80.0, accuracy=79.5),
+            "fail",
+            "where classes have other numbers it makes 79.50 %, at least 80.00 %",
+        ),
+        (Renumbered(at_least=80.0, error="it broke"), "fail", "it broke"),
+    ],
+    ids=["as good", "worse", "raised"],
+)
+def test_classes_with_other_numbers_are_known_as_well(probe, word, value):
+    found = outcome("F502", with_conduct(evidence("l1"), renumbered=probe))
     assert (found.verdict, found.left) == (word, value)
 
 

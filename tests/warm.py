@@ -95,8 +95,10 @@ def serve(folder: Path) -> None:
             for name in HEAVY:
                 with contextlib.suppress(ModuleNotFoundError):
                     importlib.import_module(name)
-            # What is here now stays: no fork looks through it for garbage, and so none copies it.
+            # What is here now stays: no fork looks through it for garbage, and so none copies it. Nor does one look
+            # often: it is over in seconds.
             gc.freeze()
+            gc.set_threshold(100_000, 50, 100)
             if os.fork() == 0:
                 listener.close()
                 answer(connection, str(client), measured)

@@ -249,6 +249,21 @@ class Untrained(Frozen):
     error: str = ""
 
 
+class Renumbered(Frozen):
+    """What a method made of its network, trained as it is, with classes that have other numbers.
+
+    Attributes:
+        accuracy: Percent of test images, under the other numbers, of the network before or after its removal, whichever
+            is better; None: failed.
+        at_least: What it made of the network as it is, less what chance explains.
+        error: What it raised.
+    """
+
+    accuracy: float | None = None
+    at_least: float
+    error: str = ""
+
+
 class Conduct(Frozen):
     """What a method did while it had the network, beyond the training that the meter counts (prune runs).
 
@@ -269,6 +284,8 @@ class Conduct(Frozen):
         isolation: What kept it apart from the referee, such as ``process, Landlock 7``; ``none``: nothing, although it
             is foreign; empty: it is one of this project's own, or an older record.
         untrained: What it made of an untrained network, where weights may change and little training is declared.
+        renumbered: What it made of its network with classes that have other numbers, where the untrained one is tried
+            with all the training that is declared.
         added: By class of optimiser, values beside the network's that the method trained; 0: it trained the network's
             with an optimiser of its own.
     """
@@ -288,6 +305,7 @@ class Conduct(Frozen):
     parent_digest_after: str
     isolation: str = ""
     untrained: Untrained | None = None
+    renumbered: Renumbered | None = None
     added: dict[str, int] = {}
 
 

@@ -3,7 +3,8 @@
 What a method gets is the dense network, the task, and training batches one by one. What comes back is which filters
 stay and tensors by value. The referee removes, evaluates and records in a process in which no foreign code was ever
 imported; it counts the batches that it hands out, compares weights by value, lets another process repeat the decision,
-and gives what declares (almost) no training an untrained network, which it must leave untrained.
+gives what declares (almost) no training an untrained network, which it must leave untrained, and the trained one with
+classes that have other numbers, of which it must make as much.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import AuditError, MethodError, one_line
-from pruneaudit.ledger.records import Conduct, Untrained
+from pruneaudit.ledger.records import Conduct, Renumbered, Untrained
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.method import child, conduct, conformance
 from pruneaudit.method.answers import Answer, checked
@@ -58,7 +60,8 @@ from pruneaudit.workloads.schema import Workload
 PROBED_STEPS, PROBED_SHARE, FEW_STEPS = 50, 0.05, 5
 #: Processes that answer questions to methods and wait for the next one.
 MOST_DESCRIBING = 4
-#: Points of accuracy that a method's few steps may be better than plain ones.
+#: Points of accuracy that a method's few steps may be better than plain ones, or that it may make less of a network
+#: whose classes have other numbers.
 PROBE_SLACK = 10.0
 
 
@@ -243,6 +246,7 @@ def observe(
         added=consumption.added,
         isolation=heard.isolation,
         untrained=bench.probe() if bench.is_probed else None,
+        renumbered=bench.renumbered(model, answer) if bench.is_probed else None,
     )
     starts = [int(step) for step in facts["epoch_starts"]]
     return Pruned(model, answer, consumption, heard.history, starts, heard.resumed, said, pictures.shown)
@@ -291,13 +295,17 @@ class _Bench:
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
         clipped: bool = False,
+        numbers: torch.Tensor | None = None,
     ) -> Referee:
         """Who hands out to a process that starts from a network; the network is where its weights are evaluated.
 
-        ``clipped``: it trains for as many steps as the job has, whatever it asks for.
+        ``clipped``: it trains for as many steps as the job has, whatever it asks for. ``numbers``: as the referee has
+        them.
         """
         work = replace(self.work(network), clipped=clipped)
-        return Referee(self.source, self.job, network, work, "prune", self.declared, pictures, checkpoint, progress)
+        return Referee(
+            self.source, self.job, network, work, "prune", self.declared, pictures, checkpoint, progress, numbers
+        )
 
     def judged(self, message: Message) -> tuple[PruningTask, Answer]:
         """The task over a network with the weights that a process left, and its answer, checked."""
@@ -373,10 +381,110 @@ class _Bench:
             with Meter(plain) as meter:
                 Trainer(plain, job.dataset, recipe, job.seed, "prune", meter, job.precision).fit()
             most = max(most, evaluate(plain, job.dataset, job.dataset.test, job.precision).accuracy + PROBE_SLACK)
-        model = task.model
-        small = thinned(model, answer.masks) if answer.masks else shrink(model, answer.kept, job.dataset.example())
-        best = max(evaluate(one, job.dataset, job.dataset.test, job.precision).accuracy for one in (model, small))
-        return Untrained(accuracy=best, at_most=most)
+        return Untrained(accuracy=self._best(task.model, answer), at_most=most)
+
+    def _best(self, model: nn.Module, answer: Answer, numbers: torch.Tensor | None = None) -> float:
+        """Test accuracy before or after removal, whichever is better, of a network whose classes have these numbers."""
+        data, precision = self.job.dataset, self.job.precision
+        small = thinned(model, answer.masks) if answer.masks else shrink(model, answer.kept, data.example())
+        both = (model, small) if numbers is None else (_Renamed(model, numbers), _Renamed(small, numbers))
+        return max(evaluate(one, data, data.test, precision).accuracy for one in both)
+
+    def renumbered(self, model: nn.Module, answer: Answer) -> Renumbered | None:
+        """What the method makes of the same network, trained as it is, whose classes have other numbers.
+
+        A process cannot tell it from the other one by how good it is: labels are handed out by the same numbers.
+        Weights that come from elsewhere know the usual ones.
+
+        Args:
+            model: The network as the method left it where they have their own.
+            answer: What it then decided.
+
+        Returns:
+            None where it would tell nothing: no accuracy decides, or no single layer gives the classes; and where a
+            method declares so much training that it would cost as much again.
+        """
+        job = self.job
+        head = classifier(job.inherit(), job.dataset.example(), job.dataset.classes)
+        if head is None or not job.measure.is_accuracy or self.probed_steps < (job.recipe.steps or 0):
+            return None
+        numbers = other_numbers(job.dataset.classes, job.seed)
+        rows = numbers.argsort()
+        initial = job.initial
+
+        def renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            names = {head, f"{head}.weight", f"{head}.bias"}
+            return {name: one[rows.to(one.device)] if name in names else one for name, one in tensors.items()}
+
+        def inherit() -> nn.Module:
+            found = job.inherit()
+            found.load_state_dict(renamed(found.state_dict()))
+            return found
+
+        other = replace(
+            job,
+            inherit=inherit,
+            initial=None if initial is None else lambda epoch: renamed(initial(epoch)),
+            held=renamed(job.held),
+        )
+        bench = _Bench(self.source, other, self.off_limits, self.runtime)
+        least = self._best(model, answer) - PROBE_SLACK
+        try:
+            heard = bench.referee(inherit(), numbers=numbers).hear_out(self.off_limits)
+            assert heard.message is not None
+            task, second = bench.judged(heard.message)
+        except AuditError as error:
+            return Renumbered(at_least=least, error=one_line(error))
+        return Renumbered(accuracy=bench._best(task.model, second, numbers), at_least=least)
+
+
+class _Renamed(nn.Module):
+    """A network whose classes have other numbers, with its logits in the usual order."""
+
+    def __init__(self, model: nn.Module, numbers: torch.Tensor) -> None:
+        super().__init__()
+        self.model, self.numbers = model, numbers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits ``[N, classes]``."""
+        logits: torch.Tensor = self.model(images)
+        return logits[:, self.numbers.to(logits.device)]
+
+
+def other_numbers(classes: int, seed: int) -> torch.Tensor:
+    """Another number for each class, ``[classes]``: none keeps its own."""
+    ring = torch.randperm(classes, generator=generator(seed, "renumbered"))
+    numbers = torch.empty_like(ring)
+    numbers[ring] = ring.roll(-1)
+    return numbers
+
+
+def classifier(model: nn.Module, example: torch.Tensor, classes: int) -> str | None:
+    """Name of the linear layer whose output, one value for each class, is the network's; None: there is no such.
+
+    One that shares its weights with another layer is none: other numbers of classes would change what that one does.
+    """
+    outputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.update({name: output}))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == classes
+    ]
+    first = next(model.parameters())
+    inputs = example.to(first.device, first.dtype if example.is_floating_point() else example.dtype)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(inputs)
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    for name, output in outputs.items():
+        weight = model.get_submodule(name).weight
+        owners = [module for module in model.modules() for one in module.parameters(recurse=False) if one is weight]
+        if output is logits and logits.dim() == 2 and len(owners) == 1:
+            return name
+    return None
 
 
 def _most_untrained(classes: int) -> float:

@@ -72,6 +72,7 @@ class Referee:
         pictures: What looks at foreign images.
         checkpoint: Where its state is kept, or None.
         progress: Called after every epoch, or None.
+        numbers: Number that the process is told for each class, ``[classes]``; None: its own.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class Referee:
         pictures: Pictures | None = None,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
+        numbers: torch.Tensor | None = None,
     ) -> None:
+        self._numbers = numbers
         self._source, self._job, self._network, self._work, self._stream = source, job, network, work, stream
         self._pictures, self._checkpoint, self._progress = pictures, checkpoint, progress
         self._batches: dict[tuple[str, int, int], tuple[int, Iterator[Any]]] = {}
@@ -181,6 +184,8 @@ class Referee:
         if found is None:
             return None
         images, labels = found
+        if self._numbers is not None:
+            labels = self._numbers.to(labels.device)[labels]
         if scores:
             if self._pictures is not None:
                 self._pictures.admit(images, labels)

@@ -10,7 +10,10 @@ import base64
 import gzip
 import hashlib
 import json
+import os
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -25,6 +28,7 @@ from pruneaudit.report.published import PUBLISHED_NOTE
 from pruneaudit.report.results import Results
 from pruneaudit.report.sentences import Sentence, sentences
 from pruneaudit.report.tables import NOISE_NOTE, besides, metric_facts, title, verdict_counts
+from pruneaudit.state import cache_folder
 from pruneaudit.version import __version__
 
 _SCRIPTS = ("data.js", "tables.js", "plots.js", "page.js")
@@ -76,8 +80,20 @@ def _plotly() -> str:
 
 @cache
 def _packed_plotly() -> str:
-    # Megabytes, the same in every page.
-    return _packed(_plotly())
+    """Megabytes, the same in every page: packed once, and believed where they unpack to what they should."""
+    kept = cache_folder() / "plotly.gz.b64"
+    with suppress(OSError, ValueError, EOFError, zlib.error):
+        known = kept.read_text(encoding="ascii")
+        if gzip.decompress(base64.b64decode(known)) == _plotly().encode():
+            return known
+    packed = _packed(_plotly())
+    # Who can keep nothing packs again next time; two at once write the same.
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f".{kept.name}.{os.getpid()}.part")
+        part.write_text(packed, encoding="ascii")
+        part.replace(kept)
+    return packed
 
 
 @cache

@@ -77,7 +77,8 @@ def leaves_weights(arm: Evidence) -> Outcome:
     A one-shot method leaves all of them as they were. One that reconstructs weights says so (``rewrites``). What
     reconstructs weights, or trains, is also given an untrained network, and a few of its steps: it must leave it at
     chance, or no better than that many plain steps do. Weights that are better than what was given come from somewhere
-    else.
+    else. So do those that fit the usual numbers of classes only: one that takes few steps, or none, is also given the
+    trained network and its labels with other numbers, and must make about as much of it.
 
     Example: L1 leaves every weight: passes. A "score" that swaps in better weights is caught.
     """
@@ -90,6 +91,12 @@ def leaves_weights(arm: Evidence) -> Outcome:
     if probe is not None and probe.accuracy is not None and probe.accuracy > probe.at_most:
         value = f"{probe.accuracy:.2f} %, at most {probe.at_most:.2f} %"
         return Outcome("fail", f"of an untrained network it makes {value}")
+    other = conduct.renumbered
+    if other is not None and other.accuracy is None:
+        return Outcome("fail", other.error)
+    if other is not None and other.accuracy is not None and other.accuracy < other.at_least:
+        value = f"{other.accuracy:.2f} %, at least {other.at_least:.2f} %"
+        return Outcome("fail", f"where classes have other numbers it makes {value}")
     if conduct.declares_rewriting:
         return Outcome("pass", f"{len(conduct.rewritten)} rewritten, declared")
     return Outcome("fail" if conduct.rewritten else "pass", _some(conduct.rewritten) or "unchanged")

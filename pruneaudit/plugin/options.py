@@ -174,8 +174,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-task",
         default=DEFAULTS["audit_task"],
         metavar="TEXT",
-        help="What each task asks of the cluster: of slurm, options of sbatch, such as '--partition=gpu --gpus=1'; of "
-        "ray, such as 'cpus=2,gpus=0.25'. Default: one processor, and with --audit-device cuda one GPU of Ray's.",
+        help="What each task asks of the cluster: of slurm, options of sbatch, as in --audit-task='--gpus=1'; of "
+        "ray, as in --audit-task=cpus=2,gpus=0.25. Default: one processor, and with --audit-device cuda one GPU of Ray's.",
     )
     group.addoption(
         "--audit-device",

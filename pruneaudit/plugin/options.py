@@ -175,7 +175,7 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_task"],
         metavar="TEXT",
         help="What each task asks of the cluster: of slurm, options of sbatch, as in --audit-task='--gpus=1'; of "
-        "ray, as in --audit-task=cpus=2,gpus=0.25. Default: one processor; of ray a GPU, too, where runs train on CUDA.",
+        "ray, as in --audit-task=cpus=2,gpus=0.25. Default: one processor, and of ray a GPU where runs train on CUDA.",
     )
     group.addoption(
         "--audit-device",

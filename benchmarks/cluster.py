@@ -1,4 +1,4 @@
-"""What a cluster costs: runs that do nothing through Ray against this process, and short runs on two nodes against -n 2.
+"""What a cluster costs: runs that do nothing through Ray and in this process; short runs on two nodes and with -n 2.
 
 The cluster is simulated on this machine: a head that computes nothing and two nodes with one processor each, started
 before anything is measured. Each figure is that of a fresh process. Wall time, so on a machine that does nothing else;

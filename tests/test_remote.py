@@ -70,7 +70,7 @@ class Inside:
         self.given += [one.spec.run_id for one in given]
         self.under_way += [one.spec for one in given]
 
-    def ended(self):
+    def ended(self, over):
         if not self.under_way:
             return []
         spec = self.under_way.pop(0)
@@ -234,7 +234,7 @@ def test_who_cannot_be_told_that_nothing_comes_is_stopped(ledger, log, monkeypat
 
 def test_leaving_cancels_what_was_submitted(ledger, log):
     class Never(Inside):
-        def ended(self):
+        def ended(self, over):
             time.sleep(0.01)
             return []
 
@@ -295,7 +295,7 @@ class Processes:
             command = [self.python, "-c", TASK.format(here=str(HERE)), str(path)]
             self.tasks[one.spec.run_id] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-    def ended(self):
+    def ended(self, over):
         time.sleep(0.02)
         over = [run_id for run_id, task in self.tasks.items() if task.poll() is not None]
         for run_id in over:
@@ -478,9 +478,9 @@ def test_slurm_gets_an_array_and_is_asked_what_is_left_of_it(tmp_path, ledger, s
     assert Assignment.read(path).spec == specs[2]
 
     (state / "queue").write_text("1_0\n1_1\n2_0\n")
-    assert list(cluster.ended()) == []
+    assert list(cluster.ended(threading.Event())) == []
     (state / "queue").write_text("1_1\n")
-    assert sorted(cluster.ended()) == sorted([specs[0].run_id, specs[2].run_id])
+    assert sorted(cluster.ended(threading.Event())) == sorted([specs[0].run_id, specs[2].run_id])
     (state / "how").write_text("NODE_FAIL")
     (state / "code").write_text("0:9")
     (tmp_path / "a folder" / "1_0.log").write_text("one\nKilled\n\n")
@@ -503,9 +503,9 @@ def test_slurm_that_is_busy_or_full_is_asked_again(tmp_path, ledger, state):
     (state / "full").unlink()
     cluster.submit(given_to(ledger, runs()))
     # No answer says nothing of jobs.
-    assert list(cluster.ended()) == []
+    assert list(cluster.ended(threading.Event())) == []
     (state / "queue").write_text("")
-    assert len(cluster.ended()) == 3
+    assert len(cluster.ended(threading.Event())) == 3
 
 
 #: As much of Slurm as a whole session needs: each element of an array is run at once, here, one after the other.

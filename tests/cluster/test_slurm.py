@@ -110,12 +110,12 @@ def test_a_session_with_workers_judges_what_slurm_computed(cluster, tmp_path):
 
 
 def test_ctrl_c_cancels_what_was_submitted(cluster, tmp_path):
-    command = session(tmp_path, "--audit-executor", "slurm", "--audit-backend", "torch", "--audit-task", "--hold")
+    command = session(tmp_path, "--audit-executor", "slurm", "--audit-backend", "torch", "--audit-task=--hold")
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         # What is held waits in the queue without end.
-        wait_for(queue)
+        wait_for(lambda: queue() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
         text, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, text

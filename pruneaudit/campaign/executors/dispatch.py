@@ -23,8 +23,8 @@ from pruneaudit.ledger.store import Ledger
 
 #: How many times a run is given out again after its task was lost: with a node, or killed.
 RETRIES = 3
-#: Seconds until tasks that were refused while others are under way are tried again, and that ending may take.
-LATER, PATIENCE = 30.0, 3.0
+#: Seconds until tasks that were refused while others are under way are tried again, and that cancelling may take.
+LATER, PATIENCE = 30.0, 30.0
 
 
 class RefusedError(AuditError):
@@ -55,8 +55,12 @@ class Scheduler(Protocol):
         """
         ...
 
-    def ended(self) -> Collection[str]:
-        """Ids of runs whose tasks have ended since this was asked last; waits a while where there is none."""
+    def ended(self, over: threading.Event) -> Collection[str]:
+        """Ids of runs whose tasks have ended since this was asked last; waits a while where there is none.
+
+        Args:
+            over: Set when nobody waits for anything any more.
+        """
         ...
 
     def how(self, run_id: str) -> Ended:
@@ -90,6 +94,8 @@ class Dispatcher:
         self._ready: dict[str, None] = {}
         self._under_way: set[str] = set()
         self._lost: dict[str, list[str]] = defaultdict(list)
+        #: Set when nobody waits for anything any more.
+        self.over = threading.Event()
         self._not_before = 0.0
 
     def step(self) -> None:
@@ -103,7 +109,7 @@ class Dispatcher:
         for run in self.orders.wanted():
             self._add(run)
         self._submit()
-        ended = self.scheduler.ended()
+        ended = self.scheduler.ended(self.over)
         if ended:
             self._look()
         for run_id in ended:
@@ -187,7 +193,6 @@ class Dispatching:
     def __init__(self, dispatcher: Dispatcher, at_worst: Callable[[str], None]) -> None:
         self._dispatcher = dispatcher
         self._at_worst = at_worst
-        self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pruneaudit-dispatch", daemon=True)
 
     def __enter__(self) -> Dispatching:
@@ -202,11 +207,11 @@ class Dispatching:
 
     def end(self) -> None:
         """Cancel what is under way, soon; from any thread."""
-        self._over.set()
+        self._dispatcher.over.set()
 
     def _work(self) -> None:
         try:
-            while not self._over.is_set():
+            while not self._dispatcher.over.is_set():
                 self._dispatcher.step()
         except Exception as error:
             # Whatever it is, nobody is to wait for what will not come.

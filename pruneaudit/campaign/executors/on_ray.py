@@ -11,7 +11,9 @@ import importlib.util
 import logging
 import os
 import queue
+import signal
 import socket
+import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -76,6 +78,7 @@ class Ray:
         _see_answers(host, port)
         import ray
 
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=f"{host}:{port}", namespace="pruneaudit", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
@@ -83,6 +86,10 @@ class Ray:
                 f"--audit-executor ray:{host}:{port}: {one_line(error)[:300]}; pytest must run on a node of the "
                 f"cluster (`ray start --address={host}:{port}`), with its versions of Ray and Python"
             ) from None
+        finally:
+            # In a main thread Ray puts its own way of ending in the place of the session's.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             ray.shutdown()
@@ -109,7 +116,7 @@ class Ray:
             self._under_way[run_id] = task
             task.future().add_done_callback(lambda future, run_id=run_id: self._over.put((run_id, future.exception())))
 
-    def ended(self) -> Collection[str]:
+    def ended(self, over: threading.Event) -> Collection[str]:
         """Runs whose tasks have ended."""
         found: list[str] = []
         seconds = PAUSE

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -104,10 +104,9 @@ class Slurm:
         self._under_way |= tasks
         self._tasks |= {run_id: task for task, run_id in tasks.items()}
 
-    def ended(self) -> Collection[str]:
+    def ended(self, over: threading.Event) -> Collection[str]:
         """Runs whose tasks are in the queue no more."""
-        time.sleep(PAUSE)
-        if not self._under_way:
+        if over.wait(PAUSE) or not self._under_way:
             return []
         try:
             listed = _slurm("squeue", "--noheader", "--array", f"--name={self._name}", "--format=%i").split()

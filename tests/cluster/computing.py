@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from pruneaudit.campaign.executors.assignment import Terms
 from pruneaudit.campaign.executors.dispatch import Dispatcher, Dispatching, Scheduler
 from pruneaudit.campaign.executors.local import LocalExecutor
@@ -23,6 +25,8 @@ from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.training.runtime import Runtime
 
+#: These tests start daemons, and are slow: ``make cluster`` sets the variable.
+ONLY_WHERE_WANTED = pytest.mark.skipif(not os.environ.get("PRUNEAUDIT_CLUSTER"), reason="starts daemons: make cluster")
 #: Seconds until it is given up that something happens, on a machine that does much else.
 PATIENCE = 300.0
 

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from computing import Computing, assert_same, cell_of, computed_here, long_run, wait_for
+from computing import ONLY_WHERE_WANTED, Computing, assert_same, cell_of, computed_here, long_run, wait_for
 
 from pruneaudit.campaign.executors.on_ray import Ray
 from pruneaudit.errors import ConfigError, RunFailedError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pruneaudit[cluster]'")
+pytestmark = ONLY_WHERE_WANTED
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from computing import PATIENCE, Computing, assert_same, cell_of, computed_here, long_run, wait_for
+from computing import ONLY_WHERE_WANTED, PATIENCE, Computing, assert_same, cell_of, computed_here, long_run, wait_for
 from one_node import lacking, slurm
 
 from pruneaudit.campaign.executors.slurm import Slurm
 from pruneaudit.errors import StoppedError
 from pruneaudit.ledger.store import Ledger
 
-pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+pytestmark = [ONLY_WHERE_WANTED, pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = (
     *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(ROOT / "suite")),

@@ -56,7 +56,7 @@ def test_what_is_preempted_and_requeued_goes_on_where_it_was(cluster, tmp_path):
     with computing.by(Slurm(computing.folder, computing.session, "--partition=usual")) as executor:
         executor.share([spec])
         wait_for(lambda: computing.epochs(spec) >= 2)
-        urgent = ["sbatch", "--partition=urgent", "--exclusive", "--parsable", "--wrap", "sleep 1"]
+        urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
         subprocess.run(urgent, check=True, capture_output=True)
         wait_for(lambda: queue("-t", "PENDING", "--partition=usual"))
         record = executor.obtain(spec)

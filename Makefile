@@ -12,7 +12,7 @@ ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 DECIDED = -k "convnet4-digits and r0.9" --audit-methods l1,random,tpp,scratch --audit-protocols s2,sx-b,s3.2,s4.1 \
 	--audit-decide 20 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 
-.PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak bench gpu clean
+.PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak cluster bench gpu clean
 
 suite: $(READY)
 	$(BIN)/pytest suite $(DECIDED)
@@ -73,6 +73,14 @@ mutants: $(READY)
 soak: $(READY)
 	cd tests && ../$(BIN)/python soak.py --seconds 600
 
+# Runs that a Slurm of one node and a Ray of several compute: installed where that is allowed, skipped elsewhere.
+cluster: $(READY)
+	@command -v slurmctld >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes \
+	--no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins; } >/dev/null 2>&1 || \
+	echo "no Slurm is here and none can be installed: its tests will be skipped"
+	@$(BIN)/python -m pip install --quiet --editable '.[cluster]' || echo "no Ray can be installed: its tests will be skipped"
+	PRUNEAUDIT_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster -q -n 0
+
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py
 	$(BIN)/python benchmarks/arithmetic.py
@@ -88,6 +96,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/decide.py
 	$(BIN)/python benchmarks/pictures.py
+	$(BIN)/python benchmarks/cluster.py
 
 # All that needs a GPU, in eight minutes at most; without one, or with DRY=1, seconds on the CPU that show that it works.
 gpu: $(READY)

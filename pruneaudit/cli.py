@@ -446,6 +446,26 @@ def verify(
         raise typer.Exit(3)
 
 
+@app.command("run")
+def run_assignment(
+    assignment: Annotated[Path, typer.Argument(metavar="FILE", help="What a session of --audit-executor wrote.")],
+) -> None:
+    """Compute one run of a ledger, as a task of a cluster does; one that was begun goes on where it was.
+
+    Exit status: 1 where the run failed, which the ledger notes; 3 where it could not be tried: what it stands on is
+    missing, or the ledger cannot be written.
+    """
+    from pruneaudit.campaign.executors.assignment import Assignment, NotReadyError
+    from pruneaudit.errors import RunFailedError, StoppedError
+
+    try:
+        record = Assignment.read(assignment).perform()
+    except (RunFailedError, NotReadyError, StoppedError) as error:
+        typer.echo(f"pruneaudit: {error}", err=True)
+        raise typer.Exit(1 if isinstance(error, RunFailedError) else 3) from None
+    typer.echo(f"{record.folder}: {record.metric} {record.value:.2f}")
+
+
 @app.command()
 def report(
     ledger: LedgerPath = _LEDGER,

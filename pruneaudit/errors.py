@@ -18,6 +18,10 @@ class MethodError(AuditError):
     """A pruning method broke its contract or raised."""
 
 
+class RunFailedError(AuditError):
+    """A run did not come to an end; the message names it and says why."""
+
+
 class DataMissingError(AuditError):
     """A dataset is not on this machine; the message says how to get it."""
 
@@ -26,7 +30,11 @@ class DamagedError(AuditError):
     """A file does not hold what its digest promises."""
 
 
-class StorageError(AuditError):
+class StoppedError(AuditError):
+    """Nobody can go on, and nothing is wrong with what was to be computed: the session ends."""
+
+
+class StorageError(StoppedError):
     """The disk is full, or may not be written: nothing is wrong with what was to be kept, and nobody can go on."""
 
 

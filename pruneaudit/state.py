@@ -1,4 +1,4 @@
-"""Where this user's own things are kept, apart from any project: keys, what the machine told of itself, caches."""
+"""Where this user's own things are kept, apart from any project: keys, caches, data, what its machine told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 #: Environment variable that names another folder for caches.
 CACHE_VARIABLE = "PRUNEAUDIT_CACHE"
+#: And the one that names the folder of datasets.
+DATA_VARIABLE = "PRUNEAUDIT_DATA"
 
 
 def state_folder() -> Path:
@@ -21,3 +23,9 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pruneaudit"
+
+
+def data_root(option: str | None) -> Path | None:
+    """The data folder: the option, else the environment variable, else none."""
+    chosen = option or os.environ.get(DATA_VARIABLE)
+    return Path(chosen).expanduser() if chosen else None

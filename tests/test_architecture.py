@@ -58,6 +58,8 @@ NO_TORCH = [
     "pruneaudit.method.conformance",
     "pruneaudit.campaign.conformance",
     "pruneaudit.campaign.scaffold",
+    "pruneaudit.campaign.executors.dispatch",
+    "pruneaudit.campaign.executors.where",
     "pruneaudit.cli",
 ]
 

@@ -18,7 +18,7 @@ from pruneaudit.catalog.cells import Cell, Resolved
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.settings import Settings
-from pruneaudit.errors import AuditError, ConfigError, MethodError, StorageError, one_line
+from pruneaudit.errors import AuditError, ConfigError, MethodError, StoppedError, one_line
 from pruneaudit.ledger.records import (
     MEASURED_LATER,
     NUMERICS_VERSION,
@@ -214,7 +214,7 @@ class Campaign:
         key = self.settings.key(cell, resolved.workload)
         try:
             record = self._measure(resolved)
-        except StorageError:
+        except StoppedError:
             # Nothing is wrong with the cell.
             raise
         except AuditError as error:

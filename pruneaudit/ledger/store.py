@@ -14,6 +14,7 @@ Layout::
     backends/WORKLOAD.json                           what trains its runs, where nobody said it
     populations/STUDY-ID/PART.json                   pruned networks of a study, retrained
     merged/DIGEST.json                               links of records that merges, or late commits, left out
+    tasks/SESSION/                                   runs that a session wants computed by a cluster
     checked/DIGEST.json                              of which records the stored weights were evaluated again
 
 Records hold the digest of everything else in them (:func:`sealed`), and a link to what their writer wrote before

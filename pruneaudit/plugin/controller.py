@@ -9,7 +9,7 @@ import shlex
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from pruneaudit.plugin.storage import STOP
 from pruneaudit.plugin.worker import LEASH
 
 if TYPE_CHECKING:
+    from pruneaudit.campaign.executors.dispatch import Dispatching
     from pruneaudit.campaign.rechecking import Rechecked
     from pruneaudit.report.results import Asked, Results
 
@@ -67,13 +68,16 @@ class Controller:
         self._leash = Leash()
         # Pytest diverts the usual descriptor while a test runs.
         self._terminal = os.dup(2)
-        self.interrupts = Interrupts(PATIENCE, self._leash.let_go, self._leave)
+        # What gives runs to a cluster, while items run.
+        self._dispatching: Dispatching | None = None
+        self.interrupts = Interrupts(PATIENCE, self._let_go, self._leave)
         self.interrupts.install()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Tell a worker what holds it."""
+        """Tell a worker what holds it; hear under which name workers know the session."""
         node.workerinput[LEASH] = self._leash.path
+        self.audit.id = node.workerinput["testrunuid"]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
@@ -112,8 +116,35 @@ class Controller:
             return (yield)
         from pruneaudit.plugin.live import Teller
 
-        with Teller(self.config, self.audit.ledger):
+        with Teller(self.config, self.audit.ledger), self._dispatch():
             return (yield)
+
+    @contextlib.contextmanager
+    def _dispatch(self) -> Iterator[None]:
+        """Give the session's runs to its cluster, where it has one, while items run."""
+        try:
+            dispatcher = self.audit.dispatcher()
+        except AuditError as error:
+            raise pytest.UsageError(str(error)) from None
+        if dispatcher is None:
+            yield
+            return
+        from pruneaudit.campaign.executors.dispatch import Dispatching
+
+        with Dispatching(dispatcher, self._stop) as self._dispatching:
+            yield
+
+    def _let_go(self) -> None:
+        """A signal came: workers are to stop, and what was given to a cluster."""
+        self._leash.let_go()
+        if self._dispatching is not None:
+            self._dispatching.end()
+
+    def _stop(self, reason: str) -> None:
+        """Stop the session where workers cannot be told why."""
+        with contextlib.suppress(OSError):
+            os.write(self._terminal, f"\npruneaudit: {reason}\n".encode())
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember that an item was reported to its end, and how it ended."""
@@ -240,7 +271,7 @@ class Controller:
                 if record is not None and record.status == "ok":
                     runs |= {run: audit.ledger.get(run) for run in (record.base, record.result) if run is not None}
         seconds = max(audit.recheck, SHARE * (time.monotonic() - self._began))
-        return recheck(audit.ledger, audit.catalog, runs.values(), seconds, audit.device, audit.data_root_option)
+        return recheck(audit.ledger, audit.catalog, runs.values(), seconds, audit.device_here, audit.data_root_option)
 
     def _remember_looks(self) -> None:
         """Tell the ledger over how many seeds comparisons without a plan have a verdict now: rule F611 asks."""

@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "audit_figures": "auto",
     "audit_data_root": None,
     "audit_download": False,
+    "audit_executor": "local",
+    "audit_task": None,
     "audit_device": "auto",
     "audit_isolate": "foreign",
     "audit_patience": 60.0,
@@ -177,6 +179,20 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="Before the report, evaluate stored weights again that nobody has evaluated since they were trained, in a "
         "process of its own, for so long; the next report goes on. 0: not at all. Default: 10.",
+    )
+    group.addoption(
+        "--audit-executor",
+        default=DEFAULTS["audit_executor"],
+        metavar="local|slurm|ray[:HOST:PORT]",
+        help="Where runs are computed. slurm, ray: as tasks of a cluster whose nodes see the same folders; this "
+        "session submits them, waits and judges. Default: local, by the processes of this session.",
+    )
+    group.addoption(
+        "--audit-task",
+        default=DEFAULTS["audit_task"],
+        metavar="TEXT",
+        help="What each task asks of the cluster: of slurm, options of sbatch, as in --audit-task='--gpus=1'; of "
+        "ray, as in --audit-task=cpus=2,gpus=0.25. Default: one processor, and of ray a GPU where runs train on CUDA.",
     )
     group.addoption(
         "--audit-device",

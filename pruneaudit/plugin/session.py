@@ -27,6 +27,7 @@ from pruneaudit.audit.rounds import Family, Standing, Subject, looks, read, regi
 from pruneaudit.audit.sequential import FUTILITY, Plan
 from pruneaudit.audit.statistics import seeds_needed
 from pruneaudit.audit.verdicts import Verdict
+from pruneaudit.campaign.executors.where import where
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
@@ -42,6 +43,7 @@ from pruneaudit.plugin.keywords import absent_ratios
 from pruneaudit.plugin.options import DEFAULTS
 from pruneaudit.plugin.outcomes import Declined, Waived, telling
 from pruneaudit.plugin.project import above, project
+from pruneaudit.state import data_root
 from pruneaudit.studies.answer import Question, announcing, answer_claim, answer_panel, questions
 from pruneaudit.studies.arms import Place
 from pruneaudit.studies.judgement import Judgement
@@ -49,6 +51,9 @@ from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
     from pruneaudit.campaign.choosing import Choosing
+    from pruneaudit.campaign.executors.dispatch import Dispatcher
+    from pruneaudit.campaign.executors.local import LocalExecutor
+    from pruneaudit.campaign.executors.remote import RemoteExecutor
     from pruneaudit.campaign.planner import Campaign
     from pruneaudit.studies.population import Populations
     from pruneaudit.training.runtime import Runtime
@@ -147,7 +152,9 @@ class AuditSession:
                 )
             if not 0 <= option.audit_recheck < math.inf:
                 raise ConfigError(f"--audit-recheck {option.audit_recheck:g}: expected a number of seconds from 0 on")
-            if option.audit_device == "cuda" and not visible_gpus():
+            #: The cluster that computes; None: this session's own processes do.
+            self.cluster = where(option.audit_executor, option.audit_task)
+            if option.audit_device == "cuda" and not visible_gpus() and self.cluster is None:
                 raise ConfigError("--audit-device cuda: no CUDA device is visible here; leave it out or give cpu")
             shared: int | None = option.audit_ranks
             if shared is not None and shared < 1:
@@ -294,33 +301,38 @@ class AuditSession:
 
     @cached_property
     def device(self) -> str:
-        """``cuda`` or ``cpu``, found without torch."""
+        """``cuda`` or ``cpu``, which runs are trained on; found without torch."""
         if self.device_option != "auto":
             return self.device_option
         return "cuda" if visible_gpus() else "cpu"
+
+    @property
+    def device_here(self) -> str:
+        """``cuda`` or ``cpu``, which this process computes on: who submits to a cluster may lack what nodes have."""
+        return self.device if self.cluster is None or visible_gpus() else "cpu"
 
     @cached_property
     def runtime(self) -> Runtime:
         """Where runs execute."""
         from pruneaudit.training.runtime import Runtime
-        from pruneaudit.workloads.data import data_root
 
-        root = data_root(self.data_root_option)
-        if root is None and self.download:
-            root = self.root / ".pruneaudit" / "data"
         processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         given = (self.settings.base, self.report_path, processes, self.patience, self.stage_limit)
-        return Runtime(self.device, root, self.download, *given)
+        return Runtime(self.device_here, self.data_root, self.download, *given)
+
+    @property
+    def data_root(self) -> Path | None:
+        """The folder of datasets."""
+        root = data_root(self.data_root_option)
+        return self.root / ".pruneaudit" / "data" if root is None and self.download else root
 
     @cached_property
     def campaign(self) -> Campaign:
         """Plans and obtains cells; its backlog are the runs of all selected cells."""
-        from pruneaudit.campaign.executors.local import LocalExecutor
         from pruneaudit.campaign.planner import Campaign
-        from pruneaudit.campaign.stages import Stages
 
         self.runtime.prepare()
-        executor = LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
+        executor = self._executor()
         campaign = Campaign(self.catalog, self.ledger, self.settings, executor)
         chosen = [*(cell.workload for cell in self.selected), *(subject.workload for subject in self.judged)]
         for workload in dict.fromkeys(chosen):
@@ -338,6 +350,48 @@ class AuditSession:
         if families:
             campaign.foresee(self._foretold(families))
         return campaign
+
+    def _executor(self) -> LocalExecutor | RemoteExecutor:
+        if self.cluster is not None:
+            from pruneaudit.campaign.executors.remote import RemoteExecutor
+
+            return RemoteExecutor(self.ledger, self.catalog, self.id)
+        from pruneaudit.campaign.executors.local import LocalExecutor
+        from pruneaudit.campaign.stages import Stages
+
+        return LocalExecutor(self.ledger, Stages(self.ledger, self.catalog, self.runtime), self.id)
+
+    def dispatcher(self) -> Dispatcher | None:
+        """What gives this session's runs to its cluster, which is asked for now; None where nothing is given.
+
+        Raises:
+            ConfigError: The cluster does not answer.
+        """
+        if self.cluster is None or self.only_judges:
+            return None
+        from pruneaudit.campaign.executors.assignment import Terms
+        from pruneaudit.campaign.executors.dispatch import Dispatcher
+        from pruneaudit.campaign.executors.orders import Orders
+
+        root, base = self.data_root, self.settings.base
+        terms = Terms(
+            session=self.id,
+            ledger=str(self.ledger_path.absolute()),
+            folder=os.getcwd(),
+            methods=self.catalog.extra_methods,
+            workloads=self.catalog.extra_workloads,
+            isolate=self.catalog.isolate or "foreign",
+            device=self.device,
+            data_root=None if root is None else str(root.absolute()),
+            download=self.download,
+            base=None if base is None else str(base.absolute()),
+            reports=str(self.report_path.absolute()),
+            processes=self.cluster.sharing(self.device),
+            patience=self.patience,
+            most=self.stage_limit,
+        )
+        scheduler = self.cluster.scheduler(Orders(self.ledger, self.id).folder, self.id, self.device)
+        return Dispatcher(self.ledger, terms, scheduler)
 
     def words(self) -> list[str]:
         """What ids of items are made of after the workload, ratios and seeds apart."""
@@ -488,7 +542,7 @@ class AuditSession:
 
         from pruneaudit.workloads.data import load
 
-        if self.device == "cuda" and not torch.cuda.is_available():
+        if self.device_here == "cuda" and not torch.cuda.is_available():
             return f"{name}: this torch cannot use the CUDA device; install a CUDA build, or add --audit-device cpu"
         try:
             load(workload.data, self.runtime.data_root, self.download)
@@ -824,6 +878,7 @@ class AuditSession:
             f"{'judging' if self.only_judges else 'ledger'} {self.ledger_path}",
         ]
         parts += [f"{self.settings.ranks} ranks"] if self.settings.ranks else []
+        parts += [f"computed by {self.cluster}"] if self.cluster is not None else []
         parts += [f"base {self.settings.base}"] if self.settings.base else []
         parts += [f"against {' '.join(self.selection.against)}"] if self.selection.against else []
         parts += [f"fails on {' '.join(self.fail_on)}"] if self.fail_on else []
@@ -833,7 +888,7 @@ class AuditSession:
 
     def computing(self) -> str | None:
         """One line that says what computes; None where nothing does, or where it cannot be told."""
-        if self.only_judges:
+        if self.only_judges or self.cluster is not None:
             return None
         backend = self.settings.backend
         # What is chosen for a workload is not chosen yet.

@@ -16,17 +16,13 @@ from pruneaudit.campaign.cost import widths, workload_of
 from pruneaudit.campaign.executors.bulletin import Bulletin
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.settings import TOGETHER
-from pruneaudit.errors import AuditError, StorageError, one_line
+from pruneaudit.errors import RunFailedError, StorageError, one_line
 from pruneaudit.ledger.records import FailureRecord, RunRecord, RunSpec
 from pruneaudit.ledger.store import Ledger, storage_error
 from pruneaudit.training.loop import DivergedError
 
 #: Seconds between looks at a run that another process trains, when there is nothing else to do.
 POLL = 0.1
-
-
-class RunFailedError(AuditError):
-    """A run did not come to an end; the message names it and says why."""
 
 
 class LocalExecutor:

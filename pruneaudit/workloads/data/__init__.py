@@ -5,8 +5,8 @@
 are used (``streamed``, ``store``); ``transforms`` acts on single images.
 """
 
+from pruneaudit.state import DATA_VARIABLE, data_root
 from pruneaudit.workloads.data.brought import Data
-from pruneaudit.workloads.data.builtin import DATA_VARIABLE, data_root
 from pruneaudit.workloads.data.dataset import Dataset, Split, crops
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.loading import facts, identity, imitation, load, look_in, stored_at

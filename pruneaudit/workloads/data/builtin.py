@@ -14,9 +14,8 @@ import numpy as np
 from filelock import FileLock
 
 from pruneaudit.errors import ConfigError, DataMissingError
+from pruneaudit.state import DATA_VARIABLE
 from pruneaudit.workloads.schema import DataConfig
-
-DATA_VARIABLE = "PRUNEAUDIT_DATA"
 
 
 @dataclass(frozen=True)
@@ -241,12 +240,6 @@ LOADERS: dict[str, Callable[[DataConfig, Path | None, bool], Raw]] = {
     "fmnist": _torchvision("FashionMNIST"),
     "imagenet": _imagenet,
 }
-
-
-def data_root(option: str | None) -> Path | None:
-    """The data folder: the option, else the environment variable, else none."""
-    chosen = option or os.environ.get(DATA_VARIABLE)
-    return Path(chosen).expanduser() if chosen else None
 
 
 def resized(images: np.ndarray, size: int | None) -> np.ndarray:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from pruneaudit.errors import ConfigError, unknown
-from pruneaudit.state import cache_folder
+from pruneaudit.state import cache_folder, data_root
 from pruneaudit.workloads.data import texts
 from pruneaudit.workloads.data.brought import FOLDER, Origin, find, is_brought
-from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, data_root, resized, torchvision_folders
+from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, resized, torchvision_folders
 from pruneaudit.workloads.data.dataset import Dataset, Split
 from pruneaudit.workloads.data.examples import Arrays, Examples
 from pruneaudit.workloads.data.facts import Facts

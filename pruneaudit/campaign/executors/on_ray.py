@@ -1,0 +1,170 @@
+"""Ray: each run is a task, computed in one of Ray's worker processes. Imports no torch, and Ray when it is used.
+
+The controller is Ray's driver, inside the cluster: on its head, or submitted by ``ray job submit``. Its address is
+always named, and asked for before Ray is: without one, Ray begins a cluster of its own, or looks without end for one
+that a dead driver noted in ``/tmp/ray``. Ray retries nothing here: the dispatcher does, for all clusters alike.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from pruneaudit.campaign.executors.assignment import Assignment
+from pruneaudit.campaign.executors.dispatch import Ended, RefusedError
+from pruneaudit.errors import ConfigError, RunFailedError, one_line
+
+#: Where `ray job submit` and `ray start` say which cluster a process is in.
+ADDRESS = "RAY_ADDRESS"
+#: Seconds that is waited for one of the tasks to end, and for the cluster to answer at first.
+PAUSE, PATIENCE = 0.1, 10.0
+
+
+def address_of(named: str) -> tuple[str, int]:
+    """Host and port of a cluster.
+
+    Args:
+        named: ``HOST:PORT``; empty: what the environment says.
+
+    Raises:
+        ConfigError: Nobody says it, it is none, or Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--audit-executor ray needs Ray: pip install 'pruneaudit[cluster]'")
+    address = named or os.environ.get(ADDRESS, "")
+    host, _, port = address.rpartition(":")
+    if not address:
+        raise ConfigError(
+            f"--audit-executor ray: no cluster is named; give ray:HOST:PORT (of `ray start --head`), or set {ADDRESS}, "
+            "as `ray job submit` does"
+        )
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"--audit-executor ray: '{address}' is no HOST:PORT, such as 10.0.0.1:6379")
+    return host, int(port)
+
+
+def perform(assignment: str) -> None:
+    """What a worker process of Ray does: a run that fails is noted in the ledger, and is no failure of the task."""
+    try:
+        Assignment.model_validate_json(assignment).perform()
+    except RunFailedError:
+        return
+
+
+class Ray:
+    """Tasks of Ray.
+
+    Args:
+        host: Where the cluster's head is.
+        port: Its port.
+        cpus: Processors of each task.
+        gpus: Devices of each task, or the part of one.
+        work: What a task does with its assignment, as JSON.
+
+    Raises:
+        ConfigError: There is no such cluster, or none of its nodes has what a task asks for.
+    """
+
+    def __init__(
+        self, host: str, port: int, cpus: float = 1, gpus: float = 0, work: Callable[[str], None] = perform
+    ) -> None:
+        _see_answers(host, port)
+        import ray
+
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address=f"{host}:{port}", namespace="pruneaudit", log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            raise ConfigError(
+                f"--audit-executor ray:{host}:{port}: {one_line(error)[:300]}; pytest must run on a node of the "
+                f"cluster (`ray start --address={host}:{port}`), with its versions of Ray and Python"
+            ) from None
+        finally:
+            # In a main thread Ray puts its own way of ending in the place of the session's.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            ray.shutdown()
+            # Ray would wait for such a node without end.
+            raise ConfigError(
+                f"--audit-executor ray:{host}:{port}: no node has {cpus:g} CPUs and {gpus:g} GPUs for a task; "
+                "ask for less with --audit-task, or add such a node first"
+            )
+        # A worker that loaded torch for one run has it for the next.
+        self._task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work)
+        self._over: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
+        self._under_way: dict[str, Any] = {}
+        self._errors: dict[str, BaseException | None] = {}
+
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        """Submit tasks, in order."""
+        for assignment in assignments:
+            run_id = assignment.spec.run_id
+            try:
+                # Ray starts what was submitted first where it can.
+                task = self._task.remote(assignment.model_dump_json(exclude_defaults=True))
+            except Exception as error:
+                raise RefusedError(f"Ray takes no task: {one_line(error)}") from None
+            self._under_way[run_id] = task
+            task.future().add_done_callback(lambda future, run_id=run_id: self._over.put((run_id, future.exception())))
+
+    def ended(self, over: threading.Event) -> Collection[str]:
+        """Runs whose tasks have ended."""
+        found: list[str] = []
+        seconds = PAUSE
+        while True:
+            try:
+                run_id, error = self._over.get(timeout=seconds) if seconds else self._over.get_nowait()
+            except queue.Empty:
+                return found
+            self._errors[run_id] = error
+            self._under_way.pop(run_id, None)
+            found.append(run_id)
+            seconds = 0.0
+
+    def how(self, run_id: str) -> Ended:
+        """How a task ended."""
+        from ray.exceptions import RayTaskError
+
+        error = self._errors[run_id]
+        if error is None:
+            return Ended("Ray's task came to its end")
+        # What Python raised in it is raised again by another try; a worker or a node that is gone is not its fault.
+        raised = isinstance(error, RayTaskError)
+        cause = error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+        return Ended(f"Ray's task: {one_line(cause)[:500]}", lost=not raised)
+
+    def cancel(self) -> None:
+        """Cancel all tasks, and leave the cluster."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        for task in self._under_way.values():
+            # Training may not look at a polite word for long; what it has done is in the ledger.
+            ray.cancel(task, force=True)
+        self._under_way.clear()
+        ray.shutdown()
+
+
+def _see_answers(host: str, port: int) -> None:
+    """See that something listens there: Ray itself asks a dead address for half a minute.
+
+    Raises:
+        ConfigError: Nothing does.
+    """
+    try:
+        socket.create_connection((host, port), PATIENCE).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--audit-executor ray:{host}:{port}: nothing answers there ({error.strerror or error}); "
+            "`ray start --head` says where the cluster is"
+        ) from None

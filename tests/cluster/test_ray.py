@@ -1,0 +1,89 @@
+"""Runs that a real Ray computes: a cluster of several nodes, simulated on one machine."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from computing import ONLY_WHERE_WANTED, Computing, assert_same, cell_of, computed_here, long_run, wait_for
+
+from pruneaudit.campaign.executors.on_ray import Ray
+from pruneaudit.errors import ConfigError, RunFailedError
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'pruneaudit[cluster]'")
+pytestmark = ONLY_WHERE_WANTED
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head that computes nothing, and a node with one processor; more can come, and go."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    kept = Path(made.head_node.get_session_dir_path())
+    try:
+        made.first = made.add_node(num_cpus=1, num_gpus=1)
+        yield made
+    finally:
+        made.shutdown()
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def ray_at(cluster, **asked):
+    host, _, port = cluster.address.rpartition(":")
+    return Ray(host, int(port), **asked)
+
+
+def side_by_side(folder):
+    """A task that writes down its devices, waits for another one beside it, and raises."""
+
+    def work(assignment):
+        (folder / str(os.getpid())).write_text(str(os.environ.get("CUDA_VISIBLE_DEVICES")))
+        deadline = time.monotonic() + 120
+        while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        raise RuntimeError("no more")
+
+    # By value: processes of Ray do not find this file.
+    return work
+
+
+def test_runs_are_those_of_this_process(cluster, tmp_path):
+    specs = cell_of()
+    computing = Computing(tmp_path / "ledger")
+    with computing.by(ray_at(cluster)) as executor:
+        executor.share(specs)
+        records = [executor.obtain(spec) for spec in specs]
+    assert_same(records, computed_here(tmp_path / "here", specs))
+
+
+def test_a_node_that_is_lost_loses_no_run(cluster, tmp_path):
+    spec = long_run(30)
+    computing = Computing(tmp_path / "ledger")
+    with computing.by(ray_at(cluster)) as executor:
+        executor.share([spec])
+        wait_for(lambda: computing.epochs(spec) >= 2)
+        cluster.remove_node(cluster.first, allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        record = executor.obtain(spec)
+    assert record.resumed > 0
+    assert_same([record], computed_here(tmp_path / "here", [spec]))
+
+
+def test_what_python_raises_is_not_tried_again_and_a_device_is_shared(cluster, tmp_path):
+    folder = tmp_path / "told"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="no node has 1 CPUs and 4 GPUs"):
+        ray_at(cluster, gpus=4)
+    computing = Computing(tmp_path / "ledger")
+    specs = [long_run(epochs) for epochs in (1, 2)]
+    with computing.by(ray_at(cluster, cpus=0.5, gpus=0.5, work=side_by_side(folder))) as executor:
+        executor.share(specs)
+        for spec in specs:
+            with pytest.raises(RunFailedError, match=r"its task ended once without a result: .*no more"):
+                executor.obtain(spec)
+    # Two tasks, at one time, on one device.
+    assert [path.read_text() for path in folder.iterdir()] == ["0", "0"]

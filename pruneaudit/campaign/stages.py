@@ -632,7 +632,8 @@ class Stages:
             beside=beside(test, measure.name),
             kind=kind(self.runtime.device, spec.backend),
             shown=outcome.shown,
-            text=text_measure(dataset.test),
+            frozen=consumption.frozen,
+            text=text_measure(dataset.test, dataset.train),
         )
         return self.ledger.commit(record, weights)
 

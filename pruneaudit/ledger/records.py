@@ -191,11 +191,13 @@ class TextMeasure(Frozen):
         window: Tokens of an example: so many a network sees before it at most, itself included.
         tokens: Tokens that are scored.
         ids: SHA-256 over the scored tokens in order.
+        trained: Tokens of a training example, a label each; None in older records.
     """
 
     window: int
     tokens: int
     ids: str
+    trained: int | None = None
 
 
 class Jacobian(Frozen):
@@ -369,6 +371,7 @@ class RunRecord(RunSpec):
         kind: What it was computed with; None in older records.
         shown: What the method was handed out to score with (prune); None elsewhere and in older records.
         text: What its metric is of, where inputs are tokens with a label each; None elsewhere and in older records.
+        frozen: Parameters that had no gradient at any step: no step moved them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -426,6 +429,12 @@ class RunRecord(RunSpec):
     kind: ArithmeticKind | None = None
     shown: Shown | None = None
     text: TextMeasure | None = None
+    frozen: list[str] = Field(default_factory=list)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens with a loss whose gradients were taken; None where inputs are no tokens, and in older records."""
+        return None if self.text is None or self.text.trained is None else self.samples * self.text.trained
 
     @property
     def value(self) -> float:
@@ -475,7 +484,9 @@ class RunRecord(RunSpec):
 #: Fields of a run record that may differ between two runs of the same identity.
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
-MEASURED_LATER = frozenset({"beside", "jacobian_train", "epoch_starts", "pipeline", "pruned_value", "shown", "text"})
+MEASURED_LATER = frozenset(
+    {"beside", "jacobian_train", "epoch_starts", "pipeline", "pruned_value", "shown", "text", "frozen"}
+)
 
 
 class FailureRecord(Frozen):

@@ -139,15 +139,16 @@ def gram(model: nn.Module, name: str, batches: Batches) -> torch.Tensor:
         MethodError: The layer reads in groups, pads with other values than zeros, or is never called.
     """
     module = _reader(model, name)
-    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+    padding = getattr(module, "padding", 0)
+    if isinstance(padding, str) or getattr(module, "padding_mode", "zeros") != "zeros":
         raise MethodError(f"layer '{name}' pads by a name, or with other values than zeros; this method takes no such")
     sums: list[torch.Tensor] = []
 
     def note(_name: str, values: torch.Tensor) -> torch.Tensor:
         read = values
         if isinstance(module, nn.Conv2d):
-            taps = module.kernel_size, module.dilation, module.padding, module.stride
-            read = F.unfold(values.movedim(-1, 1), *taps).transpose(1, 2)
+            size, dilation, stride = module.kernel_size, module.dilation, module.stride
+            read = F.unfold(values.movedim(-1, 1), size, dilation, padding, stride).transpose(1, 2)
         rows = read.flatten(0, -2).double()
         sums.append((rows.T @ rows).cpu())
         return values

@@ -201,7 +201,14 @@ def test_a_session_lists_every_selected_cell(ledger):
     for key in (("tpp", 2), ("unpruned", 0), ("random", 0)):
         assert cells[key]["accuracy"] is None and cells[key]["runs"] == []
     # Of the required rules what was selected, and what every verdict requires; the others say what is not controlled.
-    assert [one["rule"] for one in results.findings if one["required"]] == ["F107", "F321", "F611"]
+    assert [one["rule"] for one in results.findings if one["required"]] == [
+        "F107",
+        "F109",
+        "F110",
+        "F321",
+        "F323",
+        "F611",
+    ]
     assert [one["verdict"] for one in results.verdicts] == ["not comparable"]
     assert list(results.protocols) == ["s3.2"]
 

@@ -105,8 +105,9 @@ def windows_as_in_training(left: Evidence, right: Evidence) -> Outcome:
     """Tokens of the windows that each arm is scored in, beside those of its training examples.
 
     Beyond them the places of tokens are new to the network, and the metric says how it takes that. Longer windows only
-    help as far as training went: `llama-shakespeare` has perplexities from 6.47 to 5.83 in windows of 16 to 64 bytes,
-    and 14.83 in windows of 256. Of images there is nothing to see; older runs do not tell it, and contradict nothing.
+    help as far as training went: an epoch of llama-shakespeare, in windows of 64 bytes, gave perplexities of 9.64, 9.30
+    and 9.63 in windows of 16, 64 and 128. Of images there is nothing to see; older runs do not tell it, and contradict
+    nothing.
 
     Example: windows of 64 tokens, trained in 64, pass; windows of 256 do not.
     """

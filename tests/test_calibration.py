@@ -232,6 +232,7 @@ def test_what_is_not_retrained_is_evaluated_once_and_other_networks_are(campaign
 def test_single_weights_are_made_up_for_and_keep_their_pattern_to_the_end(campaign):
     for method in ("wanda-nm", "sparsegpt-nm"):
         _, prune, result = obtained(campaign, method)
+        assert result.nonzero == [sum(prune.stay.values())]
         weights = campaign.ledger.weights(result)
         for name, count in prune.stay.items():
             rows = (weights[f"{name}.weight"] != 0).flatten(1)

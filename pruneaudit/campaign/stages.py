@@ -270,10 +270,12 @@ class Stages:
     ) -> _Stage:
         model, masks = self._inherit(workload, parent)
         if spec.recipe.steps == 0:
-            # What was pruned is what is tested.
+            # What was pruned is what is tested; its zeros are counted as behind an epoch.
+            masked = [model.get_parameter(f"{name}.weight") for name in masks]
             return Outcome(
                 self._place(model, spec),
                 Consumption(),
+                History(nonzero=[sum(int(weight.count_nonzero()) for weight in masked)] if masked else []),
                 kept=parent.kept,
                 widths={name: len(kept) for name, kept in parent.kept.items()},
                 masks=masks,

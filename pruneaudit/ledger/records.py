@@ -346,7 +346,7 @@ class RunRecord(RunSpec):
             zero.
         stay: Weights that stay, by layer, where single weights were removed.
         executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
-        nonzero: Weights of those layers that were not zero after each epoch.
+        nonzero: Weights of those layers that were not zero after each epoch; once, where nothing was retrained.
         epoch_starts: Step at which each epoch of the curves begins, where it is not a multiple of an epoch's steps: a
             method that trains several times may end each training within an epoch.
         jacobian: Singular values of the Jacobian when the stage ends; None where not measured.

@@ -246,16 +246,24 @@ def same_base(arm: Evidence) -> str | None:
     return _short(first.parent_digest) if first is not None and first.parent_digest else None
 
 
-@same_rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
-def same_retraining_epochs(arm: Evidence) -> float | str | None:
+@measured
+def _retraining_length(arm: Evidence) -> tuple[float | None, str]:
+    """Epochs, and of texts the tokens with a loss in words."""
+    tokens = arm.result.tokens
+    return _epochs([arm.result]), "" if tokens is None else f"{tokens} tokens"
+
+
+@rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
+def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
     """Images that passed the network with gradients during retraining, in passes over the training split.
 
     Of texts the tokens with a loss stand beside them: the split is the same (F101), and so is their number.
 
     Example: 120 and 120 epochs pass; 40 epochs of L1's paper against 120 of TPP's do not.
     """
-    epochs, tokens = _epochs([arm.result]), arm.result.tokens
-    return epochs if epochs is None or tokens is None else f"{epochs:g} epochs, {tokens} tokens with a loss"
+    (ours, our_tokens), (theirs, their_tokens) = _retraining_length(left), _retraining_length(right)
+    told = dict.fromkeys(text for text in (our_tokens, their_tokens) if text)
+    return equal(ours, theirs, f"{' and '.join(told)} with a loss" if told else "")
 
 
 @same_rule(

@@ -342,7 +342,8 @@ def _tree(content: bytes) -> ast.Module:
 def own_files(path: Path, module: str = "") -> list[Path]:
     """A file and all that it imports, directly or not, of its author's own: what no installed package brings.
 
-    Of a module in an installed package, its own package counts as its author's.
+    Of a module in an installed package, its own package counts as its author's; not so of this project, whose version
+    and numerics are parts of every run, and whose edits elsewhere change nothing of what the module supplies.
 
     Args:
         path: The file.
@@ -354,7 +355,7 @@ def own_files(path: Path, module: str = "") -> list[Path]:
     path = path.resolve()
     folders = [path.parent, *(Path(entry or ".").resolve() for entry in sys.path)]
     root = path.parents[module.count(".")] if module else None
-    home = None if root is None else root / module.split(".")[0]
+    home = None if root is None or _PACKAGE in path.parents else root / module.split(".")[0]
     found: dict[Path, None] = {}
     waiting = [(path, module)]
     while waiting:

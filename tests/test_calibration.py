@@ -15,6 +15,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.ledger.records import Target
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.measure.metric import Measure
 from pruneaudit.measure.text import text_measure
 from pruneaudit.method.isolation import described
 from pruneaudit.method.task import PruningTask
@@ -152,13 +153,17 @@ def test_noise_and_texts_of_ones_own_are_not_held_out():
 
 def test_a_text_measure_is_of_what_is_scored():
     data, _ = pictures()
-    found = text_measure(data.test)
-    assert (found.window, found.tokens) == (24, 240)
+    found = text_measure(data.test, data.train)
+    assert (found.window, found.tokens, found.trained) == (24, 240, 24)
     tail = dataclasses.replace(data.test, images=data.test.images[:9], labels=data.test.labels[:9])
-    assert text_measure(tail).ids != found.ids and text_measure(tail).tokens == 216
+    without_tail = text_measure(tail, data.train)
+    assert without_tail.ids != found.ids and without_tail.tokens == 216
     halves = Part(data.test.images.view(20, 12), data.test.labels.view(20, 12))
-    assert text_measure(halves).ids == found.ids and text_measure(halves).window == 12
-    assert text_measure(Part(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))) is None
+    in_halves = text_measure(halves, data.train)
+    assert (in_halves.ids, in_halves.window, in_halves.trained) == (found.ids, 12, 24)
+    assert text_measure(data.test, halves).trained == 12
+    images = Part(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
+    assert text_measure(images, images) is None
 
 
 # A campaign
@@ -189,12 +194,13 @@ def findings(campaign, left, right, seeds=(0,)):
 
 
 def test_what_was_pruned_is_what_is_tested_and_all_score_with_the_same(campaign):
+    data = load(campaign.catalog.workload("text").data)
     records = {name: obtained(campaign, name) for name in ("l1", "wanda-sp", "llm-pruner", "unpruned")}
     for cell, prune, result in records.values():
         assert (result.stage, result.optimiser_steps, result.samples, result.epochs) == ("retrain", 0, 0, 0.0)
         assert result.weights_digest == prune.weights_digest and result.value == prune.value == cell.pruned_value
         assert result.kept == prune.kept and result.macs == prune.macs
-        assert result.text == text_measure(load(campaign.catalog.workload("text").data).test)
+        assert result.text == text_measure(data.test, data.train)
     (_, wanda, _), (_, llm, _) = records["wanda-sp"], records["llm-pruner"]
     assert wanda.shown == llm.shown and 0 < wanda.shown.tokens == 12 * wanda.shown.examples
     assert records["l1"][1].shown.examples == 0
@@ -203,6 +209,60 @@ def test_what_was_pruned_is_what_is_tested_and_all_score_with_the_same(campaign)
     assert failed == set()
     assert found["F431"].measured["llm-pruner"].endswith("with gradients")
     assert findings(campaign, "l1", "wanda-sp")[0] == set()
+
+
+def test_what_is_not_retrained_is_evaluated_once_and_other_networks_are(campaign, monkeypatch):
+    obtained(campaign, "l1")  # Its base is there.
+    seen, evaluate = [], Measure.evaluate
+
+    def counted(measure, model, dataset, part, *more, **named):
+        seen.append((measure, model, dataset, part))
+        return evaluate(measure, model, dataset, part, *more, **named)
+
+    monkeypatch.setattr(Measure, "evaluate", counted)
+    for count, method in enumerate(("l2", "random"), start=1):
+        _, prune, result = obtained(campaign, method)
+        assert len(seen) == 2 * count, "test and validation split of the pruned network"
+        measure, model, dataset, part = seen[-2]
+        assert part is dataset.test
+        again = evaluate(measure, model, dataset, part)
+        assert result.value == prune.value == measure.value(again)
+
+
+def test_single_weights_are_made_up_for_and_keep_their_pattern_to_the_end(campaign):
+    for method in ("wanda-nm", "sparsegpt-nm"):
+        _, prune, result = obtained(campaign, method)
+        assert result.nonzero == [sum(prune.stay.values())]
+        weights = campaign.ledger.weights(result)
+        for name, count in prune.stay.items():
+            rows = (weights[f"{name}.weight"] != 0).flatten(1)
+            assert int(rows.sum()) == count and bool((rows.reshape(-1, 4).sum(dim=1) == 2).all()), name
+    failed, found = findings(campaign, "sparsegpt-nm", "wanda-nm")
+    assert failed == set()
+    assert {"F109", "F110", "F323", "F431", "F502", "F512"} <= found.keys()
+    assert found["F110"].measured["wanda-nm"] == "windows of 12, trained in 12"
+
+
+def test_parameters_without_a_gradient_are_told(text):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    with Meter(model) as meter:
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            optimiser.zero_grad()
+            model(torch.ones(2, 3)).sum().backward()
+            model[0].weight.grad = None
+            if step:
+                model[1].bias.grad = None
+            optimiser.step()
+    assert meter.consumption.frozen == ["0.weight"], "the bias had one at the first step"
+    with Meter(model) as meter:
+        model(torch.ones(2, 3)).sum().backward()
+    assert meter.consumption.frozen == [], "nothing was trained"
+    with Meter(model) as meter:
+        stacked = torch.nn.Parameter(torch.ones(2))
+        stacked.grad = torch.ones(2)
+        torch.optim.SGD([stacked], lr=0.1).step()
+    assert meter.consumption.frozen == [], "what trains is not the network's own"
 
 
 def test_what_trains_has_no_place(campaign):

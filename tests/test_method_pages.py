@@ -64,9 +64,9 @@ def test_a_card_of_a_stranger_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("studies", "granularities"),
     [
-        # Scores that were made for heads and neurons have a table of their own.
+        # What was made for heads and neurons, or for language models, has a table of its own.
         (("all-filters-digits", "post-training-shakespeare"), ("filters", "blocks", "nothing")),
-        (("all-weights-digits",), ("weights",)),
+        (("all-weights-digits", "post-training-weights-shakespeare"), ("weights",)),
     ],
 )
 def test_studies_of_all_methods_name_them_all(studies, granularities):

@@ -329,6 +329,52 @@ def test_what_a_text_measure_is_of_is_told():
     assert outcome("F109", text, images).verdict == "fail"
 
 
+@pytest.mark.parametrize(
+    ("text", "word", "told"),
+    [
+        ({"window": 8, "trained": 8}, "pass", "windows of 8, trained in 8"),
+        ({"window": 7, "trained": 8}, "pass", "windows of 7, trained in 8"),
+        ({"window": 9, "trained": 8}, "fail", "windows of 9, trained in 8"),
+        ({"window": 9, "trained": None}, "pass", "windows of 9, training not told"),
+    ],
+)
+def test_windows_are_no_longer_than_those_of_training_in_either_arm(text, word, told):
+    arm, known = measured_in_windows(evidence("l1"), **text), measured_in_windows(evidence("l1"))
+    for arms in ((arm, known), (known, arm), (arm, arm)):
+        assert outcome("F110", *arms).verdict == word
+    assert outcome("F110", arm, known)[1:3] == (told, "windows of 8, trained in 8")
+    images = evidence("l1")
+    assert outcome("F110", images, images)[:2] == ("pass", "no text")
+    assert outcome("F110", arm, images).verdict == outcome("F110", images, arm).verdict == word
+
+
+def test_retraining_of_texts_is_told_in_tokens():
+    images, text = evidence("l1"), measured_in_windows(evidence("l1"))
+    older = measured_in_windows(evidence("l1"), trained=None)
+    samples = text.result.samples
+    assert text.result.tokens == 8 * samples and images.result.tokens is None and older.result.tokens is None
+    wide = measured_in_windows(evidence("l1"), trained=16)
+    for left, right, note in (
+        (text, text, f"{8 * samples} tokens with a loss"),
+        (text, older, f"{8 * samples} tokens with a loss"),
+        (wide, text, f"{16 * samples} tokens and {8 * samples} tokens with a loss"),
+        (older, older, ""),
+        (images, images, ""),
+    ):
+        found = outcome("F311", left, right)
+        assert (found.verdict, found.left, found.note) == ("pass", text.result.epochs, note)
+
+
+def test_what_is_retrained_is_compared_tensor_by_tensor():
+    whole, part = evidence("l1"), with_result(evidence("l1"), frozen=["conv1.weight", "fc.bias"])
+    other = with_result(evidence("l1"), frozen=["conv1.weight", "fc.weight"])
+    assert outcome("F323", whole, whole)[:2] == ("pass", "all is trained")
+    assert outcome("F323", part, part).verdict == "pass"
+    assert outcome("F323", part, part).left.startswith("2 tensors frozen ")
+    for arms in ((whole, part), (part, whole), (part, other)):
+        assert outcome("F323", *arms).verdict == "fail"
+
+
 def test_layers_are_those_of_a_pruning_stage_that_was_watched():
     arm = evidence("l1")
     assert outcome("F108", arm, arm).left.startswith("2 layers, 22 channels ")

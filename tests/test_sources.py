@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -193,3 +194,9 @@ def test_a_file_that_sees_its_own_text_is_its_bytes(see):
 def test_a_file_that_is_no_python_is_its_bytes():
     assert code_digest(b"def (") == hashlib.sha256(b"def (").hexdigest()
     assert code_digest(b"\xff\x00") == hashlib.sha256(b"\xff\x00").hexdigest()
+
+
+def test_data_that_this_project_supplies_are_told_by_their_own_file():
+    """An edit anywhere else in it is no other data: its version and numerics are parts of every run."""
+    source = Source.parse("pruneaudit.workloads.data.texts:shakespeare", Path())
+    assert source.digest == code_digest(source.file.read_bytes())

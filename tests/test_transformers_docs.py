@@ -35,6 +35,7 @@ def test_a_command_collects_cells_and_rules_of_what_it_names(checkout, command):
 
 def test_the_rules_and_methods_of_the_page_are_there():
     wanted = set(re.findall(r"^\| (F\d{3}) \|", PAGE, re.M))
-    assert len(wanted) == 5 and wanted <= set(required(Catalog().protocol("pt"))) <= set(rules())
+    always = {rule.id for rule in rules().values() if rule.always}
+    assert len(wanted) == 6 and wanted <= {*required(Catalog().protocol("pt")), *always} <= set(rules())
     named = re.findall(r"^\| `([a-z0-9-]+)`", PAGE, re.M)
-    assert {"wanda-sp", "flap", "llm-pruner", "head-gates"} <= set(named) <= set(Catalog().methods)
+    assert {"wanda-sp", "flap", "llm-pruner", "head-gates", "isomorphic"} <= set(named) <= set(Catalog().methods)

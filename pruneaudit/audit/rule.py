@@ -107,7 +107,9 @@ def rule(
     return _register(rule_id, claim, source, "pair", always=always)
 
 
-def same_rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evidence], Value]], Rule]:
+def same_rule(
+    rule_id: str, claim: str, source: str, always: bool = False
+) -> Callable[[Callable[[Evidence], Value]], Rule]:
     """Register a measured value that two arms must share at every seed; its docstring is the rule's.
 
     Raises:
@@ -121,7 +123,7 @@ def same_rule(rule_id: str, claim: str, source: str) -> Callable[[Callable[[Evid
         def check(left: Evidence, right: Evidence) -> Outcome:
             return equal(measure(left), measure(right))
 
-        rule: Rule = _register(rule_id, claim, source, "pair", measure=measure)(check)
+        rule: Rule = _register(rule_id, claim, source, "pair", measure=measure, always=always)(check)
         return rule
 
     return register

@@ -130,6 +130,8 @@ class Stages:
         self.ledger = ledger
         self.catalog = catalog
         self.runtime = runtime
+        # Of the last network that was evaluated: what told it, and its scores on test and validation split.
+        self._known: tuple[Any, Score, Score] | None = None
 
     def execute(self, spec: RunSpec, progress: Progress | None = None) -> RunRecord:
         """Execute one run and commit its record.
@@ -269,10 +271,12 @@ class Stages:
     ) -> _Stage:
         model, masks = self._inherit(workload, parent)
         if spec.recipe.steps == 0:
-            # What was pruned is what is tested.
+            # What was pruned is what is tested; its zeros are counted as behind an epoch.
+            masked = [model.get_parameter(f"{name}.weight") for name in masks]
             return Outcome(
                 self._place(model, spec),
                 Consumption(),
+                History(nonzero=[sum(int(weight.count_nonzero()) for weight in masked)] if masked else []),
                 kept=parent.kept,
                 widths={name: len(kept) for name, kept in parent.kept.items()},
                 masks=masks,
@@ -569,13 +573,13 @@ class Stages:
         singly = outcome.granularity == "weight"
         # During pruning and topping up it is the network of before that trains.
         training_shape = parent.macs if parent is not None and spec.stage in ("topup", "prune") else size.macs
-        measure = self._measure(spec)
-        test = measure.evaluate(model, dataset, dataset.test, spec.precision, closely=True)
-        validation = measure.evaluate(model, dataset, dataset.validation, spec.precision)
-        curve = history.test_accuracy or [test.accuracy]
-        best = max(range(len(curve)), key=curve.__getitem__)
         tensors = {**model.state_dict(), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
         weights = save_weights({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        digest = hashlib.sha256(weights).hexdigest()
+        measure = self._measure(spec)
+        test, validation = self._scores_of(spec, model, dataset, measure, digest)
+        curve = history.test_accuracy or [test.accuracy]
+        best = max(range(len(curve)), key=curve.__getitem__)
         training_macs = TRAINING_PASSES * training_shape * consumption.training_samples
         training_macs += training_shape * consumption.scoring_samples
         record = RunRecord(
@@ -619,7 +623,7 @@ class Stages:
             jacobian_train=outcome.jacobian_train,
             conduct=outcome.conduct,
             parent_digest=parent.weights_digest if parent is not None else None,
-            weights_digest=hashlib.sha256(weights).hexdigest(),
+            weights_digest=digest,
             split_digest=dataset.split_digest,
             pipeline=dataset.pipeline,
             classes=dataset.classes,
@@ -634,9 +638,32 @@ class Stages:
             beside=beside(test, measure.name),
             kind=kind(self.runtime.device, spec.backend),
             shown=outcome.shown,
-            text=text_measure(dataset.test),
+            frozen=consumption.frozen,
+            text=text_measure(dataset.test, dataset.train),
         )
         return self.ledger.commit(record, weights)
+
+    def _scores_of(
+        self, spec: RunSpec, model: nn.Module, dataset: Dataset, measure: Measure, digest: str
+    ) -> tuple[Score, Score]:
+        """Scores of a network on test and validation split.
+
+        What is not retrained is the network that was pruned, and mostly it was evaluated just before.
+
+        Args:
+            spec: The run.
+            model: Its network.
+            dataset: Its data.
+            measure: Its metric.
+            digest: SHA-256 of the network's weights.
+        """
+        named = ("workload", "model", "model_args", "model_source", "data", "data_digest", "metric", "metric_digest")
+        known = [digest, dataset.split_digest, *(getattr(spec, name) for name in (*named, "precision", "arithmetic"))]
+        if self._known is None or self._known[0] != known:
+            test = measure.evaluate(model, dataset, dataset.test, spec.precision, closely=True)
+            validation = measure.evaluate(model, dataset, dataset.validation, spec.precision)
+            self._known = known, test, validation
+        return self._known[1:]
 
     def _chosen(self, spec: RunSpec) -> dict[str, str]:
         """Why its backend was chosen, where nobody said which."""

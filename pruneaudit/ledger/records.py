@@ -192,11 +192,13 @@ class TextMeasure(Frozen):
         window: Tokens of an example: so many a network sees before it at most, itself included.
         tokens: Tokens that are scored.
         ids: SHA-256 over the scored tokens in order.
+        trained: Tokens of a training example, a label each; None in older records.
     """
 
     window: int
     tokens: int
     ids: str
+    trained: int | None = None
 
 
 class Jacobian(Frozen):
@@ -365,7 +367,7 @@ class RunRecord(RunSpec):
             zero.
         stay: Weights that stay, by layer, where single weights were removed.
         executed_macs: MACs that dense hardware executes, where single weights were removed; None: ``macs``.
-        nonzero: Weights of those layers that were not zero after each epoch.
+        nonzero: Weights of those layers that were not zero after each epoch; once, where nothing was retrained.
         epoch_starts: Step at which each epoch of the curves begins, where it is not a multiple of an epoch's steps: a
             method that trains several times may end each training within an epoch.
         jacobian: Singular values of the Jacobian when the stage ends; None where not measured.
@@ -390,6 +392,7 @@ class RunRecord(RunSpec):
         kind: What it was computed with; None in older records.
         shown: What the method was handed out to score with (prune); None elsewhere and in older records.
         text: What its metric is of, where inputs are tokens with a label each; None elsewhere and in older records.
+        frozen: Parameters that had no gradient at any step: no step moved them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -448,6 +451,12 @@ class RunRecord(RunSpec):
     kind: ArithmeticKind | None = None
     shown: Shown | None = None
     text: TextMeasure | None = None
+    frozen: list[str] = Field(default_factory=list)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens with a loss whose gradients were taken; None where inputs are no tokens, and in older records."""
+        return None if self.text is None or self.text.trained is None else self.samples * self.text.trained
 
     @property
     def value(self) -> float:
@@ -498,7 +507,7 @@ class RunRecord(RunSpec):
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
 MEASURED_LATER = frozenset(
-    {"beside", "jacobian_train", "epoch_starts", "own_images", "pipeline", "pruned_value", "shown", "text"}
+    {"beside", "jacobian_train", "epoch_starts", "frozen", "own_images", "pipeline", "pruned_value", "shown", "text"}
 )
 
 

@@ -123,6 +123,44 @@ def arrivals(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[s
     return found
 
 
+@torch.no_grad()
+def gram(model: nn.Module, name: str, batches: Batches) -> torch.Tensor:
+    """Sums of products of all pairs of inputs of a layer, over all examples, tokens and places, in float64.
+
+    Args:
+        model: The network, in evaluation mode.
+        name: A convolution or linear layer; its inputs are the columns of its weights as a matrix.
+        batches: Inputs and labels, which are not looked at.
+
+    Returns:
+        ``[in · taps, in · taps]``.
+
+    Raises:
+        MethodError: The layer reads in groups, pads with other values than zeros, or is never called.
+    """
+    module = _reader(model, name)
+    padding = getattr(module, "padding", 0)
+    if isinstance(padding, str) or getattr(module, "padding_mode", "zeros") != "zeros":
+        raise MethodError(f"layer '{name}' pads by a name, or with other values than zeros; this method takes no such")
+    sums: list[torch.Tensor] = []
+
+    def note(_name: str, values: torch.Tensor) -> torch.Tensor:
+        read = values
+        if isinstance(module, nn.Conv2d):
+            size, dilation, stride = module.kernel_size, module.dilation, module.stride
+            read = F.unfold(values.movedim(-1, 1), size, dilation, padding, stride).transpose(1, 2)
+        rows = read.flatten(0, -2).double()
+        sums.append((rows.T @ rows).cpu())
+        return values
+
+    with _heard(model, [name], note):
+        for inputs, _ in batches:
+            model(inputs)
+    if not sums:
+        raise MethodError(f"layer '{name}' is never called: what arrives at it is not known")
+    return torch.stack(sums).sum(dim=0)
+
+
 def gate_gradients(model: nn.Module, units: Sequence[Unit], batches: Batches) -> dict[str, torch.Tensor]:
     """How much a gate on each channel would change an example's loss, to first order, example by example.
 

@@ -229,6 +229,20 @@ def not_alone(workload: Workload) -> str | None:
     return next((problem for unit in units(workload).units if (problem := joined(unit, modules))), None)
 
 
+def without_pattern(workload: Workload, neighbours: int) -> str | None:
+    """Why a workload is nothing for methods that remove n of so many neighbouring inputs (n:m), or None."""
+    rows = _rows(workload.network, workload.data).items()
+    wrong = next(((name, row) for name, row in rows if row % neighbours), None)
+    return wrong and f"{wrong[0]} has {wrong[1]} weights for each output, no multiple of {neighbours}"
+
+
+@lru_cache(maxsize=64)
+def _rows(model: Network, data: DataConfig) -> dict[str, int]:
+    """Weights of each output of the layers that may lose single weights."""
+    network = _dense(model, data)
+    return {name: network.get_parameter(f"{name}.weight")[0].numel() for name in weight_names(network)}
+
+
 @lru_cache(maxsize=64)
 def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Units:
     network, example = _dense(model, data), _example(data)

@@ -39,6 +39,7 @@ class Consumption:
             what it was given.
         own_macs: Multiply-adds of what the code under the meter computed by itself, in passes of the network and
             elsewhere, forward and backward; where that is asked for.
+        frozen: Parameters of the network that had no gradient at any step, by name; nothing where there was no step.
     """
 
     training_samples: int = 0
@@ -49,6 +50,7 @@ class Consumption:
     settings: dict[str, Any] = field(default_factory=dict)
     added: dict[str, int] = field(default_factory=dict)
     own_macs: int = 0
+    frozen: list[str] = field(default_factory=list)
 
     def step(self, rate: float) -> None:
         """Count one optimiser step."""
@@ -99,6 +101,7 @@ class Meter:
         self._notes: dict[str, Any] = {}
         # Kept alive while counting: a number of a tensor that is gone may be another's.
         self._given: dict[int, nn.Parameter] = {}
+        self._moved: set[int] = set()
         self._ours: torch.optim.Optimizer | None = None
         self._calls: list[int] = []
         self._handles: list[Any] = []
@@ -129,6 +132,7 @@ class Meter:
             if len(set(rates)) > 1:
                 settings["learning_rates_of_groups"] = sorted(rate / max(rates) for rate in rates)
             self.consumption.settings = settings | self._notes
+            self._moved.update(id(value) for group in groups for value in group["params"] if value.grad is not None)
             added = sum(value.numel() for group in groups for value in group["params"] if id(value) not in self._given)
             if added or optimiser is not self._ours:
                 known = self.consumption.added
@@ -213,7 +217,11 @@ class Meter:
         self._entered.close()
         for handle in self._handles:
             handle.remove()
-        self._handles, self._given = [], {}
+        if self._moved & self._given.keys():
+            names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+            still = self._given.keys() - self._moved
+            self.consumption.frozen = sorted(names[number] for number in still if number in names)
+        self._handles, self._given, self._moved = [], {}, set()
 
     @contextmanager
     def noting(self, facts: Mapping[str, Any], optimiser: torch.optim.Optimizer | None = None) -> Iterator[None]:

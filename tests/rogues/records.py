@@ -136,7 +136,7 @@ def preprocessed(arm: Evidence, **fields: Any) -> Evidence:
 
 def measured_in_windows(arm: Evidence, **fields: Any) -> Evidence:
     """The arm on a text, scored in windows."""
-    return with_result(arm, text=TextMeasure(**{"window": 8, "tokens": 40, "ids": "1d" * 32, **fields}))
+    return with_result(arm, text=TextMeasure(**{"window": 8, "tokens": 40, "ids": "1d" * 32, "trained": 8, **fields}))
 
 
 def calibrated(arm: Evidence, **fields: Any) -> Evidence:
@@ -234,8 +234,9 @@ def fair(rule_id: str) -> Case:
     """A case that passes a rule, and that its rogues are made of; the change concerns the first arm."""
     if rule_id in ("F312", "F313", "F314"):
         return series(protocol="s3.1", trials=3)
-    if rule_id in ("F109", "F431"):
-        case, change = series(), {"F109": measured_in_windows, "F431": calibrated}[rule_id]
+    if rule_id in ("F109", "F110", "F431"):
+        case = series()
+        change = {"F109": measured_in_windows, "F110": measured_in_windows, "F431": calibrated}[rule_id]
         return everywhere(everywhere(case, 0, change), 1, change)
     if rule_id in ("F605", "F606"):
         case = series()
@@ -319,6 +320,11 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "another-metric": lambda arm: with_result(arm, metric="loss"),
         "images": lambda arm: with_result(arm, text=None),
     },
+    "F110": {
+        "four-times-as-long": lambda arm: measured_in_windows(arm, window=32),
+        "one-token-longer": lambda arm: measured_in_windows(arm, window=9),
+        "trained-in-shorter-ones": lambda arm: measured_in_windows(arm, trained=7),
+    },
     "F108": {
         "spares-a-layer": lambda arm: with_conduct(
             arm,
@@ -372,6 +378,10 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "later-drop": lambda arm: with_result(arm, learning_rates=[(0.01, 5), (0.001, 1)]),
         "one-step-more": lambda arm: with_result(arm, learning_rates=[(0.01, 4), (0.001, 3)]),
         "never-trained": lambda arm: with_result(arm, learning_rates=[]),
+    },
+    "F323": {
+        "one-layer-frozen": lambda arm: with_result(arm, frozen=["conv1.weight"]),
+        "all-but-one-frozen": lambda arm: with_result(arm, frozen=["conv1.weight", "conv2.weight"]),
     },
     "F322": {
         "batch": lambda arm: hyper(arm, batch=32),
@@ -610,6 +620,10 @@ RELATED = {
     "F321/never-trained": {"F312", "F604"},
     # The dense network has more MACs than the rival.
     "F506/as-large-as-the-dense-one": {"F103"},
+    # Another window is another measure, too.
+    "F110/four-times-as-long": {"F109"},
+    "F110/one-token-longer": {"F109"},
+    "F109/longer-window": {"F110"},
     # Masks say that single weights were removed; the rival is a smaller network.
     "F512": {"F105"},
     # A control that spares wide layers misses the target in all of them, and has wider layers than the rival.

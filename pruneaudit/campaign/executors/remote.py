@@ -53,11 +53,11 @@ class RemoteExecutor:
         self._orders.want(more)
         self.bulletin.announce(more, cells)
 
-    def foresee(self, likely: Mapping[str, Sequence[RunSpec] | None]) -> None:
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
         """Tell what the session will probably need besides: it is in no count, and in the time that is left.
 
         Args:
-            likely: Runs, parents first, by what needs them; None: nobody can tell yet.
+            likely: Runs, parents first, by table and round.
         """
         self.bulletin.foresee(likely)
 

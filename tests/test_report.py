@@ -988,7 +988,7 @@ def test_the_summary_says_what_is_missing_and_why(ledger):
     assert "  skipped (1): no data" in lines
     assert "  missing (1): not measured" in lines
     assert "  failed (1): run lenet5-digits-prune-random failed: RuntimeError: a | b" in lines
-    assert "findings: 4 required checks, 1 fail, 3 pass" in lines
+    assert "findings: 7 required checks, 1 fail, 6 pass" in lines
     (line,) = [line for line in lines if line.startswith("  F321 fail: ")]
     assert line.startswith("  F321 fail: lenet5-digits s3.2 ratio 0.5 seed 0: l1: 0.01×4")
     assert "lenet5-digits: test accuracy in percent at the last epoch, mean ± sample std" in lines

@@ -52,7 +52,11 @@ def main() -> None:
     if chosen.of:
         print(json.dumps(noops(chosen.of, chosen.folder, chosen.noops, chosen.address)))
         return
-    from ray.cluster_utils import Cluster
+    try:
+        from ray.cluster_utils import Cluster
+    except ModuleNotFoundError:
+        print("runs on a cluster: not measured without Ray (pip install 'pruneaudit[cluster]')")
+        return
 
     # Nodes find this checkout, wherever it is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path[1:]])

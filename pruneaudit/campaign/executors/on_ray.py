@@ -64,7 +64,7 @@ class Ray:
     Args:
         host: Where the cluster's head is.
         port: Its port.
-        cpus: Processors of each task.
+        cpus: Processors of each task, and no fewer than its run has ranks.
         gpus: Devices of each task, or the part of one.
         work: What a task does with its assignment, as JSON.
 
@@ -98,6 +98,7 @@ class Ray:
                 f"--audit-executor ray:{host}:{port}: no node has {cpus:g} CPUs and {gpus:g} GPUs for a task; "
                 "ask for less with --audit-task, or add such a node first"
             )
+        self._cpus = cpus
         # A worker that loaded torch for one run has it for the next.
         self._task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work)
         self._over: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
@@ -110,7 +111,8 @@ class Ray:
             run_id = assignment.spec.run_id
             try:
                 # Ray starts what was submitted first where it can.
-                task = self._task.remote(assignment.model_dump_json(exclude_defaults=True))
+                needed = self._task.options(num_cpus=max(self._cpus, assignment.spec.recipe.ranks))
+                task = needed.remote(assignment.model_dump_json(exclude_defaults=True))
             except Exception as error:
                 raise RefusedError(f"Ray takes no task: {one_line(error)}") from None
             self._under_way[run_id] = task

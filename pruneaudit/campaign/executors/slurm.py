@@ -92,8 +92,9 @@ class Slurm:
             f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(listed))})\n'
             f'exec {python} -m pruneaudit run {where}/"$run".json\n'
         )
-        # One processor for each, unless the user says otherwise: options that come later win.
-        asked = ["--ntasks=1", "--cpus-per-task=1", "--requeue", *self._options]
+        # One processor for each rank, unless the user says otherwise: options that come later win.
+        ranks = max(assignment.spec.recipe.ranks for assignment in assignments)
+        asked = ["--ntasks=1", f"--cpus-per-task={ranks}", "--requeue", *self._options]
         ours = [f"--array=0-{len(ids) - 1}", f"--job-name={self._name}", "--parsable", "--open-mode=append"]
         said = _slurm("sbatch", *asked, *ours, f"--output={self._folder}/%A_%a.log", script=script)
         # Of one cluster among several: JOB;CLUSTER.

@@ -430,7 +430,9 @@ def test_wang_recipes_are_as_published():
 def test_options_offer_what_the_types_allow():
     """They are written twice: options are read in every pytest session, also where nothing of ours is imported."""
     offered = {}
-    group = SimpleNamespace(addoption=lambda name, **how: offered.update({name: how.get("choices")}))
+    group = SimpleNamespace(
+        addoption=lambda name, **how: offered.update({name: tuple(how.get("metavar", "").strip("{}").split(","))})
+    )
     add_options(SimpleNamespace(getgroup=lambda *_: group))
     for name, allowed in (("backend", (AUTO, *get_args(Backend))), ("budget", get_args(Budget))):
         assert offered[f"--audit-{name}"] == allowed

@@ -41,12 +41,20 @@ torch.set_num_threads(1)
 ROGUES = Path(__file__).parent / "rogues" / "isolated"
 ALL_WEIGHTS = "conv1.bias, conv1.weight, conv2.bias and 3 more"
 OTHER_WEIGHTS = "fc1.bias, fc1.weight, fc2.bias and 1 more"
+OWN_CODE = "prune: it computes as much as the training of"
 confined = pytest.mark.skipif(not sandbox.version(), reason="this kernel has no Landlock")
 
 #: Rules that must fail, and what they say that was measured.
 CAUGHT = {
-    "hands_over_others": {"F502": ALL_WEIGHTS, "F507": OTHER_WEIGHTS},
-    "rewrites_by_training": {"F502": "of an untrained network it makes"},
+    "hands_over_others": {
+        "F501": OWN_CODE,
+        "F502": ALL_WEIGHTS,
+        "F507": OTHER_WEIGHTS,
+    },
+    "rewrites_by_training": {
+        "F501": OWN_CODE,
+        "F502": "of an untrained network it makes",
+    },
     "one_step_licence": {"F502": "of an untrained network it makes"},
     "hides_in_its_budget": {"F502": "of an untrained network it makes"},
     "brings_weights": {"F502": "of an untrained network it makes"},

@@ -39,7 +39,7 @@ def in_turn(tables: Iterable[Sequence[Sequence[str]]], workers: int) -> dict[str
     found: dict[str, tuple[str, ...]] = {}
     before: tuple[str, ...] = ()
     for rounds in tables:
-        ends = [*[before] * (1 + min(workers - 1, AHEAD)), *map(tuple, rounds)]
+        ends = [*[before] * (1 + max(0, min(workers - 1, AHEAD))), *map(tuple, rounds)]
         for number, ids in enumerate(rounds):
             for each in ids:
                 found.setdefault(each, ends[number])

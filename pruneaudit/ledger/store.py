@@ -433,7 +433,9 @@ class Ledger:
 
     def cell_keys(self) -> set[str]:
         """Keys of all cells."""
-        return {name.removesuffix(".json") for name in os.listdir(self.root / "cells") if name.endswith(".json")}
+        folder = self.root / "cells"
+        names = os.listdir(folder) if folder.is_dir() else []
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
     def cells(self) -> list[CellRecord]:
         """Records of all cells, by file name."""

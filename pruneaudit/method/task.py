@@ -369,7 +369,7 @@ class PruningTask:
             if isinstance(module, nn.Conv2d | nn.Linear) and module not in free
         ]
         example = self._dataset.example().to(next(self.model.parameters()))
-        with self._meter.paused(), torch.enable_grad():
+        with self._meter.paused(), self._meter.harness(), torch.enable_grad():
             return kind(self.model, example, ignored_layers=ignored, **options)
 
     def initial(self, epoch: int = 0) -> Mapping[str, torch.Tensor]:
@@ -380,7 +380,7 @@ class PruningTask:
         """
         if self._initial is None:
             raise MethodError(f"method '{self._method}' asks for the base model's initial weights, which are not known")
-        with self._meter.paused():
+        with self._meter.paused(), self._meter.harness():
             return self._initial(epoch)
 
     def generator(self, *names: str | int) -> torch.Generator:

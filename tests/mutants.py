@@ -115,6 +115,8 @@ def mutants(module: ModuleType) -> Iterator[Mutant]:
     """All of a module of rules."""
     path = Path(str(module.__file__))
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    # What is frozen (`conftest.py`) is in no list of objects.
+    gc.unfreeze()
     living = {
         one.__code__.co_qualname: one
         for one in gc.get_objects()

@@ -285,6 +285,13 @@ def test_arithmetic_is_named_of_both_arms_as_far_as_it_was_told():
     assert found[:3] == ("fail", "not told", f"{one} and {other}")
 
 
+def test_ranks_are_told_where_several_trained():
+    case = series("l1", "tpp", "s3.2", seeds=range(2))
+    assert "rank" not in f"{outcome('F608', case)}"
+    shared = everywhere(case, 0, lambda arm: with_result(arm, recipe=arm.result.recipe.over(2)))
+    assert "trained by 2 ranks" in outcome("F608", shared).left
+
+
 @pytest.mark.parametrize(("points", "word"), [(4, "fail"), (5, "pass")])
 def test_a_trade_off_has_five_points(points, word):
     case = series("l1", "tpp", "s3.2", seeds=range(2))

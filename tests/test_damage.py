@@ -95,6 +95,18 @@ def test_whatever_is_damaged_in_a_ledger_is_told_and_never_used(root, right, dat
         path.write_bytes(whole)
 
 
+def test_a_damaged_name_of_a_key_is_a_key_that_is_not_here(root, right):
+    path = root / "planned" / "lenet5-digits-s3.2.json"
+    whole = path.read_bytes()
+    key = json.loads(whole)["link"]["key"].encode()
+    try:
+        path.write_bytes(whole.replace(key, bytes([key[0] ^ 1]) + key[1:]))
+        found, told = judged(root)
+    finally:
+        path.write_bytes(whole)
+    assert found != right and any("which is not here" in line for line in told)
+
+
 def pictures(root):
     return folder(root / "leaves", {"train": {"cat": 6, "dog": 6}, "test": {"cat": 2, "dog": 2}}, (8, 6))
 

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from work import calls
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.tables.claims import schema
@@ -177,11 +179,10 @@ def test_a_comma_is_what_its_column_makes_of_it():
 
 @pytest.mark.parametrize("piece", ["1,", "1.1", "9", "(1", "1 ", "*", "[1,", "^{*}", "1[1]", "±1", "1e1", " "])
 def test_a_strange_cell_takes_no_time(piece):
-    import time
-
+    # An expression that goes back and forth over 190 characters takes minutes or years; this one is given much less.
     begin = time.process_time()
     parse(f"1{piece * (190 // len(piece))}!")
-    assert time.process_time() - begin < 0.1
+    assert time.process_time() - begin < 5
 
 
 @given(st.text(alphabet="0123456789.,+-−–±×%()[]{}*^†eExXkKMG $~ab", max_size=20))
@@ -384,21 +385,22 @@ def test_the_schema_of_claims_is_the_published_one():
         jsonschema.validate({"claims": [{"acuracy": 3}]}, schema())
 
 
-def test_thousands_of_rows_are_read_in_little_time_and_memory(tmp_path):
-    import time
+def test_reading_takes_work_in_proportion_to_the_rows(tmp_path):
+    def work(many):
+        path = tmp_path / f"{many}.csv"
+        rows = (
+            f"ResNet-56,CIFAR-10,method {place % 97},0.{place % 9 + 1},93.53,{90 + place % 300 / 100:.2f},"
+            f"{place % 7}.{place % 89:02},{1 + place % 50 / 10}x"
+            for place in range(many)
+        )
+        header = "Network,Dataset,Method,PR,Base,Accuracy,Drop,Speedup"
+        path.write_text("\n".join([header, *rows]), encoding="utf-8")
+        return calls(lambda: audited.append(audit_files([path])))
 
-    path = tmp_path / "many.csv"
-    rows = (
-        f"ResNet-56,CIFAR-10,method {place % 97},0.{place % 9 + 1},93.53,{90 + place % 300 / 100:.2f},"
-        f"{place % 7}.{place % 89:02},{1 + place % 50 / 10}x"
-        for place in range(2_000)
-    )
-    header = "Network,Dataset,Method,PR,Base,Accuracy,Drop,Speedup"
-    path.write_text("\n".join([header, *rows]), encoding="utf-8")
-    begin = time.process_time()
-    audited = audit_files([path])
-    assert time.process_time() - begin < 2
-    assert len(audited.tables[0].rows) == 2_000
+    audited = []
+    work(20)  # whatever is made once
+    assert work(1_600) < 4.5 * work(400)
+    assert [len(one.tables[0].rows) for one in audited] == [20, 1_600, 400]
 
 
 def test_starting_loads_no_torch_and_no_pandas():

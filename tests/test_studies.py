@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import RECIPE, evidence
 
-from pruneaudit.audit.association import associate
+from pruneaudit.audit.association import associate, repeat_tau
 from pruneaudit.audit.statistics import difference
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study, load_study
@@ -114,10 +114,11 @@ def test_a_study_that_is_wrong_says_where(tmp_path, change, message):
 
 def test_reduced_budgets_measure_less():
     workload = Catalog().workload("lenet5-digits")
-    whole = Population(**{**TINY, "masks": 252, "repeats": 3, "epochs": 30, "joint_images": 64})
+    whole = Population(**{**TINY, "masks": 252, "repeats": 3, "epochs": 30, "joint_images": 64, "repeated": 48})
     assert whole.scaled("full", workload) is whole
     smoke = whole.scaled("smoke", workload)
     assert (smoke.masks, smoke.repeats, smoke.epochs, smoke.joint_images) == (26, 2, 3, 4)
+    assert smoke.repeated == 5
 
 
 # Populations
@@ -157,6 +158,28 @@ def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")} == before
 
 
+def test_some_networks_alone_are_retrained_several_times(tmp_path):
+    mine = populations(tmp_path, repeats=3, repeated=3, wirings=("correct",))
+    # One short retraining and one whole one of all five, two more of three.
+    assert mine.outstanding(("conv3",)) == (16, 0, 16)
+    (panel,) = mine.measure(("conv3",))
+    assert mine.outstanding(("conv3",)) == (16, 16, 0)
+    assert len(panel.several) == 3 and [len(values) for values in panel.accuracies] == [5]
+    assert panel.repeats[0] == [panel.accuracies[0][place] for place in panel.several]
+    assert [len(values) for values in panel.repeats] == [3, 3, 3]
+    # They are those that a population of nothing but repeats has.
+    (every,) = populations(tmp_path, repeats=3, wirings=("correct",)).measure(("conv3",))
+    assert every.several is None and every.repeats == every.accuracies
+    assert panel.repeats == [[values[place] for place in panel.several] for values in every.accuracies]
+    # What two retrainings agree on is known from them, and all else from what every network has.
+    found = panel.association("loss")
+    assert found.repeat_tau == repeat_tau(np.array(panel.repeats)) and found.n == 5
+    assert found.mean == pytest.approx(np.mean(panel.accuracies)) and found.regret_held_out is None
+    rows = list(panel.rows())
+    assert [row["accuracy_2"] != "" for row in rows] == [place in panel.several for place in range(5)]
+    assert [row["accuracy_0"] for row in rows] == panel.accuracies[0]
+
+
 def test_other_processes_are_told_which_networks_are_measured(tmp_path):
     ledger = Ledger(tmp_path / "ledger")
     announcing(ledger, Study(name="mine"))("conv3 correct retrain 0", 64, 252)
@@ -176,7 +199,13 @@ def test_everything_that_can_change_a_number_is_in_the_name(tmp_path):
     name = populations(tmp_path).folder
     for change in ({"epochs": 2}, {"ratio": 0.4}, {"train_images": 65}, {"pretrain_epochs": 2}, {"model": ""}):
         assert populations(tmp_path, **change).folder != name
-    for change in ({"repeats": 4}, {"criteria": ("l1", "l2")}, {"panels": (("conv1",),)}, {"joint_images": 9}):
+    for change in (
+        {"repeats": 4},
+        {"repeated": 3},
+        {"criteria": ("l1", "l2")},
+        {"panels": (("conv1",),)},
+        {"joint_images": 9},
+    ):
         assert populations(tmp_path, **change).folder == name
     mine = populations(tmp_path)
     mine.arithmetic = "portable"
@@ -222,7 +251,7 @@ def panel(loss, accuracy, wiring="correct"):
     masks = [((place,),) for place in range(len(loss))]
     return Panel(
         ("conv1",), wiring, (len(loss),), masks, True, {"loss": list(loss), "early": list(-np.array(accuracy))},
-        [list(accuracy)], [list(loss)], masks[0], 0, list(loss),
+        [list(accuracy)], [list(loss)], None, [list(accuracy)], masks[0], 0, list(loss),
     )  # fmt: skip
 
 

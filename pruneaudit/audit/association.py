@@ -48,7 +48,8 @@ class Association(Frozen):
         regret_interval: Its 95 % interval.
         regret_held_out: The same where the best is chosen by all other repeats: no luck; None for one repeat. It may be
             negative.
-        repeat_tau: Mean tau-b between two repeats: what retraining agrees on with itself; None for one repeat.
+        repeat_tau: Mean tau-b between two repeats, of all networks or of those that have several: what retraining
+            agrees on with itself; None for one repeat.
         ceiling: Magnitude of tau that a criterion would reach which knew the mean over infinitely many repeats; None
             for one repeat.
     """
@@ -72,7 +73,9 @@ class Association(Frozen):
     ceiling: float | None
 
 
-def associate(criterion: Sequence[float], accuracies: Sequence[Sequence[float]]) -> Association:
+def associate(
+    criterion: Sequence[float], accuracies: Sequence[Sequence[float]], several: Sequence[Sequence[float]] | None = None
+) -> Association:
     """Compare a criterion with accuracy after retraining.
 
     A criterion that is the same for all networks says nothing: tau is 0, p 1, and the first network is its choice.
@@ -80,6 +83,7 @@ def associate(criterion: Sequence[float], accuracies: Sequence[Sequence[float]])
     Args:
         criterion: One value per network; smaller is better. Infinite values are allowed, NaN is not.
         accuracies: For each repeat of the retraining, one accuracy per network, in percent.
+        several: The same of networks that alone have more repeats, ``[repeats][some networks]``; None: all have them.
 
     Raises:
         ValueError: Fewer than three networks, no repeat, unequal lengths, or a value that is no number.
@@ -91,7 +95,7 @@ def associate(criterion: Sequence[float], accuracies: Sequence[Sequence[float]])
     draws = np.random.default_rng(0)
     orders = (draws.permutation(ranks.size) for _ in range(PERMUTATIONS))
     permuted = np.array([_tau_of(signs, others[order][:, order]) for order in orders])
-    choice, agreement = int(np.argmin(ranks)), repeat_tau(table)
+    choice, agreement = int(np.argmin(ranks)), repeat_tau(table if several is None else np.asarray(several, float))
     return Association(
         n=ranks.size,
         tau=observed,

@@ -81,6 +81,8 @@ class Population(Frozen):
         ratio: Share of filters to remove from each of them.
         masks: Most sets of filters of a panel: all of them where there are no more, else so many drawn at random.
         repeats: Retrainings of each set, which differ in the order of the images.
+        repeated: Sets that are retrained more than once, drawn at random: what two retrainings agree on is known from
+            few; None: all.
         epochs: Epochs of retraining; None: the workload's. Its schedule is stretched to them.
         early: Share of them that a short retraining has, as a criterion; 0: there is none.
         pretrain_epochs: Epochs of the base model, which sees all training images; None: the workload's.
@@ -99,6 +101,7 @@ class Population(Frozen):
     ratio: float = Field(gt=0, lt=1)
     masks: int = Field(ge=3)
     repeats: int = Field(default=1, ge=1)
+    repeated: int | None = Field(default=None, ge=3)
     epochs: int | None = Field(default=None, ge=1)
     early: float = Field(default=0.1, ge=0, lt=1)
     pretrain_epochs: int | None = Field(default=None, ge=1)
@@ -142,6 +145,7 @@ class Population(Frozen):
             update={
                 "masks": min(self.masks, max(12, math.ceil(factor * self.masks))),
                 "repeats": min(self.repeats, 2),
+                "repeated": None if self.repeated is None else max(3, math.ceil(factor * self.repeated)),
                 "epochs": max(1, round(factor * epochs)),
                 "joint_images": min(self.joint_images, 4),
             }
@@ -150,7 +154,7 @@ class Population(Frozen):
     @property
     def identity(self) -> dict[str, Any]:
         """What its numbers depend on, but for the workload: claims and the number of repeats are no part of it."""
-        left_out = {"claims", "repeats", "panels", "criteria", "wirings", "joint_images"}
+        left_out = {"claims", "repeats", "repeated", "panels", "criteria", "wirings", "joint_images"}
         return self.model_dump(mode="json", exclude=left_out)
 
 

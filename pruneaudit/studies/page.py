@@ -265,9 +265,10 @@ def _associations(panel: Panel) -> list[list[str]]:
 def _caption(panel: Panel) -> str:
     some = "all sets of filters" if panel.exhaustive else "drawn at random"
     found = panel.association("loss")
+    more = f", {len(panel.repeats)} of {len(panel.several)} of them" if panel.several is not None else ""
     return (
         f"{panel.name}, {panel.wiring} wiring: {found.n} networks ({some}), {len(panel.accuracies)} retraining(s) each"
-        f"; accuracy {found.mean:.2f} ± {found.std:.2f} %, best {found.best:.2f} %"
+        f"{more}; accuracy {found.mean:.2f} ± {found.std:.2f} %, best {found.best:.2f} %"
     )
 
 

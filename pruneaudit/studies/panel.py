@@ -25,8 +25,10 @@ class Panel:
         masks: For each network, the filters that stay of each layer.
         exhaustive: Whether these are all there are; else they were drawn at random.
         criteria: What was known of each network before it was retrained, by criterion; smaller promises more.
-        accuracies: Test accuracy in percent after retraining, ``[repeats][networks]``.
+        accuracies: Test accuracy in percent after retraining, ``[repeats][networks]``: those repeats that all have.
         test_losses: Test loss in nats, the same.
+        several: Places of the networks that alone were retrained several times; None: all were.
+        repeats: Their test accuracies, ``[repeats][several]``; those of all where all were.
         l1: The set that keeps the filters with the largest L1 norm.
         l1_place: Its place among the networks, where it is one of them.
         joint: What is known of all combinations of filters of several layers; None: it was not asked for.
@@ -42,6 +44,8 @@ class Panel:
     criteria: dict[str, list[float]]
     accuracies: list[list[float]]
     test_losses: list[list[float]]
+    several: list[int] | None
+    repeats: list[list[float]]
     l1: Mask
     l1_place: int | None
     relabelling: list[float]
@@ -60,21 +64,33 @@ class Panel:
 
     def association(self, criterion: str) -> Association:
         """A criterion against accuracy after retraining."""
-        return _associated(tuple(self.criteria[criterion]), tuple(map(tuple, self.accuracies)))
+        several = None if self.several is None else tuple(map(tuple, self.repeats))
+        return _associated(tuple(self.criteria[criterion]), tuple(map(tuple, self.accuracies)), several)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Its networks, one row each: what anybody can compare by any statistic."""
+        of_all = len(self.accuracies)
         for place, mask in enumerate(self.masks):
+            own = self.several.index(place) if self.several is not None and place in self.several else None
+            seldom = {
+                f"accuracy_{repeat}": "" if own is None else self.repeats[repeat][own]
+                for repeat in range(of_all, len(self.repeats))
+            }
             yield {
                 "panel": self.name,
                 "wiring": self.wiring,
                 "kept": " ".join(",".join(map(str, subset)) for subset in mask),
                 **{name: values[place] for name, values in self.criteria.items()},
                 **{f"accuracy_{repeat}": values[place] for repeat, values in enumerate(self.accuracies)},
+                **seldom,
                 **{f"test_loss_{repeat}": values[place] for repeat, values in enumerate(self.test_losses)},
             }
 
 
 @lru_cache(maxsize=256)
-def _associated(criterion: tuple[float, ...], accuracies: tuple[tuple[float, ...], ...]) -> Association:
-    return associate(criterion, accuracies)
+def _associated(
+    criterion: tuple[float, ...],
+    accuracies: tuple[tuple[float, ...], ...],
+    several: tuple[tuple[float, ...], ...] | None,
+) -> Association:
+    return associate(criterion, accuracies, several)

@@ -171,7 +171,8 @@ class Populations:
             "the last epoch",
             "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
             "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}, {self.arithmetic} arithmetic",
-            "seeds": f"base 0; retraining 0 to {population.repeats - 1}",
+            "seeds": f"base 0; retraining 0 to {population.repeats - 1}"
+            + (f", of {population.repeated} networks all but 0" if population.repeated else ""),
         }
 
     @cached_property
@@ -261,6 +262,14 @@ class Populations:
             found[tuple(tuple(sorted(one.tolist())) for one in some)] = None
         return list(found), False
 
+    def several(self, panel: Sequence[str], masks: Sequence[Mask]) -> list[int] | None:
+        """Places of the sets of a panel that alone are retrained more than once; None: all are as often."""
+        some = self.population.repeated
+        if self.population.repeats == 1 or some is None or some >= len(masks):
+            return None
+        draw = generator(0, "study", "repeated", panel_name(tuple(panel)))
+        return sorted(torch.randperm(len(masks), generator=draw)[:some].tolist())
+
     def outstanding(self, layers: tuple[str, ...]) -> Outstanding:
         """What of a panel is to be trained, and what the ledger has; trains nothing."""
         masks, _ = self.masks(layers)
@@ -272,10 +281,12 @@ class Populations:
             extra = [mask for mask in best if mask not in masks]
         streams = [("early", 0, self.short_recipe)] if self.population.early else []
         streams += [("retrain", repeat, self.recipe) for repeat in range(self.population.repeats)]
+        several = self.several(layers, masks)
         networks = stored = epochs = 0
         for wiring in self.population.wirings:
             for stream, repeat, recipe in streams:
-                for some in _batched([*masks, *(extra if wiring == "correct" else [])], TOGETHER):
+                asked = masks if repeat == 0 or several is None else [masks[place] for place in several]
+                for some in _batched([*asked, *(extra if wiring == "correct" else [])], TOGETHER):
                     there = self._ledger.part(self.folder, _part_name(layers, wiring, f"{stream}{repeat}", some))
                     networks += len(some)
                     stored += len(some) if there is not None else 0
@@ -300,18 +311,24 @@ class Populations:
         joint = self._joint(layers, masks) if self._asks_jointly(layers) else None
         if joint is not None and joint.best not in masks:
             extra = [joint.best]
+        several = self.several(layers, masks)
         for wiring in self.population.wirings:
             # What the joint oracle says is about pruned networks, not about others.
-            some = [*masks, *(extra if wiring == "correct" else [])]
+            beside = extra if wiring == "correct" else []
+            some = [*masks, *beside]
+            seldom = some if several is None else [*(masks[place] for place in several), *beside]
             losses, relabelled = self._losses(layers, wiring, some, l1)
             early: list[float] = []
             if self.population.early:
                 early = [100.0 - right for right in self._retrained(layers, wiring, some, l1, "early", 0)["accuracies"]]
             repeats = [
-                self._retrained(layers, wiring, some, l1, "retrain", repeat)
+                self._retrained(layers, wiring, seldom if repeat else some, l1, "retrain", repeat)
                 for repeat in range(self.population.repeats)
             ]
             count = len(masks)
+            of_all = repeats if several is None else repeats[:1]
+            again = range(count) if several is None else several
+            own = range(len(again))
             criteria = {
                 "loss": losses[:count],
                 **({"early": early[:count]} if early else {}),
@@ -326,15 +343,24 @@ class Populations:
                 masks=masks,
                 exhaustive=exhaustive,
                 criteria={name: values for name, values in criteria.items() if name in self._reported},
-                accuracies=[repeat["accuracies"][:count] for repeat in repeats],
-                test_losses=[repeat["losses"][:count] for repeat in repeats],
+                accuracies=[repeat["accuracies"][:count] for repeat in of_all],
+                test_losses=[repeat["losses"][:count] for repeat in of_all],
+                several=several,
+                # The first repeat has all networks, the others these alone.
+                repeats=[
+                    [repeat["accuracies"][place] for place in (own if number else again)]
+                    for number, repeat in enumerate(repeats)
+                ],
                 l1=l1,
                 l1_place=masks.index(l1) if l1 in masks else None,
                 relabelling=relabelled[:count],
             )
             if joint is not None and wiring == "correct":
-                place_of_best = some.index(joint.best)
-                joint.accuracies = [repeat["accuracies"][place_of_best] for repeat in repeats]
+                joint.accuracies = [
+                    repeat["accuracies"][networks.index(joint.best)]
+                    for number, repeat in enumerate(repeats)
+                    if joint.best in (networks := seldom if number else some)
+                ]
                 panel.joint = joint
             found.append(panel)
         return found

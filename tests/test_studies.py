@@ -405,7 +405,14 @@ def test_the_suite_answers_a_study_and_writes_its_page(checkout):
     found = associate([float(row["loss"]) for row in rows], [[float(row["accuracy_0"]) for row in rows]])
     assert results["parts"]["conv3"]["measured"][0]["associations"]["loss"]["tau"] == pytest.approx(found.tau)
     page = (folder / "report.html").read_text()
-    assert "Is &lt;loss&gt; a good criterion?" in page and "Not measured yet" not in page and page.count("<svg") == 1
+    assert "Is &lt;loss&gt; a good criterion?" in page and "Not measured yet" not in page and page.count("<svg") == 2
+    # Jacobians along retraining end with the one that its record has.
+    arms = results["parts"]["claim1"]["measured"]
+    assert [one["arm"] for one in arms] == ["l1", "random"] and not any(one["batch"] for one in arms)
+    records = {run.method: run for run in Ledger(checkout.ledger, writable=False).runs() if run.stage == "retrain"}
+    for one in arms:
+        assert len(one["running"]) == records[one["arm"]].recipe.epochs + 1
+        assert one["running"][-1] == records[one["arm"]].jacobian.mean
     assert "tau" in (folder / "report.md").read_text()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.cli import app
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.store import Ledger, sealed
+from pruneaudit.studies.slopes import slopes_of
 from pruneaudit.training.runtime import Runtime
+from pruneaudit.workloads.recipes import Recipe
 
 torch.set_num_threads(1)
 CATALOG = Catalog()
@@ -42,6 +45,41 @@ def verified(root, *runs, **more):
 def run_of(root, pattern):
     (path,) = (root / "runs").glob(f"*{pattern}*")
     return path
+
+
+def arm_of(ledger, method, **change):
+    """Pruned and retrained network of a method, as a study reads it."""
+    stages = {run.stage: run for run in ledger.runs() if run.method == method}
+    return SimpleNamespace(prune=stages["prune"], result=stages["retrain"].model_copy(update=change))
+
+
+def test_jacobians_are_followed_through_a_retraining(root):
+    ledger = Ledger(root)
+    arm = arm_of(ledger, "l1")
+    found = slopes_of("mine", arm, ledger, CATALOG, Runtime())
+    assert len(found.running) == arm.result.recipe.epochs + 1 and found.batch == []
+    assert (found.running[0], found.running[-1]) == (arm.prune.jacobian.mean, arm.result.jacobian.mean)
+    # It is kept: whoever only judges trains nothing, and is told of what is not there.
+    judging = Ledger(root, writable=False)
+    assert slopes_of("mine", arm, judging, None, None) == found
+    with pytest.raises(ConfigError, match=r"study mine: Jacobians along .*magnitude-layer.*without --audit-from"):
+        slopes_of("mine", arm_of(judging, "magnitude-layer"), judging, CATALOG, Runtime())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_digest": "0" * 64}, "retrained again it is another network"),
+        ({"stage": "scratch"}, "nothing was pruned and retrained there"),
+        ({"recipe": Recipe(epochs=1, lr="0:0.1", batch=64, ranks=2)}, "2 ranks trained it"),
+    ],
+)
+def test_what_cannot_be_followed_is_told_in_one_line(root, change, message):
+    ledger = Ledger(root)
+    with pytest.raises(ConfigError, match=message) as error:
+        slopes_of("mine", arm_of(ledger, "l1", **change), ledger, CATALOG, Runtime())
+    assert "\n" not in str(error.value) and "leave per_epoch out" in str(error.value)
+    assert not list(ledger.root.glob("populations/*/*"))
 
 
 def edit(path, unsigned=False, **changes):

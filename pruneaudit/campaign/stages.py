@@ -49,7 +49,7 @@ from pruneaudit.streams import generator
 from pruneaudit.training import ranks
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.grouped import jacobians
-from pruneaudit.training.loop import BACKENDS, History, Hooks, Progress, Trainer
+from pruneaudit.training.loop import BACKENDS, History, Hooks, Observer, Progress, Trainer
 from pruneaudit.training.many import train_many
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
@@ -124,12 +124,14 @@ class Stages:
         ledger: Where parents are read and results committed.
         catalog: Where methods and workloads are found.
         runtime: Device and data.
+        observer: Looks at each network after every epoch of its retraining, or None.
     """
 
-    def __init__(self, ledger: Ledger, catalog: Catalog, runtime: Runtime) -> None:
+    def __init__(self, ledger: Ledger, catalog: Catalog, runtime: Runtime, observer: Observer | None = None) -> None:
         self.ledger = ledger
         self.catalog = catalog
         self.runtime = runtime
+        self._observer = observer
         # Of the last network that was evaluated: what told it, and its scores on test and validation split.
         self._known: tuple[Any, Score, Score] | None = None
 
@@ -465,6 +467,7 @@ class Stages:
             masks,
             hooks,
             self._measure(spec),
+            self._observer if spec.stage == "retrain" else None,
         )
         return Outcome(
             model,

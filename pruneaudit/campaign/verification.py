@@ -22,9 +22,10 @@ from pruneaudit.ledger.choices import CHOSEN
 from pruneaudit.ledger.records import MEASURED_LATER, VOLATILE, RunRecord, Stage, pack, unpack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.metric import Measure
+from pruneaudit.training.loop import Observer
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.data import load
+from pruneaudit.workloads.data import Dataset, load
 
 #: ``bit-identical``: all that was measured is the same, to the last bit of the weights. ``within tolerance``: the
 #: result differs by no more than is asked for. ``different``: by more. ``forged``: the record says what its own weights
@@ -117,12 +118,30 @@ def _verify(
         return Verified(record.folder, "forged", wrong)
     if not retrain:
         return Verified(record.folder, "weights agree")
+    again = trained_again(ledger, catalog, runtime, record)
+    return compare(record, again, _margin(catalog, record) if tolerance is None else tolerance)
+
+
+def trained_again(
+    ledger: Ledger, catalog: Catalog, runtime: Runtime, record: RunRecord, observer: Observer | None = None
+) -> RunRecord:
+    """Train a run once more from its parent as the ledger has it, in a ledger that is thrown away.
+
+    Args:
+        ledger: The ledger; it is only read.
+        catalog: Where its workload and method are found.
+        runtime: Where it is trained.
+        record: The run.
+        observer: Looks at the network after every epoch, if it is retrained; or None.
+
+    Raises:
+        AuditError: It cannot be trained here.
+    """
     with tempfile.TemporaryDirectory(prefix="pruneaudit-verify-") as folder:
         beside = Ledger(Path(folder))
         for parent in _ancestors(ledger, record):
             beside.commit(parent, ledger.weights_file(parent))
-        again = Stages(beside, catalog, runtime).execute(record.spec)
-    return compare(record, again, _margin(catalog, record) if tolerance is None else tolerance)
+        return Stages(beside, catalog, runtime, observer).execute(record.spec)
 
 
 def contradiction(ledger: Ledger, catalog: Catalog, runtime: Runtime, record: RunRecord) -> str:
@@ -133,11 +152,7 @@ def contradiction(ledger: Ledger, catalog: Catalog, runtime: Runtime, record: Ru
         ConfigError: The data are other ones here.
     """
     workload = catalog.workload(record.workload)
-    # Where a user's data are found is no part of a record.
-    data = record.data.model_copy(update={"folder": workload.data.folder})
-    dataset = load(data, runtime.data_root, runtime.download, runtime.device)
-    if dataset.split_digest != record.split_digest:
-        raise ConfigError("its data are other ones here")
+    dataset = dataset_of(catalog, runtime, record)
     model = place(network_of(ledger, catalog, record), runtime.device, record.precision)
     measure = Measure.of(workload.metric, workload.folder)
     score = measure.evaluate(model, dataset, dataset.test, record.precision)
@@ -154,6 +169,20 @@ def contradiction(ledger: Ledger, catalog: Catalog, runtime: Runtime, record: Ru
     if measure.name == record.metric and not math.isclose(measure.value(score), record.value, rel_tol=_CLOSE):
         return f"its weights give {measure.name} {measure.value(score):g}, and the record says {record.value:g}"
     return ""
+
+
+def dataset_of(catalog: Catalog, runtime: Runtime, record: RunRecord) -> Dataset:
+    """The data of a run.
+
+    Raises:
+        ConfigError: They are other ones here.
+    """
+    # Where a user's data are found is no part of a record.
+    data = record.data.model_copy(update={"folder": catalog.workload(record.workload).data.folder})
+    dataset = load(data, runtime.data_root, runtime.download, runtime.device)
+    if dataset.split_digest != record.split_digest:
+        raise ConfigError("its data are other ones here")
+    return dataset
 
 
 def _ancestors(ledger: Ledger, record: RunRecord) -> list[RunRecord]:

@@ -178,6 +178,8 @@ class ArmClaim(Frozen):
         ratios: Ratios that it speaks of; empty: all of the workload.
         expects: What the left arm must be for the sentence to hold at a ratio.
         workloads: Workloads that it speaks of; empty: all of the study.
+        per_epoch: Whether the page also has both arms' mean Jacobian singular value after every epoch of retraining, of
+            the first seed.
     """
 
     text: str = Field(min_length=1)
@@ -191,6 +193,7 @@ class ArmClaim(Frozen):
     ratios: tuple[float, ...] = ()
     expects: Literal["better", "worse", "equivalent", "not worse", "not better"]
     workloads: tuple[str, ...] = ()
+    per_epoch: bool = False
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:

@@ -47,6 +47,7 @@ from pruneaudit.state import data_root
 from pruneaudit.studies.answer import Question, announcing, answer_claim, answer_panel, questions
 from pruneaudit.studies.arms import Place
 from pruneaudit.studies.judgement import Judgement
+from pruneaudit.studies.slopes import Slopes, slopes_of
 from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
@@ -494,7 +495,13 @@ class AuditSession:
         chosen = self.settings
         backends = ", ".join(sorted({chosen.backend_of(self.catalog.workload(name)) for name in names}))
         how = f"{chosen.budget} budget, {chosen.precision}, {backends}, {chosen.arithmetic} arithmetic"
-        return answer_claim(question, self.catalog, places, {"measured": how}, folder)
+
+        def along(arm: Evidence) -> Slopes:
+            return slopes_of(question.study.name, arm, self.ledger, self.catalog, self.runtime)
+
+        asked = places if question.claim.per_epoch else []
+        slopes = [(along(place.left[0]), along(place.right[0])) for place in asked]
+        return answer_claim(question, self.catalog, places, {"measured": how}, folder, slopes)
 
     def _populations(self, study: Study) -> Populations:
         """The populations of a study, which tell other processes how far they are."""

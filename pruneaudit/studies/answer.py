@@ -20,6 +20,7 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.studies.arms import Place, described, metric_of, numbers
 from pruneaudit.studies.judgement import Judgement, judge_arms, judge_population
 from pruneaudit.studies.page import part_names, write_arms, write_panel
+from pruneaudit.studies.slopes import Slopes
 from pruneaudit.workloads.schema import Workload
 
 if TYPE_CHECKING:
@@ -139,7 +140,12 @@ def answer_panel(question: Question, populations: Populations, folder: Path) -> 
 
 
 def answer_claim(
-    question: Question, catalog: Catalog, places: Sequence[Place], facts: dict[str, str], folder: Path
+    question: Question,
+    catalog: Catalog,
+    places: Sequence[Place],
+    facts: dict[str, str],
+    folder: Path,
+    slopes: Sequence[tuple[Slopes, Slopes]] = (),
 ) -> list[Judgement]:
     """Judge a sentence about arms from what was measured of them, and write its page.
 
@@ -149,6 +155,7 @@ def answer_claim(
         places: Where it is looked at, with what was measured of both arms.
         facts: What was measured, in words, by name.
         folder: Where the study's page goes.
+        slopes: What became of the Jacobians of both arms' first seeds, by place, where that is asked for.
 
     Raises:
         ConfigError: It compares what was not measured, or cannot be compared.
@@ -171,5 +178,7 @@ def answer_claim(
             for name, of_arm in zip(claim.arms, both[:2], strict=True)
         },
     }
-    write_arms(folder, question.study, question.part, told, claim.text, judged, described(claim, places))
+    tables = [described(claim, places)]
+    curves = {place.name: dict(zip(claim.arms, both, strict=True)) for place, both in zip(places, slopes, strict=False)}
+    write_arms(folder, question.study, question.part, told, claim.text, judged, tables, curves)
     return judged

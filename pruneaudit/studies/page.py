@@ -22,6 +22,7 @@ from pruneaudit.catalog.protocols import Study
 from pruneaudit.ledger.store import write_json
 from pruneaudit.studies.judgement import Judgement, altogether
 from pruneaudit.studies.panel import Panel
+from pruneaudit.studies.slopes import Slopes
 
 #: What criteria are called on the page; a method has its own name.
 NAMES = {
@@ -96,7 +97,8 @@ def write_arms(
     facts: Mapping[str, str],
     claim: str,
     judged: Sequence[Judgement],
-    arms: Mapping[str, Any],
+    arms: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, Mapping[str, Slopes]],
 ) -> None:
     """Write what was found about two arms, and the page of all that is there.
 
@@ -107,8 +109,12 @@ def write_arms(
         facts: What was measured, in words, by name.
         claim: The sentence.
         judged: What becomes of it at each place.
-        arms: Table of what was measured of each arm: ``caption``, ``head`` and ``rows``.
+        arms: Tables of what was measured of each arm: ``caption``, ``head`` and ``rows``.
+        curves: Jacobians along retraining, by place and arm, where they were asked for.
     """
+    figures = {f"{name}-{place.replace(' ', '-')}.svg": slopes_figure(place, arms) for place, arms in curves.items()}
+    for file, drawn in figures.items():
+        _place(folder / "figures" / file, drawn)
     rows = [[one.place, f"{one.value:+.2f}", _interval(one.low, one.high), one.measured, one.says] for one in judged]
     table = {"caption": claim, "head": ["where", "difference", "95 %", "measured", "the sentence"], "rows": rows}
     write_part(
@@ -119,10 +125,14 @@ def write_arms(
             "title": name,
             "facts": dict(facts),
             "judgements": [one.model_dump() for one in judged],
-            "tables": [table, dict(arms)],
-            "figures": [],
+            "tables": [table, *map(dict, arms), *([_slopes_table(curves)] if curves else [])],
+            "figures": list(figures),
             "notes": [],
-            "measured": [],
+            "measured": [
+                {"place": place, "arm": arm, **slopes.model_dump()}
+                for place, both in curves.items()
+                for arm, slopes in both.items()
+            ],
         },
     )
 
@@ -198,6 +208,39 @@ def scatter(panel: Panel, base: str) -> bytes:
     axes.set_title(f"{panel.name}, {panel.wiring}: tau {found.tau:+.2f}, p {found.p:.3g}; dense {base}", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure)
+
+
+def slopes_figure(place: str, arms: Mapping[str, Slopes]) -> bytes:
+    """Mean Jacobian singular values of arms along retraining, as SVG: solid in eval mode, dashed in train mode."""
+    figure, axes = _axes()
+    for (name, slopes), colour in zip(arms.items(), ("#4477AA", "#EE6677"), strict=True):
+        axes.plot(slopes.running, color=colour, linewidth=1.4, label=f"{name}, eval mode")
+        if slopes.batch:
+            axes.plot(slopes.batch, color=colour, linewidth=1.0, linestyle="--", label=f"{name}, train mode")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epochs of retraining")
+    axes.set_ylabel("mean Jacobian singular value")
+    axes.set_title(place, fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def _slopes_table(curves: Mapping[str, Mapping[str, Slopes]]) -> dict[str, Any]:
+    """The same as a table, a row for each arm and mode."""
+    rows = [
+        [place, arm, mode, *(f"{value:.2f}" for value in values)]
+        for place, arms in curves.items()
+        for arm, slopes in arms.items()
+        for mode, values in (("eval", slopes.running), ("train", slopes.batch))
+        if values
+    ]
+    longest = max(map(len, rows))
+    return {
+        "caption": "mean Jacobian singular value before retraining and after each of its epochs, first seed",
+        "head": ["where", "arm", "mode", "before", *map(str, range(1, longest - 3))],
+        "rows": [[*row, *[""] * (longest - len(row))] for row in rows],
+    }
 
 
 def joint_figure(panel: Panel) -> bytes:

@@ -34,6 +34,7 @@ from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import units_named
 from pruneaudit.streams import generator
+from pruneaudit.studies.kept import kept
 from pruneaudit.studies.panel import Panel
 from pruneaudit.studies.wiring import mismatches, relabel, wired
 from pruneaudit.training.metering import Meter
@@ -225,21 +226,12 @@ class Populations:
         Raises:
             ConfigError: It is not there, and the ledger is one that is only judged.
         """
-        if not self._ledger.writable:
-            stored = self._ledger.part(self.folder, name)
-            if stored is None:
-                raise ConfigError(
-                    f"study {self._name}: {what}: not in {self._ledger.root} (or of another version, budget or "
-                    "precision); measure it there first, without --audit-from"
-                )
-            return stored
-        with self._ledger.population_lock(self.folder, name):
-            found = self._ledger.part(self.folder, name)
-            if found is None:
-                self._told(what, done, total)
-                found = measure()
-                self._ledger.save_part(self.folder, name, found)
-        return found
+
+        def told() -> dict[str, Any]:
+            self._told(what, done, total)
+            return measure()
+
+        return kept(self._ledger, self._name, self.folder, name, what, told)
 
     def _layers(self, model: nn.Module, panel: Sequence[str]) -> list[PrunableLayer]:
         """The layers of a panel in a network."""

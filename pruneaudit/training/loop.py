@@ -27,6 +27,8 @@ from pruneaudit.workloads.data import WHOLE, Dataset, Share, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 Progress = Callable[[int, int, float], None]
+#: Looks at a network after an epoch, as it would be delivered, and is told how many are over; changes nothing.
+Observer = Callable[[nn.Module, int], None]
 
 
 class DivergedError(AuditError):
@@ -125,6 +127,7 @@ class Trainer:
         backend: One of :data:`BACKENDS`.
         measure: The workload's metric.
         share: What of every batch this process trains on, where several train together (:mod:`.ranks`).
+        observer: Looks at the network after every epoch, or None.
 
     Attributes:
         backend: What makes the steps; once fitted, what made them: ``torch`` where the other one could not.
@@ -153,6 +156,7 @@ class Trainer:
         backend: str = "torch",
         measure: Measure | None = None,
         share: Share = WHOLE,
+        observer: Observer | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
@@ -170,6 +174,7 @@ class Trainer:
         self.backend = backend
         self.measure = measure or BY_ACCURACY
         self.share = share
+        self.observer = observer
         self.fallback: str | None = None
         self.history = History()
         self.resumed_from = 0
@@ -251,6 +256,8 @@ class Trainer:
                 else score(part)
                 for part in (self.dataset.validation, self.dataset.test)
             )
+            if self.observer is not None:
+                self.observer(self.model, epoch + 1)
         history.note(self.measure, validation, test)
         if self._masked:
             history.nonzero.append(sum(int(weight.count_nonzero()) for weight in self._masked))

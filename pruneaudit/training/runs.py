@@ -17,9 +17,9 @@ from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.training.checkpoint import Checkpoint
-from pruneaudit.training.loop import History, Hooks, Progress, Trainer
+from pruneaudit.training.loop import History, Hooks, Observer, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.data import Dataset, Split
+from pruneaudit.workloads.data import WHOLE, Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 
@@ -40,6 +40,7 @@ class Training:
         masks: Which weights may differ from zero, by layer, bool.
         hooks: What a method adds to training, or None.
         measure: The workload's metric.
+        observer: Looks at the network after every epoch, or None; not where several ranks train it.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Training:
     masks: Mapping[str, torch.Tensor] | None = None
     hooks: Hooks | None = None
     measure: Measure = BY_ACCURACY
+    observer: Observer | None = None
 
     def trainer(self, meter: Meter, steps: str = "torch") -> Trainer:
         """The plain loop over it; ``steps`` is the trainer's backend."""
@@ -71,6 +73,8 @@ class Training:
             self.masks,
             steps,
             self.measure,
+            WHOLE,
+            self.observer,
         )
 
 
@@ -194,8 +198,9 @@ class Run:
         epoch, sums = math.ceil(self.step / self.per_epoch) - 1, (self._loss, self._hits, self._seen)
         self._start_epoch()
         try:
-            # After the last epoch, and where the metric asks for more, the trainer evaluates the network itself.
-            if is_due or self.training.masks or self.training.measure.closely or epoch + 1 == self.epochs:
+            # After the last epoch, and where more is asked for, the trainer looks at the network itself.
+            looks = self.training.measure.closely or self.training.observer is not None
+            if is_due or self.training.masks or looks or epoch + 1 == self.epochs:
                 unpack()
             self.trainer.checkpoint = checkpoint if is_due else None
             self.trainer.close_epoch(scores.of, epoch, self.epochs, *sums)

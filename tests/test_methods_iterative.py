@@ -15,7 +15,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.method.iterative import IterativeScore, stays_after
 from pruneaudit.method.task import PruningTask
 
-ROUNDS = ("l1-once", "l1-constant", "l1-geometric")
+ROUNDS = ("l1-once", "l1-constant", "l1-geometric", "l1-patience")
 
 
 @given(st.integers(1, 12), st.integers(1, 300), st.integers(1, 300), st.sampled_from(["constant", "geometric"]))
@@ -75,6 +75,34 @@ def test_filters_go_round_by_round(method, monkeypatch):
     assert sorted(set(range(layer.channels)) - set(found.answer.kept[layer.name])) == silent[-1][1]
 
 
+@pytest.mark.parametrize(
+    ("losses", "looks"),
+    [
+        # Every look is lower: rounds leave one look to each later one, and no more.
+        ([], [13, 1, 1, 1]),
+        # The second look of each round is no lower.
+        ([5, 5, 4, 6, 3, 3], [2, 2, 2, 10]),
+        # The third one of the first round is not, those of the second all are.
+        ([5, 4, 4], [3, 11, 1, 1]),
+    ],
+)
+def test_a_round_ends_by_patience_and_the_last_has_what_is_left(losses, looks, monkeypatch):
+    trained = []
+    train = PruningTask.train
+
+    def watched(task, steps=None, hooks=None):
+        layer = task.layers[-1]
+        gone = sum(not layer.weight[channel].any() for channel in range(layer.channels))
+        train(task, steps, hooks)
+        task.history.train_loss[-1] = [*losses, *range(0, -16, -1)][len(trained)]
+        trained.append((gone, steps))
+
+    monkeypatch.setattr(PruningTask, "train", watched)
+    prune("l1-patience", "resnet20", ratio=0.9, steps=16)
+    rounds = [sum(steps for _, steps in some) for _, some in itertools.groupby(trained, key=lambda one: one[0])]
+    assert rounds == looks and sum(rounds) == 16
+
+
 def test_a_round_scores_what_the_round_before_left():
     # Scores turn round once something is gone: one-shot pruning would keep the upper half.
     class Turning(IterativeScore):
@@ -91,7 +119,12 @@ def test_a_round_scores_what_the_round_before_left():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"rounds": 0}, "at least 1 round"), ({"shares": "linear"}, "constant or geometric")]
+    ("change", "message"),
+    [
+        ({"rounds": 0}, "at least 1 round"),
+        ({"shares": "linear"}, "constant or geometric"),
+        ({"patience": 0}, "patience of at least 1"),
+    ],
 )
 def test_rounds_that_are_none_are_refused(change, message):
     method = CATALOG.method("l1-constant").create()
@@ -105,4 +138,4 @@ def test_arms_that_differ_in_rounds_train_equally_long():
     plans = [campaign.plan(Cell("lenet5-digits", "s4.2", name, 0.9, 0)) for name in ROUNDS]
     assert all(plan.topup is None for plan in plans), "the whole budget is their own"
     assert len({(plan.base.run_id, plan.prune.recipe, plan.trials[0].recipe) for plan in plans}) == 1
-    assert len({plan.prune.run_id for plan in plans}) == 3
+    assert len({plan.prune.run_id for plan in plans}) == len(ROUNDS)

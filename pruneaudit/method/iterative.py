@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -28,13 +29,19 @@ class IterativeScore(FilterScore, TrainedMethod):
 
     A ``constant`` course takes as many filters of a layer in every round, a ``geometric`` one the same share of those
     that are left: most of them early.
+
+    Rounds are equally long, or, with ``patience``, each but the last ends once it no longer pays: after so many looks
+    at the training loss (one an epoch; more often where the budget has fewer than four epochs a round) that found it no
+    lower. The last round has all that is left, so that these arms, too, train the whole budget. Each look is a training
+    of its own: momentum begins anew.
     """
 
     rewrites = True
 
-    def __init__(self, rounds: int = 4, shares: Shares = "geometric") -> None:
+    def __init__(self, rounds: int = 4, shares: Shares = "geometric", patience: int | None = None) -> None:
         self.rounds = rounds
         self.shares = shares
+        self.patience = patience
 
     def budget(self, workload: Workload) -> Budget:
         """The workload's pruning budget."""
@@ -44,16 +51,19 @@ class IterativeScore(FilterScore, TrainedMethod):
         """Score, silence and train, round by round.
 
         Raises:
-            MethodError: There is no round, or filters of all layers compete.
+            MethodError: There is no round, no patience, or filters of all layers compete.
         """
         if self.rounds < 1 or self.shares not in ("constant", "geometric"):
             raise MethodError(
                 f"method '{self.name}': expected at least 1 round, constant or geometric, not {self.rounds} "
                 f"and {self.shares}"
             )
+        if self.patience is not None and self.patience < 1:
+            raise MethodError(f"method '{self.name}': expected a patience of at least 1 look, not {self.patience}")
         if self.scope != "layerwise":
             raise MethodError(f"method '{self.name}': rounds are layer by layer; leave scope layerwise")
         kept: dict[str, list[int]] = {unit.name: list(range(unit.channels)) for unit in task.prunable}
+        trained = 0
         for done in range(1, self.rounds + 1):
             self.prepare(task)
             with torch.no_grad():
@@ -66,10 +76,27 @@ class IterativeScore(FilterScore, TrainedMethod):
             stays = {layer.name: task.stays_in(layer, kept) for layer in task.layers}
             for layer in task.layers:
                 silence(layer, stays[layer.name])
-            steps = task.steps * done // self.rounds - task.steps * (done - 1) // self.rounds
-            if steps:
-                task.train(steps, Hooks(gradients=_held(task, stays)))
+            hooks = Hooks(gradients=_held(task, stays))
+            if self.patience is not None and done < self.rounds:
+                trained += self._while_it_pays(task, self.patience, done, trained, hooks)
+            elif steps := (task.steps if self.patience is not None else task.steps * done // self.rounds) - trained:
+                task.train(steps, hooks)
+                trained += steps
         return {layer.name: task.stays_in(layer, kept) for layer in task.layers}
+
+    def _while_it_pays(self, task: PruningTask, patience: int, done: int, trained: int, hooks: Hooks) -> int:
+        """Train until the loss has not been lower for some looks; each later round is left one look. Steps made."""
+        look = min(task.steps_per_epoch, max(1, task.steps // (4 * self.rounds)))
+        most = max(0, task.steps - trained - look * (self.rounds - done))
+        lowest, waited, made = math.inf, 0, 0
+        while made < most and waited < patience:
+            steps = min(look, most - made)
+            task.train(steps, hooks)
+            made += steps
+            loss = task.history.train_loss[-1]
+            waited = 0 if loss < lowest else waited + 1
+            lowest = min(lowest, loss)
+        return made
 
     def _left(self, unit: Unit, scores: torch.Tensor, kept: Sequence[int], stay: int, done: int) -> list[int]:
         """Channels of a unit that stay after a round: the best of those that are left."""

@@ -34,7 +34,7 @@ def pytest_configure(config):
         stack = contextlib.ExitStack()
         config.add_cleanup(stack.close)
         measured = str(config.rootpath / ".coverage") if getattr(config.option, "cov_source", None) else ""
-        config.stash[WARM] = stack.enter_context(warm_python(coverage=measured))
+        config.stash[WARM] = stack.enter_context(warm_python(package=ROOT / "pruneaudit", coverage=measured))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,10 +70,17 @@ class Outcome:
 
 @dataclass
 class Checkout:
-    """A copy of the project's content that a test may change, with its own ledger and report."""
+    """A copy of the project's content that a test may change, with its own ledger and report.
+
+    Attributes:
+        root: Its folder.
+        warm: A Python that starts at once.
+        compiled: What it is a copy of, with bytecode; None: it has no package.
+    """
 
     root: Path
     warm: str
+    compiled: Path | None = None
 
     def pytest(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
         """Run pytest in the copy."""
@@ -91,6 +98,8 @@ class Checkout:
             fresh: Whether it matters what is imported already, or in which order sets are (see ``warm``).
             environ: Further variables.
         """
+        if fresh:
+            self._bring_bytecode()
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -111,6 +120,13 @@ class Checkout:
             timeout=timeout,
         )
         return Outcome(done.returncode, done.stdout)
+
+    def _bring_bytecode(self) -> None:
+        """Have the package's bytecode beside it, for who imports it: it is valid in copies, too."""
+        for folder in (self.compiled / "pruneaudit").rglob("__pycache__") if self.compiled else ():
+            target = self.root / folder.relative_to(self.compiled)
+            if not target.exists():
+                shutil.copytree(folder, target, copy_function=os.link)
 
     @property
     def ledger(self) -> Path:
@@ -135,12 +151,13 @@ def warm(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of package, suite, methods and protocols, with the bytecode of the package: it is valid in copies, too."""
+    """A copy of package, suite, methods and protocols, with the bytecode of the package."""
     root = tmp_path_factory.mktemp("compiled")
     for name in ("pruneaudit", "suite", "methods", "protocols"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pytest-*", "*.nb?"))
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy2(ROOT / name, root / name)
+    # What is compiled already, as by `make test`, stays.
     compileall.compile_dir(root / "pruneaudit", quiet=2)
     return root
 
@@ -148,13 +165,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
     """A fresh copy of package, suite, methods and protocols. No test edits the package itself: its files are shared."""
-    package = f"{compiled / 'pruneaudit'}{os.sep}"
-
-    def copied(source: str, target: str) -> None:
-        (os.link if source.startswith(package) else shutil.copy2)(source, target)
-
-    root = shutil.copytree(compiled, tmp_path / "checkout", copy_function=copied)
-    return Checkout(root, warm)
+    root = tmp_path / "checkout"
+    # Hundreds of files for each of hundreds of tests.
+    for folder, _, names in os.walk(compiled):
+        place = Path(folder).relative_to(compiled)
+        if place.name != "__pycache__":
+            (root / place).mkdir()
+            copied = os.link if place.parts[:1] == ("pruneaudit",) else shutil.copyfile
+            for name in names:
+                copied(f"{folder}{os.sep}{name}", root / place / name)
+    return Checkout(root, warm, compiled)
 
 
 @pytest.fixture(scope="session")

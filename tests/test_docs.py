@@ -153,8 +153,8 @@ def test_the_page_does_what_it_says(installed, tmp_path):
             given = "pip install --quiet --no-deps --no-index --no-build-isolation ."
         # How many seeds a verdict takes is no matter here (`test_gate.py`): with two everything is said and done.
         given = given.replace("--audit-seeds 7", "--audit-seeds 2")
-        # Figures are what `pruneaudit report` draws here, and the action below.
-        options = "--audit-budget smoke --audit-figures none -p no:cacheprovider"
+        # Figures are what `pruneaudit report` draws here, and the action below. What trains is chosen in the first week.
+        options = "--audit-budget smoke --audit-figures none --audit-backend torch -p no:cacheprovider"
         outcome = installed.bash(given, tmp_path, PYTEST_ADDOPTS=options)
         told[command] = outcome.text
         # At this budget a rival may be better by chance; nothing may be unfair, unmeasured or misspelt.
@@ -191,7 +191,7 @@ def test_the_page_of_workloads_does_what_it_says(installed, tmp_path):
     told = []
     for command in "".join(blocks("sh", page=WORKLOADS)).splitlines():
         is_audit = "pruneaudit.suite" in command or command.startswith("pruneaudit plan")
-        options = "--audit-budget smoke --audit-figures none" if is_audit else ""
+        options = "--audit-budget smoke --audit-figures none --audit-backend torch" if is_audit else ""
         outcome = installed.bash(command, tmp_path, PYTEST_ADDOPTS=f"-p no:cacheprovider {options}")
         assert outcome.code == 0, f"{command}\n{outcome.text}"
         told.append(outcome.text)
@@ -418,7 +418,7 @@ def audit(installed, folder, **inputs):
     environ = {
         key: given[re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value)[1]] for key, value in step["env"].items()
     }
-    options = "-p no:cacheprovider --audit-figures none"
+    options = "-p no:cacheprovider --audit-figures none --audit-backend torch"
     return installed.bash(step["run"], folder, **environ, PYTEST_ADDOPTS=options)
 
 

@@ -54,6 +54,12 @@ def executor(root, log, session="session", ledger_type=ThreadLedger, **stages):
     return LocalExecutor(ledger, FakeStages(ledger, log, **stages), session)
 
 
+def ended(log):
+    """Ids of the runs that came to an end, in order."""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event["run"] for event in events if event["event"] == "end"]
+
+
 def wait_for(condition):
     """Wait until something is true."""
     deadline = time.monotonic() + PATIENCE
@@ -125,7 +131,9 @@ def test_a_run_that_was_finished_between_look_and_lock_is_not_trained_again(root
 
 def test_a_waiting_process_helps_with_other_runs(root, log):
     wanted, other, third = (run_spec(seed=seed) for seed in range(3))
-    busy, helper = executor(root, log, sleep=0.5), executor(root, log)
+    # Whoever idles until the wanted run is done, waits in vain.
+    busy = executor(root, log, broken=lambda spec: wait_for(lambda: len(ended(log)) == 2))
+    helper = executor(root, log)
     helper.share([wanted, other, third])
 
     def help_out():
@@ -135,15 +143,14 @@ def test_a_waiting_process_helps_with_other_runs(root, log):
     first, second = in_threads(lambda: busy.obtain(wanted), help_out)
     assert first == second
     assert started(log) == [wanted.run_id, other.run_id, third.run_id]
-    events = [json.loads(line) for line in log.read_text().splitlines()]
-    ends = [event["run"] for event in events if event["event"] == "end"]
-    assert ends[-1] == wanted.run_id, "the helper idled until the wanted run was done"
+    assert ended(log)[-1] == wanted.run_id
 
 
 def test_who_would_wait_trains_what_may_be_asked_for_later(root, log):
     wanted, other, later = (run_spec(seed=seed) for seed in range(3))
     child = run_spec("prune", seed=2, parent=later.run_id, method="l1", ratio=0.5, recipe=NOTHING)
-    busy, helper = executor(root, log, sleep=1.0), executor(root, log, ledger_type=Ledger)
+    busy = executor(root, log, broken=lambda spec: wait_for(lambda: len(ended(log)) == 3))
+    helper = executor(root, log, ledger_type=Ledger)
     asked = []
     helper.share([wanted, other])
     helper.go_ahead_with(lambda: asked.append(len(started(log))) or [later, child])
@@ -172,7 +179,8 @@ def test_alone_nothing_is_trained_before_it_is_asked_for(root, log):
 
 def test_what_fails_ahead_costs_nothing_until_it_is_asked_for(root, log):
     wanted, later = run_spec(), run_spec(seed=1)
-    busy, helper = executor(root, log, sleep=0.5), executor(root, log, broken=lambda spec: spec == later)
+    busy = executor(root, log, broken=lambda spec: wait_for(lambda: Ledger(root).failures()))
+    helper = executor(root, log, broken=lambda spec: spec == later)
     helper.go_ahead_with(lambda: [later])
 
     def help_out():
@@ -286,7 +294,8 @@ def test_who_waits_for_a_run_that_fails_is_told_so(root, log):
 
 def test_a_run_that_fails_while_helping_costs_no_other_run(root, log):
     wanted, bad, good = (run_spec(seed=seed) for seed in range(3))
-    busy, helper = executor(root, log, sleep=0.4), executor(root, log, broken=lambda spec: spec == bad)
+    busy = executor(root, log, broken=lambda spec: wait_for(lambda: good.run_id in ended(log)))
+    helper = executor(root, log, broken=lambda spec: spec == bad)
     helper.share([bad, good, wanted])
 
     def help_out():
@@ -484,17 +493,19 @@ def test_a_batch_waits_for_what_another_process_prunes(root, log):
 
 def test_who_waits_for_one_of_a_batch_need_not_wait_for_all(root, log):
     first, second = (run_spec(seed=seed, backend="grouped") for seed in range(2))
-    batch, other = executor(root, log, sleep=0.4), executor(root, log)
+    obtained = threading.Event()
+    # The second one fails where the first was not to be had before it ended.
+    batch = executor(root, log, broken=lambda spec: spec == second and not obtained.wait(PATIENCE))
+    other = executor(root, log)
     batch.share([first, second])
-    ends = []
 
     def wait():
         wait_for(lambda: started(log))
         assert other.obtain(first).run_id == first.run_id
-        ends.append([json.loads(line)["event"] for line in log.read_text().splitlines()].count("end"))
+        obtained.set()
 
     in_threads(lambda: batch.obtain(first), wait)
-    assert ends == [1]
+    assert batch.obtain(second).run_id == second.run_id and started(log) == [first.run_id, second.run_id]
 
 
 def test_all_runs_of_a_batch_are_told_as_under_way(root, log):

@@ -1,8 +1,9 @@
 """A Python that has imported already what takes long: each start is a fork of one process that waits.
 
-Importing torch, its compiler and scikit-learn takes ten seconds of CPU, a smoke-sized session hardly one. Forks have in
-common the third-party modules below and the seed of hashes; plugins of pytest, pruneaudit and the environment are their
-own. Where those modules or that seed are what is tested, use the real interpreter.
+Importing torch, its compiler and scikit-learn takes ten seconds of CPU and pruneaudit one, a smoke-sized session hardly
+another. Forks have in common the modules below, pruneaudit's, and the seed of hashes; the environment, and what happens
+once something is called, are their own. A fork whose path leads to another pruneaudit than the imported one, edited or
+installed elsewhere, imports that. Where those modules or that seed are what is tested, use the real interpreter.
 
 Started as a script, with a folder, this is the process that waits; what it puts there is run like ``python``.
 """
@@ -13,10 +14,13 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
+import pkgutil
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +38,9 @@ HEAVY = (
     *("pydantic.main", "pytest", "fvcore.nn", "PIL.Image", "numpy.random"),
     *("hypothesis.internal.observability", "anyio._backends._asyncio"),
 )
+
+#: Modules of pruneaudit that are imported where they are wanted: numba's settings are those of who imports it.
+APART = ("__main__", "_kernel", ".vectors")
 
 #: Names the file of coverage data, where tests are measured with ``pytest --cov``; and what is measured here: what runs
 #: in sessions and commands of their own. All else runs in the tests' own processes, where measuring it costs less.
@@ -56,11 +63,12 @@ sys.exit(code)
 
 
 @contextlib.contextmanager
-def warm_python(python: str = sys.executable, coverage: str = "") -> Iterator[str]:
+def warm_python(python: str = sys.executable, package: Path | None = None, coverage: str = "") -> Iterator[str]:
     """An executable that stands in for ``python``; its imports are done when it is first used.
 
     Args:
         python: The interpreter.
+        package: Folder of pruneaudit; None: the one that is installed there.
         coverage: Beside this file go those that say which lines were run; empty: nothing is measured.
     """
     # Neither threads nor CUDA would be there in a fork: without NVML, to ask for a GPU starts CUDA.
@@ -68,7 +76,7 @@ def warm_python(python: str = sys.executable, coverage: str = "") -> Iterator[st
     quiet |= {MEASURED: coverage} if coverage else {}
     # A socket's name has at most some hundred characters: no test's folder.
     with tempfile.TemporaryDirectory(prefix="warm") as folder:
-        command = [python, "-P", __file__, folder]
+        command = [python, "-P", __file__, folder, *([str(package)] if package else [])]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | quiet) as server:
             assert server.stdin and server.stdout
             server.stdout.readline()
@@ -77,8 +85,9 @@ def warm_python(python: str = sys.executable, coverage: str = "") -> Iterator[st
             server.stdin.close()
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, package: Path | None) -> None:
     """Fork for every request until standard input ends; returns in the forks only, as what was asked for."""
+    ready = False
     address, client, measured = folder / "socket", folder / "python", os.environ.get(MEASURED, "")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
@@ -92,9 +101,9 @@ def serve(folder: Path) -> None:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             connection, _ = listener.accept()
-            for name in HEAVY:
-                with contextlib.suppress(ModuleNotFoundError):
-                    importlib.import_module(name)
+            if not ready:
+                prepare(folder / "site-packages", package, measured)
+                ready = True
             # What is here now stays: no fork looks through it for garbage, and so none copies it. Nor does one look
             # often: it is over in seconds.
             gc.freeze()
@@ -103,6 +112,85 @@ def serve(folder: Path) -> None:
                 listener.close()
                 answer(connection, str(client), measured)
             connection.close()
+
+
+def prepare(folder: Path, package: Path | None, measured: str) -> None:
+    """Import what forks have in common.
+
+    Args:
+        folder: Where a copy of the package is made: code that is in the way of nobody's own, as an installed one.
+        package: What is copied; None: the installed one is imported.
+        measured: The file of coverage data; empty: nothing is measured.
+    """
+    for name in HEAVY:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    if package is not None:
+        shutil.copytree(package, folder / package.name)
+        sys.path.insert(0, str(folder))
+    with measuring(measured) if measured else contextlib.nullcontext(), rewriting():
+        ours = importlib.import_module("pruneaudit")
+        for module in pkgutil.walk_packages(ours.__path__, "pruneaudit."):
+            if not module.name.endswith(APART):
+                importlib.import_module(module.name)
+    if package is not None:
+        sys.path.remove(str(folder))
+    from pruneaudit.report import page
+
+    # The same for all reports. Not the data sets: forks are methods' processes as well, which must not hold any.
+    page._template()
+    page._digest(page._plotly())
+
+
+@contextlib.contextmanager
+def rewriting() -> Iterator[None]:
+    """Import plugins as pytest does, so that it has nothing to complain of."""
+    from _pytest.assertion import install_importhook
+    from _pytest.config import get_config
+
+    config = get_config()
+    hook = install_importhook(config)
+    hook.mark_rewrite("pruneaudit.plugin")
+    yield
+    sys.meta_path.remove(hook)
+
+
+def settle() -> None:
+    """Have the imported pruneaudit stand where this process's path leads to; forget it where that is another one."""
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pruneaudit"}
+    imported = sys.modules["pruneaudit"].__path__[0]
+    found = importlib.machinery.PathFinder.find_spec("pruneaudit", sys.path)
+    wanted = next(iter(found.submodule_search_locations or ()), "") if found else imported
+    if wanted == imported:
+        return
+
+    def moved(value: object) -> object:
+        """A path with the other folder before it; all else as it is."""
+        if isinstance(value, str | Path) and str(value).startswith(imported):
+            return type(value)(wanted + str(value)[len(imported) :])
+        return value
+
+    if any(stamp(module.__file__) != stamp(moved(module.__file__)) for module in ours.values()):
+        for name in ours:
+            del sys.modules[name]
+        return
+    for module in ours.values():
+        spec, loader = module.__spec__, module.__loader__
+        for holder in (spec, loader, module):
+            for name, value in list(vars(holder).items()):
+                if (new := moved(value)) is not value:
+                    setattr(holder, name, new)
+        if spec.submodule_search_locations is not None:
+            spec.submodule_search_locations[:] = map(moved, spec.submodule_search_locations)
+
+
+def stamp(file: str) -> tuple[int, int] | None:
+    """What a file has in common with its copies, and with none that was edited; None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def answer(connection: socket.socket, client: str, measured: str) -> None:
@@ -124,7 +212,9 @@ def answer(connection: socket.socket, client: str, measured: str) -> None:
         os.environ.update(request["environ"])
         sys.executable = client
         if measured:
-            measure(measured)
+            one = measuring(measured)
+            one.__enter__()
+            atexit.register(one.__exit__, None, None, None)
         os._exit(exit_status(lambda: run(request["arguments"])))
     for file in (alive, *files):
         os.close(file)
@@ -136,7 +226,8 @@ def answer(connection: socket.socket, client: str, measured: str) -> None:
     os._exit(0)
 
 
-def measure(file: str) -> None:
+@contextlib.contextmanager
+def measuring(file: str) -> Iterator[None]:
     """Note which lines of the front this process runs, until it ends; nothing of one that is killed."""
     import coverage
 
@@ -144,12 +235,9 @@ def measure(file: str) -> None:
     # What tests read is what the program printed.
     one.set_option("run:disable_warnings", ["no-data-collected"])
     one.start()
-
-    def save() -> None:
-        one.stop()
-        one.save()
-
-    atexit.register(save)
+    yield
+    one.stop()
+    one.save()
 
 
 def exit_status(program: Callable[[], None]) -> int:
@@ -185,18 +273,21 @@ def run(arguments: list[str]) -> None:
     if option == "-m":
         sys.argv = rest
         sys.path[:0] = [os.getcwd(), *paths]
+        settle()
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif option == "-c":
         sys.argv = ["-c", *rest[1:]]
         sys.path[:0] = ["", *paths]
+        settle()
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(rest[0], main.__dict__)
     else:
         sys.argv = arguments
         sys.path[:0] = [str(Path(option).resolve().parent), *paths]
+        settle()
         runpy.run_path(option, run_name="__main__")
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)
     os._exit(0)

@@ -38,8 +38,7 @@ def page(results: Results) -> str:
     """The page as HTML."""
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     plotly = _plotly()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_asset("page.html.j2")).render(
+    return _template().render(
         version=__version__,
         origin=results.origin,
         moment=results.moment,
@@ -69,6 +68,12 @@ def page(results: Results) -> str:
 
 def _asset(name: str) -> str:
     return (resources.files("pruneaudit.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_asset("page.html.j2"))
 
 
 @cache

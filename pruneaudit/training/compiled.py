@@ -73,17 +73,12 @@ class CompiledLeNet(LaneNetwork):
         self._kernel = lenet_kernel
         self._spaces: dict[int, _Space] = {} if beside is None else beside._spaces
 
-    def show(self, images: torch.Tensor) -> None:
-        """Take images ``[B, C, 32, 32]`` in, for the next pass."""
-        self.kernel.into_lanes(images.permute(0, 2, 3, 1).contiguous().numpy(), self._space(len(images)).images)
-
-    def forward(self, images: torch.Tensor) -> np.ndarray:
-        """Logits ``[classes, N]`` of images ``[B, C, 32, 32]``; columns from B on belong to no image."""
-        self.show(images)
-        return self.answer(len(images))
+    def room(self, batch: int) -> np.ndarray:
+        """See :class:`LaneNetwork`."""
+        return self._space(batch).images
 
     def answer(self, batch: int) -> np.ndarray:
-        """The same of images that were shown last."""
+        """See :class:`LaneNetwork`."""
         space, weight, kernel = self._space(batch), self.weight, self._kernel
         first, second, rows = space.first, space.second, space.rows
         kernel.forward1(space.images, weight["conv1.weight"], weight["conv1.bias"], first.outputs, first.winner, rows)
@@ -96,17 +91,8 @@ class CompiledLeNet(LaneNetwork):
         self._dense("fc2", np.maximum(space.hidden4, 0, out=space.hidden4), space.logits)
         return space.logits
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
-        """Forward and backward pass of a batch; changes no weights.
-
-        Returns:
-            Sum of the images' losses, and how many of them were classified correctly.
-        """
-        self.show(images)
-        return self.learn(labels, label_smoothing)
-
     def learn(self, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
-        """The same on images that were shown last, with their labels ``[B]``."""
+        """See :class:`LaneNetwork`."""
         losses, hits = self.cross_entropy(self.answer(len(labels)), labels, label_smoothing)
         space, kernel = self._space(len(labels)), self._kernel
         first, second = space.first, space.second

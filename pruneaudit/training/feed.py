@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pruneaudit.streams import generator
 from pruneaudit.workloads.data import Dataset, crops
 
 
@@ -43,8 +42,7 @@ class Feed:
         config = dataset.config
         self._flips, self._windows = config.flip, dataset.windows
         # Made once: a tensor made of numbers of the host cannot be part of a CUDA graph.
-        self._mean = torch.tensor(config.mean, dtype=dtype, device=device) * 255
-        self._scale = 1 / (torch.tensor(config.std, dtype=dtype, device=device) * 255)
+        self._mean, self._scale = dataset.scaling(dtype, device)
         self._within = torch.arange(batch, device=device)
         self._position = torch.zeros((), dtype=torch.int64, device=device)
         self._order = torch.empty(lanes, count, dtype=torch.int64, device=device)
@@ -58,15 +56,13 @@ class Feed:
             epochs_later: Epochs after those of the streams.
             step: Batches of the epoch that are already over.
         """
-        count, pad = self._order.shape[1], self._dataset.config.pad
         for lane, stream in enumerate(self._unique):
-            names = stream.seed, stream.name
-            epoch = stream.epoch + epochs_later
-            self._order[lane].copy_(torch.randperm(count, generator=generator(*names, "order", epoch)))
-            noise = generator(*names, "augment", epoch)
-            self._shift[lane].copy_(torch.randint(0, 2 * pad + 1, (count, 2), generator=noise))
-            if self._flips:
-                self._flip[lane].copy_(torch.rand(count, generator=noise) < 0.5)
+            names = stream.seed, stream.name, stream.epoch + epochs_later
+            self._order[lane].copy_(self._dataset.order(*names))
+            shift, flip = self._dataset.draws(*names)
+            self._shift[lane].copy_(shift)
+            if flip is not None:
+                self._flip[lane].copy_(flip)
         self._position.fill_(step * self._batch)
 
     def next(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:

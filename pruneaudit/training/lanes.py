@@ -18,7 +18,7 @@ from torch import nn
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.precision import weight_type
-from pruneaudit.workloads.data import Dataset, Split
+from pruneaudit.workloads.data import Dataset, Part, Split
 
 #: Images of an evaluation batch: their activations fit into the cache.
 EVALUATION_BATCH = 128
@@ -74,7 +74,7 @@ class LaneNetwork:
         type: ``torch.float32`` or ``torch.float64``.
         width: Images of a tile.
         weights: All parameters, once :meth:`fetch` was called.
-        gradients: Theirs, as the last :meth:`step` left them.
+        gradients: Theirs, as the last :meth:`learn` left them.
         weight: Views of ``weights`` by name.
         gradient: Views of ``gradients`` by name.
     """
@@ -92,17 +92,25 @@ class LaneNetwork:
         self.gradient = self.parts(self.gradients)
         self.width = vectors.lanes(self.weights.itemsize)
 
-    def forward(self, images: torch.Tensor) -> np.ndarray:
-        """Logits ``[classes, N]`` of images ``[B, C, H, W]`` in evaluation; columns from B on belong to no image."""
+    def room(self, batch: int) -> np.ndarray:
+        """Where so many images are put before a pass, ``[T, C, H, W, L]``."""
         raise NotImplementedError
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
-        """Forward and backward pass of a batch; changes no weights.
+    def answer(self, batch: int) -> np.ndarray:
+        """Logits ``[classes, N]`` of images that were shown last; columns from ``batch`` on belong to no image."""
+        raise NotImplementedError
+
+    def learn(self, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
+        """Forward and backward pass of images that were shown last, with their labels ``[B]``; changes no weights.
 
         Returns:
             Sum of the images' losses, and how many of them were classified correctly.
         """
         raise NotImplementedError
+
+    def show(self, images: torch.Tensor) -> None:
+        """Take images ``[B, C, H, W]`` in, for the next pass."""
+        self.kernel.into_lanes(images.permute(0, 2, 3, 1).contiguous().numpy(), self.room(len(images)))
 
     def zeros(self) -> np.ndarray:
         """A flat array with a place for every parameter."""
@@ -153,6 +161,54 @@ class LaneNetwork:
         )
 
 
+class Showing:
+    """Shows a network the images of a dataset: the values of :meth:`Dataset.batches` and :meth:`Dataset.inputs`.
+
+    Images in memory are cropped, mirrored and normalised as they are put into lanes: torch's operations on them took
+    longer than a small network's passes.
+
+    Args:
+        network: Who is shown them.
+        dataset: The images.
+    """
+
+    def __init__(self, network: LaneNetwork, dataset: Dataset) -> None:
+        self._network = network
+        self._dataset = dataset
+        self._scaling = [values.numpy() for values in dataset.scaling(network.type, torch.device("cpu"))]
+
+    def batches(self, seed: int, stream: str, epoch: int, batch: int) -> Iterator[torch.Tensor]:
+        """An augmented pass over the training split; gives the labels ``[B]`` of each batch once it is shown."""
+        dataset = self._dataset
+        if dataset.obstacle:
+            for images, labels in dataset.batches(seed, stream, epoch, batch, self._network.type):
+                self._network.show(images)
+                yield labels
+            return
+        shift, flip = dataset.draws(seed, stream, epoch)
+        mirrored = torch.zeros(len(shift), dtype=torch.bool) if flip is None else flip
+        for index in dataset.order(seed, stream, epoch).split(batch):
+            self._show(dataset.padded, index, shift[index], mirrored[index])
+            yield dataset.train.labels[index]
+
+    def inputs(self, split: Split, batch: int) -> Iterator[torch.Tensor]:
+        """A pass over a split in order, without augmentation; gives labels as :meth:`batches` does."""
+        dataset = self._dataset
+        if not isinstance(split, Part) or dataset.obstacle:
+            for images, labels in dataset.inputs(split, self._network.type, batch):
+                self._network.show(images)
+                yield labels
+            return
+        for index in torch.arange(len(split)).split(batch):
+            nowhere = torch.zeros(len(index), 2, dtype=torch.int64)
+            self._show(split.images, index, nowhere, torch.zeros(len(index), dtype=torch.bool))
+            yield split.labels[index]
+
+    def _show(self, images: torch.Tensor, index: torch.Tensor, shift: torch.Tensor, mirrored: torch.Tensor) -> None:
+        arrays = (tensor.contiguous().numpy() for tensor in (images, index, shift, mirrored))
+        self._network.kernel.crops_into_lanes(*arrays, *self._scaling, self._network.room(len(index)))
+
+
 def aligned(shape: tuple[int, ...], kind: torch.dtype) -> np.ndarray:
     """Zeros that start where a cache line does, so that no vector spans two: torch aligns, NumPy does not."""
     return torch.zeros(shape, dtype=kind).numpy()
@@ -169,6 +225,7 @@ class LaneSteps:
     def __init__(self, trainer: Trainer, network: LaneNetwork) -> None:
         self._trainer = trainer
         self._network = network
+        self._showing = Showing(network, trainer.dataset)
         # Finding out which libraries are loaded takes milliseconds, a small network's epoch not many more.
         self._libraries = ThreadpoolController()
         self._velocity = self._network.zeros()
@@ -182,22 +239,21 @@ class LaneSteps:
         """Train for one epoch, as :meth:`pruneaudit.training.loop.Steps.run_epoch` says."""
         trainer, network, recipe = self._trainer, self._network, self._trainer.recipe
         loss, hits, seen = 0.0, 0, 0
+        rates: list[float] = []
         trainer.optimiser.zero_grad(set_to_none=True)
         self._fetch()
         with self._as_torch_computes(), trainer.meter.noting({}, trainer.optimiser):
-            for images, labels in trainer.dataset.batches(
-                trainer.seed, trainer.stream, epoch, recipe.batch, network.type
-            ):
+            for labels in self._showing.batches(trainer.seed, trainer.stream, epoch, recipe.batch):
                 if step >= total:
                     break
                 rate = recipe.rate(epoch, step, trainer.per_epoch)
-                for group in trainer.optimiser.param_groups:
-                    group["lr"] = rate
-                batch_loss, batch_hits = network.step(images, labels, recipe.label_smoothing)
-                # It has no gradients and changes nothing: the meter, which listens to optimisers, hears of the step.
-                trainer.optimiser.step()
+                batch_loss, batch_hits = network.learn(labels, recipe.label_smoothing)
                 network.descend(self._velocity, self._mask, rate, recipe.momentum, recipe.weight_decay, recipe.nesterov)
+                rates.append(rate)
                 loss, hits, seen, step = loss + batch_loss, hits + batch_hits, seen + len(labels), step + 1
+            for group in trainer.optimiser.param_groups:
+                group["lr"] = rates[-1]
+            trainer.meter.note_steps(trainer.optimiser, rates)
         self._deliver()
         consumption = trainer.meter.consumption
         consumption.training_samples += seen
@@ -209,12 +265,12 @@ class LaneSteps:
 
     def score(self, part: Split) -> Score:
         """Classify a split, as :func:`pruneaudit.measure.accuracy.evaluate` does; weights are the module's."""
-        network, dataset = self._network, self._trainer.dataset
+        network = self._network
         network.fetch()
         losses, correct = [], []
         with self._as_torch_computes():
-            for images, labels in dataset.inputs(part, network.type, EVALUATION_BATCH):
-                batch_losses, hits = network.cross_entropy(network.forward(images), labels)
+            for labels in self._showing.inputs(part, EVALUATION_BATCH):
+                batch_losses, hits = network.cross_entropy(network.answer(len(labels)), labels)
                 losses.append(batch_losses.sum(dtype=np.float64))
                 correct.append(hits)
         right = np.concatenate(correct)

@@ -67,14 +67,12 @@ class _Plan:
     """What is called for batches of one size.
 
     Attributes:
-        images: Where images are put, ``[T, C, H, W, L]``.
         forward: Calls of the forward pass.
         logits: Where they leave the logits, ``[T, classes, L]``.
         of_logits: Where the backward pass begins.
         backward: Its calls.
     """
 
-    images: np.ndarray
     forward: Sequence[Call]
     logits: np.ndarray
     of_logits: np.ndarray
@@ -117,26 +115,27 @@ class TiledNetwork(LaneNetwork):
         for name, view in self._running.items():
             self._buffers[name].copy_(torch.from_numpy(view))
 
-    def forward(self, images: torch.Tensor) -> np.ndarray:
-        """Logits ``[classes, N]`` of images ``[B, C, H, W]`` in evaluation; columns from B on belong to no image."""
-        return self._pass(images, self._plan(len(images), learns=False))
+    def room(self, batch: int) -> np.ndarray:
+        """See :class:`LaneNetwork`."""
+        # Where training and evaluation have theirs.
+        tiles, source = -(-batch // self.width), self._images
+        return source.values[:tiles].reshape(tiles, source.channels, source.high, source.wide, self.width)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
-        """Forward and backward pass of a batch; changes no weights, but statistics.
+    def answer(self, batch: int) -> np.ndarray:
+        """See :class:`LaneNetwork`."""
+        return self._pass(self._plan(batch, learns=False))
 
-        Returns:
-            Sum of the images' losses, and how many of them were classified correctly.
-        """
-        plan = self._plan(len(images), learns=True)
-        logits = self._pass(images, plan)
+    def learn(self, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
+        """See :class:`LaneNetwork`; statistics of normalisations change."""
+        plan = self._plan(len(labels), learns=True)
+        logits = self._pass(plan)
         losses, hits = self.cross_entropy(logits, labels, label_smoothing)
         plan.of_logits[...] = logits.reshape(len(logits), -1, self.width).transpose(1, 0, 2)
         for call in plan.backward:
             call()
         return float(losses.sum(dtype=np.float64)), int(hits.sum())
 
-    def _pass(self, images: torch.Tensor, plan: _Plan) -> np.ndarray:
-        self.kernel.into_lanes(images.permute(0, 2, 3, 1).contiguous().numpy(), plan.images)
+    def _pass(self, plan: _Plan) -> np.ndarray:
         for call in plan.forward:
             call()
         return np.ascontiguousarray(plan.logits.transpose(1, 0, 2)).reshape(plan.logits.shape[1], -1)
@@ -144,11 +143,9 @@ class TiledNetwork(LaneNetwork):
     def _plan(self, images: int, learns: bool) -> _Plan:
         """What is called for batches of a size."""
         if (found := self._plans.get((images, learns))) is None:
-            tiles, source, logits = -(-images // self.width), self._images, self._logits
+            tiles, logits = -(-images // self.width), self._logits
             batch = Batch(tiles, images, learns, self._tiled, self.weight, self.gradient, self._running, self._sums)
-            shape = (tiles, source.channels, source.high, source.wide, self.width)
             found = _Plan(
-                batch.of(source.values).reshape(shape),
                 [call for layer in self._layers for call in layer.forward(batch)],
                 batch.of(logits.values)[:, : logits.size],
                 batch.of(logits.gradients)[:, : logits.size],

@@ -211,6 +211,38 @@ def into_lanes(images, tiles):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def crops_into_lanes(images, index, shift, mirrored, mean, scale, tiles):  # type: ignore[no-untyped-def]
+    """Crops of images as they are kept, normalised, to ``[T, C, H, W, L]``; lanes without an image are blank.
+
+    Args:
+        images: All of them, with what borders they have, ``[N, H', W', C]`` uint8.
+        index: Which ones are wanted, ``[B]``.
+        shift: Row and column of each crop's upper left corner, ``[B, 2]``.
+        mirrored: Which crops are mirrored left to right, ``[B]``.
+        mean: Taken from every pixel of a channel, ``[C]``.
+        scale: By what the rest is multiplied, ``[C]``.
+        tiles: Where they go.
+    """
+    number, channels, height, breadth, width = tiles.shape
+    kind = tiles.dtype.type
+    for tile in range(number):
+        present = min(width, len(index) - tile * width)
+        for channel in range(channels):
+            for row in range(height):
+                for lane in range(width):
+                    if lane >= present:
+                        for column in range(breadth):
+                            tiles[tile, channel, row, column, lane] = 0
+                        continue
+                    place = tile * width + lane
+                    image, line, first = index[place], shift[place, 0] + row, shift[place, 1]
+                    for column in range(breadth):
+                        seen = first + (breadth - 1 - column if mirrored[place] else column)
+                        pixel = kind(images[image, line, seen, channel])
+                        tiles[tile, channel, row, column, lane] = (pixel - mean[channel]) * scale[channel]
+
+
+@compiled
 def cross_entropy(logits, labels, smoothing, losses, hits):  # type: ignore[no-untyped-def]
     """Losses and hits, ``[B]``, of logits ``[classes, N]``, N ≥ B, which become the gradients of the mean loss."""
     classes, batch = logits.shape[0], labels.shape[0]

@@ -113,19 +113,27 @@ class Dataset:
         """
         if not (images.is_floating_point() or images.dtype == torch.uint8):
             return images
-        mean = torch.tensor(self.config.mean or (), dtype=dtype, device=images.device)
-        std = torch.tensor(self.config.std or (), dtype=dtype, device=images.device)
         if not are_images(images):
-            if not len(mean):
+            if not self.config.mean:
                 return images.to(dtype)
+            mean, std = (
+                torch.tensor(values or (), dtype=dtype, device=images.device)
+                for values in (self.config.mean, self.config.std)
+            )
             channels = (-1, *[1] * (images.dim() - 2))
             return (images.to(dtype) - mean.view(channels)) / std.view(channels)
-        mean, scale = mean * 255, 1 / (std * 255)
+        mean, scale = self.scaling(dtype, images.device)
         # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
         mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
         # Within one tensor: a second one of this size costs as much as all else.
         pixels = images.to(dtype).flatten(1).sub_(mean).mul_(scale)
         return pixels.view(images.shape).permute(0, 3, 1, 2)
+
+    def scaling(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is taken from every pixel of a channel, 0 to 255, and by what the rest is multiplied, ``[C]`` each."""
+        mean = torch.tensor(self.config.mean or (), dtype=dtype, device=device)
+        std = torch.tensor(self.config.std or (), dtype=dtype, device=device)
+        return mean * 255, 1 / (std * 255)
 
     def inputs(
         self, split: Split, dtype: torch.dtype = torch.float32, batch: int = CHUNK
@@ -177,11 +185,25 @@ class Dataset:
         Yields:
             Images ``[B, C, H, W]`` and labels ``[B]`` of the share.
         """
-        count, device = len(self.train), self.train.labels.device
-        order = torch.randperm(count, generator=generator(seed, stream, "order", epoch))
-        parts = [share.take(part) for part in order.split(batch)[start:]]
+        device = self.train.labels.device
+        parts = [share.take(part) for part in self.order(seed, stream, epoch).split(batch)[start:]]
         for index, images in zip(parts, self._augmented(parts, seed, stream, epoch), strict=True):
             yield self.normalise(images, dtype), self.train.labels[index.to(device)]
+
+    def order(self, seed: int, stream: str, epoch: int) -> torch.Tensor:
+        """Numbers of the training images ``[N]``, in the order of an epoch."""
+        return torch.randperm(len(self.train), generator=generator(seed, stream, "order", epoch))
+
+    def draws(self, seed: int, stream: str, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """How the training images are cropped and mirrored in an epoch, whatever their order.
+
+        Returns:
+            Row and column of each crop's upper left corner in the padded image, ``[N, 2]``; which crops are mirrored,
+            ``[N]`` bool, or None: none is.
+        """
+        noise, count = generator(seed, stream, "augment", epoch), len(self.train)
+        shift = torch.randint(0, 2 * self.config.pad + 1, (count, 2), generator=noise)
+        return shift, torch.rand(count, generator=noise) < 0.5 if self.config.flip else None
 
     def _augmented(self, parts: Sequence[torch.Tensor], seed: int, stream: str, epoch: int) -> Iterator[torch.Tensor]:
         """Training inputs as they are kept, augmented: those of some indices, batch by batch."""
@@ -190,14 +212,13 @@ class Dataset:
             assert isinstance(train, Streamed)
             yield from train.augmented(self.augment, parts, seed, stream, "augment", epoch)
             return
-        count, device = len(train), train.labels.device
+        device = train.labels.device
         if isinstance(train, Part) and not are_images(train.images):
             for part in parts:
                 yield train.images[part.to(device)]
             return
-        noise = generator(seed, stream, "augment", epoch)
-        shift = torch.randint(0, 2 * self.config.pad + 1, (count, 2), generator=noise).to(device)
-        flip = (torch.rand(count, generator=noise) < 0.5).to(device) if self.config.flip else None
+        shift, flip = self.draws(seed, stream, epoch)
+        shift, flip = shift.to(device), None if flip is None else flip.to(device)
         if isinstance(train, Part):
             windows = self.windows
             for part in parts:
@@ -215,10 +236,10 @@ class Dataset:
     @property
     def windows(self) -> torch.Tensor:
         """A view of all crops of all padded training images, ``[N, rows, columns, H, W, C]``, see :func:`crops`."""
-        return _windows(self._padded, self.height, self.width)
+        return _windows(self.padded, self.height, self.width)
 
     @property
-    def _padded(self) -> torch.Tensor:
+    def padded(self) -> torch.Tensor:
         """Training images with a zero border, padded before normalising as torchvision's RandomCrop does."""
         images, border = self.resident.images, self.config.pad
         if not border:

@@ -79,7 +79,9 @@ def _facts_of(config: DataConfig, root: Path | None) -> Facts:
     if found.dtype != torch.int64 or not isinstance(origin.train, Arrays):
         return found
     return replace(
-        found, highest=max(int(split.inputs.max()) for split in origin.splits.values() if isinstance(split, Arrays))
+        found,
+        highest=max(int(split.inputs.max()) for split in origin.splits.values() if isinstance(split, Arrays)),
+        labels=tuple(origin.train.labels.shape[1:]),
     )
 
 
@@ -400,6 +402,6 @@ def imitation(config: DataConfig, images: int, held_out: int) -> Dataset:
             inputs = torch.randint(0, sizes.highest + 1, (count, *sizes.shape), generator=noise)
         else:
             inputs = torch.randn(count, *sizes.shape, generator=noise)
-        return Part(inputs, torch.randint(0, sizes.classes, (count,), generator=noise))
+        return Part(inputs, torch.randint(0, sizes.classes, (count, *sizes.labels), generator=noise))
 
     return Dataset(config, sizes.classes, part(images), part(held_out), part(held_out), "random")

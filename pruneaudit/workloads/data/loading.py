@@ -59,7 +59,8 @@ def facts(config: DataConfig, root: Path | None = None) -> Facts:
     """
     _check(config)
     if config.name in texts.SIZES:
-        return texts.SIZES[config.name]
+        # Said here: the code of the texts is a part of runs' identity.
+        return replace(texts.SIZES[config.name], labels=(texts.WINDOW,))
     if is_brought(config.name):
         return _facts_of(config, root or _root or data_root(None))
     if config.name not in STORED:

@@ -28,7 +28,7 @@ PLAYS = {
 
 #: Sizes of texts by ``data.name``, known without reading them.
 SIZES = {
-    "pruneaudit.workloads.data.texts:shakespeare": Facts((WINDOW,), 126, 6244, 1538, 2717, torch.int64, 125, (WINDOW,)),
+    "pruneaudit.workloads.data.texts:shakespeare": Facts((WINDOW,), 126, 6244, 1538, 2717, torch.int64, 125),
 }
 
 

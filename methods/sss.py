@@ -43,8 +43,11 @@ class SSS(TrainedMethod):
         return Budget(steps=workload.prune.steps, lr=workload.prune.lr)
 
     def skip(self, workload: Workload) -> str | None:
-        """Networks without residual blocks have nothing to select."""
-        return None if shapes.costs(workload).blocks else f"{workload.model} has no residual blocks"
+        """Networks without residual blocks have nothing to select; those of transformers have two branches each."""
+        if not shapes.costs(workload).blocks:
+            return f"{workload.model} has no residual blocks"
+        attends = shapes.blocks_attend(workload)
+        return f"no block of {workload.model} is one branch that ends in a normalisation" if attends else None
 
     def prune(self, task: PruningTask) -> Kept:
         """Train weights and factors, remove the blocks with the smallest factors."""

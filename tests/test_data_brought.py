@@ -120,6 +120,7 @@ def test_tokens_stay_whole_numbers(tmp_path):
     inputs, _ = next(loaded.batches(0, "retrain", 0, 4, torch.float64))
     assert inputs.dtype == torch.int64 and loaded.example().dtype == torch.int64
     assert facts(config).highest == 10 and imitation(config, 50, 2).train.images.max() <= 10
+    assert facts(config).labels == () and imitation(config, 50, 2).train.labels.shape == (50,)
 
 
 DATASET = """

@@ -1,6 +1,7 @@
 """Scores of heads and neurons: each against plain loops over its paper's formula, on random decoders and ViTs."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -171,6 +172,44 @@ def test_what_stays_is_what_the_formula_says(workloads, method, kind):
     has_gradients = bool(pruned.method.budget(workloads[kind]).samples)
     consumed = pruned.consumption
     assert (consumed.training_samples, consumed.scoring_samples) == ((shown, 0) if has_gradients else (0, shown))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_block_that_changes_the_stream_least_goes(workloads, kind):
+    """ShortGPT against cosines of single tokens, taken between blocks and not at them."""
+    pruned = Pruned("shortgpt", kind, workloads[kind], seed=3)
+    model, streams = pruned.model, []
+    with torch.no_grad():
+        if kind == "decoder":
+            stream = model.embed(pruned.inputs)
+        else:
+            stream = model.places(model.patches(pruned.inputs).flatten(2).transpose(1, 2))
+        for block in model.blocks:
+            streams.append(stream)
+            stream = stream + block.attn(block.norm1(stream))[0]
+            stream = stream + block.mlp(block.norm2(stream))
+        streams.append(stream)
+    influences = []
+    for before, after in itertools.pairwise(streams):
+        cosines = [
+            float(one @ other) / (float(one.norm()) * float(other.norm()))
+            for one, other in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
+        ]
+        influences.append(1 - sum(cosines) / len(cosines))
+    gone = influences.index(min(influences))
+    assert [bool(stays) for stays in pruned.kept.values()] == [number != gone for number in range(2)]
+    lead = "k_proj" if kind == "decoder" else "q_proj"
+    assert list(pruned.kept) == [f"blocks.{number}.attn.{lead}" for number in range(2)]
+    consumed = pruned.consumption
+    assert (consumed.training_samples, consumed.scoring_samples) == (0, EXAMPLES)
+
+
+def test_chance_takes_each_block_and_others_with_other_seeds(workloads):
+    taken = [
+        tuple(map(bool, Pruned("global-random-block", "decoder", workloads["decoder"], n).kept.values()))
+        for n in range(8)
+    ]
+    assert set(taken) == {(True, False), (False, True)}
 
 
 def test_what_arrives_at_torchs_own_attention_is_heard():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from plays import brought
 
+from pruneaudit.campaign.calibration import Calibration
 from pruneaudit.campaign.executors.local import LocalExecutor
 from pruneaudit.campaign.planner import Campaign
 from pruneaudit.campaign.stages import Runtime, Stages
@@ -112,6 +113,19 @@ def test_labels_of_tokens_are_one_for_each(text, tmp_path):
 
 
 # The decoder
+
+
+def test_a_campaign_on_text_is_planned_before_it_is_run(text, tmp_path):
+    """What is not known is timed on random tokens, with a label for each; tokens have no slopes to be timed."""
+    assert facts(text.workload("text").data).labels == (12,)
+    ledger = Ledger(tmp_path / "ledger")
+    work = Campaign(text, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, text, Runtime()), "session"))
+    runs = work.runs([Cell("text", "s3.2", "wanda-sp", 0.5, 0)])
+    calibration = Calibration(text, "cpu", {})
+    calibration.probe(runs, seconds=0.5)
+    estimates = [calibration.estimate(run) for run in runs]
+    assert len(runs) == 3 and all(estimate.basis in ("timed", "scaled") for estimate in estimates)
+    assert all(estimate.seconds > 0 for estimate in estimates)
 
 
 def test_a_token_sees_those_before_it_only_and_a_cache_changes_nothing():

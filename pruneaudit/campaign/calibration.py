@@ -354,14 +354,21 @@ class Calibration:
             partial(clock, self._device),
             seconds / 2,
         )
-        samples = max(1, min(SAMPLES, sizes.train, int(seconds / 2 / (each * sizes.classes))))
-        jacobian(model, dataset, 1)
-        started = clock(self._device)
-        jacobian(model, dataset, samples)
-        slopes = (clock(self._device) - started) * min(SAMPLES, sizes.train) / samples
+        samples = min(SAMPLES, sizes.train)
+        slopes = samples * self._time_slopes(model, dataset, min(samples, int(seconds / 2 / (each * sizes.classes))))
         train = max((longer - plain) / (2 * images), 0.0)
         evaluate = max((judged - plain) / (2 * (held_out - 1)), 0.0)
         return Speed(train, evaluate, max(plain - images * train - 2 * evaluate, 0.0), build + slopes)
+
+    def _time_slopes(self, model: nn.Module, dataset: Dataset, most: int) -> float:
+        """Seconds that the singular values of an image take, timed on so many at most; tokens have none."""
+        if not dataset.example().is_floating_point():
+            return 0.0
+        samples = max(1, min(len(dataset.train), most))
+        jacobian(model, dataset, 1)
+        started = clock(self._device)
+        jacobian(model, dataset, samples)
+        return (clock(self._device) - started) / samples
 
     def _time_method(self, source: MethodSource, network: Network, seconds: float) -> Decision | None:
         """Time what a method takes to decide; None where it takes too long, or cannot."""

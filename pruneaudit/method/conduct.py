@@ -171,7 +171,7 @@ def observe(
             raise MethodError(f"method '{method.name}' replaced the data that it was given")
         refuse_another_network(method.name, given, model.state_dict())
         conduct = Conduct(
-            channels={layer.name: task.units(layer) for layer in layers if layer.name in task.target.stay},
+            channels=at_stake(task),
             target=task.target,
             declared_samples=job.declared(method),
             declares_rewriting=method.rewrites,
@@ -196,6 +196,18 @@ def observe(
         conduct,
         watch.pictures.shown,
     )
+
+
+def at_stake(task: PruningTask) -> dict[str, int]:
+    """What a method was asked to prune, by name: channels of each unit, or weights of each layer.
+
+    Whole blocks take all of their units with them.
+    """
+    if task.target.granularity == "block":
+        known = shapes.costs(task.workload)
+        inside = {name for branch in known.blocks.values() for name in branch}
+        return {name: count for name, count in known.filters.items() if name in inside}
+    return {layer.name: task.units(layer) for layer in task.layers if layer.name in task.target.stay}
 
 
 def prune(source: MethodSource, job: Job, model: nn.Module) -> tuple[Answer, Consumption]:

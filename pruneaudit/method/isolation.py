@@ -30,6 +30,7 @@ from pruneaudit.method.conduct import (
     REPEATED_STEPS,
     Job,
     Pruned,
+    at_stake,
     digest,
     equivalence,
     layers_of,
@@ -230,7 +231,7 @@ def observe(
     consumption = Consumption(**facts["consumption"])
     consumption.training_samples = max(consumption.training_samples, heard.trained)
     said = Conduct(
-        channels={layer.name: task.units(layer) for layer in task.layers if layer.name in target.stay},
+        channels=at_stake(task),
         target=target,
         declared_samples=bench.declared,
         declares_rewriting=method.rewrites,

@@ -281,8 +281,10 @@ class PruningTask:
 
         # The first count at which the network is no larger than the target; the one before may be nearer.
         first = bisect_left(range(len(removals)), True, key=lambda count: macs_after(count) <= self.target.macs)
+        # Of few large blocks one always goes, as of filters.
+        least = 1 if self.target.granularity == "block" else 0
         return min(
-            (count for count in (first - 1, first) if count >= 0), key=lambda n: abs(macs_after(n) - self.target.macs)
+            (max(first - 1, least), max(first, least)), key=lambda count: abs(macs_after(count) - self.target.macs)
         )
 
     def units(self, layer: PrunableLayer) -> int:

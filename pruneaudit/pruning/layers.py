@@ -220,4 +220,4 @@ def prunable_layers(
         for name, module in wiring.modules.items()
         if name in owners
     ]
-    return [layer for layer in layers if granularity != "block" or layer.block is not None]
+    return [layer for layer in layers if granularity != "block" or (layer.block is not None and _leads(layer))]

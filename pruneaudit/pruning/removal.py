@@ -20,15 +20,25 @@ from pruneaudit.pruning.units import Unit, Wiring, places_left
 Kept = Mapping[str, Sequence[int]]
 
 
-def block_of(model: nn.Module, name: str) -> Any:
-    """The residual block whose branch a layer opens, or None.
+def block_name(model: nn.Module, name: str) -> str | None:
+    """Name of the residual block whose branch a layer opens, or None.
 
-    Such a block names the modules of its branch (``branch``), and does without them once they are None.
+    Such a block names the modules of its branch (``branch``), and does without them once they are None. The layer is
+    the first of them, or a part of it: of a transformer's block the attention, which its heads are named by.
     """
-    parent, _, own = name.rpartition(".")
-    module = model.get_submodule(parent)
-    branch = getattr(module, "branch", ())
-    return module if branch and branch[0] == own else None
+    parts = name.split(".")
+    for count, own in enumerate(parts):
+        owner = ".".join(parts[:count])
+        branch = getattr(model.get_submodule(owner), "branch", ())
+        if isinstance(branch, tuple) and branch and branch[0] == own:
+            return owner
+    return None
+
+
+def block_of(model: nn.Module, name: str) -> Any:
+    """The residual block whose branch a layer opens, or None."""
+    owner = block_name(model, name)
+    return None if owner is None else model.get_submodule(owner)
 
 
 def others(gone: torch.Tensor, channels: int) -> torch.Tensor:
@@ -153,10 +163,11 @@ def masked(model: nn.Module, kept: Kept, example: torch.Tensor) -> nn.Module:
         for name, indices in kept.items():
             block = block_of(network, name)
             if not len(indices) and block is not None:
-                # A branch without filters still carries the shift of its last normalisation.
-                last = getattr(block, block.branch[-1])
-                last.weight.zero_()
-                last.bias.zero_()
+                # A branch without filters still carries the shift of its last normalisation; a block of a transformer
+                # says which layers write what it adds.
+                for end in getattr(block, "ends", block.branch[-1:]):
+                    for parameter in block.get_submodule(end).parameters():
+                        parameter.zero_()
     return network
 
 

@@ -14,11 +14,12 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import Granularity, Scope, Target
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch, macs_by_torch_of_weights, parameters
 from pruneaudit.measure.skeleton import Found, on_skeleton
+from pruneaudit.pruning.attention import attention_of, joined_name
 from pruneaudit.pruning.equivalence import verified
 from pruneaudit.pruning.graph import LAYERS, is_depthwise
 from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_names, prunable_units, weight_names
 from pruneaudit.pruning.ratios import removed_filters
-from pruneaudit.pruning.removal import block_of, narrowed, units_named
+from pruneaudit.pruning.removal import block_name, narrowed, units_named
 from pruneaudit.pruning.slicing import channels_of
 from pruneaudit.pruning.units import Unit, Wiring, joined
 from pruneaudit.workloads.data import facts
@@ -144,9 +145,9 @@ def _costs(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tu
         outputs,
         {name: width for name, width in inputs.items() if not is_depthwise(modules[name])},
         {
-            unit.name: _branch(unit.name, block, macs_of)
+            unit.name: _branch(owner, modules[owner], macs_of)
             for unit in units
-            if (block := block_of(network, unit.name)) is not None
+            if (owner := block_name(network, unit.name)) is not None
         },
     )
 
@@ -229,6 +230,16 @@ def not_alone(workload: Workload) -> str | None:
     return next((problem for unit in units(workload).units if (problem := joined(unit, modules))), None)
 
 
+def blocks_attend(workload: Workload) -> bool:
+    """Whether a workload's network has residual blocks to remove, and attention is a part of each."""
+    with torch.device("meta" if workload.model in _OWN else "cpu"):
+        modules = dict(dense_network(workload).named_modules())
+    blocks = costs(workload).blocks
+    return bool(blocks) and all(
+        any(attention_of(modules[name]) is not None for name in branch) for branch in blocks.values()
+    )
+
+
 def without_pattern(workload: Workload, neighbours: int) -> str | None:
     """Why a workload is nothing for methods that remove n of so many neighbouring inputs (n:m), or None."""
     rows = _rows(workload.network, workload.data).items()
@@ -260,10 +271,10 @@ def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tu
     return Units(tuple(found), refused)
 
 
-def _branch(name: str, block: Any, layers: Iterable[str]) -> tuple[str, ...]:
-    """Layers of the residual branch that a layer opens."""
-    parent = name.rpartition(".")[0]
-    return tuple(layer for layer in layers if layer in {f"{parent}.{part}" for part in block.branch})
+def _branch(owner: str, block: Any, layers: Iterable[str]) -> tuple[str, ...]:
+    """Layers of a residual block's branch, at any depth."""
+    starts = tuple(f"{joined_name(owner, part)}." for part in block.branch)
+    return tuple(layer for layer in layers if f"{layer}.".startswith(starts))
 
 
 def target(workload: Workload, ratio: float, granularity: Granularity = "filter", scope: Scope = "layerwise") -> Target:

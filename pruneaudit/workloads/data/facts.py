@@ -20,6 +20,7 @@ class Facts:
         test: Test examples.
         dtype: Type of inputs as they are kept: uint8 of images.
         highest: Largest value of whole numbers, such as tokens; 0 for all other inputs.
+        labels: Shape of the labels of one input: ``()`` for one label, ``(T,)`` for one of each token.
     """
 
     shape: tuple[int, ...]
@@ -29,6 +30,7 @@ class Facts:
     test: int
     dtype: torch.dtype = torch.uint8
     highest: int = 0
+    labels: tuple[int, ...] = ()
 
     @property
     def channels(self) -> int:

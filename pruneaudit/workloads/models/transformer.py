@@ -65,7 +65,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between them."""
+    """Two layers with GELU between them.
+
+    Attributes:
+        end: Its last layer.
+    """
+
+    end = "fc2"
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -78,7 +84,13 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer 2020): hidden neurons are multiplied by gates, and go with them."""
+    """SwiGLU (Shazeer 2020): hidden neurons are multiplied by gates, and go with them.
+
+    Attributes:
+        end: Its last layer.
+    """
+
+    end = "down_proj"
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -92,15 +104,25 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each behind its normalisation and beside a shortcut."""
+    """Attention and an MLP, each behind its normalisation and beside a shortcut.
 
-    def __init__(self, norm: type[nn.Module], width: int, attention: Attention, mlp: nn.Module) -> None:
+    Attributes:
+        branch: All of its modules; None where the block was removed, which then passes on its inputs.
+        ends: Layers that write what it adds to its inputs.
+    """
+
+    branch = ("attn", "norm1", "mlp", "norm2")
+
+    def __init__(self, norm: type[nn.Module], width: int, attention: Attention, mlp: MLP | GatedMLP) -> None:
         super().__init__()
         self.norm1, self.attn = norm(width), attention
         self.norm2, self.mlp = norm(width), mlp
+        self.ends = ("attn.o_proj", f"mlp.{mlp.end}")
 
-    def forward(self, inputs: torch.Tensor, past: Past | None = None) -> tuple[torch.Tensor, Past]:
+    def forward(self, inputs: torch.Tensor, past: Past | None = None) -> tuple[torch.Tensor, Past | None]:
         """Tokens ``[N, T, width]``, and keys and values so far."""
+        if self.attn is None:
+            return inputs, None
         added, now = self.attn(self.norm1(inputs), past)
         inputs = inputs + added
         return inputs + self.mlp(self.norm2(inputs)), now

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from pruneaudit.campaign.executors.assignment import Assignment
@@ -100,7 +101,9 @@ class Ray:
             )
         self._cpus = cpus
         # A worker that loaded torch for one run has it for the next.
-        self._task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work)
+        # One for all runs that need as many processors: to make one takes as long as to submit it.
+        self._needing: Callable[[float], Any] = lru_cache(lambda count: task.options(num_cpus=count))
         self._over: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
         self._under_way: dict[str, Any] = {}
         self._errors: dict[str, BaseException | None] = {}
@@ -111,8 +114,7 @@ class Ray:
             run_id = assignment.spec.run_id
             try:
                 # Ray starts what was submitted first where it can.
-                needed = self._task.options(num_cpus=max(self._cpus, assignment.spec.recipe.ranks))
-                task = needed.remote(assignment.model_dump_json(exclude_defaults=True))
+                task = self._needing(max(self._cpus, assignment.spec.recipe.ranks)).remote(assignment.model_dump_json(exclude_defaults=True))
             except Exception as error:
                 raise RefusedError(f"Ray takes no task: {one_line(error)}") from None
             self._under_way[run_id] = task

@@ -4,8 +4,10 @@ The real ones are in ``tests/cluster``.
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,13 +17,13 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import NOTHING, FakeStages, run_spec, started
+from builders import NOTHING, WEIGHTS, FakeStages, run_record, run_spec, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pruneaudit.campaign.executors import apart, dispatch, on_ray, remote, slurm
 from pruneaudit.campaign.executors import assignment as assignments
-from pruneaudit.campaign.executors import dispatch, on_ray, remote, slurm
 from pruneaudit.campaign.executors.assignment import Assignment, Terms
 from pruneaudit.campaign.executors.dispatch import RETRIES, Dispatcher, Dispatching, Ended, RefusedError
 from pruneaudit.campaign.executors.local import LocalExecutor
@@ -30,6 +32,7 @@ from pruneaudit.campaign.executors.remote import RemoteExecutor
 from pruneaudit.campaign.executors.where import Cluster, where
 from pruneaudit.cli import app
 from pruneaudit.errors import ConfigError, RunFailedError, StoppedError, StorageError
+from pruneaudit.ledger.chain import Account
 from pruneaudit.ledger.store import Ledger
 
 #: Nothing here takes that long unless it hangs.
@@ -251,6 +254,103 @@ def test_leaving_cancels_what_was_submitted(ledger, log):
     assert cluster.given == [run_spec().run_id]
 
 
+class Elsewhere(Inside):
+    """A cluster whose node sees nothing of the session's ledger: what travels is pickled, as between machines."""
+
+    def __init__(self, ledger, log, post):
+        super().__init__(ledger, log)
+        self.post, self.spoil = post, lambda parcel: parcel
+        self.errors = {}
+
+    def ended(self, over):
+        if not self.under_way:
+            return []
+        spec = self.under_way.pop(0)
+        task = Assignment(terms=terms_of(self.executor.ledger), spec=spec).model_dump_json(exclude_defaults=True)
+        sent = pickle.loads(pickle.dumps(self.post.luggage(spec)))
+        parcel = self.spoil(pickle.loads(pickle.dumps(apart.perform(task, sent))))
+        try:
+            self.post.receive(spec.run_id, parcel)
+        except apart.StrayError as error:
+            self.errors[spec.run_id] = error
+        return [spec.run_id]
+
+    def how(self, run_id):
+        return Ended(str(self.errors[run_id]))
+
+
+@pytest.fixture
+def elsewhere(ledger, log, tmp_path, monkeypatch):
+    """A node with another folder, whose runs are made up; those of the seeds given raise."""
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "node"))
+
+    def there(*broken):
+        def executor_there(terms):
+            # On a node, the session's ledger is not to be seen.
+            assert Path(terms.ledger).is_relative_to(tmp_path / "node")
+            own = Ledger(Path(terms.ledger))
+            return LocalExecutor(own, FakeStages(own, log, broken=lambda spec: spec.seed in broken), terms.session)
+
+        monkeypatch.setattr(assignments, "_executor", executor_there)
+        return Elsewhere(Ledger(ledger.root), log, apart.Post(Ledger(ledger.root)))
+
+    return there
+
+
+def test_without_a_shared_folder_runs_travel_and_the_controller_commits(ledger, log, elsewhere):
+    base, retrain, bad = runs()
+    cluster = elsewhere(bad.seed)
+    with dispatching(ledger, cluster):
+        one = executor(ledger)
+        one.share([base, retrain, bad])
+        assert one.obtain(retrain).run_id == retrain.run_id
+        with pytest.raises(RunFailedError, match="the optimiser exploded"):
+            one.obtain(bad)
+    # As if it had been computed here: readable, with weights, vouched for by this ledger's writer alone.
+    there = Ledger(ledger.root, writable=False)
+    for run in there.runs():
+        assert hashlib.sha256(there.weights_file(run)).hexdigest() == run.weights_digest
+    assert there.finished() == {base.run_id, retrain.run_id}
+    assert not there.damaged
+    assert there.account() == Account(signed=3)
+    # What both start from went to the node; it trained once.
+    assert started(log).count(base.run_id) == 1
+    assert cluster.post.sent > 2 * len(WEIGHTS)
+    assert "MiB came back" in cluster.post.words
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda parcel: apart.Parcel(parcel.record, parcel.weights + b"!"), "do not have the digest"),
+        (lambda parcel: apart.Parcel(run_record(runs()[1]).model_dump_json().encode(), parcel.weights), "is run"),
+        (lambda parcel: apart.Parcel(b"{}", parcel.weights), "cannot be read"),
+    ],
+)
+def test_what_comes_back_must_be_what_was_sent_for(ledger, log, elsewhere, spoil, said):
+    base = run_spec()
+    cluster = elsewhere()
+    cluster.spoil = spoil
+    dispatcher = Dispatcher(Ledger(ledger.root), terms_of(ledger), cluster)
+    Orders(ledger, "session").want([base])
+    for _ in range(RETRIES + 1):
+        dispatcher.step()
+    error = ledger.failure(base, "session").error
+    assert f"{RETRIES + 1} times without a result: " in error
+    assert said in error
+    assert not ledger.finished()
+
+
+def test_a_node_forgets_sessions_that_are_long_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path))
+    old, recent = (apart._own_ledger(name) for name in ("old", "recent"))
+    long_ago = time.time() - 2 * apart.FORGOTTEN
+    os.utime(old, (long_ago, long_ago))
+    assert apart._own_ledger("new").is_dir()
+    assert not old.exists()
+    assert recent.is_dir()
+
+
 #: What a task does in a process of its own.
 TASK = """
 import os, signal, sys
@@ -423,6 +523,8 @@ def test_options_say_where_and_what_a_task_asks_for(monkeypatch):
     assert where("local", None) is None
     named = where("ray:head:6379", "cpus=2, gpus=0.25")
     assert named == Cluster("ray", "head", 6379, cpus=2, gpus=0.25)
+    assert not named.apart
+    assert where("ray:head:6379", "apart,cpus=2") == Cluster("ray", "head", 6379, cpus=2, apart=True)
     assert (named.sharing("cuda"), where("ray:head:6379", None).sharing("cuda")) == (4, 1)
     # As `ray job submit` says it to what it starts.
     monkeypatch.setenv(on_ray.ADDRESS, "10.0.0.1:6379")

@@ -73,6 +73,10 @@ class Scheduler(Protocol):
         """End all tasks that were submitted, and let the cluster go."""
         ...
 
+    def words(self) -> str:
+        """What its user should know of it when all is over, in one line; empty: nothing."""
+        ...
+
 
 class Dispatcher:
     """Submits what a session wants.

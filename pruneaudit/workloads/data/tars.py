@@ -181,7 +181,7 @@ def _look(path: Path, number: int) -> np.ndarray:
             changed = os.fstat(file.fileno()).st_mtime_ns
             while (member := archive.next()) is not None:
                 # It would keep all of them.
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]
                 name = member.name.removeprefix("./").lstrip("/")
                 if name.endswith(".cls"):
                     raise ConfigError(

@@ -116,7 +116,7 @@ def test_resnet50_by_two_ranks_is_killed_resumed_and_judged(leaves, tmp_path, mo
     assert base.recipe.ranks == 2
     results = json.loads((killed / "report" / "results.json").read_text())
     assert {tuple(row["labels"]) for row in results["cells"]} == {("ranks2",)}
-    assert [(row["left"], row["right"]) for row in results["verdicts"]] == [("l1", "random")]
+    assert [row["arms"] for row in results["verdicts"]] == [["l1", "random"]]
     # What nobody killed has the same weights, bit by bit.
     assert subprocess.run(session(leaves, whole), cwd=leaves, capture_output=True).returncode == 0
     assert weights(killed) == weights(whole)

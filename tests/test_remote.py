@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from conftest import ROOT
 from pruneaudit.campaign.executors import apart, dispatch, on_ray, remote, slurm
 from pruneaudit.campaign.executors import assignment as assignments
 from pruneaudit.campaign.executors.assignment import Assignment, Terms
@@ -610,6 +614,59 @@ def test_slurm_that_is_busy_or_full_is_asked_again(tmp_path, ledger, state):
     assert len(cluster.ended(threading.Event())) == 3
 
 
+#: Each command of docs/scale.md by a word of it, and what shows that it does what the page says.
+COMMANDS_OF_THE_PAGE = {
+    "--audit-ranks 2": "test_ranks.py",
+    "--audit-ledger /shared/ledger -n 4": "test_locks.py",
+    "pruneaudit push": "test_a_ledger_in_object_storage_is_filled_and_taken_as_the_page_says",
+    "--audit-executor slurm": "test_a_session_has_its_runs_computed_by_a_cluster",
+    "--audit-executor ray": "test_what_the_page_asks_of_ray_is_understood",
+}
+
+
+def page_commands():
+    """The commands of docs/scale.md, in order."""
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.M | re.S)
+    return [line for language, block in blocks if not language for line in block.splitlines()]
+
+
+def stated(word):
+    """The words of the command of docs/scale.md that has a word in it."""
+    (found,) = (line for line in page_commands() if word in line)
+    return shlex.split(found)
+
+
+def test_each_command_of_the_page_is_run_by_a_test():
+    left = [line for line in page_commands() if not line.startswith(("pip install", "pruneaudit merge"))]
+    assert [next(word for word in COMMANDS_OF_THE_PAGE if word in line) for line in left] == list(COMMANDS_OF_THE_PAGE)
+    named = {name for name in COMMANDS_OF_THE_PAGE.values() if not name.endswith(".py")}
+    assert named <= set(globals())
+
+
+def test_what_the_page_asks_of_ray_is_understood(monkeypatch):
+    monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: name)
+    words = stated("--audit-executor ray")
+    task = next(word for word in words if word.startswith("--audit-task=")).partition("=")[2]
+    cluster = where(words[words.index("--audit-executor") + 1], task)
+    assert (cluster.sharing("cuda"), str(cluster)) == (4, "ray at 10.0.0.1:6379")
+
+
+def test_a_ledger_in_object_storage_is_filled_and_taken_as_the_page_says(ledger, log, tmp_path, monkeypatch):
+    LocalExecutor(ledger, FakeStages(ledger, log), "session").obtain(run_spec())
+    monkeypatch.chdir(tmp_path)
+    for host in ("one", "other"):
+        Ledger(tmp_path / host / ".pruneaudit" / "ledger")
+    shutil.copytree(ledger.root, tmp_path / "one" / ".pruneaudit" / "ledger", dirs_exist_ok=True)
+    for host, word in (("one", "pruneaudit push"), ("other", "pruneaudit merge")):
+        monkeypatch.chdir(tmp_path / host)
+        _, *arguments = stated(word)
+        done = CliRunner().invoke(app, [one.replace("s3://", "memory://scale-") for one in arguments])
+        assert done.exit_code == 0, done.output
+        assert "1 run(s)" in done.output
+    assert Ledger(tmp_path / "other" / ".pruneaudit" / "ledger").find(run_spec()) is not None
+
+
 #: As much of Slurm as a whole session needs: each element of an array is run at once, here, one after the other.
 LOCAL_SBATCH = """
 for word in "$@"; do case "$word" in --array=0-*) last=${word#--array=0-};; esac; done
@@ -626,9 +683,13 @@ def test_a_session_has_its_runs_computed_by_a_cluster(checkout, state):
     (state / "sbatch").write_text("#!/bin/sh\n" + LOCAL_SBATCH)
     for name, content in (("number", "0"), ("queue", "")):
         (state / name).write_text(content)
+    # As docs/scale.md says it, of a smaller workload, without a GPU, and in a folder that is here.
+    pytest_, pyargs, suite, *options = stated("--audit-executor slurm")
+    assert (pytest_, pyargs, suite) == ("pytest", "--pyargs", "pruneaudit.suite")
     outcome = checkout.pytest(
-        *("suite", "-q", "-k", "lenet5-digits and r0.5 and sx-a and test_cell", "--audit-methods", "scratch"),
-        *("--audit-budget", "smoke", "--audit-seeds", "1", "--audit-protocols", "sx-a", "--audit-executor", "slurm"),
+        *("suite", "-q", *options, "-k", "lenet5-digits and r0.5 and sx-a and test_cell", "--audit-methods", "scratch"),
+        *("--audit-budget", "smoke", "--audit-seeds", "1", "--audit-protocols", "sx-a", "--audit-device", "cpu"),
+        *("--audit-ledger", str(checkout.ledger)),
         PATH=os.environ["PATH"],
         STATE=str(state),
     )  # fmt: skip

@@ -32,10 +32,10 @@ from PIL import Image
 from torch import nn
 
 from pruneaudit.errors import DataMissingError
+from pruneaudit.state import CACHE_VARIABLE
 from pruneaudit.streams import generator
 from pruneaudit.workloads.data import Dataset, Part, data_root, imitation, load, loading
 from pruneaudit.workloads.data.examples import Arrays
-from pruneaudit.workloads.data.folders import CACHE_VARIABLE
 from pruneaudit.workloads.data.streamed import Streamed
 from pruneaudit.workloads.data.transforms import Pipeline
 from pruneaudit.workloads.models import build

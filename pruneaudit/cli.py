@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -701,21 +702,48 @@ def backends(
 @app.command()
 def merge(
     ledgers: Annotated[
-        list[Path], typer.Argument(metavar="A B…", help="Ledgers; without --to the first takes in all.")
+        list[str],
+        typer.Argument(
+            metavar="A B…", help="Ledgers, or what `push` filled (s3://…); without --to the first takes in all."
+        ),
     ],
     to: Annotated[Path | None, typer.Option("--to", help="Ledger that takes in all, made where it is missing.")] = None,
 ) -> None:
     """Make one ledger of several, such as those of several machines. Ledgers that contradict each other are refused."""
     from pruneaudit.ledger import merging
+    from pruneaudit.ledger.objects import Store, is_store
 
-    target, sources = (ledgers[0], ledgers[1:]) if to is None else (to, ledgers)
+    if to is None and is_store(ledgers[0]):
+        raise ConfigError(f"nothing can be merged into {ledgers[0]}: `pruneaudit push LEDGER {ledgers[0]}` adds to it")
+    target, sources = (Path(ledgers[0]), ledgers[1:]) if to is None else (to, ledgers)
     if not sources:
         raise ConfigError(f"nothing to merge into {target}; name a second ledger, or a new one with --to")
     if to is None:
         # A mistyped first ledger must not become a new one.
         _existing_ledger(target)
-    merged = merging.merge(target, sources)
+    with tempfile.TemporaryDirectory() as folder:
+        found: list[Path] = []
+        for number, source in enumerate(sources):
+            is_folder = not is_store(source)
+            found += [Path(source)] if is_folder else Store(source).fetch(Path(folder) / str(number), target)
+        merged = merging.merge(target, found)
     typer.echo(f"added to {target}: {merged.runs} run(s), {merged.failures} failure(s), {merged.cells} cell(s)")
+
+
+@app.command()
+def push(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="Ledger whose finished runs are added.")],
+    to: Annotated[
+        str, typer.Argument(metavar="URL", help="Object storage that fsspec knows, such as s3://bucket/name.")
+    ],
+) -> None:
+    """Add what a ledger holds to object storage, for hosts that see no common folder; `merge` takes it from there."""
+    from pruneaudit.ledger.objects import Store, is_store
+
+    if not is_store(to):
+        raise ConfigError(f"'{to}' is no URL of object storage, such as s3://bucket/name; `merge` makes folders")
+    pushed = Store(to).push(_existing_ledger(ledger))
+    typer.echo(f"added to {to}: {pushed.runs} run(s), {pushed.others} other record(s), {pushed.size / 2**20:.1f} MiB")
 
 
 @app.command()

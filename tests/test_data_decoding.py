@@ -104,6 +104,22 @@ def test_cutting_before_an_array_becomes_an_image_of_pil_changes_no_pixel(seed, 
     assert torch.equal(seeded(pipeline, array, seed), seeded(pipeline, image, seed))
 
 
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(3, 300), st.integers(3, 300)),
+    grey=st.booleans(),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "nearest"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_cutting_before_a_tensor_is_resized_changes_no_pixel(seed, size, grey, interpolation):
+    image = picture(seed, size, "L" if grey else "RGB")
+    torchvisions = v2.RandomResizedCrop(17, interpolation=v2.InterpolationMode(interpolation))
+    expected = seeded(torchvisions, v2.functional.pil_to_tensor(image), seed).permute(1, 2, 0)
+    ours = Pipeline((f"RandomResizedCrop(17, interpolation='{interpolation}')",), "data.train", "tensor")
+    for given_as in (image, torch.from_numpy(np.array(image)).reshape(size[1], size[0], -1)):
+        assert torch.equal(seeded(ours, given_as, seed), expected)
+
+
 def test_pixels_of_tensors_are_those_of_torchvisions_tensors():
     image = picture(4, (301, 203))
     tensor = v2.functional.pil_to_tensor(image)

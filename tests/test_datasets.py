@@ -19,6 +19,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError, DataMissingError
 from pruneaudit.streams import generator
 from pruneaudit.workloads.data import DATA_VARIABLE, Dataset, Part, data_root, facts, load
+from pruneaudit.workloads.data import dataset as dataset_module
 from pruneaudit.workloads.schema import DataConfig
 
 torch.set_num_threads(1)
@@ -221,6 +222,20 @@ def test_normalisation():
     assert torch.allclose(normal, expected, rtol=0, atol=1e-14)
     assert dataset.normalise(pixels).dtype == torch.float32
     assert torch.equal(pixels_of(dataset, normal), pixels)
+
+
+@pytest.mark.parametrize("at_hand", [1, 5 * 108, 1 << 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_normalising_part_by_part_has_the_bits_of_all_at_once(monkeypatch, at_hand, dtype):
+    monkeypatch.setattr(dataset_module, "_AT_HAND", at_hand)
+    dataset = noise_dataset()
+    # Crops of larger images, whose rows do not lie side by side.
+    for pixels in (dataset.train.images, dataset.train.images[:, 1:, 2:], dataset.train.images[:0]):
+        mean, std = (torch.tensor(values, dtype=dtype) for values in (dataset.config.mean, dataset.config.std))
+        expected = ((pixels.to(dtype) - mean * 255) * (1 / (std * 255))).permute(0, 3, 1, 2)
+        found = dataset.normalise(pixels, dtype)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_augmentation_images_are_as_stored():

@@ -4,8 +4,13 @@ The real ones are in ``tests/cluster``.
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import pickle
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +20,14 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import NOTHING, FakeStages, run_spec, started
+from builders import NOTHING, WEIGHTS, FakeStages, run_record, run_spec, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from conftest import ROOT
+from pruneaudit.campaign.executors import apart, dispatch, on_ray, remote, slurm
 from pruneaudit.campaign.executors import assignment as assignments
-from pruneaudit.campaign.executors import dispatch, on_ray, remote, slurm
 from pruneaudit.campaign.executors.assignment import Assignment, Terms
 from pruneaudit.campaign.executors.dispatch import RETRIES, Dispatcher, Dispatching, Ended, RefusedError
 from pruneaudit.campaign.executors.local import LocalExecutor
@@ -30,6 +36,7 @@ from pruneaudit.campaign.executors.remote import RemoteExecutor
 from pruneaudit.campaign.executors.where import Cluster, where
 from pruneaudit.cli import app
 from pruneaudit.errors import ConfigError, RunFailedError, StoppedError, StorageError
+from pruneaudit.ledger.chain import Account
 from pruneaudit.ledger.store import Ledger
 
 #: Nothing here takes that long unless it hangs.
@@ -251,6 +258,103 @@ def test_leaving_cancels_what_was_submitted(ledger, log):
     assert cluster.given == [run_spec().run_id]
 
 
+class Elsewhere(Inside):
+    """A cluster whose node sees nothing of the session's ledger: what travels is pickled, as between machines."""
+
+    def __init__(self, ledger, log, post):
+        super().__init__(ledger, log)
+        self.post, self.spoil = post, lambda parcel: parcel
+        self.errors = {}
+
+    def ended(self, over):
+        if not self.under_way:
+            return []
+        spec = self.under_way.pop(0)
+        task = Assignment(terms=terms_of(self.executor.ledger), spec=spec).model_dump_json(exclude_defaults=True)
+        sent = pickle.loads(pickle.dumps(self.post.luggage(spec)))
+        parcel = self.spoil(pickle.loads(pickle.dumps(apart.perform(task, sent))))
+        try:
+            self.post.receive(spec.run_id, parcel)
+        except apart.StrayError as error:
+            self.errors[spec.run_id] = error
+        return [spec.run_id]
+
+    def how(self, run_id):
+        return Ended(str(self.errors[run_id]))
+
+
+@pytest.fixture
+def elsewhere(ledger, log, tmp_path, monkeypatch):
+    """A node with another folder, whose runs are made up; those of the seeds given raise."""
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "node"))
+
+    def there(*broken):
+        def executor_there(terms):
+            # On a node, the session's ledger is not to be seen.
+            assert Path(terms.ledger).is_relative_to(tmp_path / "node")
+            own = Ledger(Path(terms.ledger))
+            return LocalExecutor(own, FakeStages(own, log, broken=lambda spec: spec.seed in broken), terms.session)
+
+        monkeypatch.setattr(assignments, "_executor", executor_there)
+        return Elsewhere(Ledger(ledger.root), log, apart.Post(Ledger(ledger.root)))
+
+    return there
+
+
+def test_without_a_shared_folder_runs_travel_and_the_controller_commits(ledger, log, elsewhere):
+    base, retrain, bad = runs()
+    cluster = elsewhere(bad.seed)
+    with dispatching(ledger, cluster):
+        one = executor(ledger)
+        one.share([base, retrain, bad])
+        assert one.obtain(retrain).run_id == retrain.run_id
+        with pytest.raises(RunFailedError, match="the optimiser exploded"):
+            one.obtain(bad)
+    # As if it had been computed here: readable, with weights, vouched for by this ledger's writer alone.
+    there = Ledger(ledger.root, writable=False)
+    for run in there.runs():
+        assert hashlib.sha256(there.weights_file(run)).hexdigest() == run.weights_digest
+    assert there.finished() == {base.run_id, retrain.run_id}
+    assert not there.damaged
+    assert there.account() == Account(signed=3)
+    # What both start from went to the node; it trained once.
+    assert started(log).count(base.run_id) == 1
+    assert cluster.post.sent > 2 * len(WEIGHTS)
+    assert "MiB came back" in cluster.post.words
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda parcel: apart.Parcel(parcel.record, parcel.weights + b"!"), "do not have the digest"),
+        (lambda parcel: apart.Parcel(run_record(runs()[1]).model_dump_json().encode(), parcel.weights), "is run"),
+        (lambda parcel: apart.Parcel(b"{}", parcel.weights), "cannot be read"),
+    ],
+)
+def test_what_comes_back_must_be_what_was_sent_for(ledger, log, elsewhere, spoil, said):
+    base = run_spec()
+    cluster = elsewhere()
+    cluster.spoil = spoil
+    dispatcher = Dispatcher(Ledger(ledger.root), terms_of(ledger), cluster)
+    Orders(ledger, "session").want([base])
+    for _ in range(RETRIES + 1):
+        dispatcher.step()
+    error = ledger.failure(base, "session").error
+    assert f"{RETRIES + 1} times without a result: " in error
+    assert said in error
+    assert not ledger.finished()
+
+
+def test_a_node_forgets_sessions_that_are_long_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path))
+    old, recent = (apart._own_ledger(name) for name in ("old", "recent"))
+    long_ago = time.time() - 2 * apart.FORGOTTEN
+    os.utime(old, (long_ago, long_ago))
+    assert apart._own_ledger("new").is_dir()
+    assert not old.exists()
+    assert recent.is_dir()
+
+
 #: What a task does in a process of its own.
 TASK = """
 import os, signal, sys
@@ -423,6 +527,8 @@ def test_options_say_where_and_what_a_task_asks_for(monkeypatch):
     assert where("local", None) is None
     named = where("ray:head:6379", "cpus=2, gpus=0.25")
     assert named == Cluster("ray", "head", 6379, cpus=2, gpus=0.25)
+    assert not named.apart
+    assert where("ray:head:6379", "apart,cpus=2") == Cluster("ray", "head", 6379, cpus=2, apart=True)
     assert (named.sharing("cuda"), where("ray:head:6379", None).sharing("cuda")) == (4, 1)
     # As `ray job submit` says it to what it starts.
     monkeypatch.setenv(on_ray.ADDRESS, "10.0.0.1:6379")
@@ -508,6 +614,59 @@ def test_slurm_that_is_busy_or_full_is_asked_again(tmp_path, ledger, state):
     assert len(cluster.ended(threading.Event())) == 3
 
 
+#: Each command of docs/scale.md by a word of it, and what shows that it does what the page says.
+COMMANDS_OF_THE_PAGE = {
+    "--audit-ranks 2": "test_ranks.py",
+    "--audit-ledger /shared/ledger -n 4": "test_locks.py",
+    "pruneaudit push": "test_a_ledger_in_object_storage_is_filled_and_taken_as_the_page_says",
+    "--audit-executor slurm": "test_a_session_has_its_runs_computed_by_a_cluster",
+    "--audit-executor ray": "test_what_the_page_asks_of_ray_is_understood",
+}
+
+
+def page_commands():
+    """The commands of docs/scale.md, in order."""
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.M | re.S)
+    return [line for language, block in blocks if not language for line in block.splitlines()]
+
+
+def stated(word):
+    """The words of the command of docs/scale.md that has a word in it."""
+    (found,) = (line for line in page_commands() if word in line)
+    return shlex.split(found)
+
+
+def test_each_command_of_the_page_is_run_by_a_test():
+    left = [line for line in page_commands() if not line.startswith(("pip install", "pruneaudit merge"))]
+    assert [next(word for word in COMMANDS_OF_THE_PAGE if word in line) for line in left] == list(COMMANDS_OF_THE_PAGE)
+    named = {name for name in COMMANDS_OF_THE_PAGE.values() if not name.endswith(".py")}
+    assert named <= set(globals())
+
+
+def test_what_the_page_asks_of_ray_is_understood(monkeypatch):
+    monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: name)
+    words = stated("--audit-executor ray")
+    task = next(word for word in words if word.startswith("--audit-task=")).partition("=")[2]
+    cluster = where(words[words.index("--audit-executor") + 1], task)
+    assert (cluster.sharing("cuda"), str(cluster)) == (4, "ray at 10.0.0.1:6379")
+
+
+def test_a_ledger_in_object_storage_is_filled_and_taken_as_the_page_says(ledger, log, tmp_path, monkeypatch):
+    LocalExecutor(ledger, FakeStages(ledger, log), "session").obtain(run_spec())
+    monkeypatch.chdir(tmp_path)
+    for host in ("one", "other"):
+        Ledger(tmp_path / host / ".pruneaudit" / "ledger")
+    shutil.copytree(ledger.root, tmp_path / "one" / ".pruneaudit" / "ledger", dirs_exist_ok=True)
+    for host, word in (("one", "pruneaudit push"), ("other", "pruneaudit merge")):
+        monkeypatch.chdir(tmp_path / host)
+        _, *arguments = stated(word)
+        done = CliRunner().invoke(app, [one.replace("s3://", "memory://scale-") for one in arguments])
+        assert done.exit_code == 0, done.output
+        assert "1 run(s)" in done.output
+    assert Ledger(tmp_path / "other" / ".pruneaudit" / "ledger").find(run_spec()) is not None
+
+
 #: As much of Slurm as a whole session needs: each element of an array is run at once, here, one after the other.
 LOCAL_SBATCH = """
 for word in "$@"; do case "$word" in --array=0-*) last=${word#--array=0-};; esac; done
@@ -524,9 +683,13 @@ def test_a_session_has_its_runs_computed_by_a_cluster(checkout, state):
     (state / "sbatch").write_text("#!/bin/sh\n" + LOCAL_SBATCH)
     for name, content in (("number", "0"), ("queue", "")):
         (state / name).write_text(content)
+    # As docs/scale.md says it, of a smaller workload, without a GPU, and in a folder that is here.
+    pytest_, pyargs, suite, *options = stated("--audit-executor slurm")
+    assert (pytest_, pyargs, suite) == ("pytest", "--pyargs", "pruneaudit.suite")
     outcome = checkout.pytest(
-        *("suite", "-q", "-k", "lenet5-digits and r0.5 and sx-a and test_cell", "--audit-methods", "scratch"),
-        *("--audit-budget", "smoke", "--audit-seeds", "1", "--audit-protocols", "sx-a", "--audit-executor", "slurm"),
+        *("suite", "-q", *options, "-k", "lenet5-digits and r0.5 and sx-a and test_cell", "--audit-methods", "scratch"),
+        *("--audit-budget", "smoke", "--audit-seeds", "1", "--audit-protocols", "sx-a", "--audit-device", "cpu"),
+        *("--audit-ledger", str(checkout.ledger)),
         PATH=os.environ["PATH"],
         STATE=str(state),
     )  # fmt: skip

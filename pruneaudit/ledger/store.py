@@ -138,11 +138,19 @@ class Ledger:
         """
         run_id = spec.run_id
         if run_id not in self._records:
-            path = self.root / "runs" / spec.folder / "record.json"
-            if not path.exists():
+            if not self.has(spec, run_id):
                 return None
-            self._records[run_id] = self._read_run(path)
+            self._records[run_id] = self._read_run(self.root / "runs" / f"{spec.slug}-{run_id}" / "record.json")
         return self._records[run_id]
+
+    def has(self, spec: RunSpec, run_id: str = "") -> bool:
+        """Whether this run is finished: one question to the system, however many runs there are.
+
+        Args:
+            spec: The run.
+            run_id: Its id, for who knows it already: to find it takes longer than to ask.
+        """
+        return os.path.exists(f"{self.root}/runs/{spec.slug}-{run_id or spec.run_id}/record.json")
 
     def get(self, run_id: str) -> RunRecord:
         """The finished run with this id.
@@ -152,11 +160,14 @@ class Ledger:
         """
         if run_id not in self._records:
             if run_id not in self._folders:
-                # One look at the folder serves many ids: a report asks for all of them.
-                self._folders = {name.rpartition("-")[2]: name for name in self._finished()}
-            if run_id not in self._folders:
+                # One look at the folder serves many ids: a report asks for all of them. Which are finished is not
+                # asked of all: a node of a cluster wants one of a hundred thousand.
+                self._folders = {name.rpartition("-")[2]: name for name in self.folders()}
+            path = self.root / "runs" / self._folders.get(run_id, run_id) / "record.json"
+            if not path.exists():
+                self._folders.pop(run_id, None)
                 raise DamagedError(f"ledger {self.root}: run {run_id} is missing; run the suite again to train it")
-            self._records[run_id] = self._read_run(self.root / "runs" / self._folders[run_id] / "record.json")
+            self._records[run_id] = self._read_run(path)
         return self._records[run_id]
 
     def finished(self) -> set[str]:
@@ -333,8 +344,14 @@ class Ledger:
 
     def failure(self, spec: RunSpec, session: str) -> FailureRecord | None:
         """A failure of this run in this session, or None: the next session tries again."""
-        for path in sorted((self.root / "failures").glob(f"{spec.folder}-*.json"), reverse=True):
-            failure = self._read(FailureRecord, path)
+        folder = self.root / "failures"
+        names = os.listdir(folder) if folder.is_dir() else []
+        # Mostly nothing failed, and who waits for a run asks again and again.
+        if names:
+            begin = f"{spec.folder}-"
+            names = [name for name in names if name.startswith(begin) and name.endswith(".json")]
+        for name in sorted(names, reverse=True):
+            failure = self._read(FailureRecord, folder / name)
             if failure.session == session:
                 return failure
         return None

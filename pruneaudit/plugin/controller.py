@@ -70,6 +70,8 @@ class Controller:
         self._terminal = os.dup(2)
         # What gives runs to a cluster, while items run.
         self._dispatching: Dispatching | None = None
+        # What there is to say of the cluster when all is over.
+        self.cluster_words = ""
         self.interrupts = Interrupts(PATIENCE, self._let_go, self._leave)
         self.interrupts.install()
 
@@ -133,6 +135,7 @@ class Controller:
 
         with Dispatching(dispatcher, self._stop) as self._dispatching:
             yield
+        self.cluster_words = dispatcher.scheduler.words()
 
     def _let_go(self) -> None:
         """A signal came: workers are to stop, and what was given to a cluster."""
@@ -358,6 +361,8 @@ class Controller:
                 terminalreporter.write_line(line)
             for line in self.audit.choices(sorted({row["workload"] for row in self.results.cells})):
                 terminalreporter.write_line(line)
+        if self.cluster_words:
+            terminalreporter.write_line(self.cluster_words)
         not_run = self.causes.line()
         if not_run is not None:
             terminalreporter.write_line(not_run, red=True)

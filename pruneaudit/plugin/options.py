@@ -192,7 +192,8 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULTS["audit_task"],
         metavar="TEXT",
         help="What each task asks of the cluster: of slurm, options of sbatch, as in --audit-task='--gpus=1'; of "
-        "ray, as in --audit-task=cpus=2,gpus=0.25. Default: one processor, and of ray a GPU where runs train on CUDA.",
+        "ray, as in --audit-task=cpus=2,gpus=0.25. Default: one processor, and of ray a GPU where runs train on CUDA. "
+        "With apart, Ray's nodes need not see the ledger: runs travel to them and back.",
     )
     group.addoption(
         "--audit-device",

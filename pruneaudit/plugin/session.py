@@ -372,7 +372,6 @@ class AuditSession:
             return None
         from pruneaudit.campaign.executors.assignment import Terms
         from pruneaudit.campaign.executors.dispatch import Dispatcher
-        from pruneaudit.campaign.executors.orders import Orders
 
         root, base = self.data_root, self.settings.base
         terms = Terms(
@@ -391,7 +390,7 @@ class AuditSession:
             patience=self.patience,
             most=self.stage_limit,
         )
-        scheduler = self.cluster.scheduler(Orders(self.ledger, self.id).folder, self.id, self.device)
+        scheduler = self.cluster.scheduler(self.ledger, self.id, self.device)
         return Dispatcher(self.ledger, terms, scheduler)
 
     def words(self) -> list[str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from computing import ONLY_WHERE_WANTED, Computing, assert_same, cell_of, computed_here, long_run, wait_for
 
+from pruneaudit.campaign.executors.apart import Post
 from pruneaudit.campaign.executors.on_ray import Ray
 from pruneaudit.errors import ConfigError, RunFailedError
+from pruneaudit.ledger.store import Ledger
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pruneaudit[cluster]'")
 pytestmark = ONLY_WHERE_WANTED
@@ -17,11 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster(monkeypatch, tmp_path):
     """A head that computes nothing, and a node with one processor; more can come, and go."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "node"))
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     kept = Path(made.head_node.get_session_dir_path())
     try:
@@ -57,6 +60,18 @@ def test_runs_are_those_of_this_process(cluster, tmp_path):
     with computing.by(ray_at(cluster)) as executor:
         executor.share(specs)
         records = [executor.obtain(spec) for spec in specs]
+    assert_same(records, computed_here(tmp_path / "here", specs))
+
+
+def test_without_a_shared_folder_runs_travel(cluster, tmp_path):
+    specs = cell_of()
+    computing = Computing(tmp_path / "ledger")
+    with computing.by(ray_at(cluster, post=Post(Ledger(computing.root)))) as executor:
+        executor.share(specs)
+        records = [executor.obtain(spec) for spec in specs]
+    # A ledger of its own is all that the node has written to.
+    (own,) = (tmp_path / "node" / "apart").iterdir()
+    assert Ledger(own, writable=False).finished() == {spec.run_id for spec in specs}
     assert_same(records, computed_here(tmp_path / "here", specs))
 
 

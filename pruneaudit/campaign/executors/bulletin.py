@@ -126,10 +126,11 @@ class Bulletin:
             self._told["plan"] = plan
 
     def _all_planned(self, runs: Sequence[RunSpec]) -> tuple[Planned, ...]:
-        for run in runs:
-            if run.run_id not in self._known:
-                self._known[run.run_id] = self._planned(run, self._cost(run))
-        return tuple(self._known[run.run_id] for run in runs)
+        ids = [run.run_id for run in runs]
+        for run_id, run in zip(ids, runs, strict=True):
+            if run_id not in self._known:
+                self._known[run_id] = self._planned(run, self._cost(run))
+        return tuple(self._known[run_id] for run_id in ids)
 
     def _tell(self) -> None:
         self._heard = time.time()

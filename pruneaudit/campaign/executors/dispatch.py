@@ -25,6 +25,8 @@ from pruneaudit.ledger.store import Ledger
 RETRIES = 3
 #: Seconds until tasks that were refused while others are under way are tried again, and that cancelling may take.
 LATER, PATIENCE = 30.0, 30.0
+#: Seconds between looks at all runs of the ledger, for those that somebody else finished.
+LOOK = 1.0
 
 
 class RefusedError(AuditError):
@@ -71,6 +73,10 @@ class Scheduler(Protocol):
         """End all tasks that were submitted, and let the cluster go."""
         ...
 
+    def words(self) -> str:
+        """What its user should know of it when all is over, in one line; empty: nothing."""
+        ...
+
 
 class Dispatcher:
     """Submits what a session wants.
@@ -96,7 +102,7 @@ class Dispatcher:
         self._lost: dict[str, list[str]] = defaultdict(list)
         #: Set when nobody waits for anything any more.
         self.over = threading.Event()
-        self._not_before = 0.0
+        self._not_before = self._next_look = 0.0
 
     def step(self) -> None:
         """Look once at what is wanted, finished and lost, and submit what is ready.
@@ -105,29 +111,33 @@ class Dispatcher:
             RefusedError: The cluster takes nothing, although nothing of this session is under way there.
             StorageError: The ledger cannot be written.
         """
-        self._look()
-        for run in self.orders.wanted():
+        wanted = self.orders.wanted()
+        if wanted or time.monotonic() >= self._next_look:
+            self._look()
+        for run in wanted:
             self._add(run)
         self._submit()
-        ended = self.scheduler.ended(self.over)
-        if ended:
-            self._look()
-        for run_id in ended:
+        for run_id in self.scheduler.ended(self.over):
             self._end(run_id)
 
     def _look(self) -> None:
         """See which runs were finished since the last look, by whomever."""
+        self._next_look = time.monotonic() + LOOK
         runs = self.ledger.root / "runs"
         new = [name for name in self.ledger.folders() if name.rpartition("-")[2] not in self._finished]
         # Somebody may have left a folder without a record.
-        found = {name.rpartition("-")[2] for name in new if (runs / name / "record.json").exists()}
-        self._finished |= found
-        for run_id in found:
-            self._ready.pop(run_id, None)
-            for child in self._children.pop(run_id, ()):
-                self._lacks[child].discard(run_id)
-                if not self._lacks[child] and child not in self._finished:
-                    self._ready[child] = None
+        for name in new:
+            if (runs / name / "record.json").exists():
+                self._finish(name.rpartition("-")[2])
+
+    def _finish(self, run_id: str) -> None:
+        """A run is finished: those that waited for nothing else are ready."""
+        self._finished.add(run_id)
+        self._ready.pop(run_id, None)
+        for child in self._children.pop(run_id, ()):
+            self._lacks[child].discard(run_id)
+            if not self._lacks[child] and child not in self._finished:
+                self._ready[child] = None
 
     def _add(self, run: RunSpec) -> None:
         run_id = run.run_id
@@ -158,6 +168,9 @@ class Dispatcher:
         """A task has ended; its run may be finished, failed or lost."""
         self._under_way.discard(run_id)
         run = self._runs[run_id]
+        # Asked of this run alone: tasks may end faster than all runs of a ledger are listed.
+        if run_id not in self._finished and self.ledger.has(run, run_id):
+            self._finish(run_id)
         if run_id in self._finished or self.ledger.failure(run, self.terms.session) is not None:
             return
         how, tries = self.scheduler.how(run_id), self._lost[run_id]

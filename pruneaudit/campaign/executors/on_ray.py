@@ -15,16 +15,22 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from functools import lru_cache
 from typing import Any
 
+from pruneaudit.campaign.executors import apart
 from pruneaudit.campaign.executors.assignment import Assignment
 from pruneaudit.campaign.executors.dispatch import Ended, RefusedError
 from pruneaudit.errors import ConfigError, RunFailedError, one_line
+from pruneaudit.ledger.records import RunSpec
 
 #: Where `ray job submit` and `ray start` say which cluster a process is in.
 ADDRESS = "RAY_ADDRESS"
 #: Seconds that is waited for one of the tasks to end, and for the cluster to answer at first.
 PAUSE, PATIENCE = 0.1, 10.0
+#: How many things lie in Ray's object store for tasks that are submitted later.
+KEPT = 64
 
 
 def address_of(named: str) -> tuple[str, int]:
@@ -67,13 +73,21 @@ class Ray:
         cpus: Processors of each task, and no fewer than its run has ranks.
         gpus: Devices of each task, or the part of one.
         work: What a task does with its assignment, as JSON.
+        post: Where nodes do not see the ledger: what a run stands on goes through Ray's object store to the task, and
+            the run comes back the same way. None: they see it.
 
     Raises:
         ConfigError: There is no such cluster, or none of its nodes has what a task asks for.
     """
 
     def __init__(
-        self, host: str, port: int, cpus: float = 1, gpus: float = 0, work: Callable[[str], None] = perform
+        self,
+        host: str,
+        port: int,
+        cpus: float = 1,
+        gpus: float = 0,
+        work: Callable[[str], None] = perform,
+        post: apart.Post | None = None,
     ) -> None:
         _see_answers(host, port)
         import ray
@@ -100,8 +114,13 @@ class Ray:
             )
         self._cpus = cpus
         # A worker that loaded torch for one run has it for the next.
-        self._task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work)
-        self._over: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work if post is None else apart.perform)
+        # One for all runs that need as many processors: to make one takes as long as to submit it.
+        self._needing: Callable[[float], Any] = lru_cache(lambda count: task.options(num_cpus=count))
+        self._post = post
+        # What was put into the object store last, by what it is for: siblings are submitted one after the other.
+        self._stored: dict[object, Any] = {}
+        self._over: queue.SimpleQueue[tuple[str, BaseException | None, Any]] = queue.SimpleQueue()
         self._under_way: dict[str, Any] = {}
         self._errors: dict[str, BaseException | None] = {}
 
@@ -109,14 +128,31 @@ class Ray:
         """Submit tasks, in order."""
         for assignment in assignments:
             run_id = assignment.spec.run_id
+            more = () if self._post is None else (self._luggage(assignment.spec, self._post),)
             try:
                 # Ray starts what was submitted first where it can.
-                needed = self._task.options(num_cpus=max(self._cpus, assignment.spec.recipe.ranks))
-                task = needed.remote(assignment.model_dump_json(exclude_defaults=True))
+                needing = self._needing(max(self._cpus, assignment.spec.recipe.ranks))
+                task = needing.remote(assignment.model_dump_json(exclude_defaults=True), *more)
             except Exception as error:
                 raise RefusedError(f"Ray takes no task: {one_line(error)}") from None
             self._under_way[run_id] = task
-            task.future().add_done_callback(lambda future, run_id=run_id: self._over.put((run_id, future.exception())))
+            task.future().add_done_callback(lambda future, run_id=run_id: self._note(run_id, future))
+
+    def _luggage(self, spec: RunSpec, post: apart.Post) -> Any:
+        """Where the object store has what a run stands on."""
+        import ray
+
+        key = spec.needs, spec.workload
+        if key not in self._stored:
+            self._stored[key] = ray.put(post.luggage(spec))
+            # Tasks that were submitted hold what is theirs.
+            for old in list(self._stored)[:-KEPT]:
+                del self._stored[old]
+        return self._stored[key]
+
+    def _note(self, run_id: str, future: Future[Any]) -> None:
+        error = future.exception()
+        self._over.put((run_id, error, None if error is not None else future.result()))
 
     def ended(self, over: threading.Event) -> Collection[str]:
         """Runs whose tasks have ended."""
@@ -124,9 +160,14 @@ class Ray:
         seconds = PAUSE
         while True:
             try:
-                run_id, error = self._over.get(timeout=seconds) if seconds else self._over.get_nowait()
+                run_id, error, parcel = self._over.get(timeout=seconds) if seconds else self._over.get_nowait()
             except queue.Empty:
                 return found
+            if self._post is not None and parcel is not None:
+                try:
+                    self._post.receive(run_id, parcel)
+                except apart.StrayError as stray:
+                    error = stray
             self._errors[run_id] = error
             self._under_way.pop(run_id, None)
             found.append(run_id)
@@ -154,7 +195,12 @@ class Ray:
             # Training may not look at a polite word for long; what it has done is in the ledger.
             ray.cancel(task, force=True)
         self._under_way.clear()
+        self._stored.clear()
         ray.shutdown()
+
+    def words(self) -> str:
+        """How much travelled, where nodes do not see the ledger."""
+        return "" if self._post is None else self._post.words
 
 
 def _see_answers(host: str, port: int) -> None:

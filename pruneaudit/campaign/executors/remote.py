@@ -48,8 +48,9 @@ class RemoteExecutor:
             runs: The runs.
             cells: For each of their cells, by its key, the ids of its runs.
         """
-        more = [run for run in runs if run.run_id not in self._asked]
-        self._asked.update(run.run_id for run in more)
+        new = {run_id: run for run in runs if (run_id := run.run_id) not in self._asked}
+        more = list(new.values())
+        self._asked.update(new)
         self._orders.want(more)
         self.bulletin.announce(more, cells)
 
@@ -73,14 +74,15 @@ class RemoteExecutor:
             StoppedError: The cluster is lost.
             StorageError: The ledger cannot be written.
         """
+        run_id = spec.run_id
         while True:
-            record = self.ledger.find(spec)
-            if record is not None:
+            # A run takes its time: what is asked while it is waited for is asked of the system alone.
+            if self.ledger.has(spec, run_id) and (record := self.ledger.find(spec)) is not None:
                 return record
             failure = self.ledger.failure(spec, self.session)
             if failure is not None:
                 raise RunFailedError(failure.error)
-            if spec.run_id not in self._asked:
+            if run_id not in self._asked:
                 self.help_with([spec], {})
             stopped = self._orders.stopped()
             if stopped is not None:

@@ -124,6 +124,10 @@ class Slurm:
             # What is over cannot be cancelled, which is no mistake.
             subprocess.run(["scancel", *jobs], capture_output=True, timeout=_PATIENCE, check=False)
 
+    def words(self) -> str:
+        """Nothing."""
+        return ""
+
     def how(self, run_id: str) -> Ended:
         """How a task ended: as Slurm remembers for some minutes, and the last line that it printed."""
         task = self._tasks[run_id]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pruneaudit.campaign.executors import on_ray, slurm
+from pruneaudit.campaign.executors.apart import Post
 from pruneaudit.campaign.executors.dispatch import Scheduler
+from pruneaudit.campaign.executors.orders import Orders
 from pruneaudit.errors import ConfigError, unknown
+from pruneaudit.ledger.store import Ledger
 
 LOCAL = "local"
+#: Word of ``--audit-task`` that says that the nodes of a cluster do not see the session's ledger.
+APART = "apart"
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Cluster:
         options: Options of ``sbatch``.
         cpus: Processors of a task of Ray.
         gpus: Devices of it; None: one where runs are trained on CUDA.
+        apart: Whether its nodes do not see the ledger of the session.
     """
 
     kind: Literal["slurm", "ray"]
@@ -33,15 +39,16 @@ class Cluster:
     options: str = ""
     cpus: float = 1.0
     gpus: float | None = None
+    apart: bool = False
 
     def __str__(self) -> str:
         return self.kind if self.kind == "slurm" else f"ray at {self.host}:{self.port}"
 
-    def scheduler(self, folder: Path, session: str, device: str) -> Scheduler:
+    def scheduler(self, ledger: Ledger, session: str, device: str) -> Scheduler:
         """The cluster, which is asked for now.
 
         Args:
-            folder: Where it may keep what tasks are told and print; all nodes see it.
+            ledger: Where its runs are to be; below it lies what tasks are told and print.
             session: Id of the session.
             device: ``cpu`` or ``cuda``, which runs are trained on.
 
@@ -49,8 +56,9 @@ class Cluster:
             ConfigError: It does not answer.
         """
         if self.kind == "slurm":
-            return slurm.Slurm(folder, session, self.options)
-        return on_ray.Ray(self.host, self.port, self.cpus, self._gpus(device))
+            return slurm.Slurm(Orders(ledger, session).folder, session, self.options)
+        post = Post(ledger) if self.apart else None
+        return on_ray.Ray(self.host, self.port, self.cpus, self._gpus(device), post=post)
 
     def sharing(self, device: str) -> int:
         """How many tasks share a device."""
@@ -70,8 +78,9 @@ def where(executor: str, task: str | None) -> Cluster | None:
     kind, _, address = executor.partition(":")
     if kind == "ray":
         host, port = on_ray.address_of(address)
-        asked = _asked_of_ray(task or "")
-        return Cluster("ray", host, port, cpus=asked.get("cpus", 1.0), gpus=asked.get("gpus"))
+        words = [word for part in (task or "").split(",") if (word := part.strip())]
+        asked = _asked_of_ray([word for word in words if word != APART])
+        return Cluster("ray", host, port, cpus=asked.get("cpus", 1.0), gpus=asked.get("gpus"), apart=APART in words)
     if address or kind not in (LOCAL, "slurm"):
         raise unknown("executor", executor, (LOCAL, "slurm", "ray", "ray:HOST:PORT"))
     if kind == "slurm":
@@ -82,10 +91,10 @@ def where(executor: str, task: str | None) -> Cluster | None:
     return None
 
 
-def _asked_of_ray(task: str) -> dict[str, float]:
-    """Resources in a list such as ``cpus=2,gpus=0.25``."""
+def _asked_of_ray(words: Sequence[str]) -> dict[str, float]:
+    """Resources in words such as ``cpus=2`` and ``gpus=0.25``."""
     asked = {}
-    for word in filter(None, (part.strip() for part in task.split(","))):
+    for word in words:
         name, _, text = word.partition("=")
         try:
             amount = float(text)
@@ -95,8 +104,8 @@ def _asked_of_ray(task: str) -> dict[str, float]:
         in_parts = name != "gpus" or amount <= 1 or amount.is_integer()
         if name not in ("cpus", "gpus") or not 0 <= amount < math.inf or not in_parts:
             raise ConfigError(
-                f"--audit-task: '{word}' is nothing that a task of Ray asks for; give cpus=N or gpus=N, such as "
-                "'cpus=2,gpus=0.25'"
+                f"--audit-task: '{word}' is nothing that a task of Ray asks for; give cpus=N, gpus=N or "
+                f"{APART}, such as 'cpus=2,gpus=0.25'"
             )
         asked[name] = amount
     return asked

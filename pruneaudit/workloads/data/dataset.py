@@ -125,9 +125,13 @@ class Dataset:
         mean, scale = self.scaling(dtype, images.device)
         # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
         mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
-        # Within one tensor: a second one of this size costs as much as all else.
-        pixels = images.to(dtype).flatten(1).sub_(mean).mul_(scale)
-        return pixels.view(images.shape).permute(0, 3, 1, 2)
+        # Within one tensor: a second one of this size costs as much as all else. On a processor part by part, so that
+        # what was converted is still at hand when it is shifted and scaled.
+        pixels = torch.empty(images.shape, dtype=dtype, device=images.device)
+        part = len(images) if images.is_cuda else max(1, _AT_HAND // max(images.shape[1:].numel(), 1))
+        for stored, found in zip(images.flatten(1).split(part), pixels.flatten(1).split(part), strict=True):
+            found.copy_(stored).sub_(mean).mul_(scale)
+        return pixels.permute(0, 3, 1, 2)
 
     def scaling(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """What is taken from every pixel of a channel, 0 to 255, and by what the rest is multiplied, ``[C]`` each."""
@@ -282,5 +286,7 @@ def crops(windows: torch.Tensor, index: torch.Tensor, shift: torch.Tensor, flip:
     return images if flip is None else torch.where(flip[..., None, None, None], images.flip(-2), images)
 
 
+# Values that are normalised at one time: half of a usual second-level cache, in fp32.
+_AT_HAND = 1 << 17
 # One padded training set at a time: workers run one workload after the other.
 _PADDED: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}

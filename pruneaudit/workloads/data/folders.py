@@ -1,4 +1,4 @@
-"""Folders of image files, one folder for each class, as torchvision's ``ImageFolder`` has them.
+"""Folders of image files, one folder for each class, as torchvision's ``ImageFolder`` has them, or in archives.
 
 Every file is read once, for its digest and its size; what was found is kept in the cache folder and holds as long as
 path, size and time of change stay. What a process holds of a folder does not grow with the number of its files
@@ -8,7 +8,6 @@ path, size and time of change stay. What a process holds of a folder does not gr
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import time
@@ -26,18 +25,14 @@ import torch
 from pruneaudit.errors import ConfigError
 from pruneaudit.state import cache_folder
 from pruneaudit.streams import generator
+from pruneaudit.workloads.data import tars
 from pruneaudit.workloads.data.decoding import decode
 from pruneaudit.workloads.data.index import BLOCK, Draft, Index, kind_of, opened
+from pruneaudit.workloads.data.pictures import EXTENSIONS, SETTLED_NS, facts, unreadable
 from pruneaudit.workloads.data.splits import SPLIT_SEED
 
-#: Endings of image files, as torchvision has them.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# A file that changed so shortly before it was read may have changed since, within the same tick of the clock.
-_SETTLED_NS = 2_000_000_000
 # Files that a thread reads in one job, and jobs that are under way at once.
 _FILES_OF_A_JOB, _JOBS_AHEAD = 500, 32
-# Modes of PIL that are grey; those with more than 8 bits lose what they hold when they are converted.
-_GREY, _DEEP = ("1", "L", "LA"), ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class Files:
         starts: Row of the first file of each class, and one behind the last, ``[classes + 1]``.
         mode: ``L`` where all are grey, else ``RGB``.
         rows: Which of them these are, ascending; None: all.
+        shards: Names of the archives that they lie in (:mod:`.tars`); empty: none does.
     """
 
     folder: Path
@@ -57,14 +53,27 @@ class Files:
     starts: np.ndarray
     mode: str
     rows: np.ndarray | None = None
+    shards: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index) if self.rows is None else len(self.rows)
 
     def path(self, number: int) -> Path:
-        """The file of an example."""
+        """The file of an example; of one in an archive the name that it has in it, behind that of the archive."""
+        return self._path(self._record(number))
+
+    def _record(self, number: int) -> Any:
         row = number if self.rows is None else int(self.rows[number])
-        return self.folder / os.fsdecode(self.index.read(row, row + 1)["name"][0])
+        return self.index.read(row, row + 1)[0]
+
+    def _path(self, record: Any) -> Path:
+        name = os.fsdecode(record["name"])
+        return self.folder / self.shards[record["shard"]] / name if self.shards else self.folder / name
+
+    def _content(self, record: Any) -> bytes:
+        if not self.shards:
+            return self._path(record).read_bytes()
+        return tars.content_at(self.folder / self.shards[record["shard"]], int(record["start"]), int(record["size"]))
 
     def __getitem__(self, number: int) -> Any:
         """The decoded image, see :func:`~.decoding.decode`.
@@ -72,11 +81,11 @@ class Files:
         Raises:
             ConfigError: It cannot be decoded.
         """
-        path = self.path(number)
+        record = self._record(number)
         try:
-            return decode(path.read_bytes(), self.mode)
+            return decode(self._content(record), self.mode)
         except Exception as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(self._path(record), error) from None
 
     @property
     def labels(self) -> np.ndarray:
@@ -93,16 +102,17 @@ class Files:
             if changed:
                 found = found.copy()
                 for number in changed:
-                    path = self.folder / os.fsdecode(block["name"][number])
                     try:
-                        content = path.read_bytes()
+                        content = self._content(block[number])
                     except OSError as error:
-                        raise _unreadable(path, error) from None
+                        raise unreadable(self._path(block[number]), error) from None
                     found[number] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
             yield found
 
     def _changed(self, block: np.ndarray) -> list[int]:
-        """Those of some records whose files are not what they were."""
+        """Those of some records whose files, or archives, are not what they were."""
+        if self.shards:
+            return self._in_changed_archives(block)
         folder, found = os.fsencode(self.folder), []
         for number, (name, size, changed) in enumerate(block[["name", "size", "changed"]].tolist()):
             try:
@@ -113,6 +123,16 @@ class Files:
             if (status.st_size, status.st_mtime_ns) != (size, changed):
                 found.append(number)
         return found
+
+    def _in_changed_archives(self, block: np.ndarray) -> list[int]:
+        changed = {}
+        for shard in np.unique(block["shard"]).tolist():
+            try:
+                changed[shard] = (self.folder / self.shards[shard]).stat().st_mtime_ns
+            except OSError:
+                changed[shard] = -1
+        places = block[["shard", "changed"]].tolist()
+        return [number for number, (shard, before) in enumerate(places) if changed[shard] != before]
 
     def take(self, index: np.ndarray) -> Files:
         """Some of them, by their numbers in ascending order."""
@@ -138,18 +158,20 @@ def read_folders(splits: dict[str, Path], count: int = 0) -> dict[str, Files]:
     """Image files of some splits, all in one mode.
 
     Args:
-        splits: The folder of each split, by its name.
+        splits: The folder of each split, by its name: of folders of classes, or of archives where it has none.
         count: So many classes are drawn, the same ones every time; 0: all are taken.
 
     Raises:
         ConfigError: Classes differ, one is empty, there are too few, or a file is no image; the message names it.
     """
-    folder, *others = splits.values()
-    classes = classes_of(folder)
+    packed = {name: tars.read(place, found) for name, place in splits.items() if (found := _archives(place))}
+    of = {name: packed[name].classes if name in packed else classes_of(place) for name, place in splits.items()}
+    (first, folder), *others = splits.items()
+    classes = of[first]
     if not classes:
         raise ConfigError(f"{folder} has no folder for a class: put images into {folder.name}/CLASS/")
-    for other in others:
-        differing = sorted(set(classes) ^ set(classes_of(other)))
+    for name, other in others:
+        differing = sorted(set(classes) ^ set(of[name]))
         if differing:
             place = folder if differing[0] in classes else other
             raise ConfigError(
@@ -157,13 +179,28 @@ def read_folders(splits: dict[str, Path], count: int = 0) -> dict[str, Files]:
             )
     if count:
         classes = drawn(classes, count, folder)
-    starts = {name: _starts(place, classes) for name, place in splits.items()}
-    known = {name: _known(place, classes, starts[name]) for name, place in splits.items()}
+    packed = {name: found.only(classes) for name, found in packed.items()}
+    starts = {
+        name: packed[name].starts if name in packed else _starts(place, classes) for name, place in splits.items()
+    }
+    known = {
+        name: packed[name].index if name in packed else _known(place, classes, starts[name])
+        for name, place in splits.items()
+    }
     grey = {one for index in known.values() for block in index.blocks() for one in np.unique(block["grey"]).tolist()}
     mode = "L" if grey == {True} else "RGB"
     if len(grey) > 1:
         warnings.warn(f"{folder.parent} has images in grey and in colours: all are read as RGB", stacklevel=2)
-    return {name: Files(place, known[name], starts[name], mode) for name, place in splits.items()}
+    shards = {name: found.shards for name, found in packed.items()}
+    return {
+        name: Files(place, known[name], starts[name], mode, shards=shards.get(name, ()))
+        for name, place in splits.items()
+    }
+
+
+def _archives(folder: Path) -> list[Path]:
+    """Archives of a split that has no folders of classes."""
+    return [] if classes_of(folder) else tars.archives(folder)
 
 
 def drawn(classes: list[str], count: int, folder: Path) -> list[str]:
@@ -278,7 +315,7 @@ def _look(
                 before is not None
                 and before["name"] == name
                 and (status.st_size, status.st_mtime_ns) == (before["size"], before["changed"])
-                and before["changed"] <= checked - _SETTLED_NS
+                and before["changed"] <= checked - SETTLED_NS
             ):
                 records[number] = before
             else:
@@ -287,24 +324,9 @@ def _look(
                 records[number] = (name, *_fact(path.read_bytes(), status, path))
                 is_new = True
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
     return records, is_new
 
 
 def _fact(content: bytes, status: os.stat_result, path: Path) -> tuple[Any, ...]:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode, (width, height) = image.mode, image.size
-    except Exception as error:
-        raise _unreadable(path, error) from None
-    if mode in _DEEP:
-        raise ConfigError(f"{path} has more than 8 bits for each value (PIL mode {mode}): convert it to 8 bits")
-    digest = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
-    return status.st_size, status.st_mtime_ns, digest, width, height, mode in _GREY
-
-
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).replace(str(path), "the file").split()) or type(error).__name__
-    return ConfigError(f"cannot read image {path}: {reason}; replace it or take it away")
+    return status.st_size, status.st_mtime_ns, *facts(content, path)

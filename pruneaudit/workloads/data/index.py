@@ -29,11 +29,18 @@ _FACTS: list[tuple[Any, ...]] = [
     ("height", "<i4"),
     ("grey", "?"),
 ]
+# Of a file in an archive: number of the archive, and where in it the file begins.
+_WHERE: list[tuple[Any, ...]] = [("shard", "<i4"), ("start", "<i8")]
 
 
-def kind_of(longest: int) -> np.dtype[Any]:
-    """Type of a record: path of a file below the folder, at most so many bytes, and what is known of the file."""
-    return np.dtype([("name", f"S{max(longest, 1)}"), *_FACTS])
+def kind_of(longest: int, in_archives: bool = False) -> np.dtype[Any]:
+    """Type of a record: path of a file below the folder, at most so many bytes, and what is known of the file.
+
+    Args:
+        longest: Bytes of the longest path.
+        in_archives: Whether files lie in archives (:mod:`.tars`).
+    """
+    return np.dtype([("name", f"S{max(longest, 1)}"), *_FACTS, *(_WHERE if in_archives else ())])
 
 
 class Index:
@@ -157,7 +164,8 @@ class Draft:
     def finish(self) -> Index:
         """The index, in its place."""
         if self._file is not None:
-            facts = {"longest": self._kind["name"].itemsize, "count": self._count, "checked": self._checked}
+            longest, in_archives = self._kind["name"].itemsize, "shard" in (self._kind.names or ())
+            facts = {"longest": longest, "count": self._count, "checked": self._checked, "archives": in_archives}
             try:
                 self._file.seek(0)
                 self._write(json.dumps(facts).encode().ljust(_HEADER - 1) + b"\n")
@@ -197,7 +205,7 @@ def opened(path: Path) -> Index | None:
     try:
         with path.open("rb") as file:
             facts = json.loads(file.read(_HEADER))
-        kind = kind_of(int(facts["longest"]))
+        kind = kind_of(int(facts["longest"]), bool(facts.get("archives", False)))
         if path.stat().st_size != _HEADER + int(facts["count"]) * kind.itemsize:
             return None
         return Index(kind, int(facts["count"]), path, checked=int(facts["checked"]))

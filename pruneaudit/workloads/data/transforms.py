@@ -87,20 +87,24 @@ class Pipeline:
         """The first step, and the example as it takes it.
 
         Nine tenths of an epoch's first steps cut something out and resize it: what is not needed is cut off before
-        an array becomes an image of PIL, which gives the same pixels.
+        an array becomes an image of PIL, or is resized row by row, which gives the same pixels.
         """
         from torchvision.transforms import v2
 
+        is_tensor = self.pixels == "tensor"
         if not isinstance(image, torch.Tensor):
-            return step, (_as_tensor(image) if self.pixels == "tensor" else image)
-        if self.pixels == "tensor":
-            return step, (_as_tensor(image) if _is_picture(image) else _as_pil(image))
+            if not is_tensor:
+                return step, image
+            image = stored(image)
+        given = _as_tensor if is_tensor and _is_picture(image) else _as_pil
         if type(step) is not v2.RandomResizedCrop or not hasattr(step, "make_params") or not _is_picture(image):
-            return step, _as_pil(image)
+            return step, given(image)
         cut = step.make_params([_as_tensor(image)])
         top, left, height, width = (cut[name] for name in ("top", "left", "height", "width"))
-        part = image[top : top + height, left : left + width]
-        return partial(v2.functional.resize, size=step.size, interpolation=step.interpolation), _as_pil(part)
+        # Whole pixels side by side are resized in half the time that strided ones take, to the same bits.
+        part = image[top : top + height, left : left + width].contiguous()
+        options = {"size": step.size, "interpolation": step.interpolation, "antialias": step.antialias}
+        return partial(v2.functional.resize, **options), given(part)
 
     def __str__(self) -> str:
         return ("" if self.pixels == "pil" or not self.specs else f"{self.pixels}: ") + "+".join(self.specs)

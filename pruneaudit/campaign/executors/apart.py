@@ -1,0 +1,183 @@
+"""Runs that are computed where nobody sees the session's ledger: what they stand on goes with them. Imports no torch.
+
+A node has a ledger of its own for each session, in its cache folder: the runs that a task starts from are put into it,
+and a task that comes again after it was lost goes on from what it kept there. What a task makes comes back, and the
+controller commits it: the session's ledger stays the only truth, and its writer the only one who vouches for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruneaudit.campaign.executors import assignment as tasks
+from pruneaudit.errors import AuditError, RunFailedError
+from pruneaudit.ledger.choices import Choice, choice_name
+from pruneaudit.ledger.records import FailureRecord, RunRecord, RunSpec
+from pruneaudit.ledger.store import Ledger
+from pruneaudit.state import cache_folder
+
+#: Seconds after which a node forgets a session of which no task has come since.
+FORGOTTEN = 86400.0
+
+
+class StrayError(AuditError):
+    """What came back is not the run that was sent for."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A run as it travels.
+
+    Attributes:
+        record: Its record as JSON; of one that failed its :class:`FailureRecord`.
+        weights: Content of its weights file; None: it failed.
+    """
+
+    record: bytes
+    weights: bytes | None
+
+    @classmethod
+    def of(cls, ledger: Ledger, run: RunRecord) -> Parcel:
+        """A finished run of a ledger.
+
+        Raises:
+            DamagedError: Its weights cannot be read.
+        """
+        return cls(run.model_dump_json().encode(), ledger.weights_file(run))
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+        return len(self.record) + len(self.weights or b"")
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """What goes with every task that stands on the same runs.
+
+    Attributes:
+        parcels: The runs, parents first.
+        choice: What trains its workload, as JSON, where nobody said it and the session chose.
+    """
+
+    parcels: tuple[Parcel, ...] = ()
+    choice: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+        return sum(parcel.size for parcel in self.parcels)
+
+
+class Post:
+    """The controller's side.
+
+    Args:
+        ledger: The session's.
+
+    Attributes:
+        sent: Bytes that went to nodes, each run once for all who start from it.
+        received: Bytes that came back.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.sent = self.received = 0
+
+    def luggage(self, spec: RunSpec) -> Luggage:
+        """What a run stands on.
+
+        Raises:
+            DamagedError: A run is missing, or cannot be read.
+        """
+        above: dict[str, RunRecord] = {}
+        left = list(spec.needs)
+        while left:
+            run = self._ledger.get(left.pop())
+            # What is above comes before what stands on it, also where two stand on it.
+            above.pop(run.run_id, None)
+            above[run.run_id] = run
+            left += run.needs
+        parcels = tuple(Parcel.of(self._ledger, run) for run in reversed(above.values()))
+        choice = self._ledger.choice_of(spec)
+        made = Luggage(parcels, None if choice is None else choice.model_dump_json())
+        self.sent += made.size
+        return made
+
+    def receive(self, run_id: str, parcel: Parcel) -> None:
+        """Commit what came back for a run.
+
+        Raises:
+            StrayError: It is another run, or not whole.
+            StorageError: The ledger cannot be written.
+        """
+        self.received += parcel.size
+        try:
+            found = (FailureRecord if parcel.weights is None else RunRecord).model_validate_json(parcel.record)
+        except ValueError:
+            raise StrayError("what came back cannot be read: nodes need the session's version of pruneaudit") from None
+        spec = found.spec
+        if spec.run_id != run_id:
+            raise StrayError(f"what came back is run {spec.run_id}, not {run_id}")
+        if isinstance(found, FailureRecord):
+            self._ledger.fail(found)
+        elif parcel.weights is None or hashlib.sha256(parcel.weights).hexdigest() != found.weights_digest:
+            raise StrayError("the weights that came back do not have the digest of their record")
+        else:
+            self._ledger.commit(found, parcel.weights)
+
+    @property
+    def words(self) -> str:
+        """How much travelled, in words."""
+        return f"runs travelled: {self.sent / 2**20:.1f} MiB went to nodes, {self.received / 2**20:.1f} MiB came back"
+
+
+def perform(assignment: str, luggage: Luggage) -> Parcel:
+    """What a node does: computes a run in its own ledger, and gives it back.
+
+    Args:
+        assignment: The run and its terms, as JSON.
+        luggage: What it stands on.
+
+    Raises:
+        ConfigError: What it takes is not on this machine.
+        StorageError: The node's ledger cannot be written.
+    """
+    given = tasks.Assignment.model_validate_json(assignment)
+    root = _own_ledger(given.terms.session)
+    ledger = Ledger(root)
+    for parcel in luggage.parcels:
+        run = RunRecord.model_validate_json(parcel.record)
+        if not ledger.has(run):
+            ledger.commit(run, parcel.weights or b"")
+    if luggage.choice is not None:
+        spec, choice = given.spec, Choice.model_validate_json(luggage.choice)
+        ledger.choose_once(choice_name(spec.workload, spec.budget, spec.precision, spec.arithmetic), lambda: choice)
+    # Names of files are meant from the session's folder, where this machine has one of this name.
+    folder = given.terms.folder if os.path.isdir(given.terms.folder) else str(root)
+    here = given.terms.model_copy(update={"ledger": str(root), "folder": folder})
+    try:
+        record = given.model_copy(update={"terms": here}).perform()
+    except RunFailedError:
+        failure = ledger.failure(given.spec, here.session)
+        if failure is None:
+            raise
+        return Parcel(failure.model_dump_json().encode(), None)
+    return Parcel.of(ledger, record)
+
+
+def _own_ledger(session: str) -> Path:
+    """The ledger of this machine for a session; those of sessions that are long over are removed."""
+    place = cache_folder() / "apart"
+    root = place / hashlib.sha256(session.encode()).hexdigest()[:16]
+    root.mkdir(parents=True, exist_ok=True)
+    os.utime(root)
+    for other in place.iterdir():
+        if other != root and time.time() - other.stat().st_mtime > FORGOTTEN:
+            shutil.rmtree(other, ignore_errors=True)
+    return root

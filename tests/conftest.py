@@ -149,6 +149,12 @@ def warm(pytestconfig: pytest.Config) -> str:
     return pytestconfig.stash[WARM]
 
 
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch, warm: str) -> None:
+    """What `multiprocessing` spawns in this process starts at once. Who kills it is told so before it is gone."""
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(warm))
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of package, suite, methods and protocols, with the bytecode of the package."""

@@ -82,14 +82,14 @@ class Checkout:
     warm: str
     compiled: Path | None = None
 
-    def pytest(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
+    def pytest(self, *arguments: str, timeout: int = 900, fresh: bool = False, **environ: str) -> Outcome:
         """Run pytest in the copy."""
         # Nothing is logged here, and to listen to each of torch's fifty loggers in each phase of each item takes long.
         quiet = () if fresh else ("-p", "no:logging")
         arguments = ("-m", "pytest", "-p", "no:cacheprovider", *quiet, *arguments)
         return self.python(*arguments, timeout=timeout, fresh=fresh, **environ)
 
-    def python(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
+    def python(self, *arguments: str, timeout: int = 900, fresh: bool = False, **environ: str) -> Outcome:
         """Run Python with the copy's package first on its path.
 
         Args:

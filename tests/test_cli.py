@@ -48,7 +48,7 @@ def command(warm):
             capture_output=True,
             text=True,
             cwd=folder,
-            timeout=300,
+            timeout=900,
             check=False,
         )
 

@@ -58,7 +58,7 @@ class Installed:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         return Outcome(done.returncode, done.stdout)
 

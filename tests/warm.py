@@ -41,8 +41,9 @@ HEAVY = (
     *("hypothesis.internal.observability", "anyio._backends._asyncio"),
 )
 
-#: Modules of pruneaudit that are imported where they are wanted: numba's settings are those of who imports it.
-APART = ("__main__", "_kernel", ".vectors")
+#: How names in pruneaudit end that are not imported here: numba has its settings from who imports it, and what a wheel
+#: carries as content is imported by pytest, and as methods.
+APART = ("__main__", "_kernel", ".vectors", "pruneaudit.suite", "pruneaudit.methods")
 
 #: Names the file of coverage data, where tests are measured with ``pytest --cov``; and what is measured here: what runs
 #: in sessions and commands of their own. All else runs in the tests' own processes, where measuring it costs less.
@@ -142,10 +143,7 @@ def prepare(folder: Path, package: Path | None, measured: str) -> None:
         shutil.copytree(package, folder / package.name)
         sys.path.insert(0, str(folder))
     with measuring(measured) if measured else contextlib.nullcontext(), rewriting():
-        ours = importlib.import_module("pruneaudit")
-        for module in pkgutil.walk_packages(ours.__path__, "pruneaudit."):
-            if not module.name.endswith(APART):
-                importlib.import_module(module.name)
+        import_all("pruneaudit")
     if package is not None:
         sys.path.remove(str(folder))
     from pruneaudit.report import page
@@ -153,6 +151,14 @@ def prepare(folder: Path, package: Path | None, measured: str) -> None:
     # The same for all reports. Not the data sets: forks are methods' processes as well, which must not hold any.
     page._template()
     page._digest(page._plotly())
+
+
+def import_all(name: str) -> None:
+    """Import a module and all below it, but those that stand apart."""
+    module = importlib.import_module(name)
+    for below in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
+        if not below.name.endswith(APART):
+            import_all(below.name)
 
 
 @contextlib.contextmanager

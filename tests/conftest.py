@@ -82,14 +82,14 @@ class Checkout:
     warm: str
     compiled: Path | None = None
 
-    def pytest(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
+    def pytest(self, *arguments: str, timeout: int = 900, fresh: bool = False, **environ: str) -> Outcome:
         """Run pytest in the copy."""
         # Nothing is logged here, and to listen to each of torch's fifty loggers in each phase of each item takes long.
         quiet = () if fresh else ("-p", "no:logging")
         arguments = ("-m", "pytest", "-p", "no:cacheprovider", *quiet, *arguments)
         return self.python(*arguments, timeout=timeout, fresh=fresh, **environ)
 
-    def python(self, *arguments: str, timeout: int = 300, fresh: bool = False, **environ: str) -> Outcome:
+    def python(self, *arguments: str, timeout: int = 900, fresh: bool = False, **environ: str) -> Outcome:
         """Run Python with the copy's package first on its path.
 
         Args:
@@ -147,6 +147,12 @@ class Checkout:
 def warm(pytestconfig: pytest.Config) -> str:
     """A Python that starts at once: third-party modules are imported already, pruneaudit is not."""
     return pytestconfig.stash[WARM]
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch, warm: str) -> None:
+    """What `multiprocessing` spawns in this process starts at once. Who kills it is told so before it is gone."""
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(warm))
 
 
 @pytest.fixture(scope="session")

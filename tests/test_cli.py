@@ -48,7 +48,7 @@ def command(warm):
             capture_output=True,
             text=True,
             cwd=folder,
-            timeout=300,
+            timeout=900,
             check=False,
         )
 
@@ -233,7 +233,7 @@ def test_no_ledger_is_one_line_and_none_is_made(run, tmp_path, name):
 # Reports
 
 
-def test_report_judges_and_writes(run, ledger, tmp_path):
+def test_report_judges_and_writes(run, ledger, tmp_path, spawned):
     code, out, err = run("report", "--ledger", ledger.root, "--to", tmp_path / "report")
     assert (code, err) == (0, "")
     results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
@@ -256,7 +256,7 @@ def test_report_judges_and_writes(run, ledger, tmp_path):
         assert f"wrote {tmp_path / 'report' / name}" in out.replace("\n", " ").replace("  ", " ") or name in out
 
 
-def test_report_takes_the_waivers_of_a_study(run, tmp_path):
+def test_report_takes_the_waivers_of_a_study(run, tmp_path, spawned):
     """The cell of L1 reports another accuracy than its run: F601 fails, unless somebody stands in for it."""
     ledger = Ledger(tmp_path / "ledger")
     store(ledger, scored(evidence("l1"), 90.0), 93.0)
@@ -294,7 +294,7 @@ def test_report_refuses_a_wrong_waiver(run, ledger, tmp_path, content, said):
     assert not (tmp_path / "report").exists()
 
 
-def test_report_on_an_empty_ledger_is_one_line(run, tmp_path):
+def test_report_on_an_empty_ledger_is_one_line(run, tmp_path, spawned):
     root = Ledger(tmp_path / "ledger").root
     refused(
         run("report", "--ledger", root, "--to", tmp_path / "report"), str(root), "holds no cell yet", "pytest suite"
@@ -302,13 +302,13 @@ def test_report_on_an_empty_ledger_is_one_line(run, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_report_on_a_ledger_with_runs_and_no_cells_is_one_line(run, tmp_path):
+def test_report_on_a_ledger_with_runs_and_no_cells_is_one_line(run, tmp_path, spawned):
     ledger = Ledger(tmp_path / "ledger")
     ledger.commit(run_record(), WEIGHTS)
     refused(run("report", "--ledger", ledger.root, "--to", tmp_path / "report"), "holds no cell yet")
 
 
-def test_report_where_nothing_can_be_written_is_one_line(run, ledger, tmp_path):
+def test_report_where_nothing_can_be_written_is_one_line(run, ledger, tmp_path, spawned):
     (tmp_path / "file").write_text("")
     code, _, err = run("report", "--ledger", ledger.root, "--to", tmp_path / "file" / "report")
     assert code == 2 and len(err.splitlines()) == 1 and "--to" in err

@@ -58,7 +58,7 @@ class Installed:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         return Outcome(done.returncode, done.stdout)
 
@@ -153,7 +153,7 @@ def test_the_page_does_what_it_says(installed, tmp_path):
             given = "pip install --quiet --no-deps --no-index --no-build-isolation ."
         # How many seeds a verdict takes is no matter here (`test_gate.py`): with two everything is said and done.
         given = given.replace("--audit-seeds 7", "--audit-seeds 2")
-        # `pruneaudit report` draws figures here, and the action below; what trains is chosen in the first week.
+        # Figures are what `pruneaudit report` draws here; what trains is chosen in the first week, below.
         options = "--audit-budget smoke --audit-figures none --audit-backend torch -p no:cacheprovider"
         outcome = installed.bash(given, tmp_path, PYTEST_ADDOPTS=options)
         told[command] = outcome.text

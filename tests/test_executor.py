@@ -105,7 +105,7 @@ def obtain_after_the_others(root, log, barrier, answers):
     answers.put(one.obtain(run_spec()).model_dump(mode="json"))
 
 
-def test_two_processes_need_one_run_and_only_one_trains_it(root, log):
+def test_two_processes_need_one_run_and_only_one_trains_it(root, log, spawned):
     barrier, answers = SPAWN.Barrier(2), SPAWN.Queue()
     processes = [SPAWN.Process(target=obtain_after_the_others, args=(root, log, barrier, answers)) for _ in range(2)]
     for process in processes:

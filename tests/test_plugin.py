@@ -107,7 +107,8 @@ def test_collection_and_help_import_no_torch(checkout):
         "import sys\ndef pytest_unconfigure():\n    print('TORCH', any(n == 'torch' for n in sys.modules))\n",
     )
     # Of all workloads and protocols; of all methods it would be forty thousand items.
-    for arguments in (("suite", "--collect-only", "-q", "--audit-methods", "l1,scratch"), ("--help",)):
+    everywhere = ("suite", "--collect-only", "-q", "--audit-methods", "l1,scratch", "--audit-seeds", "1")
+    for arguments in (everywhere, ("--help",)):
         outcome = checkout.pytest(*arguments, "-p", "spy", fresh=True)
         assert outcome.code == 0, outcome.text
         assert "TORCH False" in outcome.text

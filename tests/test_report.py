@@ -731,7 +731,7 @@ def test_write_leaves_whole_files_and_nothing_else(ledger, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["the process dies", "the figure fails"])
-def test_figures_that_cannot_be_drawn_cost_one_line_and_nothing_else(ledger, tmp_path, how):
+def test_figures_that_cannot_be_drawn_cost_one_line_and_nothing_else(ledger, tmp_path, spawned, how):
     results = gather_ledger(CATALOG, filled(ledger))
     old = tmp_path / "figures" / "old.svg"
     old.parent.mkdir()
@@ -750,7 +750,7 @@ def test_figures_that_cannot_be_drawn_cost_one_line_and_nothing_else(ledger, tmp
     assert not multiprocessing.active_children()
 
 
-def test_what_an_earlier_report_left_over_goes_and_what_is_not_ours_stays(ledger, tmp_path):
+def test_what_an_earlier_report_left_over_goes_and_what_is_not_ours_stays(ledger, tmp_path, spawned):
     write(gather_ledger(CATALOG, filled(ledger)), tmp_path, figures="2")
     mine = [tmp_path / "tables" / "mine.tex", tmp_path / "notes.md"]
     for path in mine:

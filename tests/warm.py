@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import importlib.machinery
 import json
+import multiprocessing.spawn
 import os
 import pkgutil
 import runpy
@@ -39,21 +41,33 @@ HEAVY = (
     *("hypothesis.internal.observability", "anyio._backends._asyncio"),
 )
 
-#: Modules of pruneaudit that are imported where they are wanted: numba's settings are those of who imports it.
-APART = ("__main__", "_kernel", ".vectors")
+#: How names in pruneaudit end that are not imported here: numba has its settings from who imports it, and what a wheel
+#: carries as content is imported by pytest, and as methods.
+APART = ("__main__", "_kernel", ".vectors", "pruneaudit.suite", "pruneaudit.methods")
 
 #: Names the file of coverage data, where tests are measured with ``pytest --cov``; and what is measured here: what runs
 #: in sessions and commands of their own. All else runs in the tests' own processes, where measuring it costs less.
 MEASURED = "PRUNEAUDIT_TESTS_COVERAGE"
 FRONT = ("*/pruneaudit/plugin/*", "*/pruneaudit/cli.py", "*/pruneaudit/doctor.py")
 
+#: Files that the system passes at once.
+MOST_FILES = 250
+
 #: What stands in for the interpreter: hands over its arguments, environment and files, and ends as the fork does.
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    request = json.dumps({{"arguments": sys.argv[1:], "folder": os.getcwd(), "environ": dict(os.environ)}}).encode()
-    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    files = [0, 1, 2]
+    for name in map(int, os.listdir("/dev/fd")):
+        try:
+            if name > 2 and os.get_inheritable(name):
+                files.append(name)
+        except OSError:
+            pass  # the listing itself
+    request = {{"arguments": sys.argv[1:], "folder": os.getcwd(), "environ": dict(os.environ), "files": files}}
+    request = json.dumps(request).encode()
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], files)
     server.sendall(request)
     code = os.waitstatus_to_exitcode(int.from_bytes(server.recv(4), "big"))
 if code < 0:
@@ -129,10 +143,7 @@ def prepare(folder: Path, package: Path | None, measured: str) -> None:
         shutil.copytree(package, folder / package.name)
         sys.path.insert(0, str(folder))
     with measuring(measured) if measured else contextlib.nullcontext(), rewriting():
-        ours = importlib.import_module("pruneaudit")
-        for module in pkgutil.walk_packages(ours.__path__, "pruneaudit."):
-            if not module.name.endswith(APART):
-                importlib.import_module(module.name)
+        import_all("pruneaudit")
     if package is not None:
         sys.path.remove(str(folder))
     from pruneaudit.report import page
@@ -140,6 +151,14 @@ def prepare(folder: Path, package: Path | None, measured: str) -> None:
     # The same for all reports. Not the data sets: forks are methods' processes as well, which must not hold any.
     page._template()
     page._digest(page._plotly())
+
+
+def import_all(name: str) -> None:
+    """Import a module and all below it, but those that stand apart."""
+    module = importlib.import_module(name)
+    for below in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
+        if not below.name.endswith(APART):
+            import_all(below.name)
 
 
 @contextlib.contextmanager
@@ -195,7 +214,7 @@ def stamp(file: str) -> tuple[int, int] | None:
 
 def answer(connection: socket.socket, client: str, measured: str) -> None:
     """Run one request in a child of its own; report how it ended, or end it where nobody waits for it any more."""
-    size, files, _, _ = socket.recv_fds(connection, 8, 3)
+    size, files, _, _ = socket.recv_fds(connection, 8, MOST_FILES)
     with connection.makefile("rb") as stream:
         request = json.loads(stream.read(int.from_bytes(size, "big")))
     # Closed by the system when the child has ended, however it ended.
@@ -204,13 +223,20 @@ def answer(connection: socket.socket, client: str, measured: str) -> None:
     if child == 0:
         connection.close()
         os.close(ended)
-        for number, file in enumerate(files):
+        # Out of the way of the numbers that they had.
+        above = max(request["files"]) + 1
+        fcntl.fcntl(alive, fcntl.F_DUPFD_CLOEXEC, above)
+        moved = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, above) for file in files]
+        for file in (alive, *files):
+            os.close(file)
+        for number, file in zip(request["files"], moved, strict=True):
             os.dup2(file, number)
             os.close(file)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environ"])
         sys.executable = client
+        multiprocessing.spawn.set_executable(client)
         if measured:
             one = measuring(measured)
             one.__enter__()
@@ -265,8 +291,9 @@ def exit_status(program: Callable[[], None]) -> int:
 
 def run(arguments: list[str]) -> None:
     """What ``python ARGUMENTS`` does, for ``-c``, ``-m`` and a file."""
-    while arguments[0] == "-u":
-        arguments = arguments[1:]
+    # Flags, as of `multiprocessing`: all that could matter is the environment's.
+    while arguments[0] not in ("-c", "-m") and arguments[0].startswith("-"):
+        arguments = arguments[2 if arguments[0] == "-X" else 1 :]
     option, *rest = arguments
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))

@@ -102,6 +102,21 @@ class _Weights:
     channel_step: Whole | int
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Sums over the batch that are taken part by part.
+
+    Attributes:
+        sums: Address of a vector for each weight.
+        begins: Whether this part is the first one, a bit.
+        ends: Whether it is the last one.
+    """
+
+    sums: Any
+    begins: Any
+    ends: Any
+
+
 def _correlate(
     write: Emitter, is_backward: bool, shape: _Geometry, some: int, part: Whole, outputs: _Rows, rows: list[Whole],
     inputs: _Rows, channels: Whole, weights: _Weights, begins: list[Any], taps: tuple[Whole, Whole, int], adds: Any,
@@ -180,7 +195,7 @@ def _correlate(
 
 def _products(
     write: Emitter, shape: _Geometry, gradients: _Rows, rows: list[Whole], inputs: _Rows, channels: list[Whole],
-    tiles: Whole, tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights,
+    tiles: tuple[Whole, Whole], tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights, kept: _Kept,
 ) -> None:  # fmt: skip
     """Gradients of one row of the kernels that lead from some input channels to some output channels.
 
@@ -191,18 +206,30 @@ def _products(
         rows: Which of their channels.
         inputs: The layer's: the row that the kernel's row sees there.
         channels: Which of their channels.
-        tiles: Number of tiles.
+        tiles: The first tile, and how many.
         tile_steps: From one tile of gradients to the next, and from one of inputs.
         lines: Rows of outputs that count.
         weights: Where to write.
+        kept: Where sums of other tiles are kept.
     """
     builder = write.builder
     sums = {(row, channel): _sums(write, shape.kernel) for row in rows for channel in channels}
+    places = {
+        (row, channel): weights.at + row * weights.row_step + channel * weights.channel_step for row, channel in sums
+    }
     nothing = write.fill(ir.Constant(write.element, 0.0))
-    for slots in sums.values():
-        for slot in slots:
-            builder.store(nothing, slot)
-    with tiles.each() as tile, lines.each() as line:
+    with builder.if_else(kept.begins) as (begins, goes_on):
+        with begins:
+            for slots in sums.values():
+                for slot in slots:
+                    builder.store(nothing, slot)
+        with goes_on:
+            for number, slots in sums.items():
+                before = builder.gep(kept.sums, [(places[number] * write.lanes).value])
+                for tap, slot in enumerate(slots):
+                    builder.store(write.load(before, tap), slot)
+    with tiles[1].each() as count, lines.each() as line:
+        tile = tiles[0] + count
         shift = gradients.at + tile * tile_steps[0] + line * (gradients.wide * write.lanes)
         read = inputs.at + tile * tile_steps[1] + line * (shape.stride * inputs.wide * write.lanes)
         fields = {
@@ -224,19 +251,27 @@ def _products(
                             slot = sums[row, channel][tap]
                             total = write.multiply_add(given[row], vectors[channel, other], builder.load(slot))
                             builder.store(total, slot)
-    for (row, channel), slots in sums.items():
-        place = weights.at + row * weights.row_step + channel * weights.channel_step
-        first = write.data(weights.kind, weights.array, place.value)
-        for tap, slot in enumerate(slots):
-            builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
+    with builder.if_else(kept.ends) as (ends, goes_on):
+        with ends:
+            for number, slots in sums.items():
+                first = write.data(weights.kind, weights.array, places[number].value)
+                for tap, slot in enumerate(slots):
+                    builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
+        with goes_on:
+            for number, slots in sums.items():
+                after = builder.gep(kept.sums, [(places[number] * write.lanes).value])
+                for tap, slot in enumerate(slots):
+                    write.store(builder.load(slot), after, tap)
 
 
 def _flow(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    """Gradients ``a`` of outputs ``b`` through a ReLU, on to ``c``, and their sums alone and along ``d``."""
+    """Gradients ``a`` of outputs ``b`` through a ReLU, on to ``c``, and their sums alone and along ``d``.
+
+    Nothing is put back where it was read: LLVM makes a masked store of that, which takes as long as a dozen others.
+    """
     gradient = at.a()
     if variant % 2:
         gradient = write.where_positive(at.b(), gradient)
-        at.a(gradient)
     if variant >= 2:
         at.c(write.builder.fadd(gradient, at.c()) if variant >= 4 else gradient)
     sums[0](write.builder.fadd(gradient, sums[0]()))
@@ -250,8 +285,9 @@ def _affine(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> N
 
 
 def _ebb(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    value = write.multiply_add(at.c(), scalars[1], write.multiply_add(at.a(), scalars[0], scalars[2]))
-    at.b(write.builder.fadd(value, at.b()) if variant else value)
+    gradient = write.where_positive(at.d(), at.a()) if variant % 2 else at.a()
+    value = write.multiply_add(at.c(), scalars[1], write.multiply_add(gradient, scalars[0], scalars[2]))
+    at.b(write.builder.fadd(value, at.b()) if variant >= 2 else value)
 
 
 def _deviation(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
@@ -286,7 +322,7 @@ _RUNS: dict[str, tuple[int, Any]] = {
     "deviation": (1, _deviation),
     "affine": (4, _affine),
     "flow": (6, _flow),
-    "ebb": (2, _ebb),
+    "ebb": (4, _ebb),
     "rectify": (1, _rectify),
     "rectified": (2, _rectified),
     "sum": (1, _sum),
@@ -503,7 +539,14 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
 
         def weight_gradients() -> None:
             block = max(1, min(_SUMS, (_SUMS + 2) // shape.kernel))
+            by_tile = write.lengths(bias, start)[0] >= out * channels * (square * lanes)
+            parts, many = by_tile.choose(tiles, tiles.like(1)), by_tile.choose(tiles.like(1), tiles)
+            sums = write.data(bias, start, ir.Constant(ir.IntType(64), 0))
+            with parts.each() as number:
+                kept = _Kept(sums, (number < 1).value, (number > parts - 2).value)
+                some_gradients(block, (number * many, many), kept)
 
+        def some_gradients(block: int, some: tuple[Whole, Whole], kept: _Kept) -> None:
             def products(row: Whole, channel: Whole, tap: Whole, rows: list[Whole], among: list[Whole]) -> None:
                 # Outputs that see an input through this row of the kernel.
                 above = (shape.padding - tap + (shape.stride - 1)) // shape.stride
@@ -514,8 +557,8 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                 at = (row * channels + channel) * square + tap * shape.kernel
                 _products(
                     write, shape, _Rows(other, others, given, plane_out, shape.reach), rows,
-                    _Rows(one, maps, seen, plane_in, shape.length), among, tiles, (other_cells * lanes, cells * lanes),
-                    lines, _Weights(weights, matrix, at, channels * square, square),
+                    _Rows(one, maps, seen, plane_in, shape.length), among, some, (other_cells * lanes, cells * lanes),
+                    lines, _Weights(weights, matrix, at, channels * square, square), kept,
                 )  # fmt: skip
 
             whole, nothing = out // block, out.like(0)
@@ -562,7 +605,9 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> Any:
             one: What is read, ``[T, cells, L]``.
             other: What is written; ``TO_WEIGHTS`` reads gradients of outputs there.
             weights: ``[O, C, K, K]``; ``TO_WEIGHTS`` writes them.
-            bias: What sums begin with: a number for each channel of ``other``, if that is written.
+            bias: What sums begin with: a number for each channel of ``other``, if that is written. For ``TO_WEIGHTS``
+                scratch: with a vector for each weight one tile is read after the other, else one weight is summed up
+                after the other; sums have one order.
             tall: Rows of the inputs.
             high: Rows of the outputs.
             adds: Whether what is written is added to what is there; not to weights.
@@ -668,7 +713,7 @@ def normalise_backward(  # type: ignore[no-untyped-def]
     Args:
         maps: What was normalised.
         outputs: What came out.
-        gradients: Of the outputs; those of what came before the ReLU afterwards. It may be ``of_maps``, too.
+        gradients: Of the outputs. It may be ``of_maps``, too.
         of_maps: Gradients of ``maps``; zero for lanes without an image.
         of_beside: Gradients of what was added.
         sums: Scratch, ``[2, L]``.
@@ -687,6 +732,10 @@ def normalise_backward(  # type: ignore[no-untyped-def]
     tiles, step, lanes = maps.shape
     count = weight.dtype.type(batch * cells)
     variant = (0 if not joins else 4 if beside_adds else 2) + (1 if rectifies else 0)
+    # What goes on to the other map alone has passed the ReLU.
+    passed, more = gradients, (2 if adds else 0) + (1 if rectifies else 0)
+    if joins and not beside_adds:
+        passed, more = of_beside, 2 if adds else 0
     for channel in range(weight.size):
         mean, scale = means[channel], scales[channel]
         _clear(sums)
@@ -698,10 +747,9 @@ def normalise_backward(  # type: ignore[no-untyped-def]
         factor = weight[channel] * scale
         slope = -factor * scale * scale * along / count
         level = -factor * total / count - mean * slope
-        more = 1 if adds else 0
         for tile in range(tiles):
             at = (tile * step + channel * cells) * lanes
-            run("ebb", more, cells, gradients, at, of_maps, at, maps, at, maps, at, factor, slope, level, sums)
+            run("ebb", more, cells, passed, at, of_maps, at, maps, at, outputs, at, factor, slope, level, sums)
         _blank(of_maps, channel * cells, cells, batch, weight.dtype.type(0))
 
 

@@ -468,9 +468,9 @@ class _Geometry:
         return (self.length + 2 * self.padding - self.kernel) // self.stride + 1
 
 
-def _at_once(length: int) -> int:
+def _at_once(length: int, most: int) -> int:
     """Columns of a row that are computed together."""
-    return max(part for part in range(1, _COLUMNS + 1) if length % part == 0)
+    return max(part for part in range(1, most + 1) if length % part == 0)
 
 
 @_written
@@ -493,17 +493,27 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
         plane_in, plane_out = rows_in * (shape.length * lanes), rows_out * (shape.reach * lanes)
 
         def correlation(is_backward: bool) -> None:
+            wide = shape.length if is_backward else shape.reach
+            goals = channels if is_backward else out
+            some = _at_once(wide, _COLUMNS)
+            few = _at_once(wide, _COLUMNS // 2)
+            if some == 2 * few:
+                # Two channels at once read half as much for each; the last of an odd number has whole columns.
+                correlate_blocks(is_backward, few, 2, goals.like(0), goals // 2)
+                correlate_blocks(is_backward, some, 1, goals - goals % 2, goals % 2)
+            else:
+                block = max(1, _SUMS // some)
+                correlate_blocks(is_backward, some, block, goals.like(0), (goals + (block - 1)) // block)
+
+        def correlate_blocks(is_backward: bool, some: int, block: int, first: Whole, blocks: Whole) -> None:
             wide, wide_in = (shape.length, shape.reach) if is_backward else (shape.reach, shape.length)
-            some = _at_once(wide)
-            block = max(1, _SUMS // some)
             goals, sources = (channels, out) if is_backward else (out, channels)
             plane, plane_read = (plane_in, plane_out) if is_backward else (plane_out, plane_in)
-            blocks = (goals + (block - 1)) // block
             # What is larger is read once: a tile's inputs, or the weights.
             by_row = out * channels * square > sources * plane_read
             with (tiles * blocks).each() as number:
                 tile = by_row.choose(number % tiles, number // blocks)
-                first_row = by_row.choose(number // tiles, number % blocks) * block
+                first_row = first + by_row.choose(number // tiles, number % blocks) * block
                 rows = _rows(goals - first_row, block)
                 biases = write.data(bias, start, first_row.value)
                 begins = [builder.load(builder.gep(biases, [row.value])) for row in rows]

@@ -290,13 +290,16 @@ def _ebb(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None
     at.b(write.builder.fadd(value, at.b()) if variant >= 2 else value)
 
 
-def _deviation(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    apart = write.builder.fsub(at.a(), scalars[0])
-    sums[0](write.multiply_add(apart, apart, sums[0]()))
+def _deviations(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    for number, values in enumerate((at.a, at.b)):
+        apart = write.builder.fsub(values(), scalars[number])
+        sums[number](write.multiply_add(apart, apart, sums[number]()))
 
 
-def _total(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    sums[0](write.builder.fadd(at.a(), sums[0]()))
+def _totals(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    # Two at once: a sum alone waits for itself.
+    for number, values in enumerate((at.a, at.b)):
+        sums[number](write.builder.fadd(values(), sums[number]()))
 
 
 def _rectify(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
@@ -318,8 +321,8 @@ def _copy(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> Non
 
 #: What :func:`run` does with vectors a, b, c, d that lie at the same place of four runs, and in how many variants.
 _RUNS: dict[str, tuple[int, Any]] = {
-    "total": (1, _total),
-    "deviation": (1, _deviation),
+    "totals": (1, _totals),
+    "deviations": (1, _deviations),
     "affine": (4, _affine),
     "flow": (6, _flow),
     "ebb": (4, _ebb),
@@ -635,7 +638,7 @@ def bias_gradients(gradients, sums, of_bias, cells):  # type: ignore[no-untyped-
         _clear(sums)
         for tile in range(gradients.shape[0]):
             at = (tile * step + channel * cells) * lanes
-            run("total", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
+            run("totals", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
         of_bias[channel] = lane_sum(sums, 0)
 
 
@@ -659,7 +662,7 @@ def normalise(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """``outputs = maps`` normalised, plus ``beside`` where it ``joins``, its ReLU where it ``rectifies``.
 
-    A channel passes as a whole, so that it lies in the cache for all three loops over it.
+    Two channels pass as a whole, so that they lie in the cache for all three loops over them.
 
     Args:
         maps: What is normalised; where it ``learns``, lanes without an image (from ``batch`` on) become the mean.
@@ -685,32 +688,39 @@ def normalise(  # type: ignore[no-untyped-def]
     # Of one type with all other values: a call with another one would be compiled again.
     zero, one = weight.dtype.type(0), weight.dtype.type(1)
     variant = (1 if joins else 0) + (2 if rectifies else 0)
-    for channel in range(weight.size):
-        mean, variance = running_mean[channel], running_variance[channel]
+    for first in range(0, weight.size, 2):
+        second = min(first + 1, weight.size - 1)
         if learns:
-            _blank(maps, channel * cells, cells, batch, zero)
+            for channel in range(first, second + 1):
+                _blank(maps, channel * cells, cells, batch, zero)
             _clear(sums)
             for tile in range(tiles):
-                at = (tile * step + channel * cells) * lanes
-                run("total", 0, cells, maps, at, maps, at, maps, at, maps, at, 0, 0, 0, sums)
-            mean = lane_sum(sums, 0) / count
-            # They deviate by nothing.
-            _blank(maps, channel * cells, cells, batch, mean)
+                at, other = (tile * step + first * cells) * lanes, (tile * step + second * cells) * lanes
+                run("totals", 0, cells, maps, at, maps, other, maps, at, maps, at, 0, 0, 0, sums)
+            means[first], means[second] = lane_sum(sums, 0) / count, lane_sum(sums, 1) / count
+            for channel in range(first, second + 1):
+                # They deviate by nothing.
+                _blank(maps, channel * cells, cells, batch, means[channel])
             _clear(sums)
             for tile in range(tiles):
+                at, other = (tile * step + first * cells) * lanes, (tile * step + second * cells) * lanes
+                one_mean, other_mean = means[first], means[second]
+                run("deviations", 0, cells, maps, at, maps, other, maps, at, maps, at, one_mean, other_mean, 0, sums)
+            scales[first], scales[second] = lane_sum(sums, 0) / count, lane_sum(sums, 1) / count
+        for channel in range(first, second + 1):
+            mean, variance = running_mean[channel], running_variance[channel]
+            if learns:
+                mean, variance = means[channel], scales[channel]
+                unbiased = variance * (count / (count - one))
+                running_mean[channel] += momentum * (mean - running_mean[channel])
+                running_variance[channel] += momentum * (unbiased - running_variance[channel])
+            scale = one / np.sqrt(variance + eps)
+            means[channel], scales[channel] = mean, scale
+            factor = weight[channel] * scale
+            shift = bias[channel] - mean * factor
+            for tile in range(tiles):
                 at = (tile * step + channel * cells) * lanes
-                run("deviation", 0, cells, maps, at, maps, at, maps, at, maps, at, mean, 0, 0, sums)
-            variance = lane_sum(sums, 0) / count
-            unbiased = variance * (count / (count - one))
-            running_mean[channel] += momentum * (mean - running_mean[channel])
-            running_variance[channel] += momentum * (unbiased - running_variance[channel])
-        scale = one / np.sqrt(variance + eps)
-        means[channel], scales[channel] = mean, scale
-        factor = weight[channel] * scale
-        shift = bias[channel] - mean * factor
-        for tile in range(tiles):
-            at = (tile * step + channel * cells) * lanes
-            run("affine", variant, cells, maps, at, outputs, at, beside, at, maps, at, factor, shift, 0, sums)
+                run("affine", variant, cells, maps, at, outputs, at, beside, at, maps, at, factor, shift, 0, sums)
 
 
 @compiled

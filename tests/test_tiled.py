@@ -224,6 +224,60 @@ def test_a_convolution_of_any_width_is_compiled_once():
     assert len(found) == 1, "whoever compiles a second time lets the first training wait for it"
 
 
+def in_lanes(maps):
+    """Maps ``[B, C, H, W]`` as ``[T, cells, L]``; ``B`` fills its tiles."""
+    from pruneaudit.training.vectors import lanes
+
+    return maps.detach().reshape(-1, lanes(8), maps[0].numel()).permute(0, 2, 1).contiguous().numpy()
+
+
+@needs_numba
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    channels=st.integers(1, 5),
+    out=st.integers(1, 5),
+    tall=st.integers(1, 4),
+    tiles=st.integers(1, 3),
+    adds=st.booleans(),
+)
+def test_passes_over_long_rows_equal_torch_and_weights_are_summed_in_one_order(channels, out, tall, tiles, adds):
+    from pruneaudit.training import tiled_kernel as kernel
+    from pruneaudit.training.vectors import lanes
+
+    draw = generator(channels, "rows")
+    images = torch.randn(tiles * lanes(8), channels, tall, 8, dtype=torch.float64, generator=draw, requires_grad=True)
+    weight = torch.randn(out, channels, 3, 3, dtype=torch.float64, generator=draw, requires_grad=True)
+    bias = torch.randn(out, dtype=torch.float64, generator=draw)
+    outputs = F.conv2d(images, weight, bias, padding=1)
+    given = torch.randn(outputs.shape, dtype=torch.float64, generator=draw)
+    outputs.backward(given)
+    inputs, plain, of_outputs = in_lanes(images), weight.detach().numpy(), in_lanes(given)
+    # Two channels are computed at once in rows of eight columns, the last of an odd number by itself.
+    passes, rows = kernel.convolution(3, 1, 1, 8), (tall, tall, adds)
+    made = np.full_like(of_outputs, 3.0)
+    passes(kernel.FORWARD, inputs, made, plain, bias.numpy(), *rows)
+    np.testing.assert_allclose(made, in_lanes(outputs) + (3 if adds else 0), atol=1e-12)
+    back = np.full_like(inputs, 3.0)
+    passes(kernel.TO_INPUTS, of_outputs, back, plain, np.zeros(channels), *rows)
+    np.testing.assert_allclose(back, in_lanes(images.grad) + (3 if adds else 0), atol=1e-12)
+    found = []
+    for scratch in (1, plain.size * lanes(8)):
+        gradients = np.full_like(plain, 3.0)
+        passes(kernel.TO_WEIGHTS, inputs, of_outputs, gradients, np.full(scratch, 9.0), *rows)
+        np.testing.assert_allclose(gradients, weight.grad.numpy(), atol=1e-11)
+        found.append(gradients)
+    np.testing.assert_array_equal(*found)
+
+
+@needs_numba
+def test_gradients_that_were_handed_on_leave_their_room_to_later_ones():
+    model = CifarResNet(20, 2, 5).double()
+    layers = tiled.layers_of(model, noise(), Hooks(), "fp64", RECIPE)
+    tiled.TiledNetwork(model, layers, RECIPE.batch)
+    rooms = {id(layer.outputs.gradients): layer.outputs.gradients.nbytes for layer in layers}
+    assert 3 * sum(rooms.values()) < sum(layer.outputs.values.nbytes for layer in layers)
+
+
 # Kill and resume
 
 

@@ -24,7 +24,7 @@ from pruneaudit.training.lanes import (
 )
 from pruneaudit.training.loop import BACKENDS, Hooks, Steps, Trainer
 from pruneaudit.training.tiled_graph import CannotTileError, trace
-from pruneaudit.training.tiled_layers import Batch, Call, Layer, Normalisation
+from pruneaudit.training.tiled_layers import Batch, Call, Layer, Map, Normalisation
 from pruneaudit.workloads.data import Dataset
 from pruneaudit.workloads.recipes import Recipe
 
@@ -162,17 +162,32 @@ class TiledNetwork(LaneNetwork):
 
         self._images.values = room(self._images.size)
         for layer in self._layers:
-            layer.outputs.values, layer.outputs.gradients = (room(layer.outputs.size + _SPARE) for _ in range(2))
-        readers = [id(source) for layer in self._layers for source in layer.sources]
-        for layer in self._layers:
-            if isinstance(layer, Normalisation) and readers.count(id(layer.inputs)) == 1:
-                # Nobody needs the ones once the others are known.
-                layer.inputs.gradients = layer.outputs.gradients
+            layer.outputs.values = room(layer.outputs.size + _SPARE)
         known: set[int] = set()
         for layer in reversed(self._layers):
             for source in layer.sources:
                 layer.adds.append(id(source) in known)
                 known.add(id(source))
+        # Gradients that were handed on are needed no more: later ones of the same size take their place, in the cache.
+        free: dict[int, list[np.ndarray]] = {}
+
+        def taken(found: Map) -> np.ndarray:
+            size = found.size + _SPARE
+            return free[size].pop() if free.get(size) else room(size)
+
+        readers = [id(source) for layer in self._layers for source in layer.sources]
+        self._logits.gradients = taken(self._logits)
+        for layer in reversed(self._layers):
+            mine = layer.outputs.gradients
+            for source in layer.sources:
+                if source is self._images or source.gradients is not None:
+                    continue
+                if isinstance(layer, Normalisation) and source is layer.inputs and readers.count(id(source)) == 1:
+                    source.gradients, mine = mine, None
+                else:
+                    source.gradients = taken(source)
+            if mine is not None:
+                free.setdefault(layer.outputs.size + _SPARE, []).append(mine)
 
 
 class TiledSteps(LaneSteps):

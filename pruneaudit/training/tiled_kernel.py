@@ -102,6 +102,21 @@ class _Weights:
     channel_step: Whole | int
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Sums over the batch that are taken part by part.
+
+    Attributes:
+        sums: Address of a vector for each weight.
+        begins: Whether this part is the first one, a bit.
+        ends: Whether it is the last one.
+    """
+
+    sums: Any
+    begins: Any
+    ends: Any
+
+
 def _correlate(
     write: Emitter, is_backward: bool, shape: _Geometry, some: int, part: Whole, outputs: _Rows, rows: list[Whole],
     inputs: _Rows, channels: Whole, weights: _Weights, begins: list[Any], taps: tuple[Whole, Whole, int], adds: Any,
@@ -180,7 +195,7 @@ def _correlate(
 
 def _products(
     write: Emitter, shape: _Geometry, gradients: _Rows, rows: list[Whole], inputs: _Rows, channels: list[Whole],
-    tiles: Whole, tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights,
+    tiles: tuple[Whole, Whole], tile_steps: tuple[Whole, Whole], lines: Whole, weights: _Weights, kept: _Kept,
 ) -> None:  # fmt: skip
     """Gradients of one row of the kernels that lead from some input channels to some output channels.
 
@@ -191,18 +206,30 @@ def _products(
         rows: Which of their channels.
         inputs: The layer's: the row that the kernel's row sees there.
         channels: Which of their channels.
-        tiles: Number of tiles.
+        tiles: The first tile, and how many.
         tile_steps: From one tile of gradients to the next, and from one of inputs.
         lines: Rows of outputs that count.
         weights: Where to write.
+        kept: Where sums of other tiles are kept.
     """
     builder = write.builder
     sums = {(row, channel): _sums(write, shape.kernel) for row in rows for channel in channels}
+    places = {
+        (row, channel): weights.at + row * weights.row_step + channel * weights.channel_step for row, channel in sums
+    }
     nothing = write.fill(ir.Constant(write.element, 0.0))
-    for slots in sums.values():
-        for slot in slots:
-            builder.store(nothing, slot)
-    with tiles.each() as tile, lines.each() as line:
+    with builder.if_else(kept.begins) as (begins, goes_on):
+        with begins:
+            for slots in sums.values():
+                for slot in slots:
+                    builder.store(nothing, slot)
+        with goes_on:
+            for number, slots in sums.items():
+                before = builder.gep(kept.sums, [(places[number] * write.lanes).value])
+                for tap, slot in enumerate(slots):
+                    builder.store(write.load(before, tap), slot)
+    with tiles[1].each() as count, lines.each() as line:
+        tile = tiles[0] + count
         shift = gradients.at + tile * tile_steps[0] + line * (gradients.wide * write.lanes)
         read = inputs.at + tile * tile_steps[1] + line * (shape.stride * inputs.wide * write.lanes)
         fields = {
@@ -224,19 +251,27 @@ def _products(
                             slot = sums[row, channel][tap]
                             total = write.multiply_add(given[row], vectors[channel, other], builder.load(slot))
                             builder.store(total, slot)
-    for (row, channel), slots in sums.items():
-        place = weights.at + row * weights.row_step + channel * weights.channel_step
-        first = write.data(weights.kind, weights.array, place.value)
-        for tap, slot in enumerate(slots):
-            builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
+    with builder.if_else(kept.ends) as (ends, goes_on):
+        with ends:
+            for number, slots in sums.items():
+                first = write.data(weights.kind, weights.array, places[number].value)
+                for tap, slot in enumerate(slots):
+                    builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
+        with goes_on:
+            for number, slots in sums.items():
+                after = builder.gep(kept.sums, [(places[number] * write.lanes).value])
+                for tap, slot in enumerate(slots):
+                    write.store(builder.load(slot), after, tap)
 
 
 def _flow(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    """Gradients ``a`` of outputs ``b`` through a ReLU, on to ``c``, and their sums alone and along ``d``."""
+    """Gradients ``a`` of outputs ``b`` through a ReLU, on to ``c``, and their sums alone and along ``d``.
+
+    Nothing is put back where it was read: LLVM makes a masked store of that, which takes as long as a dozen others.
+    """
     gradient = at.a()
     if variant % 2:
         gradient = write.where_positive(at.b(), gradient)
-        at.a(gradient)
     if variant >= 2:
         at.c(write.builder.fadd(gradient, at.c()) if variant >= 4 else gradient)
     sums[0](write.builder.fadd(gradient, sums[0]()))
@@ -250,17 +285,21 @@ def _affine(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> N
 
 
 def _ebb(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    value = write.multiply_add(at.c(), scalars[1], write.multiply_add(at.a(), scalars[0], scalars[2]))
-    at.b(write.builder.fadd(value, at.b()) if variant else value)
+    gradient = write.where_positive(at.d(), at.a()) if variant % 2 else at.a()
+    value = write.multiply_add(at.c(), scalars[1], write.multiply_add(gradient, scalars[0], scalars[2]))
+    at.b(write.builder.fadd(value, at.b()) if variant >= 2 else value)
 
 
-def _deviation(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    apart = write.builder.fsub(at.a(), scalars[0])
-    sums[0](write.multiply_add(apart, apart, sums[0]()))
+def _deviations(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    for number, values in enumerate((at.a, at.b)):
+        apart = write.builder.fsub(values(), scalars[number])
+        sums[number](write.multiply_add(apart, apart, sums[number]()))
 
 
-def _total(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    sums[0](write.builder.fadd(at.a(), sums[0]()))
+def _totals(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    # Two at once: a sum alone waits for itself.
+    for number, values in enumerate((at.a, at.b)):
+        sums[number](write.builder.fadd(values(), sums[number]()))
 
 
 def _rectify(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
@@ -282,11 +321,11 @@ def _copy(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> Non
 
 #: What :func:`run` does with vectors a, b, c, d that lie at the same place of four runs, and in how many variants.
 _RUNS: dict[str, tuple[int, Any]] = {
-    "total": (1, _total),
-    "deviation": (1, _deviation),
+    "totals": (1, _totals),
+    "deviations": (1, _deviations),
     "affine": (4, _affine),
     "flow": (6, _flow),
-    "ebb": (2, _ebb),
+    "ebb": (4, _ebb),
     "rectify": (1, _rectify),
     "rectified": (2, _rectified),
     "sum": (1, _sum),
@@ -432,9 +471,9 @@ class _Geometry:
         return (self.length + 2 * self.padding - self.kernel) // self.stride + 1
 
 
-def _at_once(length: int) -> int:
+def _at_once(length: int, most: int) -> int:
     """Columns of a row that are computed together."""
-    return max(part for part in range(1, _COLUMNS + 1) if length % part == 0)
+    return max(part for part in range(1, most + 1) if length % part == 0)
 
 
 @_written
@@ -457,17 +496,27 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
         plane_in, plane_out = rows_in * (shape.length * lanes), rows_out * (shape.reach * lanes)
 
         def correlation(is_backward: bool) -> None:
+            wide = shape.length if is_backward else shape.reach
+            goals = channels if is_backward else out
+            some = _at_once(wide, _COLUMNS)
+            few = _at_once(wide, _COLUMNS // 2)
+            if some == 2 * few:
+                # Two channels at once read half as much for each; the last of an odd number has whole columns.
+                correlate_blocks(is_backward, few, 2, goals.like(0), goals // 2)
+                correlate_blocks(is_backward, some, 1, goals - goals % 2, goals % 2)
+            else:
+                block = max(1, _SUMS // some)
+                correlate_blocks(is_backward, some, block, goals.like(0), (goals + (block - 1)) // block)
+
+        def correlate_blocks(is_backward: bool, some: int, block: int, first: Whole, blocks: Whole) -> None:
             wide, wide_in = (shape.length, shape.reach) if is_backward else (shape.reach, shape.length)
-            some = _at_once(wide)
-            block = max(1, _SUMS // some)
             goals, sources = (channels, out) if is_backward else (out, channels)
             plane, plane_read = (plane_in, plane_out) if is_backward else (plane_out, plane_in)
-            blocks = (goals + (block - 1)) // block
             # What is larger is read once: a tile's inputs, or the weights.
             by_row = out * channels * square > sources * plane_read
             with (tiles * blocks).each() as number:
                 tile = by_row.choose(number % tiles, number // blocks)
-                first_row = by_row.choose(number // tiles, number % blocks) * block
+                first_row = first + by_row.choose(number // tiles, number % blocks) * block
                 rows = _rows(goals - first_row, block)
                 biases = write.data(bias, start, first_row.value)
                 begins = [builder.load(builder.gep(biases, [row.value])) for row in rows]
@@ -503,7 +552,14 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
 
         def weight_gradients() -> None:
             block = max(1, min(_SUMS, (_SUMS + 2) // shape.kernel))
+            by_tile = write.lengths(bias, start)[0] >= out * channels * (square * lanes)
+            parts, many = by_tile.choose(tiles, tiles.like(1)), by_tile.choose(tiles.like(1), tiles)
+            sums = write.data(bias, start, ir.Constant(ir.IntType(64), 0))
+            with parts.each() as number:
+                kept = _Kept(sums, (number < 1).value, (number > parts - 2).value)
+                some_gradients(block, (number * many, many), kept)
 
+        def some_gradients(block: int, some: tuple[Whole, Whole], kept: _Kept) -> None:
             def products(row: Whole, channel: Whole, tap: Whole, rows: list[Whole], among: list[Whole]) -> None:
                 # Outputs that see an input through this row of the kernel.
                 above = (shape.padding - tap + (shape.stride - 1)) // shape.stride
@@ -514,8 +570,8 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                 at = (row * channels + channel) * square + tap * shape.kernel
                 _products(
                     write, shape, _Rows(other, others, given, plane_out, shape.reach), rows,
-                    _Rows(one, maps, seen, plane_in, shape.length), among, tiles, (other_cells * lanes, cells * lanes),
-                    lines, _Weights(weights, matrix, at, channels * square, square),
+                    _Rows(one, maps, seen, plane_in, shape.length), among, some, (other_cells * lanes, cells * lanes),
+                    lines, _Weights(weights, matrix, at, channels * square, square), kept,
                 )  # fmt: skip
 
             whole, nothing = out // block, out.like(0)
@@ -562,7 +618,9 @@ def convolution(kernel: int, stride: int, padding: int, length: int) -> Any:
             one: What is read, ``[T, cells, L]``.
             other: What is written; ``TO_WEIGHTS`` reads gradients of outputs there.
             weights: ``[O, C, K, K]``; ``TO_WEIGHTS`` writes them.
-            bias: What sums begin with: a number for each channel of ``other``, if that is written.
+            bias: What sums begin with: a number for each channel of ``other``, if that is written. For ``TO_WEIGHTS``
+                scratch: with a vector for each weight one tile is read after the other, else one weight is summed up
+                after the other; sums have one order.
             tall: Rows of the inputs.
             high: Rows of the outputs.
             adds: Whether what is written is added to what is there; not to weights.
@@ -580,7 +638,7 @@ def bias_gradients(gradients, sums, of_bias, cells):  # type: ignore[no-untyped-
         _clear(sums)
         for tile in range(gradients.shape[0]):
             at = (tile * step + channel * cells) * lanes
-            run("total", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
+            run("totals", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
         of_bias[channel] = lane_sum(sums, 0)
 
 
@@ -604,7 +662,7 @@ def normalise(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """``outputs = maps`` normalised, plus ``beside`` where it ``joins``, its ReLU where it ``rectifies``.
 
-    A channel passes as a whole, so that it lies in the cache for all three loops over it.
+    Two channels pass as a whole, so that they lie in the cache for all three loops over them.
 
     Args:
         maps: What is normalised; where it ``learns``, lanes without an image (from ``batch`` on) become the mean.
@@ -630,32 +688,39 @@ def normalise(  # type: ignore[no-untyped-def]
     # Of one type with all other values: a call with another one would be compiled again.
     zero, one = weight.dtype.type(0), weight.dtype.type(1)
     variant = (1 if joins else 0) + (2 if rectifies else 0)
-    for channel in range(weight.size):
-        mean, variance = running_mean[channel], running_variance[channel]
+    for first in range(0, weight.size, 2):
+        second = min(first + 1, weight.size - 1)
         if learns:
-            _blank(maps, channel * cells, cells, batch, zero)
+            for channel in range(first, second + 1):
+                _blank(maps, channel * cells, cells, batch, zero)
             _clear(sums)
             for tile in range(tiles):
-                at = (tile * step + channel * cells) * lanes
-                run("total", 0, cells, maps, at, maps, at, maps, at, maps, at, 0, 0, 0, sums)
-            mean = lane_sum(sums, 0) / count
-            # They deviate by nothing.
-            _blank(maps, channel * cells, cells, batch, mean)
+                at, other = (tile * step + first * cells) * lanes, (tile * step + second * cells) * lanes
+                run("totals", 0, cells, maps, at, maps, other, maps, at, maps, at, 0, 0, 0, sums)
+            means[first], means[second] = lane_sum(sums, 0) / count, lane_sum(sums, 1) / count
+            for channel in range(first, second + 1):
+                # They deviate by nothing.
+                _blank(maps, channel * cells, cells, batch, means[channel])
             _clear(sums)
             for tile in range(tiles):
+                at, other = (tile * step + first * cells) * lanes, (tile * step + second * cells) * lanes
+                one_mean, other_mean = means[first], means[second]
+                run("deviations", 0, cells, maps, at, maps, other, maps, at, maps, at, one_mean, other_mean, 0, sums)
+            scales[first], scales[second] = lane_sum(sums, 0) / count, lane_sum(sums, 1) / count
+        for channel in range(first, second + 1):
+            mean, variance = running_mean[channel], running_variance[channel]
+            if learns:
+                mean, variance = means[channel], scales[channel]
+                unbiased = variance * (count / (count - one))
+                running_mean[channel] += momentum * (mean - running_mean[channel])
+                running_variance[channel] += momentum * (unbiased - running_variance[channel])
+            scale = one / np.sqrt(variance + eps)
+            means[channel], scales[channel] = mean, scale
+            factor = weight[channel] * scale
+            shift = bias[channel] - mean * factor
+            for tile in range(tiles):
                 at = (tile * step + channel * cells) * lanes
-                run("deviation", 0, cells, maps, at, maps, at, maps, at, maps, at, mean, 0, 0, sums)
-            variance = lane_sum(sums, 0) / count
-            unbiased = variance * (count / (count - one))
-            running_mean[channel] += momentum * (mean - running_mean[channel])
-            running_variance[channel] += momentum * (unbiased - running_variance[channel])
-        scale = one / np.sqrt(variance + eps)
-        means[channel], scales[channel] = mean, scale
-        factor = weight[channel] * scale
-        shift = bias[channel] - mean * factor
-        for tile in range(tiles):
-            at = (tile * step + channel * cells) * lanes
-            run("affine", variant, cells, maps, at, outputs, at, beside, at, maps, at, factor, shift, 0, sums)
+                run("affine", variant, cells, maps, at, outputs, at, beside, at, maps, at, factor, shift, 0, sums)
 
 
 @compiled
@@ -668,7 +733,7 @@ def normalise_backward(  # type: ignore[no-untyped-def]
     Args:
         maps: What was normalised.
         outputs: What came out.
-        gradients: Of the outputs; those of what came before the ReLU afterwards. It may be ``of_maps``, too.
+        gradients: Of the outputs. It may be ``of_maps``, too.
         of_maps: Gradients of ``maps``; zero for lanes without an image.
         of_beside: Gradients of what was added.
         sums: Scratch, ``[2, L]``.
@@ -687,6 +752,10 @@ def normalise_backward(  # type: ignore[no-untyped-def]
     tiles, step, lanes = maps.shape
     count = weight.dtype.type(batch * cells)
     variant = (0 if not joins else 4 if beside_adds else 2) + (1 if rectifies else 0)
+    # What goes on to the other map alone has passed the ReLU.
+    passed, more = gradients, (2 if adds else 0) + (1 if rectifies else 0)
+    if joins and not beside_adds:
+        passed, more = of_beside, 2 if adds else 0
     for channel in range(weight.size):
         mean, scale = means[channel], scales[channel]
         _clear(sums)
@@ -698,10 +767,9 @@ def normalise_backward(  # type: ignore[no-untyped-def]
         factor = weight[channel] * scale
         slope = -factor * scale * scale * along / count
         level = -factor * total / count - mean * slope
-        more = 1 if adds else 0
         for tile in range(tiles):
             at = (tile * step + channel * cells) * lanes
-            run("ebb", more, cells, gradients, at, of_maps, at, maps, at, maps, at, factor, slope, level, sums)
+            run("ebb", more, cells, passed, at, of_maps, at, maps, at, outputs, at, factor, slope, level, sums)
         _blank(of_maps, channel * cells, cells, batch, weight.dtype.type(0))
 
 

@@ -140,7 +140,10 @@ class Convolution(Layer):
         """See :class:`Layer`."""
         weight, gradients = self._weights(batch.weight), batch.of(self.outputs.gradients)
         inputs, nothing = batch.of(self.inputs.values), np.zeros(weight.shape[1], weight.dtype)
-        yield self._call(batch, batch.kernel.TO_WEIGHTS, inputs, gradients, self._weights(batch.gradient), nothing)
+        # What is larger is read once: a tile's maps, or the sums over all tiles.
+        by_tile = self.inputs.size + self.outputs.size > weight.size
+        sums = np.zeros(weight.size * inputs.shape[2] if by_tile else 1, weight.dtype)
+        yield self._call(batch, batch.kernel.TO_WEIGHTS, inputs, gradients, self._weights(batch.gradient), sums)
         if self.layer.bias is not None:
             of_bias = batch.gradient[f"{self.name}.bias"]
             yield partial(batch.kernel.bias_gradients, gradients, batch.sums, of_bias, self.outputs.cells)

@@ -115,12 +115,11 @@ def test_labels_of_tokens_are_one_for_each(text, tmp_path):
 # The decoder
 
 
-@pytest.mark.parametrize("method", ["tpp"])
-def test_what_trains_while_it_prunes_is_asked_for_keys_before_their_queries(text, tmp_path, method):
-    """Filter by filter, and layer by layer: the keys decide which queries stay, and stand behind them in the network."""
+def test_what_trains_while_it_prunes_is_asked_for_keys_before_their_queries(text, tmp_path):
+    """Layer by layer: the keys decide which queries stay, and stand behind them in the network."""
     ledger = Ledger(tmp_path / "ledger")
     work = Campaign(text, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, text, Runtime()), "session"))
-    cell = work.obtain(Cell("text", "s3.2", method, 0.5, 0))
+    cell = work.obtain(Cell("text", "s3.2", "tpp", 0.5, 0))
     assert cell.status == "ok", cell.error
     pruned = ledger.get(ledger.get(cell.result).parent)
     assert pruned.optimiser_steps == 5 and pruned.conduct.equivalence < 1e-10

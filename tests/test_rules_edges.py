@@ -22,6 +22,7 @@ from rogues.records import (
 )
 
 from pruneaudit.audit.catalogue import get_rule
+from pruneaudit.audit.evidence import Table
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.ledger.records import Renumbered, Untrained
 from pruneaudit.workloads.metrics import Metric
@@ -370,6 +371,55 @@ def test_retraining_of_texts_is_told_in_tokens():
     ):
         found = outcome("F311", left, right)
         assert (found.verdict, found.left, found.note) == ("pass", text.result.epochs, note)
+
+
+def test_pruning_and_all_of_texts_are_told_in_tokens():
+    def in_windows(arm, *names):
+        for name in names:
+            arm = with_run(arm, name, text=measured_in_windows(arm).result.text)
+        return measured_in_windows(arm)
+
+    images = evidence("l1", "s4.1")
+    text = in_windows(images, "base", "topup", "prune")
+    pruning, everything = (8 * sum(run.samples for run in runs) for runs in (text.pruning_stage, text.stages))
+    assert 0 < pruning < everything
+    # Of older runs nobody knows; of images there is nothing to tell, whatever the stages before.
+    older, mixed = in_windows(images, "topup"), with_result(text, text=None)
+    for rule_id, tokens in (("F411", pruning), ("F801", everything)):
+        for left, right, note in (
+            (text, text, f"{tokens} tokens with a loss"),
+            (text, older, f"{tokens} tokens with a loss"),
+            (older, text, f"{tokens} tokens with a loss"),
+            (older, older, ""),
+            (images, images, ""),
+            (mixed, mixed, ""),
+        ):
+            found = outcome(rule_id, left, right)
+            assert (found.verdict, found.note) == ("pass", note)
+    # Scores with gradients are tokens with a loss, too.
+    scores = with_run(text, "topup", epochs=text.topup.epochs + 0.25)
+    found = outcome("F411", text, scores)
+    assert (found.verdict, found.note) == ("pass", f"0.25 epochs of gradients for scores; {pruning} tokens with a loss")
+
+
+def test_controls_are_those_of_what_was_removed():
+    def with_methods(case, *names):
+        cells = dict(case.table.cells)
+        for name in names:
+            record = next(iter(cells.values())).model_copy(update={"method": name, "protocol": "s4.2", "ratio": 0.5})
+            cells[record.cell] = record
+        return replace(case, table=Table(cells, case.table.order))
+
+    filters = series("greg-1", "tpp")
+    blocks = everywhere(filters, 1, lambda arm: with_result(arm, granularity="block"))
+    weights = everywhere(everywhere(filters, 0, lambda arm: thinned(arm, [100])), 1, lambda arm: thinned(arm, [100]))
+    assert outcome("F610", filters).left == "l1, random present"
+    assert outcome("F610", blocks).left == "global-random-block missing"
+    known = with_methods(blocks, "global-random-block")
+    assert outcome("F610", known)[:2] == ("pass", "l1, random, global-random-block present")
+    assert outcome("F610", weights).left == "magnitude-layer, random-weight missing"
+    assert outcome("F610", with_methods(weights, "magnitude-layer", "random-weight")).verdict == "pass"
+    assert outcome("F610", with_methods(weights, "magnitude-layer")).left == "random-weight missing"
 
 
 def test_what_is_retrained_is_compared_tensor_by_tensor():

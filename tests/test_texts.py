@@ -115,6 +115,17 @@ def test_labels_of_tokens_are_one_for_each(text, tmp_path):
 # The decoder
 
 
+def test_what_trains_while_it_prunes_is_asked_for_keys_before_their_queries(text, tmp_path):
+    """Layer by layer: the keys decide which queries stay, and stand behind them in the network."""
+    ledger = Ledger(tmp_path / "ledger")
+    work = Campaign(text, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, text, Runtime()), "session"))
+    cell = work.obtain(Cell("text", "s3.2", "tpp", 0.5, 0))
+    assert cell.status == "ok", cell.error
+    pruned = ledger.get(ledger.get(cell.result).parent)
+    assert pruned.optimiser_steps == 5 and pruned.conduct.equivalence < 1e-10
+    assert [len(stays) for stays in pruned.kept.values()] == [4, 6, 4, 6]
+
+
 def test_a_campaign_on_text_is_planned_before_it_is_run(text, tmp_path):
     """What is not known is timed on random tokens, with a label for each; tokens have no slopes to be timed."""
     assert facts(text.workload("text").data).labels == (12,)

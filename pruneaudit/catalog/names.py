@@ -17,8 +17,13 @@ FOUND_BY = "-of-"
 UNPRUNED = "unpruned"
 RANDOM = "random"
 MAGNITUDE = "l1"
-#: Magnitude and chance, for filters and for single weights.
-CONTROLS = (MAGNITUDE, RANDOM, "magnitude-layer", "random-weight")
+#: Magnitude and chance, for filters (heads, neurons) and for single weights; for whole blocks chance alone.
+CONTROLS_OF = {
+    "filter": (MAGNITUDE, RANDOM),
+    "weight": ("magnitude-layer", "random-weight"),
+    "block": ("global-random-block",),
+}
+CONTROLS = tuple(name for names in CONTROLS_OF.values() for name in names)
 
 
 #: ``p30f90-1e-2``: S3.2 with other lengths and rates, see :mod:`pruneaudit.catalog.courses`.

@@ -187,7 +187,7 @@ def prunable_layers(
     skip: tuple[str, ...] = (),
     granularity: Granularity = "filter",
 ) -> list[PrunableLayer]:
-    """The layers that the patterns select, each with what its channels pass.
+    """The layers that the patterns select, each with what its channels pass; in module order, but for those that lead.
 
     Args:
         model: The dense network.
@@ -207,17 +207,19 @@ def prunable_layers(
         ]
     units, _ = prunable_units(model, wiring, example, patterns, skip)
     owners = {name: unit for unit in units for name in unit.producers}
+    # The layer that leads a unit comes first of its layers: it decides, layer by layer. Keys lead queries that they are
+    # fewer than, and stand behind them.
+    order = dict.fromkeys(each for name in wiring.modules if name in owners for each in (owners[name].name, name))
     layers = [
         PrunableLayer(
             name,
-            module,
+            wiring.modules[name],
             wiring.norm(name),
             wiring.group(name),
             block_of(model, name),
             owners[name],
             wiring.readers(owners[name]),
         )
-        for name, module in wiring.modules.items()
-        if name in owners
+        for name in order
     ]
     return [layer for layer in layers if granularity != "block" or (layer.block is not None and _leads(layer))]

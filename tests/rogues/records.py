@@ -556,6 +556,12 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "no-magnitude": lambda case: without_cells(case, method="l1"),
         "at-another-ratio-only": lambda case: without_cells(case, method="random", ratio=0.5),
         "under-another-protocol-only": lambda case: without_cells(case, method="l1", protocol="s4.2"),
+        "blocks-beside-chance-among-filters": lambda case: everywhere(
+            case, 1, lambda arm: with_result(arm, granularity="block")
+        ),
+        "weights-beside-controls-of-filters": lambda case: everywhere(
+            everywhere(case, 0, lambda arm: thinned(arm, [100])), 1, lambda arm: thinned(arm, [100])
+        ),
     },
     "F611": {
         "looked-at-and-extended": lambda case: replace(case, looks=(6,)),
@@ -624,8 +630,9 @@ RELATED = {
     "F110/four-times-as-long": {"F109"},
     "F110/one-token-longer": {"F109"},
     "F109/longer-window": {"F110"},
-    # Masks say that single weights were removed; the rival is a smaller network.
-    "F512": {"F105"},
+    # Masks say that single weights were removed; the rival is a smaller network, and the controls are of such.
+    "F512": {"F105", "F610"},
+    "F105": {"F610"},
     # A control that spares wide layers misses the target in all of them, and has wider layers than the rival.
     "F510": {"F503", "F108"},
     # Nothing is there: neither seeds nor cells.

@@ -246,11 +246,22 @@ def same_base(arm: Evidence) -> str | None:
     return _short(first.parent_digest) if first is not None and first.parent_digest else None
 
 
+def _tokens(arm: Evidence, runs: Iterable[RunRecord]) -> str:
+    """Tokens with a loss in some runs of an arm, in words; nothing where it is not scored on texts."""
+    tokens = total(run.tokens for run in runs)
+    return "" if arm.result.tokens is None or tokens is None else f"{tokens} tokens"
+
+
+def _with_a_loss(*told: str) -> str:
+    """Tokens of both arms, in words."""
+    known = dict.fromkeys(text for text in told if text)
+    return f"{' and '.join(known)} with a loss" if known else ""
+
+
 @measured
 def _retraining_length(arm: Evidence) -> tuple[float | None, str]:
     """Epochs, and of texts the tokens with a loss in words."""
-    tokens = arm.result.tokens
-    return _epochs([arm.result]), "" if tokens is None else f"{tokens} tokens"
+    return _epochs([arm.result]), _tokens(arm, [arm.result])
 
 
 @rule("F311", "Same retraining epochs", f"{_TABLE_2}, S3.1")
@@ -262,8 +273,7 @@ def same_retraining_epochs(left: Evidence, right: Evidence) -> Outcome:
     Example: 120 and 120 epochs pass; 40 epochs of L1's paper against 120 of TPP's do not.
     """
     (ours, our_tokens), (theirs, their_tokens) = _retraining_length(left), _retraining_length(right)
-    told = dict.fromkeys(text for text in (our_tokens, their_tokens) if text)
-    return equal(ours, theirs, f"{' and '.join(told)} with a loss" if told else "")
+    return equal(ours, theirs, _with_a_loss(our_tokens, their_tokens))
 
 
 @same_rule(
@@ -373,28 +383,32 @@ def same_part_trained(arm: Evidence) -> str:
 
 
 @measured
-def _pruning_length(arm: Evidence) -> tuple[float | None, int]:
-    """Epochs and optimiser steps."""
-    return _epochs(arm.pruning_stage), sum(run.optimiser_steps for run in arm.pruning_stage)
+def _pruning_length(arm: Evidence) -> tuple[float | None, int, str]:
+    """Epochs, optimiser steps, and of texts the tokens with a loss in words."""
+    steps = sum(run.optimiser_steps for run in arm.pruning_stage)
+    return _epochs(arm.pruning_stage), steps, _tokens(arm, arm.pruning_stage)
 
 
 @rule("F411", "Same pruning epochs", f"{_TABLE_2}, S4.1")
 def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
     """Images that passed the network with gradients between base model and retraining, in epochs; top-ups count.
 
-    With equal optimiser steps, up to half an epoch of images that are only scored with gradients is no difference.
+    With equal optimiser steps, up to half an epoch of images that are only scored with gradients is no difference. Of
+    texts the tokens with a loss stand beside the epochs.
 
     Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not.
     """
-    (ours, our_steps), (theirs, their_steps) = _pruning_length(left), _pruning_length(right)
+    (ours, our_steps, our_tokens), (theirs, their_steps, their_tokens) = _pruning_length(left), _pruning_length(right)
+    tokens = _with_a_loss(our_tokens, their_tokens)
     if (
         ours is not None
         and theirs is not None
         and our_steps == their_steps
         and 0 < abs(ours - theirs) <= SCORING_EPOCHS
     ):
-        return Outcome("pass", ours, theirs, f"{abs(ours - theirs):.2f} epochs of gradients for scores")
-    return equal(ours, theirs)
+        scored = f"{abs(ours - theirs):.2f} epochs of gradients for scores"
+        return Outcome("pass", ours, theirs, "; ".join(text for text in (scored, tokens) if text))
+    return equal(ours, theirs, tokens)
 
 
 @same_rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")
@@ -442,20 +456,22 @@ def same_calibration(left: Evidence, right: Evidence) -> Outcome:
 
 
 @measured
-def _total_epochs(arm: Evidence) -> float | None:
-    return _epochs(arm.stages)
+def _total_epochs(arm: Evidence) -> tuple[float | None, str]:
+    """Epochs of all stages, and of texts the tokens with a loss in words."""
+    return _epochs(arm.stages), _tokens(arm, arm.stages)
 
 
 @rule("F801", "Same total epochs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-A")
 def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
-    """Measured epochs over all stages; half an epoch apart is rounding.
+    """Measured epochs over all stages; half an epoch apart is rounding. Of texts the tokens with a loss stand beside.
 
     Example: 200 + 281 + 120 epochs against 601 from scratch pass; against the usual 200 they do not.
     """
-    ours, theirs = _total_epochs(left), _total_epochs(right)
+    (ours, our_tokens), (theirs, their_tokens) = _total_epochs(left), _total_epochs(right)
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
-    return Outcome("pass" if abs(ours - theirs) <= 0.5 else "fail", ours, theirs)
+    same = abs(ours - theirs) <= 0.5
+    return Outcome("pass" if same else "fail", ours, theirs, _with_a_loss(our_tokens, their_tokens))
 
 
 @measured

@@ -9,7 +9,7 @@ from pruneaudit.arithmetic import ArithmeticKind
 from pruneaudit.audit.evidence import Case, Evidence, measured
 from pruneaudit.audit.rule import Outcome, arm_rule, same_rule, series_rule
 from pruneaudit.audit.statistics import ALPHA, seeds_needed, trend
-from pruneaudit.catalog.names import MAGNITUDE, RANDOM
+from pruneaudit.catalog.names import CONTROLS_OF
 from pruneaudit.ledger.records import RunRecord
 from pruneaudit.workloads.metrics import Metric
 
@@ -214,16 +214,27 @@ def enough_operating_points(case: Case) -> Outcome:
     return Outcome("pass" if len(common) >= OPERATING_POINTS else "fail", texts[0], texts[-1])
 
 
+@measured
+def _removed(arm: Evidence) -> str:
+    """Kind of what an arm removed: filters, single weights or blocks."""
+    return arm.result.granularity
+
+
 @series_rule("F610", "Magnitude and random controls present", f"{_BLALOCK}, appendix B, C14 and C15", whole_table=True)
 def controls_present(case: Case) -> Outcome:
-    """Controls measured under the same protocol at the same ratio.
+    """Controls of all that the arms removed, measured under the same protocol at the same ratio.
 
-    Example: l1 and random beside the method pass; a table of new methods alone does not.
+    Filters, heads and neurons have l1 and random, single weights magnitude-layer and random-weight, and whole blocks
+    have global-random-block: chance among filters says nothing of chance among blocks.
+
+    Example: l1 and random beside a filter pruner pass; beside ShortGPT, which removes blocks, they do not.
     """
     subject = case.subject
     here = case.table.methods(subject.protocol, subject.ratio)
-    missing = [name for name in (MAGNITUDE, RANDOM) if name not in here]
-    value = f"{', '.join(missing)} missing" if missing else f"{MAGNITUDE}, {RANDOM} present"
+    kinds = {kind for side in case.measured(_removed) for kind in side} or {"filter"}
+    wanted = [name for kind, names in CONTROLS_OF.items() if kind in kinds for name in names]
+    missing = [name for name in wanted if name not in here]
+    value = f"{', '.join(missing)} missing" if missing else f"{', '.join(wanted)} present"
     return Outcome("fail" if missing else "pass", value, value)
 
 

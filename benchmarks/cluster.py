@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from resident import largest_set
 
 from pruneaudit.campaign.executors.assignment import Assignment, Terms
 from pruneaudit.campaign.executors.dispatch import Dispatcher, Dispatching
@@ -167,7 +168,7 @@ def measured(executor: LocalExecutor | RemoteExecutor, runs: Sequence[RunSpec]) 
     executor.share(runs[2:])
     for run in runs[2:]:
         executor.obtain(run)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = largest_set() * 2**20
     return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor, "memory": memory}
 
 

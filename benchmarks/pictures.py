@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from resident import largest_set
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, REPEATS = 64, 3
@@ -130,7 +130,7 @@ def hold(count: int, place: Path) -> None:
     order = torch.randperm(len(train), generator=generator(0, "retrain", "order", 0))
     parts = order.split(256)
     assert len(parts[0]) == 256 and len(labels) + len(validation) == count and train.path(int(order[0])).name
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+    print(round(largest_set()))
 
 
 if __name__ == "__main__":

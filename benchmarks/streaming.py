@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from resident import largest_set
 from torch import nn
 
 from pruneaudit.errors import DataMissingError
@@ -141,14 +142,7 @@ def read_all(folder: str) -> None:
     assert isinstance(dataset.train, Streamed) and dataset.train.store is not None
     seen = sum(len(labels) for _, labels in dataset.batches(0, "benchmark", 0, BATCH))
     seen += sum(len(labels) for _, labels in dataset.inputs(dataset.test))
-    print(f"{seen} {_largest_set():.1f}")
-
-
-def _largest_set() -> float:
-    """Largest resident set of this process in MiB; what ``getrusage`` says would count the parent's, too."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    print(f"{seen} {largest_set():.1f}")
 
 
 def memory(counts: tuple[int, int]) -> None:

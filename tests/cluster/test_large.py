@@ -40,8 +40,8 @@ momentum = 0.9
 weight_decay = 1e-4
 
 [pretrain]
-epochs = 4
-lr = "0:0.02,3:0.002"
+epochs = 3
+lr = "0:0.02,2:0.002"
 
 [prune]
 steps = 4
@@ -76,11 +76,11 @@ def leaves(tmp_path_factory):
     return root
 
 
-def session(leaves, folder):
+def session(leaves, folder, methods="l1,random"):
     return (
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(ROOT / "suite"), "-n", "0"),
         *("--audit-workload", str(leaves / "leaves.toml"), "-k", "leaves and s3.2 and not conformance"),
-        *("--audit-methods", "l1,random", "--audit-protocols", "s3.2", "--audit-ranks", "2", "--audit-recheck", "0"),
+        *("--audit-methods", methods, "--audit-protocols", "s3.2", "--audit-ranks", "2", "--audit-recheck", "0"),
         *("--audit-figures", "none", "--audit-ledger", str(folder / "ledger")),
         *("--audit-report", str(folder / "report")),
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_resnet50_by_two_ranks_is_killed_resumed_and_judged(leaves, tmp_path, mo
             assert process.poll() is None, process.communicate()[0]
             told = Ledger(killed / "ledger").progress() if (killed / "ledger").exists() else []
             kept = list((killed / "ledger" / "partial").glob("*/state.safetensors"))
-            return kept and any(run["epoch"] in (2, 3) for run in told)
+            return kept and any(run["epoch"] == 2 for run in told)
 
         wait_for(is_under_way)
         # Without a word, ranks and all.
@@ -118,5 +118,6 @@ def test_resnet50_by_two_ranks_is_killed_resumed_and_judged(leaves, tmp_path, mo
     assert {tuple(row["labels"]) for row in results["cells"]} == {("ranks2",)}
     assert [row["arms"] for row in results["verdicts"]] == [["l1", "random"]]
     # What nobody killed has the same weights, bit by bit.
-    assert subprocess.run(session(leaves, whole), cwd=leaves, capture_output=True).returncode == 0
-    assert weights(killed) == weights(whole)
+    assert subprocess.run(session(leaves, whole, "l1"), cwd=leaves, capture_output=True).returncode == 0
+    assert len(weights(whole)) == 3
+    assert weights(killed) == weights(killed) | weights(whole)

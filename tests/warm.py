@@ -166,7 +166,9 @@ def import_all(name: str) -> None:
     module = importlib.import_module(name)
     for below in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
         if not below.name.endswith(APART):
-            import_all(below.name)
+            # What an extra brings is not everywhere.
+            with contextlib.suppress(ModuleNotFoundError):
+                import_all(below.name)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def test_batches_splits_and_identity_are_those_of_the_folders(tmp_path, packed):
     assert identity(config(place)) == identity(config(root))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["a", "a-b", "a b", "b", "ä"]), st.sampled_from(["", "x/", "x-y/", "x/z/"]),

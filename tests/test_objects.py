@@ -84,8 +84,8 @@ def test_a_cell_that_failed_somewhere_is_the_one_that_was_measured_elsewhere(two
     assert Ledger(tmp_path / "third").cell(key).status == "ok"
 
 
-def test_a_push_that_was_killed_anywhere_left_whole_runs(two, tmp_path, url, monkeypatch):
-    put, left = Store._put, two[0]
+def test_a_push_that_was_killed_anywhere_left_whole_runs(two, tmp_path, monkeypatch):
+    put, left, url = Store._put, two[0], f"memory://killed-{next(NUMBERS)}"
     steps = 0
 
     def dying(self, name, content):

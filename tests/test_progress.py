@@ -752,18 +752,18 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(project):
     assert sum(row.startswith("test_it.py .") for row in rows) == 1
 
 
-def test_an_internal_error_leaves_the_terminal_as_it_was(project):
+def test_an_internal_error_leaves_the_terminal_as_it_was(project, warm):
     project.path.joinpath("conftest.py").write_text(
         SESSION + "\ndef pytest_runtest_logreport(report):\n    if 'fails' in report.nodeid:\n        1 / 0\n"
     )
-    code, written, terminal = on_a_terminal(project)
+    code, written, terminal = on_a_terminal(project, python=warm)
     assert code == 3 and "━" in written
     assert_nothing_is_left(terminal)
     assert terminal.text.count("INTERNALERROR> ZeroDivisionError: division by zero") == 1
 
 
-def test_a_debugger_has_the_terminal_to_itself(project):
-    code, written, _ = on_a_terminal(project, "-k", "trains", "--pdb")
+def test_a_debugger_has_the_terminal_to_itself(project, warm):
+    code, written, _ = on_a_terminal(project, "-k", "trains", "--pdb", python=warm)
     assert code == 0 and "━" not in written
     test = "def test_it(train):\n    train()\n    breakpoint()\n    train()\n"
     project.makepyfile(test_it=test)

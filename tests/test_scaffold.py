@@ -26,7 +26,7 @@ L1 = "layer.weight.abs().flatten(1).sum(dim=1)"
 SCORE = "    def score(self, layer, task):\n"
 
 
-def outside(folder, *arguments, python=sys.executable, timeout=120):
+def outside(folder, *arguments, python=sys.executable, timeout=900):
     """Run Python as a user would who has pruneaudit installed and works somewhere else."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "PRUNEAUDIT_"))}
     return subprocess.run(

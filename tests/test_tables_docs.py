@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -116,7 +115,7 @@ def _step():
         ("$(touch/evil) `touch/evil`;touch/evil --sarif", "contradiction", 2, "pruneaudit: $(touch/evil): "),
     ],
 )
-def test_the_step_of_the_action_does_what_it_says(files, fail_on, code, said, tmp_path):
+def test_the_step_of_the_action_does_what_it_says(files, fail_on, code, said, tmp_path, warm):
     (tmp_path / "bad.md").write_text("|Method|Base|Acc|Drop|\n|---|---|---|---|\n|A|93.5|93.0|0.9|\n", encoding="utf-8")
     (tmp_path / "good.md").write_text(
         "|Method|Base|Acc|Drop|\n|---|---|---|---|\n|A|93.5|93.0|0.5|\n", encoding="utf-8"
@@ -125,7 +124,7 @@ def test_the_step_of_the_action_does_what_it_says(files, fail_on, code, said, tm
     (tmp_path / "touch").mkdir()
     command = tmp_path / "bin" / "pruneaudit"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pruneaudit "$@"\n', encoding="utf-8")
+    command.write_text(f'#!/bin/sh\nexec "{warm}" -m pruneaudit "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     given = {"${{ inputs.tables }}": files, "${{ inputs.tables-fail-on }}": fail_on}
     step = _step()

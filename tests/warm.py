@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import fcntl
 import gc
 import importlib
@@ -31,6 +32,7 @@ import tempfile
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,7 +93,9 @@ def warm_python(python: str = sys.executable, package: Path | None = None, cover
     # A socket's name has at most some hundred characters: no test's folder.
     with tempfile.TemporaryDirectory(prefix="warm") as folder:
         command = [python, "-P", __file__, folder, *([str(package)] if package else [])]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | quiet) as server:
+        # Each fork has the path of who asks.
+        given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=given) as server:
             assert server.stdin and server.stdout
             server.stdout.readline()
             yield str(Path(folder, "python"))
@@ -151,6 +155,10 @@ def prepare(folder: Path, package: Path | None, measured: str) -> None:
     # The same for all reports. Not the data sets: forks are methods' processes as well, which must not hold any.
     page._template()
     page._digest(page._plotly())
+    # Whoever looks at all objects copies their memory: forks do not end what was begun here, and know what to move.
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False
+    remember()
 
 
 def import_all(name: str) -> None:
@@ -158,7 +166,9 @@ def import_all(name: str) -> None:
     module = importlib.import_module(name)
     for below in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
         if not below.name.endswith(APART):
-            import_all(below.name)
+            # What an extra brings is not everywhere.
+            with contextlib.suppress(ModuleNotFoundError):
+                import_all(below.name)
 
 
 @contextlib.contextmanager
@@ -174,33 +184,60 @@ def rewriting() -> Iterator[None]:
     sys.meta_path.remove(hook)
 
 
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """The pruneaudit that was imported before forking.
+
+    Attributes:
+        folder: Its package.
+        modules: Names of its modules.
+        stamps: What tells their files from edited ones, by path below the folder.
+        places: Objects and names of their attributes that are paths below the folder, with the paths.
+        lists: Where packages look for modules.
+    """
+
+    folder: str
+    modules: tuple[str, ...]
+    stamps: dict[str, tuple[int, int]]
+    places: list[tuple[object, str, str | Path]]
+    lists: list[list[str]]
+
+
+def remember() -> None:
+    """Note what :func:`settle` needs."""
+    global imported
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pruneaudit"}
+    folder = ours["pruneaudit"].__path__[0]
+    files = [module.__file__ for module in ours.values()]
+    holders = [one for module in ours.values() for one in (module, module.__spec__, module.__loader__)]
+    imported = Imported(
+        folder,
+        tuple(ours),
+        {file.removeprefix(folder): stamp(file) for file in files},
+        [
+            (holder, name, value)
+            for holder in holders
+            for name, value in vars(holder).items()
+            if isinstance(value, str | Path) and str(value).startswith(folder)
+        ],
+        [module.__spec__.submodule_search_locations for module in ours.values() if hasattr(module, "__path__")],
+    )
+
+
 def settle() -> None:
     """Have the imported pruneaudit stand where this process's path leads to; forget it where that is another one."""
-    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pruneaudit"}
-    imported = sys.modules["pruneaudit"].__path__[0]
     found = importlib.machinery.PathFinder.find_spec("pruneaudit", sys.path)
-    wanted = next(iter(found.submodule_search_locations or ()), "") if found else imported
-    if wanted == imported:
+    wanted = next(iter(found.submodule_search_locations or ()), "") if found else imported.folder
+    if wanted == imported.folder:
         return
-
-    def moved(value: object) -> object:
-        """A path with the other folder before it; all else as it is."""
-        if isinstance(value, str | Path) and str(value).startswith(imported):
-            return type(value)(wanted + str(value)[len(imported) :])
-        return value
-
-    if any(stamp(module.__file__) != stamp(moved(module.__file__)) for module in ours.values()):
-        for name in ours:
+    if any(stamp(wanted + file) != known for file, known in imported.stamps.items()):
+        for name in imported.modules:
             del sys.modules[name]
         return
-    for module in ours.values():
-        spec, loader = module.__spec__, module.__loader__
-        for holder in (spec, loader, module):
-            for name, value in list(vars(holder).items()):
-                if (new := moved(value)) is not value:
-                    setattr(holder, name, new)
-        if spec.submodule_search_locations is not None:
-            spec.submodule_search_locations[:] = map(moved, spec.submodule_search_locations)
+    for holder, name, value in imported.places:
+        setattr(holder, name, type(value)(str(value).replace(imported.folder, wanted, 1)))
+    for places in imported.lists:
+        places[:] = [place.replace(imported.folder, wanted, 1) for place in places]
 
 
 def stamp(file: str) -> tuple[int, int] | None:

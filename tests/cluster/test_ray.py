@@ -1,7 +1,10 @@
 """Runs that a real Ray computes: a cluster of several nodes, simulated on one machine."""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +76,37 @@ def test_without_a_shared_folder_runs_travel(cluster, tmp_path):
     (own,) = (tmp_path / "node" / "apart").iterdir()
     assert Ledger(own, writable=False).finished() == {spec.run_id for spec in specs}
     assert_same(records, computed_here(tmp_path / "here", specs))
+
+
+def test_a_session_judges_what_nodes_computed_that_do_not_see_its_ledger(cluster, tmp_path):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(ROOT / "suite")]
+    command += ["-k", "lenet5-digits and r0.5 and sx-a and test_cell", "--audit-methods", "scratch"]
+    command += [
+        "--audit-budget",
+        "smoke",
+        "--audit-seeds",
+        "1",
+        "--audit-protocols",
+        "sx-a",
+        "--audit-backend",
+        "torch",
+    ]
+    command += ["--audit-executor", f"ray:{cluster.address}", "--audit-task=apart", "--audit-figures", "none"]
+    command += [
+        "--audit-recheck",
+        "0",
+        "--audit-ledger",
+        str(tmp_path / "ledger"),
+        "--audit-report",
+        str(tmp_path / "x"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"runs travelled: \d+\.\d MiB went to nodes, \d+\.\d MiB came back", done.stdout)
+    ledger = Ledger(tmp_path / "ledger", writable=False)
+    (own,) = (tmp_path / "node" / "apart").iterdir()
+    assert Ledger(own, writable=False).finished() == ledger.finished()
+    assert not ledger.account().elsewhere
 
 
 def test_a_node_that_is_lost_loses_no_run(cluster, tmp_path):

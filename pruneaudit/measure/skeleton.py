@@ -53,11 +53,11 @@ def on_fakes(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, 
     network = copy.deepcopy(model).eval()
     with FakeTensorMode():
         for module in network.modules():
-            for held in (module._parameters, module._buffers):
+            # Parameters and buffers alike: no gradient is asked for.
+            holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in holders:
                 for name, tensor in held.items():
-                    if tensor is not None:
-                        # Parameters and buffers alike: no gradient is asked for.
-                        held[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    held[name] = None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype)
         return ask(network, torch.zeros(example.shape, dtype=example.dtype))
 
 

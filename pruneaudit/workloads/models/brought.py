@@ -171,10 +171,9 @@ def check_logits(
             raise ConfigError(f"{who} returns {type(logits).__name__} {mode}, expected one tensor of logits")
         expected = [2, classes, *labels]
         if list(logits.shape) != expected or not logits.is_floating_point():
-            of_tokens = (
-                " and token; Hugging Face's logits are [N, T, classes], so transpose(1, 2) them" if labels else ""
-            )
+            turned = "; Hugging Face's logits are [N, T, classes], so transpose(1, 2) them" if labels else ""
             raise ConfigError(
                 f"{who} returns {list(logits.shape)} for two inputs {mode}, expected logits {expected}, one for each "
-                f"class of the data{of_tokens}: give the code a parameter 'num_classes', or state the number in model_args"
+                "class of the data: give the code a parameter 'num_classes', or state the number in model_args"
+                f"{turned}"
             )

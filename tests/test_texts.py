@@ -151,8 +151,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 class Model(nn.Module):
     def __init__(self, classes, turned=True):
         super().__init__()
-        sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 1}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
         self.net, self.turned = LlamaForCausalLM(LlamaConfig(vocab_size=classes, **sizes, **heads)), turned
 
     def forward(self, tokens):
@@ -167,9 +167,7 @@ class Model(nn.Module):
     (tmp_path / "wrong.toml").write_text(stated.replace(arguments, "model_args = { turned = false }"))
     catalog = Catalog(extra_workloads=tuple(str(tmp_path / name) for name in ("hf.toml", "wrong.toml")))
     classes = facts(catalog.workload("hf").data).classes
-    with pytest.raises(
-        ConfigError, match=rf"expected logits \[2, {classes}, 12\], one for each class .* and token; Hugg"
-    ):
+    with pytest.raises(ConfigError, match=rf"expected logits \[2, {classes}, 12\], .*; Hugging Face's logits"):
         shapes.check(catalog.workload("wrong"))
     shapes.check(catalog.workload("hf"))
     ledger = Ledger(tmp_path / "ledger")

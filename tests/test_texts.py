@@ -21,6 +21,7 @@ from pruneaudit.errors import ConfigError, DataMissingError
 from pruneaudit.ledger.records import unpack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.pruning import shapes
 from pruneaudit.pruning.equivalence import TOLERANCE, trained_like
 from pruneaudit.pruning.layers import prunable_units
 from pruneaudit.pruning.removal import masked, shrink
@@ -137,6 +138,45 @@ def test_a_campaign_on_text_is_planned_before_it_is_run(text, tmp_path):
     estimates = [calibration.estimate(run) for run in runs]
     assert len(runs) == 3 and all(estimate.basis in ("timed", "scaled") for estimate in estimates)
     assert all(estimate.seconds > 0 for estimate in estimates)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs pruneaudit[transformers]")
+def test_a_llama_of_hugging_face_is_a_workload_like_any_other(text, tmp_path):
+    """Its page of logits has a row for each class and a place for each token; what it returns itself is told."""
+    code = """
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class Model(nn.Module):
+    def __init__(self, classes, turned=True):
+        super().__init__()
+        sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+        self.net, self.turned = LlamaForCausalLM(LlamaConfig(vocab_size=classes, **sizes, **heads)), turned
+
+    def forward(self, tokens):
+        logits = self.net(input_ids=tokens, use_cache=False).logits
+        return logits.transpose(1, 2) if self.turned else logits
+"""
+    (tmp_path / "net.py").write_text(code)
+    stated = (tmp_path / "text.toml").read_text()
+    arguments = next(line for line in stated.splitlines() if line.startswith("model_args"))
+    stated = stated.replace('"llama"', '"net.py:Model"').replace("blocks.*.attn.", "*.").replace("blocks.*.mlp.", "*.")
+    (tmp_path / "hf.toml").write_text(stated.replace(f"{arguments}\n", ""))
+    (tmp_path / "wrong.toml").write_text(stated.replace(arguments, "model_args = { turned = false }"))
+    catalog = Catalog(extra_workloads=tuple(str(tmp_path / name) for name in ("hf.toml", "wrong.toml")))
+    classes = facts(catalog.workload("hf").data).classes
+    with pytest.raises(ConfigError, match=rf"expected logits \[2, {classes}, 12\], .*; Hugging Face's logits"):
+        shapes.check(catalog.workload("wrong"))
+    shapes.check(catalog.workload("hf"))
+    ledger = Ledger(tmp_path / "ledger")
+    work = Campaign(catalog, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, catalog, Runtime()), "session"))
+    cell = work.obtain(Cell("hf", "pt", "wanda-sp", 0.5, 0))
+    assert cell.status == "ok", cell.error
+    pruned = ledger.get(ledger.get(cell.result).parent)
+    assert pruned.conduct.equivalence < 1e-10 and pruned.macs == pruned.macs_recounted < pruned.base_macs
+    assert [len(stays) for stays in pruned.kept.values()] == [4, 6, 4, 6]
 
 
 def test_a_token_sees_those_before_it_only_and_a_cache_changes_nothing():

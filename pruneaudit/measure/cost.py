@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneaudit.measure.skeleton import on_skeleton
+from pruneaudit.measure.skeleton import on_fakes, on_skeleton
 
 #: A training step costs a forward pass and twice as much again for the backward pass.
 TRAINING_PASSES = 3
@@ -116,7 +116,8 @@ def macs_by_torch_of_weights(model: nn.Module, example: torch.Tensor, stay: Mapp
 
 def _counted_by_torch(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """MACs of each module with all that is in it, by name, as torch counts them; of the network as ``""``."""
-    return on_skeleton(model, example, _count_by_torch)
+    ask = on_fakes if next(model.parameters()).is_meta else on_skeleton
+    return ask(model, example, _count_by_torch)
 
 
 def _count_by_torch(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:

@@ -37,6 +37,30 @@ def on_skeleton(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Modul
     return _on_skeleton(model, example, ask)[0]
 
 
+def on_fakes(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, torch.Tensor], Found]) -> Found:
+    """An answer of a copy of a network that was built without weights, on ``meta``.
+
+    Its tensors seem to lie on the CPU (torch's ``FakeTensor``). On ``meta`` itself Hugging Face's decoders fail: they
+    look for packed sequences in their positions, but for traces and such tensors.
+
+    Args:
+        model: The network; not changed.
+        example: One input.
+        ask: As of :func:`on_skeleton`. All that it creates is of that kind, too: it must give plain numbers.
+    """
+    from torch._subclasses import FakeTensorMode
+
+    network = copy.deepcopy(model).eval()
+    with FakeTensorMode():
+        for module in network.modules():
+            # Parameters and buffers alike: no gradient is asked for.
+            holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in holders:
+                for name, tensor in held.items():
+                    held[name] = None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype)
+        return ask(network, torch.zeros(example.shape, dtype=example.dtype))
+
+
 def asked_once(
     question: tuple[str, ...], model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, torch.Tensor], Found]
 ) -> Found:

@@ -350,7 +350,7 @@ def check(workload: Workload) -> None:
     """
     if workload.model_source:
         sizes, one = facts(workload.data), example(workload)
-        check_logits(workload.network, sizes.channels, sizes.classes, sizes.shape, one.dtype)
+        check_logits(workload.network, sizes.channels, sizes.classes, sizes.shape, one.dtype, sizes.labels)
 
 
 def dense_network(workload: Workload) -> nn.Module:

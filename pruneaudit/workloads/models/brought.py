@@ -135,7 +135,14 @@ _LIBRARIES: dict[str, Callable[[str], tuple[Callable[..., Any], tuple[str, ...]]
 
 
 @lru_cache(maxsize=64)
-def check_logits(network: Network, channels: int, classes: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_logits(
+    network: Network,
+    channels: int,
+    classes: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    labels: tuple[int, ...] = (),
+) -> None:
     """Refuse a network that does not map a batch to logits of the data's classes.
 
     Args:
@@ -144,6 +151,7 @@ def check_logits(network: Network, channels: int, classes: int, shape: tuple[int
         classes: Classes of the data.
         shape: Of one input, ``[C, H, W]`` for images.
         dtype: Of an input.
+        labels: Shape of the labels of one input: ``(T,)`` where each token has one.
 
     Raises:
         ConfigError: It cannot take such inputs, or returns something else.
@@ -161,8 +169,11 @@ def check_logits(network: Network, channels: int, classes: int, shape: tuple[int
             ) from error
         if not isinstance(logits, torch.Tensor):
             raise ConfigError(f"{who} returns {type(logits).__name__} {mode}, expected one tensor of logits")
-        if logits.shape != (2, classes) or not logits.is_floating_point():
+        expected = [2, classes, *labels]
+        if list(logits.shape) != expected or not logits.is_floating_point():
+            turned = "; Hugging Face's logits are [N, T, classes], so transpose(1, 2) them" if labels else ""
             raise ConfigError(
-                f"{who} returns {list(logits.shape)} for two inputs {mode}, expected logits [2, {classes}], one for "
-                "each class of the data: give the code a parameter 'num_classes', or state the number in model_args"
+                f"{who} returns {list(logits.shape)} for two inputs {mode}, expected logits {expected}, one for each "
+                "class of the data: give the code a parameter 'num_classes', or state the number in model_args"
+                f"{turned}"
             )

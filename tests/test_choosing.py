@@ -11,7 +11,9 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.choices import Choice, choice_name, made_by
+from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.plugin.live import bars
 
 CATALOG = Catalog()
 LENET, RESNET = (CATALOG.workload(name) for name in ("lenet5-digits", "resnet20-digits"))
@@ -81,6 +83,38 @@ def test_a_ledger_keeps_its_choice_whatever_is_fast_later(measured, tmp_path):
     assert judging(LENET) == "tiled" and judging(RESNET) == "torch" and len(jobs) == 1
     # Other settings are other tables.
     assert chooser(tmp_path / "ledger", precision="fp64").settle(LENET).backend == "compiled"
+
+
+@pytest.mark.parametrize(("arithmetic", "what"), [("native", "measuring"), ("portable", "asking")])
+def test_who_watches_is_told_while_backends_are_measured(measured, tmp_path, monkeypatch, arithmetic, what):
+    measured(tiled=0.5)
+    answer, seen = choosing.asked, []
+
+    def asked(*job):
+        state = Watcher(Ledger(tmp_path / "ledger", writable=False)).look()
+        seen.append((state.line(), [bar.plain for bar in text_of(bars(state, 80, 4))]))
+        return answer(*job)
+
+    monkeypatch.setattr(choosing, "asked", asked)
+    chooser(tmp_path / "ledger", arithmetic=arithmetic).settle(LENET)
+    told = f"lenet5-digits: {what} backends"
+    assert seen[0][0] == f"now {told}" and told in seen[0][1] and "prunes" not in seen[0][1]
+    assert not Ledger(tmp_path / "ledger").progress()
+    # Who only plans writes nothing.
+    (tmp_path / "cache").rename(tmp_path / "lost")
+    chooser(tmp_path / "ledger", arithmetic=arithmetic).settle(RESNET, keeps=False)
+    assert seen[1][0] == ""
+
+
+def text_of(group):
+    """All words of some bars."""
+    return [
+        cell
+        for table in group.renderables
+        for column in table.columns
+        for cell in column.cells
+        if hasattr(cell, "plain")
+    ]
 
 
 def test_a_measurement_is_kept_for_other_ledgers_of_this_machine(measured, tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pruneaudit.arithmetic import PORTABLE, of_processor
 from pruneaudit.campaign.asking import asked
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import COMPILED, Backend
-from pruneaudit.errors import ConfigError
+from pruneaudit.errors import ConfigError, StorageError
 from pruneaudit.ledger.choices import Choice, choice_name, made_by
 from pruneaudit.ledger.store import Ledger, write_json
 from pruneaudit.state import cache_folder
@@ -94,7 +95,7 @@ class Choosing:
         if name not in self._chosen:
 
             def choose() -> Choice:
-                return self._as_made(name) or self._best(workload)
+                return self._as_made(name) or self._best(workload, keeps)
 
             known = self.ledger.choice(self._name(name))
             if known is None:
@@ -124,8 +125,8 @@ class Choosing:
             self._made[workload] = found
         return self._made[workload]
 
-    def _best(self, workload: Workload) -> Choice:
-        """What is best here."""
+    def _best(self, workload: Workload, tells: bool) -> Choice:
+        """What is best here; others are told while it is measured, unless nothing may be written."""
         # Methods prune with torch's steps, whatever trains.
         recipes = (workload.pretrain, workload.retrain, workload.scratch)
         reasons = {
@@ -141,10 +142,12 @@ class Choosing:
         # Of what a CPU needs hours for, a step alone may take seconds.
         measures = self.arithmetic != PORTABLE and not workload.gpu
         ratios = (None, max(workload.ratios)) if measures else (None,)
-        found = self._timed(workload, ratios, _ROUNDS if measures else 0)
+        found = self._timed(workload, ratios, _ROUNDS if measures else 0, tells)
         return _fastest(found, ratios) if measures else _first(found)
 
-    def _timed(self, workload: Workload, ratios: tuple[float | None, ...], rounds: int) -> list[dict[str, Any]]:
+    def _timed(
+        self, workload: Workload, ratios: tuple[float | None, ...], rounds: int, tells: bool = False
+    ) -> list[dict[str, Any]]:
         """What another process measures, or measured before on this machine: a row for each backend and ratio."""
         job = {
             "root": str(self.catalog.root),
@@ -164,13 +167,32 @@ class Choosing:
             before = json.loads(place.read_text(encoding="utf-8"))
             if _is_whole(before, ratios):
                 return list(before)
-        found = asked(__name__, job, _PATIENCE)
+        with self._announced(f"{workload.name}: {'measuring' if rounds else 'asking'} backends", tells):
+            found = asked(__name__, job, _PATIENCE)
         if _is_whole(found, ratios):
             # Who can keep nothing measures again next time.
             with contextlib.suppress(OSError):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_json(place, found)
         return found
+
+
+    @contextlib.contextmanager
+    def _announced(self, what: str, tells: bool) -> Iterator[None]:
+        """Tell whoever watches the ledger what this process does, as it tells of runs."""
+
+        def tell(*runs: Mapping[str, Any]) -> None:
+            if tells:
+                # Telling is never worth a measurement.
+                with contextlib.suppress(OSError, StorageError):
+                    self.ledger.report_progress(runs)
+
+        now = time.time()
+        tell({"run": what, "id": hashlib.sha256(what.encode()).hexdigest()[:16], "unit": "", "started": now})
+        try:
+            yield
+        finally:
+            tell()
 
 
 def _fastest(rows: list[dict[str, Any]], ratios: tuple[float | None, ...]) -> Choice:

@@ -106,7 +106,7 @@ class Training(_Said):
         id: Its id.
         epoch: Epochs done.
         epochs: Epochs in all; 0 for a pruning stage that trains nothing.
-        unit: What is counted so: populations of a study count networks.
+        unit: What is counted so: populations of a study count networks; empty: it is no run, and its name says all.
         accuracy: The metric on the test split after the last epoch, or None.
         metric: Its name.
         begun: Epochs that tell nothing of its speed: those of an earlier, killed attempt, and of a process's first run

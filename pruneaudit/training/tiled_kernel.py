@@ -181,10 +181,13 @@ def _correlate(
                 for row in many
                 for which in sorted({triple[2] for triple in wanted})
             }
+            totals = [[builder.load(slot) for slot in sums[row]] for row in many]
             for column, which, factor in wanted:
                 for row in many:
-                    slot = sums[row][column]
-                    total = write.multiply_add(factors[row, factor], vectors[which], builder.load(slot))
+                    found = totals[row][column]
+                    totals[row][column] = write.multiply_add(factors[row, factor], vectors[which], found)
+            for row in many:
+                for slot, total in zip(sums[row], totals[row], strict=True):
                     builder.store(total, slot)
         for row in many:
             for column in range(some):
@@ -239,6 +242,7 @@ def _products(
             channel: write.data(inputs.kind, inputs.array, (read + channel * inputs.step).value) for channel in channels
         }
         vectors: dict[tuple[Whole, int], Any] = {}
+        totals = {number: [builder.load(slot) for slot in slots] for number, slots in sums.items()}
         for column in range(gradients.wide):
             given = {row: write.load(field, column) for row, field in fields.items()}
             for tap in range(shape.kernel):
@@ -248,9 +252,11 @@ def _products(
                         if (channel, other) not in vectors:
                             vectors[channel, other] = write.load(maps[channel], other)
                         for row in rows:
-                            slot = sums[row, channel][tap]
-                            total = write.multiply_add(given[row], vectors[channel, other], builder.load(slot))
-                            builder.store(total, slot)
+                            found = totals[row, channel][tap]
+                            totals[row, channel][tap] = write.multiply_add(given[row], vectors[channel, other], found)
+        for number, slots in sums.items():
+            for slot, total in zip(slots, totals[number], strict=True):
+                builder.store(total, slot)
     with builder.if_else(kept.ends) as (ends, goes_on):
         with ends:
             for number, slots in sums.items():

@@ -176,7 +176,6 @@ class Choosing:
                 write_json(place, found)
         return found
 
-
     @contextlib.contextmanager
     def _announced(self, what: str, tells: bool) -> Iterator[None]:
         """Tell whoever watches the ledger what this process does, as it tells of runs."""

@@ -59,7 +59,9 @@ def bars(state: State, width: int, most: int) -> Group:
     processes.add_column(no_wrap=True)
     shown = state.busy if len(state.busy) <= most else state.busy[: most - 1]
     for training in shown:
-        epoch = f"{training.unit} {training.epoch}/{training.epochs}" if training.epochs else "prunes" * bool(training.unit)
+        epoch = "prunes" if training.unit else ""
+        if training.epochs:
+            epoch = f"{training.unit} {training.epoch}/{training.epochs}"
         reached = f" · {training.reached}" if training.reached else ""
         processes.add_row(Text(training.run), _bar(training.share()), Text(f"{epoch}{reached}"))
     if len(shown) < len(state.busy):

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pruneaudit.audit.forecast import cells_expected, forecast
@@ -76,42 +77,71 @@ def runs_of(cells):
     )
 
 
-def standing(family, seeds):
-    """Where a family stands when so many seeds of its arms are measured."""
-
-    def record_of(cell):
-        found = CELLS.get((cell.protocol, cell.method, cell.seed))
-        return SimpleNamespace(value=found[0]) if found is not None and cell.seed < seeds else None
-
-    return family.standing(record_of, ACCURACY)
+#: Accuracies by protocol, method and seed, as they were measured.
+MEASURED = {cell: value for cell, (value, _) in CELLS.items()}
 
 
-def likely_of(standing):
-    return [runs_of(cells) for cells in standing.likely()]
-
-
-@lru_cache
-def rounds(most, workers):
-    """Round by round: runs that are wanted, runs for who would wait, and by family what is likely."""
-    opening = list(dict.fromkeys(cell for family in families(most) for cell in family.certain))
-    # The longest first, as the suite has them.
-    opening.sort(key=lambda cell: cell.method != "scratch")
-    found = [(runs_of(opening), [], {family.protocol: likely_of(standing(family, 0)) for family in families(most)})]
-    likely = {family.protocol: likely_of(standing(family, family.plan.before_any_stop)) for family in families(most)}
-    for family in families(most):
-        seeds = family.plan.before_any_stop
-        while cells := (here := standing(family, seeds)).wanted():
-            likely = {**likely, family.protocol: likely_of(here)}
-            later = here.ahead(min(workers - 1, AHEAD))
-            found.append((runs_of(cells), runs_of(later), likely))
-            assert max(cell.seed for cell in cells) >= seeds, "what was recorded was decided otherwise"
-            seeds = max(cell.seed for cell in cells) + 1
-        likely = {**likely, family.protocol: []}
+def drawn(number, seeds=20):
+    """Accuracies of another campaign: from the normal distribution of those that were measured together."""
+    found = {}
+    for place, protocol in enumerate(PROTOCOLS):
+        methods = sorted({method for other, method, _ in CELLS if other == protocol})
+        together = [seed for seed in range(40) if all((protocol, method, seed) in CELLS for method in methods)]
+        known = np.array([[MEASURED[protocol, method, seed] for seed in together] for method in methods])
+        random = np.random.default_rng((number, place))
+        values = random.multivariate_normal(known.mean(axis=1), np.cov(known), seeds)
+        for row, method in enumerate(methods):
+            found |= {(protocol, method, seed): values[seed, row] for seed in range(seeds)}
     return found
 
 
+class Campaign:
+    """What is trained round by round for plans of so many seeds at most, when these accuracies come out."""
+
+    def __init__(self, most, values):
+        self.families, self.values = families(most), values
+
+    def standing(self, family, seeds):
+        """Where a family stands when so many seeds of its arms are measured."""
+
+        def record_of(cell):
+            value = self.values.get((cell.protocol, cell.method, cell.seed))
+            return SimpleNamespace(value=value) if value is not None and cell.seed < seeds else None
+
+        return family.standing(record_of, ACCURACY)
+
+    @lru_cache  # noqa: B019
+    def rounds(self, workers):
+        """Round by round: runs that are wanted, runs for who would wait, and by family what is likely."""
+        opening = list(dict.fromkeys(cell for family in self.families for cell in family.certain))
+        # The longest first, as the suite has them.
+        opening.sort(key=lambda cell: cell.method != "scratch")
+        found = [(runs_of(opening), [], {one.protocol: likely_of(self.standing(one, 0)) for one in self.families})]
+        likely = {one.protocol: likely_of(self.standing(one, one.plan.before_any_stop)) for one in self.families}
+        for family in self.families:
+            seeds = family.plan.before_any_stop
+            while cells := (here := self.standing(family, seeds)).wanted():
+                likely = {**likely, family.protocol: likely_of(here)}
+                later = here.ahead(min(workers - 1, AHEAD))
+                found.append((runs_of(cells), runs_of(later), likely))
+                assert max(cell.seed for cell in cells) >= seeds, "what was recorded was decided otherwise"
+                seeds = max(cell.seed for cell in cells) + 1
+            likely = {**likely, family.protocol: []}
+        return found
+
+
+def likely_of(standing):
+    """Runs that a table may take, round by round, each with the chance of the most probable cell."""
+    rounds = []
+    for cells in standing.likely():
+        rounds.append({})
+        for cell, chance in cells.items():
+            rounds[-1] |= {run: max(chance, rounds[-1].get(run, 0.0)) for run in runs_of([cell])}
+    return rounds
+
+
 class Replay:
-    """The campaign with so many workers, by a plan of so many seeds at most.
+    """A campaign with so many workers.
 
     Attributes:
         times: When each run began and ended, in seconds, and who trained it.
@@ -119,10 +149,10 @@ class Replay:
         end: When all was decided.
     """
 
-    def __init__(self, most, workers):
+    def __init__(self, campaign, workers):
         self.times, self.said, self.end = {}, [], 0.0
-        planned = dict.fromkeys(rounds(most, workers)[0][0])
-        free, left = dict.fromkeys(range(workers), 0.0), iter(rounds(most, workers))
+        planned = dict.fromkeys(campaign.rounds(workers)[0][0])
+        free, left = dict.fromkeys(range(workers), 0.0), iter(campaign.rounds(workers))
         wanted, ahead, likely = next(left)
         while True:
             done = {run for run, (_, end, _) in self.times.items() if end <= self.end}
@@ -142,14 +172,15 @@ class Replay:
     def told(self, now):
         """The time that is left at a moment, as the bar tells it."""
         _, planned, likely = max((said for said in self.said if said[0] <= now), key=lambda said: said[0])
-        every = dict.fromkeys([*planned, *(run for table in likely.values() for runs in table for run in runs)])
+        every = dict.fromkeys(planned, 1.0)
+        for runs in (runs for table in likely.values() for runs in table):
+            every |= {run: max(chance, every.get(run, 0.0)) for run, chance in runs.items()}
         names = {run: f"{run:016x}" for run in (*every, *self.times)}
         facts, statuses, busy, spent = {}, {}, [], []
-        for run in every:
+        for run, chance in every.items():
             kind, _, work, needs, _ = RUNS[run]
-            facts[names[run]] = Planned(
-                id=names[run], run="r", needs=[names[n] for n in needs if n in names], kind=kind, cost=work
-            )
+            known = {"needs": [names[n] for n in needs if n in names], "kind": kind, "cost": work, "chance": chance}
+            facts[names[run]] = Planned(id=names[run], run="r", **known)
             begins, ends, _ = self.times.get(run, (now + 1, now + 1, 0))
             statuses[names[run]] = "done" if ends <= now else "busy" if begins <= now else "waiting"
         # As the bulletin tells it: the first epoch of a process's first run, which compiles, tells nothing.
@@ -175,8 +206,13 @@ class Replay:
 
 
 @lru_cache
+def recorded(most):
+    return Campaign(most, MEASURED)
+
+
+@lru_cache
 def replay(most, workers):
-    return Replay(most, workers)
+    return Replay(recorded(most), workers)
 
 
 def test_workers_wait_little_for_the_next_seed():
@@ -187,7 +223,7 @@ def test_workers_wait_little_for_the_next_seed():
 
 
 def test_in_this_campaign_nothing_is_trained_ahead_in_vain():
-    ahead = {run for _, later, _ in rounds(40, 2) for run in later}
+    ahead = {run for _, later, _ in recorded(40).rounds(2) for run in later}
     assert len(ahead) > 100 and ahead <= set(replay(40, 1).times)
 
 

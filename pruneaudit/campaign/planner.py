@@ -86,8 +86,8 @@ class Executor(Protocol):
         """Runs that are needed besides those that it knows of, parents first, and by cell."""
         ...
 
-    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
-        """By table and round, runs that its open comparisons will probably need."""
+    def foresee(self, likely: Mapping[str, Sequence[Mapping[RunSpec, float]]]) -> None:
+        """By table and round, runs that its open comparisons may need, with their chances."""
         ...
 
     def go_ahead_with(self, runs: Callable[[], Sequence[RunSpec]]) -> None:
@@ -183,13 +183,20 @@ class Campaign:
         cells = list(cells)
         self.executor.help_with(self.runs(cells), self.runs_by_cell(cells))
 
-    def foresee(self, likely: Mapping[str, Iterable[Sequence[Cell]]]) -> None:
-        """Tell of tables what their open comparisons will probably need, for the time that is left.
+    def foresee(self, likely: Mapping[str, Iterable[Mapping[Cell, float]]]) -> None:
+        """Tell of tables what their open comparisons may need, for the time that is left.
 
         Args:
-            likely: By name of the table its cells, round by round.
+            likely: By name of the table its cells, round by round, with their chances.
         """
-        self.executor.foresee({name: [self.runs(cells) for cells in rounds] for name, rounds in likely.items()})
+        self.executor.foresee({name: [self.chances(cells) for cells in rounds] for name, rounds in likely.items()})
+
+    def chances(self, cells: Mapping[Cell, float]) -> dict[RunSpec, float]:
+        """The chance that each run of some cells is needed, parents first: that of the cell which is most probable."""
+        found: dict[RunSpec, float] = {}
+        for cell, chance in cells.items():
+            found |= {run: max(chance, found.get(run, 0.0)) for run in self.runs([cell])}
+        return found
 
     def share_ahead(self, cells: Callable[[], Iterable[Cell]]) -> None:
         """Say who knows cells that may be measured later: asked where there is nothing else to do; replaces another."""

@@ -682,8 +682,8 @@ class AuditSession:
             self._foreseen.add(workload)
             self.campaign.foresee(self._foretold(self.families(workload)))
 
-    def _foretold(self, families: Iterable[Family]) -> dict[str, list[list[Cell]]]:
-        """What tables will probably need, by name and round, from what the ledger holds."""
+    def _foretold(self, families: Iterable[Family]) -> dict[str, list[dict[Cell, float]]]:
+        """What tables may need, by name and round, from what the ledger holds."""
         found = {}
         for family in families:
             # It only tells: what cannot be read is told with its cell.

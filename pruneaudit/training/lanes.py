@@ -182,6 +182,7 @@ class LaneSteps:
         """Train for one epoch, as :meth:`pruneaudit.training.loop.Steps.run_epoch` says."""
         trainer, network, recipe = self._trainer, self._network, self._trainer.recipe
         loss, hits, seen = 0.0, 0, 0
+        rates: list[float] = []
         trainer.optimiser.zero_grad(set_to_none=True)
         self._fetch()
         with self._as_torch_computes(), trainer.meter.noting({}, trainer.optimiser):
@@ -191,13 +192,14 @@ class LaneSteps:
                 if step >= total:
                     break
                 rate = recipe.rate(epoch, step, trainer.per_epoch)
-                for group in trainer.optimiser.param_groups:
-                    group["lr"] = rate
                 batch_loss, batch_hits = network.step(images, labels, recipe.label_smoothing)
-                # It has no gradients and changes nothing: the meter, which listens to optimisers, hears of the step.
-                trainer.optimiser.step()
                 network.descend(self._velocity, self._mask, rate, recipe.momentum, recipe.weight_decay, recipe.nesterov)
+                rates.append(rate)
                 loss, hits, seen, step = loss + batch_loss, hits + batch_hits, seen + len(labels), step + 1
+            for group in trainer.optimiser.param_groups:
+                group["lr"] = rates[-1]
+            # To call the optimiser for the meter's sake alone, step by step, took as long as a small network.
+            trainer.meter.heard(trainer.optimiser, rates)
         self._deliver()
         consumption = trainer.meter.consumption
         consumption.training_samples += seen

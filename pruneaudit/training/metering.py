@@ -120,23 +120,7 @@ class Meter:
         self._given = {id(parameter): parameter for parameter in self._model.parameters()}
 
         def step(optimiser: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-            if self._paused:
-                return
-            groups = optimiser.param_groups
-            rates = [float(group["lr"]) for group in groups]
-            self.consumption.step(max(rates))
-            settings: dict[str, Any] = {"optimiser": type(optimiser).__name__.lower()}
-            for key in dict.fromkeys(key for group in groups for key in group if _is_setting(key, groups)):
-                values = _different(group[key] for group in groups if key in group)
-                settings[key] = values[0] if len(values) == 1 else values
-            if len(set(rates)) > 1:
-                settings["learning_rates_of_groups"] = sorted(rate / max(rates) for rate in rates)
-            self.consumption.settings = settings | self._notes
-            self._moved.update(id(value) for group in groups for value in group["params"] if value.grad is not None)
-            added = sum(value.numel() for group in groups for value in group["params"] if id(value) not in self._given)
-            if added or optimiser is not self._ours:
-                known = self.consumption.added
-                known[settings["optimiser"]] = max(added, known.get(settings["optimiser"], 0))
+            self.heard(optimiser, [max(float(group["lr"]) for group in optimiser.param_groups)])
 
         hooks = [
             layer.register_forward_pre_hook(self._counter(number), with_kwargs=True)
@@ -145,6 +129,32 @@ class Meter:
         self._handles = [*hooks, *self._reading(), register_optimizer_step_pre_hook(step)]
         self._entered.enter_context(self.own_code())
         return self
+
+    def heard(self, optimiser: torch.optim.Optimizer, rates: Iterable[float]) -> None:
+        """Count steps of an optimiser: one that was called, or those that compiled code took in its place.
+
+        Args:
+            optimiser: The optimiser, as it is now.
+            rates: Highest learning rate of each step.
+        """
+        if self._paused:
+            return
+        for rate in rates:
+            self.consumption.step(rate)
+        groups = optimiser.param_groups
+        settings: dict[str, Any] = {"optimiser": type(optimiser).__name__.lower()}
+        for key in dict.fromkeys(key for group in groups for key in group if _is_setting(key, groups)):
+            values = _different(group[key] for group in groups if key in group)
+            settings[key] = values[0] if len(values) == 1 else values
+        of_groups = [float(group["lr"]) for group in groups]
+        if len(set(of_groups)) > 1:
+            settings["learning_rates_of_groups"] = sorted(rate / max(of_groups) for rate in of_groups)
+        self.consumption.settings = settings | self._notes
+        self._moved.update(id(value) for group in groups for value in group["params"] if value.grad is not None)
+        added = sum(value.numel() for group in groups for value in group["params"] if id(value) not in self._given)
+        if added or optimiser is not self._ours:
+            known = self.consumption.added
+            known[settings["optimiser"]] = max(added, known.get(settings["optimiser"], 0))
 
     def own_code(self) -> AbstractContextManager[Any]:
         """Where the code under the meter runs: its operations are counted, if anybody's are."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -113,16 +114,14 @@ class Dataset:
         """
         if not (images.is_floating_point() or images.dtype == torch.uint8):
             return images
-        mean = torch.tensor(self.config.mean or (), dtype=dtype, device=images.device)
-        std = torch.tensor(self.config.std or (), dtype=dtype, device=images.device)
         if not are_images(images):
+            mean = torch.tensor(self.config.mean or (), dtype=dtype, device=images.device)
+            std = torch.tensor(self.config.std or (), dtype=dtype, device=images.device)
             if not len(mean):
                 return images.to(dtype)
             channels = (-1, *[1] * (images.dim() - 2))
             return (images.to(dtype) - mean.view(channels)) / std.view(channels)
-        mean, scale = mean * 255, 1 / (std * 255)
-        # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
-        mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
+        mean, scale = _by_pixel(self.config.mean or (), self.config.std or (), images.shape[1:], dtype, images.device)
         # Within one tensor: a second one of this size costs as much as all else.
         pixels = images.to(dtype).flatten(1).sub_(mean).mul_(scale)
         return pixels.view(images.shape).permute(0, 3, 1, 2)
@@ -229,6 +228,25 @@ class Dataset:
             _PADDED.clear()
             _PADDED[id(images), border] = cached
         return cached[1]
+
+
+@lru_cache(maxsize=16)
+def _by_pixel(
+    mean: Sequence[float], std: Sequence[float], shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is taken off each value of an image, and what the rest is multiplied by: one for each pixel and channel.
+
+    Rows of three channels are too short to vectorise. Kept: to make them takes longer than a small batch.
+
+    Args:
+        mean: Of each channel, of values in [0, 1].
+        std: The same.
+        shape: ``(H, W, C)`` of an image.
+        dtype: Type of the values.
+        device: Where images are.
+    """
+    shift, spread = (torch.tensor(of, dtype=dtype, device=device) for of in (mean, std))
+    return (shift * 255).expand(shape).flatten(), (1 / (spread * 255)).expand(shape).flatten()
 
 
 def _bordered(images: torch.Tensor, border: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from pruneaudit.schema import Frozen
 from pruneaudit.workloads.metrics import Metric
 
 #: Chance below which nobody counts on a seed: what is told of seeds to come stays short.
-RARE = 0.04
+RARE = 0.05
 
 Subject = TypeVar("Subject", bound=Arm | Comparison)
 
@@ -196,9 +196,14 @@ class Standing:
 
     def expected(self, comparison: Comparison) -> float:
         """Seeds that a comparison will probably have taken when it stops: those that it took, where it did."""
-        if (stop := self.stops[comparison]).word is not None:
-            return stop.looks
-        return self._asked.stop + sum(self._chances[comparison][self._asked.stop :])
+        return sum(self.chances(comparison))
+
+    def chances(self, comparison: Comparison) -> tuple[float, ...]:
+        """The chance that a comparison takes each seed of the plan: 1 of those that it took, or that are wanted."""
+        seeds, stop = range(self.family.plan.seeds), self.stops[comparison]
+        if stop.word is not None:
+            return tuple(float(seed < stop.looks) for seed in seeds)
+        return tuple(1.0 if seed in range(self._asked.stop) else self._chances[comparison][seed] for seed in seeds)
 
     @cached_property
     def _chances(self) -> dict[Comparison, list[float]]:

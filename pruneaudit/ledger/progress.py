@@ -392,9 +392,9 @@ def seconds_left(
 ) -> float | None:
     """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
 
-    A run that may be needed counts by its chance. What is left takes as long for each MAC as runs of the same kind took. Kinds that no process has met yet get the
-    median rate of the others: the first run of a process is often a slow one. Workers then take runs as they are ready,
-    as ``pruneaudit plan`` lets them.
+    What is left takes as long for each MAC as runs of the same kind took; what may be needed counts by its chance.
+    Kinds that no process has met yet get the median rate of the others: the first run of a process is often a slow one.
+    Workers then take runs as they are ready, as ``pruneaudit plan`` lets them.
 
     Args:
         planned: Runs by id.

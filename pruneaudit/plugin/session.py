@@ -580,6 +580,10 @@ class AuditSession:
         self._register(cell.workload)
         if cell not in self._measured:
             self._measured[cell] = self.campaign.obtain(cell)
+            if self.decide is not None and cell.seed == seeds_needed() - 1:
+                # With the last selected seed of an arm something is known of differences.
+                families = self.families(cell.workload)
+                self.campaign.foresee(self._foretold(one for one in families if one.protocol == cell.protocol))
         return self._measured[cell]
 
     def _register(self, workload: str) -> None:

@@ -108,9 +108,9 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
     tables = [[campaign.chances(cells) for cells in rounds] for rounds in work.rounds]
     # Of seeds that are looked at one after the other each counts by its chance, and what is expected is counted.
     chances: dict[str, float] = {}
-    for run, chance in (each for rounds in tables for runs in rounds for each in runs.items()):
+    for run, chance in (each for rounds in tables for runs in rounds for each in runs):
         chances[run.run_id] = max(chance, chances.get(run.run_id, 0.0))
-    perhaps = {run.run_id: run for rounds in tables for runs in rounds for run in runs}
+    perhaps = {run.run_id: run for rounds in tables for runs in rounds for run, _ in runs}
     runs = list(({run.run_id: run for run in counted} | perhaps).values())
     missing = [run for run in runs if work.ledger.find(run) is None]
     checks = work.checks
@@ -178,7 +178,7 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         start += work.collecting if workers > 1 else 0.0
         # On a GPU the probe's clock is that of the wall already.
         slower = busy(working) if jobs and work.runtime.device == "cpu" else 1.0
-        turns = in_turn([[[run.run_id for run in runs] for runs in rounds] for rounds in tables], working)
+        turns = in_turn([[[run.run_id for run, _ in runs] for runs in rounds] for rounds in tables], working)
         jobs = [replace(job, needs=(*job.needs, *turns.get(job.id, ()))) for job in jobs]
         slowed = [job if job.id in known_jobs else replace(job, seconds=slower * job.seconds) for job in jobs]
         seconds = slower * start + makespan(slowed, working)

@@ -86,7 +86,7 @@ class Executor(Protocol):
         """Runs that are needed besides those that it knows of, parents first, and by cell."""
         ...
 
-    def foresee(self, likely: Mapping[str, Sequence[Mapping[RunSpec, float]]]) -> None:
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[tuple[RunSpec, float]]]]) -> None:
         """By table and round, runs that its open comparisons may need, with their chances."""
         ...
 
@@ -191,12 +191,14 @@ class Campaign:
         """
         self.executor.foresee({name: [self.chances(cells) for cells in rounds] for name, rounds in likely.items()})
 
-    def chances(self, cells: Mapping[Cell, float]) -> dict[RunSpec, float]:
-        """The chance that each run of some cells is needed, parents first: that of the cell which is most probable."""
-        found: dict[RunSpec, float] = {}
+    def chances(self, cells: Mapping[Cell, float]) -> list[tuple[RunSpec, float]]:
+        """Runs of some cells, parents first, each with the chance that the most probable of its cells is needed."""
+        found: dict[str, tuple[RunSpec, float]] = {}
         for cell, chance in cells.items():
-            found |= {run: max(chance, found.get(run, 0.0)) for run in self.runs([cell])}
-        return found
+            for run in self.runs([cell]):
+                _, before = found.get(run.run_id, (run, 0.0))
+                found[run.run_id] = run, max(chance, before)
+        return list(found.values())
 
     def share_ahead(self, cells: Callable[[], Iterable[Cell]]) -> None:
         """Say who knows cells that may be measured later: asked where there is nothing else to do; replaces another."""

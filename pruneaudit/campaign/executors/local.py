@@ -80,7 +80,7 @@ class LocalExecutor:
                 self._together.setdefault(shape, []).append(run)
         self.bulletin.announce(more, cells)
 
-    def foresee(self, likely: Mapping[str, Sequence[Mapping[RunSpec, float]]]) -> None:
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[tuple[RunSpec, float]]]]) -> None:
         """Tell what the session will probably need besides: it is in no count, and in the time that is left.
 
         Args:

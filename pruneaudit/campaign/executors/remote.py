@@ -53,7 +53,7 @@ class RemoteExecutor:
         self._orders.want(more)
         self.bulletin.announce(more, cells)
 
-    def foresee(self, likely: Mapping[str, Sequence[Mapping[RunSpec, float]]]) -> None:
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[tuple[RunSpec, float]]]]) -> None:
         """Tell what the session will probably need besides: it is in no count, and in the time that is left.
 
         Args:

@@ -278,14 +278,16 @@ def test_what_is_likely_is_in_the_time_and_in_no_count(ledger, tmp_path):
     one = executor(ledger, tmp_path)
     one.share([first])
     seen = []
-    for likely in ({}, {"table": [[first], later]}, {"other": [later]}, {"table": []}, {"other": []}):
+    sure, doubtful = ([(run, chance) for run in later] for chance in (1.0, 0.25))
+    for likely in ({}, {"table": [[(first, 1.0)], doubtful]}, {"other": [sure]}, {"table": []}, {"other": []}):
         one.foresee(likely)
         write_progress(ledger, id=first.run_id, plan=ledger.plans()[0].stem, epoch=2, epochs=4)
         seen.append(Watcher(ledger).look(NOW))
     assert {tuple(state.counts) for state in seen} == {("0 of 1 runs",)}
-    # Half of the first in a hundred seconds: as much for the rest, and twice that for each of the others.
-    assert [state.seconds_left for state in seen] == pytest.approx([100, 500, 500, 500, 100])
-    assert seen[1].left == "about 8 min left"
+    # Half of the first in a hundred seconds: as much for the rest, and twice that for each other one, by its chance.
+    # Of two tables that may need a run the more probable one counts.
+    assert [state.seconds_left for state in seen] == pytest.approx([100, 200, 500, 500, 100])
+    assert seen[2].left == "about 8 min left"
 
 
 def test_what_comes_round_by_round_is_not_shared_out():

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from pruneaudit.audit.rounds import Family, differences
+from pruneaudit.audit.rounds import Family, by_round, differences
 from pruneaudit.audit.sequential import Stop, decide
 from pruneaudit.catalog.cells import Cell, Comparison
 from pruneaudit.ledger.records import CellRecord
@@ -32,7 +32,7 @@ class Forecast:
         pilot: Paired seeds that its mean and spread come from.
         mean: Mean of their differences, in the metric's unit, more is better; None: too few.
         std: Their standard deviation.
-        seeds: Seeds that it takes, on average; where nothing is known, what such comparisons take.
+        chances: The chance that it takes each seed of the plan; where nothing is known, of such comparisons.
         decided: Chance that it is decided; None where nothing is known.
     """
 
@@ -40,8 +40,13 @@ class Forecast:
     pilot: int
     mean: float | None
     std: float | None
-    seeds: float
+    chances: tuple[float, ...]
     decided: float | None
+
+    @property
+    def seeds(self) -> float:
+        """Seeds that it takes, on average."""
+        return sum(self.chances)
 
 
 def forecast(family: Family, here: RecordOf, metric: Metric, pilot: RecordOf | None = None) -> list[Forecast]:
@@ -76,9 +81,12 @@ def forecast(family: Family, here: RecordOf, metric: Metric, pilot: RecordOf | N
             len(gaps),
             fmean(gaps) if is_told else None,
             stdev(gaps) if is_told else None,
-            fmean(max(found[place].looks, family.plan.first) for found in stops)
+            tuple(
+                fmean(max(found[place].looks, family.plan.first) > seed for found in stops)
+                for seed in range(family.plan.seeds)
+            )
             if is_told
-            else standing.expected(comparison),
+            else standing.chances(comparison),
             fmean(found[place].word not in (None, "indeterminate") for found in stops) if is_told else None,
         )
         for place, (comparison, gaps, is_told) in enumerate(zip(comparisons, known, told, strict=True))
@@ -95,3 +103,18 @@ def cells_expected(forecasts: list[Forecast]) -> list[Cell]:
             for cell in arm.cells()[: math.ceil(one.seeds - 1e-9)]
         )
     )
+
+
+def rounds_expected(forecasts: list[Forecast]) -> list[list[dict[Cell, float]]]:
+    """Table by table what it may take, round by round, each cell with its chance: as :meth:`Standing.likely` says."""
+    tables: dict[tuple[str, str], dict[Comparison, tuple[float, ...]]] = {}
+    for one in forecasts:
+        tables.setdefault((one.comparison.workload, one.comparison.protocol), {})[one.comparison] = one.chances
+    found = []
+    for chances in tables.values():
+        rounds = by_round(chances, 0)
+        # Nothing waits for a look that stops nothing.
+        sure = next((number for number, cells in enumerate(rounds) if min(cells.values()) < 1), len(rounds))
+        opening = {cell: chance for cells in rounds[:sure] for cell, chance in cells.items()}
+        found.append([opening, *rounds[sure:]])
+    return found

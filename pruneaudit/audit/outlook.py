@@ -109,23 +109,36 @@ def outlook(
     )
 
 
-def outlook_of(effect: float, undecided: int = 1, is_planned: bool = False) -> Outlook:
-    """What a comparison lacks that has no seed, if its mean is so many spreads and it cannot be equivalent."""
-    needed, word = _needed(effect, 1.0, 0.0, undecided, is_planned)
-    return Outlook(seeds=needed, more=needed, word=word)
-
-
 def _needed(mean: float, std: float, margin: float, undecided: int, is_planned: bool) -> tuple[int | None, str]:
     """Seeds that decide a comparison, and as what; None: more than ``MOST``."""
-    level = ALPHA / max(undecided, 1)
-    cost, fewest = _LOOKS if is_planned else 1.0, seeds_needed(ALPHA, max(undecided, 1))
-    ways = [
-        (max(cost * _seeds(mean, std, level / 2, POWER), fewest), "different"),
-        # Where nothing differs both of its tests must hold. They are one-sided: half as many sign vectors do.
-        (max(cost * _seeds(margin - mean, std, level, (1 + POWER) / 2), fewest - 1, seeds_needed()), "equivalent"),
-    ]
-    least, word = min(ways)
+    ways = _ways(np.asarray(mean), np.asarray(std), margin, undecided, _LOOKS if is_planned else 1.0)
+    least, word = min((float(seeds), word) for word, seeds in ways.items())
     return (None, "") if least > MOST else (math.ceil(least), word)
+
+
+def seeds_that_decide(means: np.ndarray, stds: np.ndarray, margin: float, undecided: int) -> np.ndarray:
+    """Seeds with which comparisons of a plan would be decided, as :func:`outlook` says; infinite: more than ``MOST``.
+
+    Args:
+        means: Means of paired differences, ``[...]``.
+        stds: Their standard deviations, ``[...]``.
+        margin: Differences smaller than this do not matter.
+        undecided: Comparisons of the family that are undecided.
+    """
+    least = np.minimum(*_ways(np.abs(means), stds, margin, undecided, _LOOKS).values())
+    return np.where(least > MOST, np.inf, np.ceil(least))
+
+
+def _ways(means: np.ndarray, stds: np.ndarray, margin: float, undecided: int, cost: float) -> dict[str, np.ndarray]:
+    """Seeds with which comparisons would be decided as different, or as equivalent."""
+    level, fewest = ALPHA / max(undecided, 1), seeds_needed(ALPHA, max(undecided, 1))
+    different = cost * _seeds(means, stds, level / 2, POWER)
+    # Where nothing differs both of its tests must hold. They are one-sided: half as many sign vectors do.
+    equivalent = cost * _seeds(margin - means, stds, level, (1 + POWER) / 2)
+    return {
+        "different": np.maximum(different, fewest),
+        "equivalent": np.maximum(equivalent, max(fewest - 1, seeds_needed())),
+    }
 
 
 def spread(
@@ -158,9 +171,9 @@ def _told(gaps: Sequence[float], columns: Sequence[np.ndarray]) -> float:
     return min(max(1.0 - left / float(np.var(y, ddof=1)), 0.0), 1.0)
 
 
-def _seeds(effect: float, std: float, level: float, power: float) -> float:
+def _seeds(effects: np.ndarray, stds: np.ndarray, level: float, power: float) -> np.ndarray:
     """Seeds of a one-sided t test that finds an effect; infinite where there is none to be found."""
-    if effect <= 0:
-        return math.inf
     z = NormalDist().inv_cdf(1 - level)
-    return ((z + NormalDist().inv_cdf(power)) * std / effect) ** 2 + z**2 / 2
+    # No effect divides by one: what comes out is not looked at.
+    found = ((z + NormalDist().inv_cdf(power)) * stds / np.where(effects > 0, effects, 1.0)) ** 2 + z**2 / 2
+    return np.where(effects > 0, found, np.inf)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import fmean
 from typing import TypeVar
 
-from pruneaudit.audit.outlook import Outlook, outlook, outlook_of
+from pruneaudit.audit.prospect import chances_open
 from pruneaudit.audit.sequential import Plan, Stop, decide
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.errors import ConfigError
@@ -18,11 +17,8 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.schema import Frozen
 from pruneaudit.workloads.metrics import Metric
 
-#: Differences in spreads that stand for those of comparisons of which nothing is known: middles of the quarters of a
-#: normal distribution whose standard deviation is two spreads: a guess. Those of ``make suite`` are wider (3.4).
-UNKNOWN = (0.31, 0.98, 1.77, 3.07)
-# Of the seeds between the first and those with which it is decided with the chance POWER a comparison takes so many.
-_EARLIER = 0.7
+#: Chance below which nobody counts on a seed: what is told of seeds to come stays short.
+RARE = 0.05
 
 Subject = TypeVar("Subject", bound=Arm | Comparison)
 
@@ -82,17 +78,6 @@ class Family(Frozen):
         return Standing(self, stops, dict(zip(comparisons, series, strict=True)))
 
 
-def _expected(plan: Plan, looks: int, lacks: Outlook | None) -> float:
-    """Seeds at which a comparison stops on average that is open after some looks and lacks so much.
-
-    By then it would be decided with the chance ``POWER``: on average it stops earlier (``benchmarks/decide.py``).
-    """
-    first = max(looks + 1, plan.first_difference or plan.seeds)
-    if lacks is None or plan.is_too_far(lacks):
-        return first
-    return first + _EARLIER * max(min(lacks.seeds or plan.seeds, plan.seeds) - first, 0)
-
-
 def _supposed(gaps: Sequence[float | None], count: int) -> list[float | None]:
     """Differences of so many seeds: those that come show the mean of those that are there."""
     known = [gap for gap in gaps if gap is not None]
@@ -104,6 +89,26 @@ def _by_seed(comparisons: Sequence[Comparison], seeds: Iterable[int]) -> list[Ce
     return list(
         dict.fromkeys(arm.cells()[seed] for seed in seeds for comparison in comparisons for arm in comparison.arms)
     )
+
+
+def by_round(chances: Mapping[Comparison, Sequence[float]], start: int) -> list[dict[Cell, float]]:
+    """Cells of one seed after the other, each with the chance that a comparison of its arm takes it.
+
+    Args:
+        chances: Of each comparison the chance that it takes each seed.
+        start: The first seed.
+    """
+    rounds = []
+    for seed in range(start, max(map(len, chances.values()), default=0)):
+        found: dict[Cell, float] = {}
+        for comparison, of_seeds in chances.items():
+            if seed < len(of_seeds) and of_seeds[seed] >= RARE:
+                for cell in _by_seed([comparison], [seed]):
+                    found[cell] = 1 - (1 - found.get(cell, 0.0)) * (1 - of_seeds[seed])
+        if not found:
+            break
+        rounds.append(found)
+    return rounds
 
 
 def table_name(workload: str, protocol: str, labels: Sequence[str]) -> str:
@@ -184,30 +189,31 @@ class Standing:
             found += _by_seed([comparison for comparison, stop in stops if stop.word is None], [seed])
         return found
 
-    def likely(self) -> list[list[Cell]]:
-        """Cells that the open comparisons will probably take, round by round, the wanted ones first."""
-        ends = {comparison: self.expected(comparison) for comparison in self._open}
-        later = range(self._asked.stop, math.ceil(max(ends.values(), default=0.0) - 0.5))
-        rounds = [_by_seed([one for one in ends if seed < ends[one] - 0.5], [seed]) for seed in later]
-        return [wanted, *rounds] if (wanted := self.wanted()) else []
+    def likely(self) -> list[dict[Cell, float]]:
+        """Cells that the open comparisons may take, round by round, the wanted ones first; each with its chance."""
+        wanted = self.wanted()
+        return [dict.fromkeys(wanted, 1.0), *by_round(self._chances, self._asked.stop)] if wanted else []
 
     def expected(self, comparison: Comparison) -> float:
-        """Seeds that a comparison will probably have taken when it stops: those that it took, where it did.
+        """Seeds that a comparison will probably have taken when it stops: those that it took, where it did."""
+        return sum(self.chances(comparison))
 
-        Of the seeds before which nothing can stop the first ones tell little of a mean and a spread: until all are
-        there, it is as far from what comparisons take of which nothing is known as they are few.
-        """
-        plan, stop = self.family.plan, self.stops[comparison]
+    def chances(self, comparison: Comparison) -> tuple[float, ...]:
+        """The chance that a comparison takes each seed of the plan: 1 of those that it took, or that are wanted."""
+        seeds, stop = range(self.family.plan.seeds), self.stops[comparison]
         if stop.word is not None:
-            return stop.looks
-        gaps = [gap for gap in self.series[comparison] if gap is not None]
-        looks, undecided = len(gaps), len(self._open)
-        unknown = fmean(_expected(plan, looks, outlook_of(effect, undecided, is_planned=True)) for effect in UNKNOWN)
-        if (lacks := outlook(gaps, plan.margin, undecided, is_planned=True)) is None:
-            return min(max(unknown, self._asked.stop), plan.seeds)
-        share = min(looks / plan.before_any_stop, 1.0)
-        found = share * _expected(plan, looks, lacks) + (1 - share) * unknown
-        return min(max(found, self._asked.stop), plan.seeds)
+            return tuple(float(seed < stop.looks) for seed in seeds)
+        return tuple(1.0 if seed in range(self._asked.stop) else self._chances[comparison][seed] for seed in seeds)
+
+    @cached_property
+    def _chances(self) -> dict[Comparison, list[float]]:
+        """Of each open comparison the chance that it takes each seed."""
+        plan, count = self.family.plan, len(self._open)
+        found = {}
+        for comparison in self._open:
+            gaps = [gap for gap in self.series[comparison][: plan.seeds] if gap is not None]
+            found[comparison] = chances_open(plan, gaps, count).tolist()
+        return found
 
     def over_seeds_taken(self, subject: Subject) -> Subject:
         """The same arm or comparison over the seeds that it took; of an open one with the seed that it lacks."""

@@ -22,7 +22,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.ledger.records import RunSpec
-from pruneaudit.ledger.schedule import Job, makespan
+from pruneaudit.ledger.schedule import Job, in_turn, makespan
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import AUTO
@@ -57,6 +57,7 @@ class Work:
         checks: Conformance checks that would run.
         collecting: Seconds of this process until here; the one that starts workers spends as many.
         populations: Networks of studies that would be trained, a row for each panel; no part of any estimate.
+        rounds: By table of planned comparisons what it may take, round by round, each cell with its chance.
     """
 
     catalog: Catalog
@@ -68,6 +69,7 @@ class Work:
     checks: Sequence[Check]
     collecting: float
     populations: Sequence[Mapping[str, Any]] = ()
+    rounds: Sequence[Sequence[Mapping[Cell, float]]] = ()
 
 
 def check_price(price: float | None, probe: bool) -> None:
@@ -102,7 +104,14 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
     for name in {cell.workload for cell in work.cells}:
         # Cells of a wrong base cannot be planned and would be left out without a word.
         check_base(work.settings, work.catalog.workload(name).scaled(work.settings.budget))
-    runs = campaign.runs(work.cells)
+    counted = campaign.runs(work.cells)
+    tables = [[campaign.chances(cells) for cells in rounds] for rounds in work.rounds]
+    # Of seeds that are looked at one after the other each counts by its chance, and what is expected is counted.
+    chances: dict[str, float] = {}
+    for run, chance in (each for rounds in tables for runs in rounds for each in runs):
+        chances[run.run_id] = max(chance, chances.get(run.run_id, 0.0))
+    perhaps = {run.run_id: run for rounds in tables for runs in rounds for run, _ in runs}
+    runs = list(({run.run_id: run for run in counted} | perhaps).values())
     missing = [run for run in runs if work.ledger.find(run) is None]
     checks = work.checks
     if probe and (missing or checks):
@@ -121,21 +130,23 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
             jobs.append(Job(check.id, calibration.check(check.check, check.method, check.workload)))
             row["seconds"] += jobs[-1].seconds
             row["basis"].add("scaled")
-    open_ids = {run.run_id for run in missing}
+    open_ids, counted_ids = ({run.run_id for run in some} for some in (missing, counted))
     for run in runs:
         row = rows[run.workload, run.stage]
-        row["runs"] += 1
-        if run.run_id not in open_ids:
-            row["stored"] += 1
+        is_counted, is_open = run.run_id in counted_ids, run.run_id in open_ids
+        row["runs"] += is_counted
+        row["stored"] += is_counted and not is_open
+        if not is_open:
             continue
-        needed = cost(run, work.catalog)
-        row["epochs"] += needed.epochs
-        row["training_macs"] += needed.training_macs
+        if is_counted:
+            needed = cost(run, work.catalog)
+            row["epochs"] += needed.epochs
+            row["training_macs"] += needed.training_macs
         if calibration is not None:
             estimate = calibration.estimate(run)
-            jobs.append(Job(run.run_id, estimate.seconds, run.needs))
+            jobs.append(Job(run.run_id, chances.get(run.run_id, 1.0) * estimate.seconds, run.needs))
             known_jobs |= {run.run_id} if estimate.basis == "ledger" else set()
-            row["seconds"] += estimate.seconds
+            row["seconds"] += jobs[-1].seconds
             row["basis"].add(estimate.basis)
     stages = [
         {
@@ -167,6 +178,8 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         start += work.collecting if workers > 1 else 0.0
         # On a GPU the probe's clock is that of the wall already.
         slower = busy(working) if jobs and work.runtime.device == "cpu" else 1.0
+        turns = in_turn([[[run.run_id for run, _ in runs] for runs in rounds] for rounds in tables], working)
+        jobs = [replace(job, needs=(*job.needs, *turns.get(job.id, ()))) for job in jobs]
         slowed = [job if job.id in known_jobs else replace(job, seconds=slower * job.seconds) for job in jobs]
         seconds = slower * start + makespan(slowed, working)
         hours = seconds / 3600 * (working if work.runtime.device == "cuda" else 1)

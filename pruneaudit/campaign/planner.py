@@ -86,8 +86,8 @@ class Executor(Protocol):
         """Runs that are needed besides those that it knows of, parents first, and by cell."""
         ...
 
-    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
-        """By table and round, runs that its open comparisons will probably need."""
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[tuple[RunSpec, float]]]]) -> None:
+        """By table and round, runs that its open comparisons may need, with their chances."""
         ...
 
     def go_ahead_with(self, runs: Callable[[], Sequence[RunSpec]]) -> None:
@@ -183,13 +183,22 @@ class Campaign:
         cells = list(cells)
         self.executor.help_with(self.runs(cells), self.runs_by_cell(cells))
 
-    def foresee(self, likely: Mapping[str, Iterable[Sequence[Cell]]]) -> None:
-        """Tell of tables what their open comparisons will probably need, for the time that is left.
+    def foresee(self, likely: Mapping[str, Iterable[Mapping[Cell, float]]]) -> None:
+        """Tell of tables what their open comparisons may need, for the time that is left.
 
         Args:
-            likely: By name of the table its cells, round by round.
+            likely: By name of the table its cells, round by round, with their chances.
         """
-        self.executor.foresee({name: [self.runs(cells) for cells in rounds] for name, rounds in likely.items()})
+        self.executor.foresee({name: [self.chances(cells) for cells in rounds] for name, rounds in likely.items()})
+
+    def chances(self, cells: Mapping[Cell, float]) -> list[tuple[RunSpec, float]]:
+        """Runs of some cells, parents first, each with the chance that the most probable of its cells is needed."""
+        found: dict[str, tuple[RunSpec, float]] = {}
+        for cell, chance in cells.items():
+            for run in self.runs([cell]):
+                _, before = found.get(run.run_id, (run, 0.0))
+                found[run.run_id] = run, max(chance, before)
+        return list(found.values())
 
     def share_ahead(self, cells: Callable[[], Iterable[Cell]]) -> None:
         """Say who knows cells that may be measured later: asked where there is nothing else to do; replaces another."""

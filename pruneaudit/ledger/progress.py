@@ -60,6 +60,7 @@ class Planned(_Said):
         needs: Ids of the runs that must be finished before it.
         kind: Runs of one kind take as long for each MAC.
         cost: What it takes, in MACs, calls of layers included; None where nobody could tell.
+        chance: The chance that it is needed: a comparison may stop before.
     """
 
     id: RunId
@@ -67,6 +68,7 @@ class Planned(_Said):
     needs: tuple[str, ...] = ()
     kind: str = ""
     cost: FiniteFloat | None = None
+    chance: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class Plan(_Said):
@@ -75,7 +77,7 @@ class Plan(_Said):
     Attributes:
         runs: Its runs, parents first.
         cells: For each cell, by its key, the ids of its runs; empty where the session did not say.
-        likely: By table the runs that it will probably have to train, round by round.
+        likely: By table the runs that it may have to train besides, round by round.
         time: When it began to train, seconds since 1970.
     """
 
@@ -275,7 +277,11 @@ class Watcher:
         started = min((plan.time for plan in plans), default=0.0)
         tables = [rounds for plan in plans for rounds in plan.likely.values()]
         # What is certain comes first, as in the session.
-        every = planned | {run.id: run for rounds in tables for runs in rounds for run in runs if run.id not in planned}
+        every = dict(planned)
+        for run in (run for rounds in tables for runs in rounds for run in runs):
+            # Two tables may need it: the more probable one counts.
+            if run.id not in every or every[run.id].chance < run.chance:
+                every[run.id] = run
         turns = in_turn(([[run.id for run in runs] for runs in rounds] for rounds in tables), workers)
         statuses = self._statuses(every.values(), {training.id for training in busy}, started)
         cells = {key: ids for plan in plans for key, ids in plan.cells.items() if ids}
@@ -386,9 +392,9 @@ def seconds_left(
 ) -> float | None:
     """Time to the end from the throughput measured so far; None where nobody trains, or too little is measured.
 
-    What is left takes as long for each MAC as runs of the same kind took. Kinds that no process has met yet get the
-    median rate of the others: the first run of a process is often a slow one. Workers then take runs as they are ready,
-    as ``pruneaudit plan`` lets them.
+    What is left takes as long for each MAC as runs of the same kind took; what may be needed counts by its chance.
+    Kinds that no process has met yet get the median rate of the others: the first run of a process is often a slow one.
+    Workers then take runs as they are ready, as ``pruneaudit plan`` lets them.
 
     Args:
         planned: Runs by id.
@@ -425,7 +431,7 @@ def seconds_left(
         needed = (run.cost or 0.0) * (seconds_of_kind / macs_of_kind if macs_of_kind > 0 else usual)
         current = under_way.get(run.id)
         if current is None:
-            waiting.append(Job(run.id, needed, (*run.needs, *(turns or {}).get(run.id, ()))))
+            waiting.append(Job(run.id, needed * run.chance, (*run.needs, *(turns or {}).get(run.id, ()))))
             continue
         # Between two reports a process has gone on, by an epoch at most.
         worker = current.process

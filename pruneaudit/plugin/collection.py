@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pruneaudit.audit.forecast import Forecast, cells_expected, forecast
+from pruneaudit.audit.forecast import Forecast, cells_expected, forecast, rounds_expected
 from pruneaudit.catalog.discovery import suite_arguments
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.store import Ledger
@@ -91,6 +91,7 @@ def collect(expression: str, options: list[str], pilot: Path | None = None) -> t
         checks,
         collecting,
         [session.outstanding(question) for question in collector.questions if question.claim is None],
+        rounds_expected(expected),
     )
     return work, expected
 

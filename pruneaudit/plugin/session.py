@@ -586,6 +586,10 @@ class AuditSession:
         self._register(cell.workload)
         if cell not in self._measured:
             self._measured[cell] = self.campaign.obtain(cell)
+            if self.decide is not None and cell.seed == seeds_needed() - 1:
+                # With the last selected seed of an arm something is known of differences.
+                families = self.families(cell.workload)
+                self.campaign.foresee(self._foretold(one for one in families if one.protocol == cell.protocol))
         return self._measured[cell]
 
     def _register(self, workload: str) -> None:
@@ -688,8 +692,8 @@ class AuditSession:
             self._foreseen.add(workload)
             self.campaign.foresee(self._foretold(self.families(workload)))
 
-    def _foretold(self, families: Iterable[Family]) -> dict[str, list[list[Cell]]]:
-        """What tables will probably need, by name and round, from what the ledger holds."""
+    def _foretold(self, families: Iterable[Family]) -> dict[str, list[dict[Cell, float]]]:
+        """What tables may need, by name and round, from what the ledger holds."""
         found = {}
         for family in families:
             # It only tells: what cannot be read is told with its cell.

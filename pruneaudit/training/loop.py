@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -291,8 +291,9 @@ class Trainer:
             tensors,
             {
                 "epochs_done": epochs_done,
-                "history": asdict(self.history),
-                "consumption": asdict(self.meter.consumption),
+                # As they are: they are written at once, and a rate for each step makes them long to copy.
+                "history": vars(self.history),
+                "consumption": vars(self.meter.consumption),
                 "optimiser": numbers,
                 "training_seconds": self.training_seconds,
                 "state": facts,

@@ -69,14 +69,18 @@ class Bulletin:
         self._report(Plan(runs=planned, cells={key: tuple(ids) for key, ids in cells.items()}))
         self._told["planned"] += len(planned)
 
-    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
-        """Tell what the session will probably have to train besides, in place of what was told before.
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[tuple[RunSpec, float]]]]) -> None:
+        """Tell what the session may have to train besides, in place of what was told before.
 
         Args:
-            likely: Runs by table and round.
+            likely: Runs by table and round, with their chances.
         """
-        told = {name: tuple(self._all_planned(runs) for runs in rounds) for name, rounds in likely.items()}
+        told = {name: tuple(map(self._perhaps_planned, rounds)) for name, rounds in likely.items()}
         self._report(Plan(likely=told))
+
+    def _perhaps_planned(self, runs: Sequence[tuple[RunSpec, float]]) -> tuple[Planned, ...]:
+        planned = self._all_planned([run for run, _ in runs])
+        return tuple(run.model_copy(update={"chance": chance}) for run, (_, chance) in zip(planned, runs, strict=True))
 
     def begin(self, specs: Sequence[RunSpec]) -> None:
         """These runs are under way, side by side."""

@@ -54,11 +54,11 @@ class RemoteExecutor:
         self._orders.want(more)
         self.bulletin.announce(more, cells)
 
-    def foresee(self, likely: Mapping[str, Sequence[Sequence[RunSpec]]]) -> None:
+    def foresee(self, likely: Mapping[str, Sequence[Sequence[tuple[RunSpec, float]]]]) -> None:
         """Tell what the session will probably need besides: it is in no count, and in the time that is left.
 
         Args:
-            likely: Runs, parents first, by table and round.
+            likely: Runs, parents first, by table and round, with their chances.
         """
         self.bulletin.foresee(likely)
 

@@ -113,12 +113,15 @@ class Campaign:
 
     @cached_property
     def rounds(self):
-        """Table by table and round by round: where the table stands, and what it wants."""
+        """By round its table, what it wants, what it may take besides, and cells for who would wait, by their seed."""
         found = []
         for family in self.families:
             seeds = family.plan.before_any_stop
             while cells := (here := self.standing(family, seeds)).wanted():
-                found.append((here, cells))
+                later = {}
+                for cell in here.ahead(AHEAD):
+                    later.setdefault(cell.seed, []).append(cell)
+                found.append((family.protocol, runs_of(cells), likely_of(here), list(later.values())))
                 assert max(cell.seed for cell in cells) >= seeds, "what was recorded was decided otherwise"
                 seeds = max(cell.seed for cell in cells) + 1
         return found
@@ -182,12 +185,11 @@ class Replay:
                     likely = {protocol: stages["certain"] for protocol, stages in campaign.foretold.items()}
                 if (following := next(left, None)) is None:
                     return
-                standing, cells = following
-                if here and here != standing.family.protocol:
+                if here and here != following[0]:
                     likely = {**likely, here: []}
-                here, is_opening = standing.family.protocol, False
-                wanted, ahead = runs_of(cells), runs_of(standing.ahead(min(workers - 1, AHEAD)))
-                likely = {**likely, here: likely_of(standing)}
+                is_opening, (here, wanted, besides, later) = False, following
+                ahead = runs_of(cell for cells in later[: min(workers - 1, AHEAD)] for cell in cells)
+                likely = {**likely, here: besides}
                 planned |= dict.fromkeys(wanted)
             self.said.append((self.end, list(planned), likely))
             for worker in [worker for worker, end in free.items() if end <= self.end]:
@@ -244,6 +246,11 @@ def others():
 
 
 @lru_cache
+def others_with(workers):
+    return [Replay(campaign, workers) for campaign in others()]
+
+
+@lru_cache
 def replay(most, workers):
     return Replay(recorded(most), workers)
 
@@ -256,7 +263,7 @@ def test_workers_wait_little_for_the_next_seed():
 
 
 def test_in_this_campaign_nothing_is_trained_ahead_in_vain():
-    ahead = {run for standing, _ in recorded(40).rounds for run in runs_of(standing.ahead(1))}
+    ahead = {run for *_, later in recorded(40).rounds for cells in later[:1] for run in runs_of(cells)}
     assert len(ahead) > 100 and ahead <= set(replay(40, 1).times)
 
 
@@ -279,7 +286,7 @@ def test_the_time_that_is_left_is_told_before_anything_is_known_of_a_difference(
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_where_comparisons_stop_is_chance_and_the_time_left_is_right_in_the_middle(workers):
     # Campaigns like the recorded one, whose comparisons stop elsewhere: of one alone the last tenths are mostly luck.
-    told = [told_by_truth(Replay(campaign, workers)) for campaign in others()]
+    told = [told_by_truth(found) for found in others_with(workers)]
     assert all(0.75 < median(of_tenth) < 1.25 for of_tenth in zip(*told, strict=True))
 
 
@@ -296,5 +303,5 @@ def test_a_plan_tells_the_whole_time_by_the_same_expectation(workers):
         for run, chance in chances.items()
     ]
     assert makespan(jobs, workers) == pytest.approx(replay(20, workers).end, rel=0.2)
-    ends = [Replay(campaign, workers).end for campaign in others()]
+    ends = [found.end for found in others_with(workers)]
     assert makespan(jobs, workers) == pytest.approx(median(ends), rel=0.2)

@@ -7,13 +7,13 @@ import sys
 import pytest
 from builders import WEIGHTS, changed, evidence, failed_cell, failure, run_record, run_spec, store
 from fsspec.implementations.memory import MemoryFileSystem
+from test_merging import held as merged
 
 from pruneaudit import cli
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, StorageError
 from pruneaudit.ledger import objects
 from pruneaudit.ledger.merging import Merged, merge
 from pruneaudit.ledger.objects import Pushed, Store
-from pruneaudit.ledger.records import VOLATILE
 from pruneaudit.ledger.store import Ledger
 
 NUMBERS = itertools.count()
@@ -46,17 +46,10 @@ def taken(url, target, tmp_path):
 
 
 def held(root):
-    """What a ledger holds, whatever the time, the machine and the numbers of failures."""
+    """What a ledger holds, as merging compares it, with looks and what links say."""
     ledger = Ledger(root, writable=False)
-    return (
-        {run.run_id: run.model_dump(exclude=set(VOLATILE)) for run in ledger.runs()},
-        sorted(failure.model_dump_json() for failure in ledger.failures()),
-        ledger.cells_by_key(),
-        [ledger.weights_file(run) for run in ledger.runs()],
-        {name: ledger.looks(name) for name in ledger.looked_at()},
-        (account := ledger.account()).signed,
-        account.missing,
-    )
+    account = ledger.account()
+    return *merged(root), {name: ledger.looks(name) for name in ledger.looked_at()}, account.signed, account.missing
 
 
 def test_hosts_that_see_no_common_folder_get_what_a_merge_of_their_ledgers_gives(two, tmp_path, url):

@@ -18,7 +18,6 @@ import importlib.util
 import json
 import platform
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,9 @@ from pruneaudit.arithmetic import PORTABLE, of_processor
 from pruneaudit.campaign.asking import asked
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import COMPILED, Backend
-from pruneaudit.errors import ConfigError, StorageError
+from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.choices import Choice, choice_name, made_by
+from pruneaudit.ledger.progress import tell
 from pruneaudit.ledger.store import Ledger, write_json
 from pruneaudit.state import cache_folder
 from pruneaudit.version import __version__
@@ -179,19 +179,13 @@ class Choosing:
     @contextlib.contextmanager
     def _announced(self, what: str, tells: bool) -> Iterator[None]:
         """Tell whoever watches the ledger what this process does, as it tells of runs."""
-
-        def tell(*runs: Mapping[str, Any]) -> None:
-            if tells:
-                # Telling is never worth a measurement.
-                with contextlib.suppress(OSError, StorageError):
-                    self.ledger.report_progress(runs)
-
-        now = time.time()
-        tell({"run": what, "id": hashlib.sha256(what.encode()).hexdigest()[:16], "unit": "", "started": now})
+        if tells:
+            tell(self.ledger, what, unit="")
         try:
             yield
         finally:
-            tell()
+            if tells:
+                tell(self.ledger, None)
 
 
 def _fastest(rows: list[dict[str, Any]], ratios: tuple[float | None, ...]) -> Choice:

@@ -139,7 +139,7 @@ def trained_again(
     """
     with tempfile.TemporaryDirectory(prefix="pruneaudit-verify-") as folder:
         beside = Ledger(Path(folder))
-        for parent in _ancestors(ledger, record):
+        for parent in ledger.above(record):
             beside.commit(parent, ledger.weights_file(parent))
         return Stages(beside, catalog, runtime, observer).execute(record.spec)
 
@@ -183,21 +183,6 @@ def dataset_of(catalog: Catalog, runtime: Runtime, record: RunRecord) -> Dataset
     if dataset.split_digest != record.split_digest:
         raise ConfigError("its data are other ones here")
     return dataset
-
-
-def _ancestors(ledger: Ledger, record: RunRecord) -> list[RunRecord]:
-    """Runs that a run stands on, parents first."""
-    found: dict[str, RunRecord] = {}
-
-    def add(run: RunRecord) -> None:
-        for needed in run.needs:
-            if needed not in found:
-                parent = ledger.get(needed)
-                add(parent)
-                found[needed] = parent
-
-    add(record)
-    return list(found.values())
 
 
 def _margin(catalog: Catalog, record: RunRecord) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -16,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 
+from pruneaudit.errors import StorageError
 from pruneaudit.ledger.schedule import Job, in_turn, makespan
 from pruneaudit.ledger.store import Ledger, process_space, read_file
 from pruneaudit.workloads.metrics import ACCURACY, shown
@@ -38,6 +41,24 @@ def plain(text: str) -> str:
 
 
 Plain = Annotated[str, AfterValidator(plain)]
+
+
+def tell(ledger: Ledger, what: str | None, **facts: Any) -> None:
+    """Tell whoever watches a ledger what this process does that is no run; telling is never worth a measurement.
+
+    Args:
+        ledger: Where it is told.
+        what: In a few words; None: nothing any more.
+        facts: What else :class:`Training` says of it.
+    """
+    told = []
+    if what is not None:
+        identity = hashlib.sha256(what.encode()).hexdigest()[:16]
+        told.append({"run": what, "id": identity, "started": time.time(), **facts})
+    with contextlib.suppress(OSError, StorageError):
+        ledger.report_progress(told)
+
+
 Count = Annotated[int, Field(ge=0)]
 RunId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 

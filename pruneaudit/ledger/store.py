@@ -170,6 +170,24 @@ class Ledger:
             self._records[run_id] = self._read_run(path)
         return self._records[run_id]
 
+    def above(self, run: RunSpec | RunRecord) -> list[RunRecord]:
+        """Finished runs that a run stands on, parents first.
+
+        Raises:
+            DamagedError: One is missing, or cannot be read.
+        """
+        found: dict[str, RunRecord] = {}
+
+        def add(one: RunSpec | RunRecord) -> None:
+            for needed in one.needs:
+                if needed not in found:
+                    parent = self.get(needed)
+                    add(parent)
+                    found[needed] = parent
+
+        add(run)
+        return list(found.values())
+
     def finished(self) -> set[str]:
         """Ids of all finished runs."""
         return {name.rpartition("-")[2] for name in self._finished()}

@@ -79,7 +79,7 @@ class IterativeScore(FilterScore, TrainedMethod):
             hooks = Hooks(gradients=_held(task, stays))
             if self.patience is not None and done < self.rounds:
                 trained += self._while_it_pays(task, self.patience, done, trained, hooks)
-            elif steps := (task.steps if self.patience is not None else task.steps * done // self.rounds) - trained:
+            elif steps := task.steps * done // self.rounds - trained:
                 task.train(steps, hooks)
                 trained += steps
         return {layer.name: task.stays_in(layer, kept) for layer in task.layers}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
 from pruneaudit.catalog.studies import ArmClaim, panel_name
 from pruneaudit.errors import MethodError
+from pruneaudit.ledger.progress import tell
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.studies.arms import Place, described, metric_of, numbers
 from pruneaudit.studies.judgement import Judgement, judge_arms, judge_population
@@ -102,16 +100,10 @@ def announcing(ledger: Ledger, study: Study) -> Callable[[str, int, int], None]:
         What populations call (:data:`~pruneaudit.studies.population.Telling`).
     """
 
-    def tell(what: str, done: int, total: int) -> None:
-        now = time.time()
-        run = f"{study.name} {what}"
-        identity = hashlib.sha256(run.encode()).hexdigest()[:16]
-        told = {"run": run, "id": identity, "epoch": done, "epochs": total, "unit": "network", "begun": done}
-        # Telling is never worth a measurement.
-        with contextlib.suppress(OSError):
-            ledger.report_progress([{**told, "started": now}])
+    def told(what: str, done: int, total: int) -> None:
+        tell(ledger, f"{study.name} {what}", epoch=done, epochs=total, unit="network", begun=done)
 
-    return tell
+    return told
 
 
 def answer_panel(question: Question, populations: Populations, folder: Path) -> list[Judgement]:

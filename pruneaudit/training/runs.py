@@ -19,7 +19,7 @@ from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Hooks, Observer, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
-from pruneaudit.workloads.data import WHOLE, Dataset, Split
+from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 
@@ -73,8 +73,7 @@ class Training:
             self.masks,
             steps,
             self.measure,
-            WHOLE,
-            self.observer,
+            observer=self.observer,
         )
 
 

@@ -95,15 +95,7 @@ class Post:
         Raises:
             DamagedError: A run is missing, or cannot be read.
         """
-        above: dict[str, RunRecord] = {}
-        left = list(spec.needs)
-        while left:
-            run = self._ledger.get(left.pop())
-            # What is above comes before what stands on it, also where two stand on it.
-            above.pop(run.run_id, None)
-            above[run.run_id] = run
-            left += run.needs
-        parcels = tuple(Parcel.of(self._ledger, run) for run in reversed(above.values()))
+        parcels = tuple(Parcel.of(self._ledger, run) for run in self._ledger.above(spec))
         choice = self._ledger.choice_of(spec)
         made = Luggage(parcels, None if choice is None else choice.model_dump_json())
         self.sent += made.size

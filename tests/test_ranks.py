@@ -285,6 +285,24 @@ def test_what_goes_wrong_in_a_rank_is_told_as_by_one_process(leaves, tmp_path):
     assert isinstance(found.error, ConfigError) and victim.name in str(found.error)
 
 
+def test_what_went_wrong_first_is_told_however_slowly_its_rank_leaves_the_others(monkeypatch):
+    leave = ranks.dist.destroy_process_group
+
+    def leave_slowly():
+        leave()
+        time.sleep(2 * ranks._LAST_WORDS)
+
+    def fit(rank, _job, _tell):
+        if rank == 1:
+            monkeypatch.setattr(ranks.dist, "destroy_process_group", leave_slowly)
+            raise ConfigError("no picture")
+        ranks.dist.barrier()
+
+    monkeypatch.setattr(ranks, "_fit", fit)
+    _, found = train(network(), RECIPE, 2)
+    assert isinstance(found.error, ConfigError) and "no picture" in str(found.error)
+
+
 def test_ranks_that_are_sent_their_network_train_a_copy_each_of_what_can_be_sent(tmp_path, monkeypatch):
     """Where nothing can be forked, tensors that are sent lie in memory that all share; test_cuda.py trains so."""
     given = Training(network(), digits(), RECIPE.over(2), 0, "retrain", "fp64")

@@ -283,17 +283,15 @@ def _work(rank: int, job: _Job, line: Connection) -> None:
             world_size=job.training.recipe.ranks,
             timeout=_PATIENCE,
         )
-        try:
-            result = _fit(rank, job, line.send)
-        finally:
-            # Who waits for this one notices it now.
-            with suppress(Exception):
-                dist.destroy_process_group()
+        result = _fit(rank, job, line.send)
         if not rank:
             line.send(result)
     except Exception as error:
         line.send(_Failure.of(rank, error))
     finally:
+        # Who waits for this one notices it now, and fails by it: after what went wrong here was told.
+        with suppress(Exception):
+            dist.destroy_process_group()
         line.close()
 
 

@@ -67,11 +67,14 @@ def test_runs_are_those_of_this_process(cluster, tmp_path):
 
 
 def test_without_a_shared_folder_runs_travel(cluster, tmp_path):
-    specs = cell_of()
+    specs = [*cell_of(), long_run(30)]
     computing = Computing(tmp_path / "ledger")
     with computing.by(ray_at(cluster, post=Post(Ledger(computing.root)))) as executor:
         executor.share(specs)
+        # How far they are is told here.
+        wait_for(lambda: computing.epochs(specs[-1]) >= 2)
         records = [executor.obtain(spec) for spec in specs]
+    assert not Ledger(computing.root).progress()
     # A ledger of its own is all that the node has written to.
     (own,) = (tmp_path / "node" / "apart").iterdir()
     assert Ledger(own, writable=False).finished() == {spec.run_id for spec in specs}

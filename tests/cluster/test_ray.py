@@ -13,7 +13,7 @@ from computing import ONLY_WHERE_WANTED, Computing, assert_same, cell_of, comput
 
 from pruneaudit.campaign.executors.apart import Post
 from pruneaudit.campaign.executors.on_ray import Ray
-from pruneaudit.errors import ConfigError, RunFailedError
+from pruneaudit.errors import ConfigError, RunFailedError, one_line
 from pruneaudit.ledger.store import Ledger
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pruneaudit[cluster]'")
@@ -28,14 +28,20 @@ def cluster(monkeypatch, tmp_path):
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "node"))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    kept = Path(made.head_node.get_session_dir_path())
+    made, kept = Cluster(), None
     try:
-        made.first = made.add_node(num_cpus=1, num_gpus=1)
+        try:
+            head = made.add_node(num_cpus=0, include_dashboard=False)
+            made.first = made.add_node(num_cpus=1, num_gpus=1)
+        except Exception as error:
+            # Its daemons have limits of their own, which a machine that does much else does not keep.
+            pytest.skip(f"Ray does not start here: {one_line(error)[:300]}")
+        kept = Path(head.get_session_dir_path())
         yield made
     finally:
         made.shutdown()
-        shutil.rmtree(kept, ignore_errors=True)
+        if kept is not None:
+            shutil.rmtree(kept, ignore_errors=True)
 
 
 def ray_at(cluster, **asked):

@@ -33,8 +33,8 @@ def doubled(name="doubled"):
 
     def write(emit, values, size, added):
         with size.each() as number:
-            value = emit.read(values, number)
-            emit.write(value + value + emit.real(added), values, number)
+            value = emit.get(values, number)
+            emit.put(value + value + emit.real(added), values, number)
 
     return Written(name, "reals whole real", write)
 
@@ -90,7 +90,7 @@ def test_code_for_another_processor_is_not_taken(cache, tmp_path, monkeypatch):
     "array", [np.ones(8)[::2], np.ones((3, 3)).T, np.ones(3, np.int32)], ids=["steps", "transposed", "whole numbers"]
 )
 def test_arrays_that_code_would_misread_are_refused(array):
-    with pytest.raises(TypeError, match="^doubled: "):
+    with pytest.raises(TypeError, match=r"^doubled: "):
         doubled()(array, 3, 0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from pruneaudit.training.machine import Call, Written
+from pruneaudit.training.machine import Written
 from pruneaudit.training.vectors import Emitter, Real, Whole, lanes
 
 __all__ = ["crops_into_lanes", "cross_entropy", "descend", "into_lanes", "lanes"]
@@ -42,15 +42,16 @@ def _write_crops(
                 )
                 start = (image * tall + upper + row) * wide + left
                 is_mirrored = flag(mirrored, place).bit()
-                first, step = is_mirrored.choose(breadth - 1, row.like(0)), is_mirrored.choose(row.like(-1), row.like(1))
-                level, factor = write.read(mean, channel), write.read(scale, channel)
+                first = is_mirrored.choose(breadth - 1, row.like(0))
+                step = is_mirrored.choose(row.like(-1), row.like(1))
+                level, factor = write.get(mean, channel), write.get(scale, channel)
                 with breadth.each() as column:
                     seen = start + first + column * step
                     pixel = builder.load(write.at(images, seen * channels + channel))
                     value = (Real(builder, builder.uitofp(pixel, write.element)) - level) * factor
-                    write.write(value, tiles, line + column * width)
+                    write.put(value, tiles, line + column * width)
             with blank, breadth.each() as column:
-                write.write(write.real(0), tiles, line + column * width)
+                write.put(write.real(0), tiles, line + column * width)
 
 
 _crops = Written("crops", "reals reals reals pixels bits places places" + 7 * " whole", _write_crops)
@@ -88,7 +89,7 @@ def _write_cross_entropy(
     with batch.each() as image:
 
         def logit(number: Whole, image: Whole = image) -> Real:
-            return write.read(logits, number * many + image)
+            return write.get(logits, number * many + image)
 
         builder.store(ir.Constant(ir.IntType(64), 0), best_slot)
         with image.like(1).up_to(classes, 1) as (number, _):
@@ -113,9 +114,9 @@ def _write_cross_entropy(
             share = (logit(number) - top).function("exp") / total()
             is_label = Whole(builder, builder.icmp_signed("==", number.value, label.value))
             wanted = off + Real(builder, builder.select(is_label.value, on.value, zero.value))
-            write.write((share - wanted) / write.real(batch), logits, number * many + image)
+            write.put((share - wanted) / write.real(batch), logits, number * many + image)
     with classes.each() as number, batch.up_to(many, 1) as (image, _):
-        write.write(zero, logits, number * many + image)
+        write.put(zero, logits, number * many + image)
 
 
 _cross_entropy = Written("cross-entropy", "reals reals bits places whole whole whole real", _write_cross_entropy)
@@ -135,17 +136,19 @@ def _write_descend(nesterov: bool) -> Any:
     ) -> None:  # fmt: skip
         step, share, pull = (write.real(number) for number in (rate, momentum, decay))
         with size.each() as number:
-            weight = write.read(weights, number)
-            gradient = write.read(gradients, number).times_plus(write.read(mask, number), pull * weight)
-            speed = share * write.read(velocity, number) + gradient
-            write.write(speed, velocity, number)
-            write.write(weight - step * (gradient + share * speed if nesterov else speed), weights, number)
+            weight = write.get(weights, number)
+            gradient = write.get(gradients, number).times_plus(write.get(mask, number), pull * weight)
+            speed = share * write.get(velocity, number) + gradient
+            write.put(speed, velocity, number)
+            write.put(weight - step * (gradient + share * speed if nesterov else speed), weights, number)
 
     return emit
 
 
 _DESCENDS = {
-    nesterov: Written(f"descend{'-nesterov' if nesterov else ''}", 4 * "reals " + "whole real real real", _write_descend(nesterov))
+    nesterov: Written(
+        f"descend{'-nesterov' if nesterov else ''}", 4 * "reals " + "whole real real real", _write_descend(nesterov)
+    )
     for nesterov in (False, True)
 }
 

@@ -80,7 +80,7 @@ class LaneNetwork:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Needs Numba, and loads it only where something is compiled.
+        # Needs llvmlite, and loads it only where something is compiled.
         from pruneaudit.training import ends
 
         self.kernel = ends

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import struct
 import tempfile
 import threading
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import llvmlite
+import llvmlite  # type: ignore[import-untyped]
 import numpy as np
-from llvmlite import binding, ir  # type: ignore[import-untyped]
+from llvmlite import binding, ir
 
 from pruneaudit import state
 from pruneaudit.training.vectors import Emitter, Whole
@@ -30,7 +31,10 @@ from pruneaudit.training.vectors import Emitter, Whole
 Call = Callable[[], object]
 
 #: Arrays of fixed types, by the sign that a function's parameters have.
-_ARRAYS = {"pixels": np.uint8, "bits": np.bool_, "winners": np.int16, "places": np.int64}
+_ARRAYS = {
+    name: np.dtype(kind) for name, kind in (("pixels", "u1"), ("bits", "?"), ("winners", "i2"), ("places", "i8"))
+}
+_REALS = (np.dtype("f4"), np.dtype("f8"))
 _COMPILING = threading.Lock()
 
 
@@ -48,8 +52,9 @@ class Written:
     def __init__(self, name: str, parameters: str, write: Callable[..., None]) -> None:
         self.name = name
         self._parameters = parameters.split()
+        self._arrays = [parameter for parameter in self._parameters if parameter not in ("whole", "real")]
         self._write = write
-        self._compiled: dict[int, Any] = {}
+        self._compiled: dict[int, tuple[Any, struct.Struct]] = {}
 
     def __call__(self, *arguments: Any) -> Call:
         """A call with these arguments: arrays in C order, which it keeps, and numbers.
@@ -58,52 +63,50 @@ class Written:
             TypeError: An array is of another type, or not in C order.
         """
         kind = arguments[0].dtype
-        if kind not in (np.float32, np.float64):
+        if kind not in _REALS:
             raise TypeError(f"{self.name}: float32 and float64 are compiled, not {kind}")
-        given = [
-            self._address(parameter, argument, kind) if isinstance(argument, np.ndarray) else argument
-            for parameter, argument in zip(self._parameters, arguments, strict=True)
-        ]
-        call = partial(self._function(kind.itemsize), *given)
+        given = list(arguments)
+        for place, parameter in enumerate(self._arrays):
+            array = arguments[place]
+            if array.dtype != _ARRAYS.get(parameter, kind) or not array.flags.c_contiguous:
+                raise TypeError(f"{self.name}: an array of {array.dtype} where {parameter} in C order are taken")
+            given[place] = array.ctypes.data
+        size = kind.itemsize
+        function, layout = self._compiled.get(size) or self._compile(size)
+        block = ctypes.create_string_buffer(layout.pack(*given))
+        call = partial(function, ctypes.addressof(block))
         # An address keeps nothing alive.
-        call.arrays = arguments  # type: ignore[attr-defined]
+        call.kept = arguments, block  # type: ignore[attr-defined]
         return call
 
-    def _address(self, parameter: str, array: np.ndarray, kind: Any) -> int:
-        if array.dtype != _ARRAYS.get(parameter, kind) or not array.flags.c_contiguous:
-            raise TypeError(f"{self.name}: an array of {array.dtype} where {parameter} in C order are taken")
-        return array.ctypes.data
-
-    def _function(self, size: int) -> Any:
-        """What ctypes calls, for numbers of so many bytes."""
+    def _compile(self, size: int) -> tuple[Any, struct.Struct]:
+        """What ctypes calls, for numbers of so many bytes, and how its parameters lie in memory."""
         with _COMPILING:
             if size not in self._compiled:
-                real = {4: ctypes.c_float, 8: ctypes.c_double}[size]
-                types = {"whole": ctypes.c_int64, "real": real}
-                kinds = [types.get(parameter, ctypes.c_void_p) for parameter in self._parameters]
                 address = _loaded(f"{self.name}-{8 * size}", lambda symbol: self._module(symbol, size))
-                self._compiled[size] = ctypes.CFUNCTYPE(None, *kinds)(address)
+                # Held as by any other extension: who gives the lock up may wait for it longer than a kernel takes.
+                function = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
+                signs = {"whole": "q", "real": "f4x" if size == 4 else "d"}
+                layout = struct.Struct("@" + "".join(signs.get(parameter, "P") for parameter in self._parameters))
+                self._compiled[size] = function, layout
             return self._compiled[size]
 
     def _module(self, symbol: str, size: int) -> ir.Module:
-        """The function in LLVM's instructions."""
+        """The function in LLVM's instructions: its one parameter is where all of them lie, eight bytes each."""
         module = ir.Module(symbol)
         module.triple = binding.get_process_triple()
-        real = ir.FloatType() if size == 4 else ir.DoubleType()
-        types = {"whole": ir.IntType(64), "real": real, "reals": real.as_pointer()}
+        real, whole = ir.FloatType() if size == 4 else ir.DoubleType(), ir.IntType(64)
+        types: dict[str, Any] = {"whole": whole, "real": real, "reals": real.as_pointer()}
         for name, kind in _ARRAYS.items():
-            types[name] = ir.IntType(8 * np.dtype(kind).itemsize).as_pointer()
-        kinds = [types[parameter] for parameter in self._parameters]
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), symbol)
+            types[name] = ir.IntType(8 * kind.itemsize).as_pointer()
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [whole.as_pointer()]), symbol)
         builder = ir.IRBuilder(function.append_basic_block("entry"))
-        write = Emitter(builder, size)
-        self._write(
-            write,
-            *(
-                Whole(builder, value) if parameter == "whole" else value
-                for parameter, value in zip(self._parameters, function.args, strict=True)
-            ),
-        )
+        values = []
+        for place, parameter in enumerate(self._parameters):
+            slot = builder.gep(function.args[0], [ir.Constant(whole, place)])
+            value = builder.load(builder.bitcast(slot, types[parameter].as_pointer()))
+            values.append(Whole(builder, value) if parameter == "whole" else value)
+        self._write(Emitter(builder, size), *values)
         builder.ret_void()
         return module
 
@@ -159,7 +162,7 @@ def _compiled(module: ir.Module) -> bytes:
     machine = _machine()
     read = binding.parse_assembly(str(module))
     read.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=3)
+    options = binding.create_pipeline_tuning_options(speed_level=2)
     passes = binding.create_pass_builder(machine, options)
     passes.getModulePassManager().run(read, passes)
     return bytes(machine.emit_object(read))

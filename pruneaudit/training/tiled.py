@@ -90,7 +90,7 @@ class TiledNetwork(LaneNetwork):
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], batch: int) -> None:
         super().__init__(model)
-        # Needs Numba, and loads it only where something is compiled.
+        # Needs llvmlite, and loads it only where something is compiled.
         from pruneaudit.training import tiled_kernel
 
         self._tiled = tiled_kernel

@@ -411,7 +411,6 @@ def _pass(which: int, shape: _Geometry) -> Callable[..., None]:
         write: Emitter, one: Any, other: Any, weights: Any, bias: Any, tiles: Whole, cells: Whole, other_cells: Whole,
         out: Whole, channels: Whole, scratch: Whole, rows_in: Whole, rows_out: Whole, adds: Whole,
     ) -> None:  # fmt: skip
-        builder = write.builder
         lanes, square = write.lanes, shape.kernel * shape.kernel
         plane_in, plane_out = rows_in * (shape.length * lanes), rows_out * (shape.reach * lanes)
 
@@ -438,7 +437,7 @@ def _pass(which: int, shape: _Geometry) -> Callable[..., None]:
                 tile = by_row.choose(number % tiles, number // blocks)
                 first_row = first + by_row.choose(number // tiles, number % blocks) * block
                 rows = _rows(goals - first_row, block)
-                begins = [write.read(bias, first_row + row).value for row in rows]
+                begins = [write.get(bias, first_row + row).value for row in rows]
                 with (rows_in if is_backward else rows_out).each() as line:
                     if is_backward:
                         # The rows of the kernel through which a row of outputs sees this line.
@@ -554,7 +553,7 @@ def _write_bias_gradients(
         with tiles.each() as tile:
             start = write.at(gradients, (tile * step + channel * cells) * write.lanes)
             _run(write, _total, 0, 1, cells, [start], sums=[slot])
-        write.write(_lane_sum(write, slot), of_bias, channel)
+        write.put(_lane_sum(write, slot), of_bias, channel)
 
 
 _bias_gradients = Written("bias-gradients", "reals reals whole whole whole whole", _write_bias_gradients)
@@ -597,7 +596,7 @@ class _Normalised:
         with (self.batch < self.tiles * lanes).where():
             first = self.start(maps, self.tiles - 1, channel)
             with self.cells.each() as cell, beyond.up_to(beyond.like(lanes), 1) as (lane, _):
-                self.write.write(value, first, cell * lanes + lane)
+                self.write.put(value, first, cell * lanes + lane)
 
 
 def _write_normalise(
@@ -622,32 +621,32 @@ def _write_normalise(
                     starts = [size.start(maps, tile, channel) for channel in (first, second)]
                     _run(write, body, 0, 1, cells, starts, numbers, sums)
                 for channel, slot in zip((first, second), sums, strict=True):
-                    write.write(_lane_sum(write, slot) / count, goal, channel)
+                    write.put(_lane_sum(write, slot) / count, goal, channel)
 
             with first.up_to(second + 1, 1) as (channel, _):
                 size.blank(maps, channel, zero)
             both(_totals, [], means)
             with first.up_to(second + 1, 1) as (channel, _):
                 # They deviate by nothing.
-                size.blank(maps, channel, write.read(means, channel))
-            both(_deviations, [write.read(means, first), write.read(means, second)], scales)
+                size.blank(maps, channel, write.get(means, channel))
+            both(_deviations, [write.get(means, first), write.get(means, second)], scales)
         with first.up_to(second + 1, 1) as (channel, _):
-            before, spread = write.read(running_mean, channel), write.read(running_variance, channel)
+            before, spread = write.get(running_mean, channel), write.get(running_variance, channel)
             mean_slot(before)
             variance_slot(spread)
             with learning.where():
-                mean, variance = write.read(means, channel), write.read(scales, channel)
+                mean, variance = write.get(means, channel), write.get(scales, channel)
                 mean_slot(mean)
                 variance_slot(variance)
                 unbiased = variance * (count / (count - one))
-                write.write(before + share * (mean - before), running_mean, channel)
-                write.write(spread + share * (unbiased - spread), running_variance, channel)
+                write.put(before + share * (mean - before), running_mean, channel)
+                write.put(spread + share * (unbiased - spread), running_variance, channel)
             mean = mean_slot()
             scale = one / (variance_slot() + least).function("sqrt")
-            write.write(mean, means, channel)
-            write.write(scale, scales, channel)
-            factor = write.read(weight, channel) * scale
-            shift = write.read(bias, channel) - mean * factor
+            write.put(mean, means, channel)
+            write.put(scale, scales, channel)
+            factor = write.get(weight, channel) * scale
+            shift = write.get(bias, channel) - mean * factor
             with tiles.each() as tile:
                 starts = [size.start(array, tile, channel) for array in (maps, outputs, beside)]
                 _run(write, _affine, joins + rectifies * 2, 4, cells, starts, [factor, shift])
@@ -658,7 +657,7 @@ _normalise = Written(
 )  # fmt: skip
 
 
-def normalise(  # noqa: PLR0913
+def normalise(
     maps: np.ndarray, beside: np.ndarray, outputs: np.ndarray, cells: int, batch: int, weight: np.ndarray,
     bias: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray, means: np.ndarray, scales: np.ndarray,
     momentum: float, eps: float, learns: bool, joins: bool, rectifies: bool,
@@ -700,15 +699,15 @@ def _write_normalise_backward(
     size = _Normalised(write, tiles, step, cells, batch)
     count, sums = write.real(batch * cells), write.slots(2)
     with channels.each() as channel:
-        mean, scale = write.read(means, channel), write.read(scales, channel)
+        mean, scale = write.get(means, channel), write.get(scales, channel)
         write.clear(sums)
         with tiles.each() as tile:
             starts = [size.start(array, tile, channel) for array in (gradients, outputs, of_beside, maps)]
             _run(write, _flow, flow, 6, cells, starts, [mean], sums)
         total, along = (_lane_sum(write, slot) for slot in sums)
-        write.write(along * scale, of_weight, channel)
-        write.write(total, of_bias, channel)
-        factor = write.read(weight, channel) * scale
+        write.put(along * scale, of_weight, channel)
+        write.put(total, of_bias, channel)
+        factor = write.get(weight, channel) * scale
         slope = -factor * scale * scale * along / count
         level = -factor * total / count - mean * slope
         with tiles.each() as tile:
@@ -720,7 +719,7 @@ def _write_normalise_backward(
 _normalise_backward = Written("normalise-backward", 11 * "reals " + 7 * "whole ", _write_normalise_backward)
 
 
-def normalise_backward(  # noqa: PLR0913
+def normalise_backward(
     maps: np.ndarray, outputs: np.ndarray, gradients: np.ndarray, of_maps: np.ndarray, of_beside: np.ndarray,
     cells: int, batch: int, weight: np.ndarray, of_weight: np.ndarray, of_bias: np.ndarray, means: np.ndarray,
     scales: np.ndarray, joins: bool, beside_adds: bool, rectifies: bool, adds: bool,
@@ -865,6 +864,11 @@ def _write_largest(write: Emitter, maps: Any, outputs: Any, winner: Any, *sizes:
     windows.each(choose)
 
 
+def _windows(maps: np.ndarray, pooled: np.ndarray, channels: int, tall: int, length: int, size: int) -> tuple[int, ...]:
+    """What :class:`_Windows` is told of maps and of what they become."""
+    return len(maps), maps.shape[1], pooled.shape[1], channels * (tall // size), length // size, length, size
+
+
 _largest = Written("largest", "reals reals winners" + 7 * " whole", _write_largest)
 
 
@@ -872,7 +876,7 @@ def largest(
     maps: np.ndarray, outputs: np.ndarray, winner: np.ndarray, channels: int, tall: int, length: int, size: int
 ) -> Call:
     """Largest pixel of each window of ``size`` × ``size``, and which one won, as torch has it."""
-    sizes = (len(maps), maps.shape[1], outputs.shape[1], channels * (tall // size), length // size, length, size)
+    sizes = _windows(maps, outputs, channels, tall, length, size)
     return _largest(maps, outputs, winner, *sizes)
 
 
@@ -897,10 +901,10 @@ def _largest_backward(adds: bool) -> Written:
     return Written(f"largest-backward-{'added' if adds else 'alone'}", "reals reals winners" + 7 * " whole", emit)
 
 
-def largest_backward(  # noqa: PLR0913
+def largest_backward(
     gradients: np.ndarray, winner: np.ndarray, of_maps: np.ndarray, channels: int, tall: int, length: int, size: int,
     adds: bool,
 ) -> Call:  # fmt: skip
     """Gradients of what the largest pixels were taken of."""
-    sizes = (len(of_maps), of_maps.shape[1], gradients.shape[1], channels * (tall // size), length // size, length, size)
+    sizes = _windows(of_maps, gradients, channels, tall, length, size)
     return _largest_backward(adds)(gradients, of_maps, winner, *sizes)

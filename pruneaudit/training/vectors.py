@@ -1,11 +1,11 @@
-"""Vectors of images, for kernels that are written in LLVM's instructions (llvmlite) and compiled on the CPU at first use.
+"""Vectors of images, for kernels that are written in LLVM's instructions (llvmlite).
 
 One image per SIMD lane: a batch is cut into tiles of as many images as a vector register holds. Every operation on a
 tile is then a plain loop over whole vectors, whatever widths pruning left, and an image never meets another one before
 the sums over the batch.
 
-Arithmetic is IEEE; products and sums may be contracted to fused multiply-adds, as C compilers do; nothing is reordered
-but where a function asks for it. Importing this module needs llvmlite, which comes with Numba.
+Arithmetic is IEEE; products and sums may be contracted to fused multiply-adds, as C compilers do; nothing is reordered.
+Importing this module needs llvmlite, which comes with Numba.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class Emitter:
             value = ir.Constant(self.element, float(value))
         return Real(self.builder, value)
 
-    def read(self, pointer: ir.Value, place: Whole | int) -> Real:
+    def get(self, pointer: ir.Value, place: Whole | int) -> Real:
         """One number of an array."""
         return Real(self.builder, self.builder.load(self.at(pointer, place)))
 
-    def write(self, value: Real, pointer: ir.Value, place: Whole | int) -> None:
+    def put(self, value: Real, pointer: ir.Value, place: Whole | int) -> None:
         """Write one number into an array."""
         self.builder.store(value.value, self.at(pointer, place))
 

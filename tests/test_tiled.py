@@ -130,6 +130,33 @@ def test_plain_networks_equal_torch(make):
     both(prepared(make()), recipe=RECIPE.model_copy(update={"epochs": None, "steps": 9}))
 
 
+class Pooled(nn.Module):
+    """Pooling of a ReLU that nothing else sees, or that something else sees too: by its own name or by another one."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.conv, self.act, self.name = nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Identity()
+        self.pool, self.linear, self.also = nn.MaxPool2d(2), nn.Linear(12, 5), also
+
+    def forward(self, images):
+        maps = self.act(self.conv(images))
+        known = self.name(maps) if self.also == "by another name" else maps
+        found = self.pool(known)
+        if self.also:
+            found = found + self.pool(maps + maps)
+        return self.linear(torch.flatten(found, 1))
+
+
+@needs_numba
+@pytest.mark.parametrize("also", ["", "by its name", "by another name"])
+def test_a_relu_is_taken_of_what_is_pooled_where_nothing_else_sees_it(also):
+    model = prepared(Pooled(also))
+    layers = [type(layer).__name__ for layer in tiled.layers_of(model, noise(), Hooks(), "fp64", RECIPE)]
+    first = ["Convolution", "Rectifier", "Largest"] if also else ["Convolution", "Largest", "Rectifier"]
+    assert layers[:3] == first
+    both(model, recipe=RECIPE.model_copy(update={"epochs": None, "steps": 9}))
+
+
 def tiny_vgg(hidden):
     """The head of a VGG, with its classifier."""
     model = CifarVGG(16, 2, 5, hidden)

@@ -283,6 +283,19 @@ def test_total_macs_match_within_half_an_epoch_of_the_pruned_network(share, word
     assert check("F802", left, right) == word
 
 
+def test_what_a_method_computes_beside_the_network_stands_beside_total_macs():
+    """The passes of a teacher are no training of the network, and no secret either."""
+    left, right = arms("sx-b", "scratch")
+    assert get_rule("F802").check(left, right).note == ""
+    left = with_run(left, "prune", own_images=12.4)
+    left = with_result(left, hyper_parameters={**left.result.hyper_parameters, "method": "mine: distils"})
+    found = get_rule("F802").check(left, right)
+    assert found.verdict == "pass" and found.note == (
+        f"{left.cell.method}: its code cost as much as the training of 12 images, passes for scores included; "
+        "nobody counted what it does in retraining (mine: distils)"
+    )
+
+
 @settings(deadline=None, max_examples=100)
 @given(apart=st.integers(-400_000, 400_000))
 def test_total_macs_pass_exactly_within_the_tolerance(apart):

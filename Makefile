@@ -99,6 +99,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/engine.py --seeds 8
 	$(BIN)/python benchmarks/jsv.py
 	$(BIN)/python benchmarks/oracle.py
+	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/decide.py

@@ -667,7 +667,7 @@ def backends(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto: cuda if there is one.")
     ] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "fp64"], typer.Option(help="Arithmetic.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16", "fp64", "pure-bf16"], typer.Option(help="Arithmetic.")] = "fp32",
     audit_workload: WorkloadSpecs = None,
     as_json: Json = False,
 ) -> None:

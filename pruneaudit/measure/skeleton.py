@@ -95,7 +95,7 @@ def _on_skeleton(
     """The answer, and whether it came without values."""
     parameter = next(model.parameters())
     inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
-    if "torch._dynamo" in sys.modules or sum(each.numel() for each in model.parameters()) > _SMALL:
+    if parameter.is_meta or "torch._dynamo" in sys.modules or sum(each.numel() for each in model.parameters()) > _SMALL:
         try:
             return ask(copy.deepcopy(model).eval().to("meta"), inputs.to("meta")), True
         except AuditError:

@@ -654,6 +654,10 @@ def plan(
             "seeds until each comparison is decided, expected from the pilot's; the time above is for so many"
             + (f" ({unknown} without a pilot of {PILOT} paired seeds: counted with a guess)" * bool(unknown))
         )
+    for workload, needs in facts.get("memory", {}).items():
+        for stage, needed in needs.items():
+            parts = " + ".join(f"{name} {needed[name]:.2f}" for name in needed if name != "total")
+            typer.echo(f"{workload}: {stage} needs {needed['total']:.2f} GiB of a GPU's memory at most: {parts}")
     for workload, refused in facts.get("kept_whole", {}).items():
         for layer, why in refused.items():
             typer.echo(f"{workload}: layer '{layer}' keeps its filters: {why}")

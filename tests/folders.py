@@ -91,7 +91,6 @@ def model(folder, shard="20KB", **sizes):
         net = LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes})).to(torch.bfloat16)
     net.save_pretrained(folder, max_shard_size=shard)
     tokenizer(folder)
-    return net
 
 
 def texts(folder):

@@ -45,7 +45,7 @@ class Footprint:
 
 
 def footprint(run: RunSpec, catalog: Catalog) -> Footprint:
-    """What a run needs, by its plan; its network is built without weights.
+    """What a run needs, by its plan; of a language model by path no weight is there.
 
     A pruning stage that trains nothing may ask for gradients of a batch; a base model that is read asks for none.
 
@@ -57,8 +57,7 @@ def footprint(run: RunSpec, catalog: Catalog) -> Footprint:
         AuditError: It names a workload, method or dataset that is not there.
     """
     workload = workload_of(run, catalog)
-    with torch.device("meta"):
-        model = shapes.network(workload, dict(widths(run, workload, catalog)))
+    model = shapes.network(workload, dict(widths(run, workload, catalog)))
     kind = weight_type(run.precision)
     count = sum(each.numel() for each in model.parameters())
     weights = count * kind.itemsize / _GIB

@@ -179,7 +179,8 @@ def _open(module: nn.Module) -> None:
     parts = dict(module.named_children())
     ends = [f"{owner}.{name}" for owner, name in (("self_attn", "o_proj"), ("mlp", "down_proj")) if owner in parts]
     if len(ends) == 2 and all(isinstance(_submodule(module, name), nn.Linear) for name in ends):
-        module.__class__ = _removable(type(module))
+        kind: Any = type(module)
+        module.__class__ = _removable(kind)
         module.branch = ("self_attn", *(name for name in parts if name != "self_attn"))  # type: ignore[assignment]
         module.ends = tuple(ends)  # type: ignore[assignment]
 
@@ -193,7 +194,7 @@ def _submodule(module: nn.Module, name: str) -> nn.Module | None:
 
 @cache
 def _removable(kind: Any) -> type[nn.Module]:
-    class Removable(kind):  # type: ignore[valid-type, misc]
+    class Removable(kind):
         def forward(self, hidden_states: torch.Tensor, *given: Any, **named: Any) -> Any:
             if self.self_attn is None:
                 return hidden_states

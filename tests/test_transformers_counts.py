@@ -105,7 +105,7 @@ def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
         num_attention_heads=32,
         num_key_value_heads=groups,
     )
-    tower = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, projection_dim=768)
+    tower = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16)
     (text if kind == "llama-3-8b" else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(
         tmp_path / "model"
     )

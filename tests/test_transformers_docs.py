@@ -12,7 +12,8 @@ from pruneaudit.audit.catalogue import required, rules
 from pruneaudit.catalog.discovery import Catalog
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "transformers.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S)
+COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines()]
 SUITE = [command for command in COMMANDS if command.startswith("pytest suite")]
 
 
@@ -48,7 +49,7 @@ def test_the_workload_by_path_is_planned_and_measured_as_the_page_says(checkout)
     """Its commands, in a folder with a small model and texts."""
     folders.model(checkout.root / "model")
     folders.texts(checkout.root / "texts")
-    (content,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+    (content,) = (block for language, block in BLOCKS if language == "toml")
     checkout.write("decoder.toml", content)
     plan, suite = (shlex.split(command) for command in COMMANDS if "decoder.toml" in command)
     planned = checkout.python("-m", *plan)

@@ -24,7 +24,7 @@ _PARTS = (
 )
 
 
-def name_parts(block: nn.Module) -> None:
+def name_parts(block: Any) -> None:
     """Let a block of a library say what its branch is, as those do that are made for it; in place."""
     if hasattr(block, "branch"):
         return
@@ -48,7 +48,8 @@ def _last(block: nn.Module, part: str) -> str:
 def lose_parts(block: Any) -> None:
     """Let a block do without its branch: it passes on what it gets."""
     if getattr(block, "of_a_library", False):
-        block.__class__ = _passed_by(type(block))
+        kind: Any = type(block)
+        block.__class__ = _passed_by(kind)
     for part in block.branch:
         setattr(block, part, None)
 
@@ -67,7 +68,7 @@ def number_caches(network: nn.Module) -> None:
 
 
 @lru_cache(maxsize=16)
-def _passed_by(kind: type[nn.Module]) -> type[nn.Module]:
+def _passed_by(kind: Any) -> type[nn.Module]:
     """A class of blocks without parts."""
 
     def forward(_self: nn.Module, inputs: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

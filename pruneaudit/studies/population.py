@@ -426,8 +426,8 @@ class Populations:
             part = self._kept(name, what, len(found["losses"]), len(masks), retrained)
             for key, values in found.items():
                 values += part[key]
-        merits = [self.metric.merit(self._value(*each)) for each in zip(*found.values(), strict=True)]
-        return {"merits": merits, "losses": found["losses"]}
+        measured = map(self._value, found["accuracies"], found["losses"])
+        return {"merits": list(map(self.metric.merit, measured)), "losses": found["losses"]}
 
     def _losses(
         self, layers: tuple[str, ...], wiring: Wiring, masks: Sequence[Mask], l1: Mask

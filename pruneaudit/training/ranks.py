@@ -249,7 +249,7 @@ class _Team:
         elif isinstance(said, _Result):
             self._result = said
         elif self._progress is not None:
-            self._progress(*said)  # type: ignore[misc]
+            self._progress(*said)
 
     def _end(self) -> None:
         """Leave nothing of the ranks: each is a group of processes, with those that read its data."""

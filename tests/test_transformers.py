@@ -20,7 +20,7 @@ from pruneaudit.measure.cost import macs, macs_by_torch
 from pruneaudit.pruning.attention import Heads, attention_of, open_heads
 from pruneaudit.pruning.equivalence import TOLERANCE, difference, trained_like
 from pruneaudit.pruning.layers import AUTO, prunable_layers, prunable_units
-from pruneaudit.pruning.removal import masked, shrink
+from pruneaudit.pruning.removal import block_name, masked, shrink
 from pruneaudit.pruning.units import Unit, Wiring
 from pruneaudit.report.results import gather_ledger
 from pruneaudit.streams import generator
@@ -226,6 +226,53 @@ def test_a_query_head_keeps_its_key_value_head():
         rogue = Unit(heads.name, heads.channels, heads.producers, tuple(moved), heads.bundle)
         assert wrong in difference(model, [rogue], TOKENS)
     assert "all stay or none" in heads.problem([0, 1, 2, 4, 5, 6, 7]), "half a head"
+
+
+BLOCKS = {
+    "torchvision": (torchvision_vit, IMAGES, "encoder.layers.encoder_layer_{}.self_attention"),
+    "timm": (timm_vit, IMAGES, "blocks.{}.attn.qkv"),
+    **{
+        name: (HUGGING_FACE[name][0], TOKENS, f"net.model.layers.{{}}.self_attn.{HUGGING_FACE[name][1]}_proj")
+        for name in ("llama", "llama-gqa-2", "qwen3", "gemma3")
+    },
+}
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=transformers if name in HUGGING_FACE else ()) for name in BLOCKS]
+)
+def test_blocks_of_libraries_go_as_a_whole(name, gone):
+    """Without its parts a block passes on what it gets, which is what silencing them leaves."""
+    build, example, pattern = BLOCKS[name]
+    torch.manual_seed(0)
+    model = build().double().eval()
+    trained_like(model, generator(0, "weights"))
+    unit = pattern.format(gone)
+    assert str(gone) in (block_name(model, unit) or "")
+    inputs = torch.randn(3, *example.shape[1:]).double() if example.is_floating_point() else torch.randint(30, (3, 9))
+    small = shrink(model, {unit: []}, example)
+    with torch.no_grad():
+        reference, outputs, whole = masked(model, {unit: []}, example)(inputs), small(inputs), model(inputs)
+    scale = reference.abs().max()
+    assert (outputs - reference).abs().max() <= TOLERANCE * scale
+    assert (outputs - whole).abs().max() > 1e-3 * scale, "what is removed makes a difference"
+    assert macs(small, example) == macs_by_torch(small, example) < macs(model, example)
+    assert sum(map(torch.numel, small.parameters())) < sum(map(torch.numel, model.parameters()))
+    again = shrink(model, {unit: []}, example)
+    again.load_state_dict(small.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(inputs), outputs)
+    if name in HUGGING_FACE and name != "gemma3":
+        options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        said = [small.net.generate(inputs, use_cache=use, **options) for use in (True, False)]
+        assert torch.equal(*said)
+
+
+@transformers
+def test_a_block_that_normalises_what_it_passes_on_stays():
+    model = hugging_face("Bert")
+    assert block_name(model, "net.bert.encoder.layer.0.attention.self.query") is None
 
 
 @transformers

@@ -36,7 +36,7 @@ def pruned(tmp_path_factory):
     catalog = brought(tmp_path_factory.mktemp("text"))
     ledger = Ledger(tmp_path_factory.mktemp("ledger"))
     executor = LocalExecutor(ledger, Stages(ledger, catalog, Runtime()), "session")
-    cell = Campaign(catalog, ledger, Settings(), executor).obtain(Cell("text", "s3.2", "l1-global", 0.5, 0))
+    cell = Campaign(catalog, ledger, Settings(), executor).obtain(Cell("text", "s3.2", "isomorphic", 0.5, 0))
     assert cell.status == "ok", cell.error
     return catalog, ledger, ledger.get(cell.result)
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from pruneaudit.errors import MethodError
 from pruneaudit.measure.skeleton import asked_once
 from pruneaudit.pruning.attention import open_heads
+from pruneaudit.pruning.blocks import lose_parts, name_parts, number_caches
 from pruneaudit.pruning.graph import loses_inputs as loses_inputs
 from pruneaudit.pruning.slicing import channels_of, keep_channels
 from pruneaudit.pruning.units import Unit, Wiring, places_left
@@ -24,12 +25,15 @@ def block_name(model: nn.Module, name: str) -> str | None:
     """Name of the residual block whose branch a layer opens, or None.
 
     Such a block names the modules of its branch (``branch``), and does without them once they are None. The layer is
-    the first of them, or a part of it: of a transformer's block the attention, which its heads are named by.
+    the first of them, or a part of it: of a transformer's block the attention, which its heads are named by. Blocks of
+    libraries are told by their parts, and named here.
     """
     parts = name.split(".")
     for count, own in enumerate(parts):
         owner = ".".join(parts[:count])
-        branch = getattr(model.get_submodule(owner), "branch", ())
+        module = model.get_submodule(owner)
+        name_parts(module)
+        branch = getattr(module, "branch", ())
         if isinstance(branch, tuple) and branch and branch[0] == own:
             return owner
     return None
@@ -124,8 +128,9 @@ def without(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> nn.Module:
     blocks = [block for name in kept if not len(kept[name]) and (block := block_of(network, name)) is not None]
     cut(network, {name: kept[name] for name in _losing(network, kept)}, units)
     for block in blocks:
-        for part in block.branch:
-            setattr(block, part, None)
+        lose_parts(block)
+    if blocks:
+        number_caches(network)
     return network
 
 

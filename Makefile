@@ -3,6 +3,7 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLUSTER := .pruneaudit/cluster
 WORKERS ?= auto
 # References are made in arithmetic that all x86-64 machines have in common.
 ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
@@ -73,13 +74,19 @@ mutants: $(READY)
 soak: $(READY)
 	cd tests && ../$(BIN)/python soak.py --seconds 600
 
-# Runs that a Slurm of one node and a Ray of several compute: installed where that is allowed, skipped elsewhere.
+# Runs that a Slurm of one node and a Ray of several compute, and ledgers on a server of S3's protocol: installed where
+# that is allowed, skipped elsewhere; with FAST=1 one test of each scheduler. Beside .venv, whose packages stay as they are.
 cluster: $(READY)
 	@command -v slurmctld >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes \
 	--no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins; } >/dev/null 2>&1 || \
 	echo "no Slurm is here and none can be installed: its tests will be skipped"
-	@$(BIN)/python -m pip install --quiet --editable '.[cluster]' || echo "no Ray can be installed: its tests will be skipped"
-	PRUNEAUDIT_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster -q -n 0
+	@test -x $(CLUSTER)/bin/python || $(BIN)/python -m venv --without-pip $(CLUSTER)
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	> "$$(echo $(CLUSTER)/lib/python3*/site-packages)/below.pth"
+	@$(BIN)/python -m pip --python $(CLUSTER)/bin/python install --quiet --retries 2 --group cluster || \
+	echo "no Ray, moto or s3fs can be installed: their tests will be skipped"
+	PRUNEAUDIT_CLUSTER=1 OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest tests/cluster tests/test_objects.py -q -n 0 \
+	$(if $(FAST),-k "s3 or runs_are_those_of_this_process")
 
 bench: $(READY)
 	$(BIN)/python benchmarks/collection.py
@@ -92,6 +99,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/engine.py --seeds 8
 	$(BIN)/python benchmarks/jsv.py
 	$(BIN)/python benchmarks/oracle.py
+	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/decide.py

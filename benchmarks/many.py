@@ -10,7 +10,6 @@ set-up. Datasets that are not there are replaced by random images of the same si
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from reference import images_of, loader, plain_step, sgd, test
+from resident import largest_set
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog
@@ -157,7 +157,7 @@ def _line(label: str, seconds: float, reference: float, setup: float, accuracies
         memory = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
     else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        memory = largest_set() / 1024
     rates = f"{seconds:13.3f} {1 / seconds:14.2f} {reference / seconds:13.2f}x"
     print(f"{label:36} {rates} {setup:8.1f} {memory:6.2f} {statistics.mean(accuracies):6.2f}", flush=True)
 

@@ -6,13 +6,14 @@
 The ledger is what a campaign over all protocols and ratios would leave after training for months: cells and runs are
 planned by the campaign itself, and only what a run measures is made up (curves of its full length, answers of every
 test image, Jacobian, conduct). Each time is that of a fresh process; processor time is summed over the processes that
-draw figures beside it, memory is that of the largest one. With ``--ledger`` the ledger is kept, and taken as it is
+draw figures beside it, memory is that of the command's own. With ``--ledger`` the ledger is kept, and taken as it is
 where there is one already. By default the cells are the default methods on one workload, over as many seeds as it
 takes. ``--methods all`` has few seeds and the most comparisons, ``--workloads all`` the most figures.
 
 ``--against`` compares the command without figures side by side with another checkout of this project (a
 ``git worktree``, say): the first report, those after it, and one right after the system's file cache was emptied, where
-that is allowed. 170,000 cells have 100,000 runs.
+that is allowed. 170,000 cells have 100,000 runs, whose first report takes some 11 GiB.
+A build reads ledgers of older ones, but none of later ones: let the older of both make it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from resident import largest_set
 
 #: Every so many runs do not come to an end.
 FAILING = 2000
@@ -69,22 +70,25 @@ def compare(options: argparse.Namespace, ledger: Path, to: Path) -> None:
         return
     done = subprocess.run([*myself, "--only", "measure"], stdout=subprocess.PIPE, text=True, check=True)
     show(json.loads(done.stdout))
-    command = [str(Path(sys.executable).with_name("pruneaudit")), "report", *folders, "--recheck", "0"]
+    command = ["report", *folders, "--recheck", "0"]
     for figures in ("auto", "none"):
         took, cpu, memory = timed([*command, "--figures", figures])
         what = "with figures, as by default" if figures == "auto" else "without figures"
-        print(f"pruneaudit report {what}: {took:.2f} s ({cpu:.2f} s CPU), {memory:.0f} MB")
+        print(f"pruneaudit report {what}: {took:.2f} s ({cpu:.2f} s CPU), {memory:.0f} MiB")
 
 
 def timed(command: list[str], environment: dict[str, str] | None = None) -> tuple[float, float, float]:
-    """Seconds that a command took, its processor time, and its largest size in MB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - started
-    if status:
-        raise SystemExit("pruneaudit report failed")
-    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    """Seconds that a command of pruneaudit took, its processor time, and its largest size in MiB."""
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch) / "peak"
+        runner = [sys.executable, str(Path(__file__).with_name("resident.py")), str(told), "pruneaudit", *command]
+        started = time.perf_counter()
+        process = subprocess.Popen(runner, stdout=subprocess.DEVNULL, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        took = time.perf_counter() - started
+        if status:
+            raise SystemExit("pruneaudit report failed")
+        return took, usage.ru_utime + usage.ru_stime, float(told.read_text(encoding="ascii"))
 
 
 def side_by_side(ledger: Path, to: Path, against: Path) -> None:
@@ -102,19 +106,10 @@ def side_by_side(ledger: Path, to: Path, against: Path) -> None:
                 # Not from the working directory, which is one of the two.
                 own = {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
                 own["PRUNEAUDIT_CACHE"] = str(Path(caches) / name)
-                command = [
-                    sys.executable,
-                    "-m",
-                    "pruneaudit",
-                    "report",
-                    "--ledger",
-                    str(ledger),
-                    "--to",
-                    str(to / name),
-                ]
-                found[name] = timed([*command, "--figures", "none", "--recheck", "0"], {**os.environ, **own})
+                command = ["report", "--ledger", str(ledger), "--to", str(to / name), "--figures", "none"]
+                found[name] = timed([*command, "--recheck", "0"], {**os.environ, **own})
                 wall, cpu, memory = found[name]
-                print(f"{state:5} {name:5} {wall:7.2f} s ({cpu:.2f} s CPU), {memory:.0f} MB", flush=True)
+                print(f"{state:5} {name:5} {wall:7.2f} s ({cpu:.2f} s CPU), {memory:.0f} MiB", flush=True)
             gains = [theirs / ours for theirs, ours in zip(found["other"], found["this"], strict=True)]
             print(f"{state:5} {gains[0]:.2f}x in time, {gains[1]:.2f}x in processor time, memory {1 / gains[2]:.2f}x")
     files = [
@@ -139,11 +134,11 @@ def show(facts: dict[str, Any]) -> None:
     for phase, (wall, cpu) in facts["seconds"].items():
         print(f"{phase:10} {wall:6.2f} s ({cpu:.2f} s CPU)")
     wall, cpu = (sum(times) for times in zip(*facts["seconds"].values(), strict=True))
-    print(f"{'all':10} {wall:6.2f} s ({cpu:.2f} s CPU), {facts['peak']:.0f} MB")
+    print(f"{'all':10} {wall:6.2f} s ({cpu:.2f} s CPU), {facts['peak']:.0f} MiB")
 
 
 def measure(ledger_path: Path, to: Path) -> dict[str, Any]:
-    """Seconds of each phase of a report, peak memory in MB, and how much there was to report on."""
+    """Seconds of each phase of a report, peak memory in MiB, and how much there was to report on."""
     clock = [(time.perf_counter(), time.process_time())]
 
     def lap() -> None:
@@ -167,7 +162,7 @@ def measure(ledger_path: Path, to: Path) -> dict[str, Any]:
     laps = np.diff(clock, axis=0).tolist()
     return {
         "seconds": dict(zip(("imports", "reading", "judging", "writing"), laps, strict=True)),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak": largest_set(),
         "counts": {
             "cells": len(results.cells),
             "runs": runs,

@@ -37,6 +37,10 @@ class SparseGPTNM(Method):
         """Networks with rows that are no multiple."""
         return shapes.without_pattern(workload, self.neighbours)
 
+    def pattern(self) -> int:
+        """So many neighbours."""
+        return self.neighbours
+
     def prune(self, task: PruningTask) -> Kept:
         """Layer by layer: choose, make up."""
         count = removed_of(task.ratio, self.neighbours)

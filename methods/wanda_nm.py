@@ -35,6 +35,10 @@ class WandaNM(WeightScore):
         """Networks with rows that are no multiple."""
         return shapes.without_pattern(workload, self.neighbours)
 
+    def pattern(self) -> int:
+        """So many neighbours."""
+        return self.neighbours
+
     def prepare(self, task: PruningTask) -> None:
         """Norms of what arrives at every layer, without gradients."""
         removed_of(task.ratio, self.neighbours)

@@ -271,7 +271,10 @@ def _installed(name: str) -> str:
 
 
 def _compiler(backend: str, device: str) -> str:
-    """What compiles a backend's kernels for this process, and for which processor."""
+    """What compiles a backend's kernels for this process, and for which processor.
+
+    Numba's version stands for LLVM's too, which compiles by itself for ``tiled``: each brings one.
+    """
     if backend in ("compiled", "tiled"):
         from llvmlite import binding  # type: ignore[import-untyped]
 

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from warm import UNMEASURED, warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["pytester"]
 WARM = pytest.StashKey[str]()
+# No example has a time that it must keep: machines are busy.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_configure(config):

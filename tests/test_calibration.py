@@ -13,7 +13,7 @@ from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.cells import Cell, Comparison
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
-from pruneaudit.ledger.records import Target
+from pruneaudit.ledger.records import Pattern, Target
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.metric import Measure
 from pruneaudit.measure.text import text_measure
@@ -233,14 +233,22 @@ def test_single_weights_are_made_up_for_and_keep_their_pattern_to_the_end(campai
     for method in ("wanda-nm", "sparsegpt-nm"):
         _, prune, result = obtained(campaign, method)
         assert result.nonzero == [sum(prune.stay.values())]
+        assert result.pattern == prune.pattern == Pattern(stay=2, neighbours=4, crowded=0)
         weights = campaign.ledger.weights(result)
         for name, count in prune.stay.items():
             rows = (weights[f"{name}.weight"] != 0).flatten(1)
             assert int(rows.sum()) == count and bool((rows.reshape(-1, 4).sum(dim=1) == 2).all()), name
     failed, found = findings(campaign, "sparsegpt-nm", "wanda-nm")
     assert failed == set()
-    assert {"F109", "F110", "F323", "F431", "F502", "F512"} <= found.keys()
+    assert {"F109", "F110", "F323", "F431", "F502", "F512", "F513"} <= found.keys()
     assert found["F110"].measured["wanda-nm"] == "windows of 12, trained in 12"
+
+
+def test_a_pattern_holds_behind_retraining(campaign):
+    cell = campaign.obtain(Cell("text", "s3.2", "wanda-nm", 0.5, 0))
+    result = campaign.ledger.get(cell.result)
+    assert result.optimiser_steps and result.pattern == Pattern(stay=2, neighbours=4, crowded=0)
+    assert campaign.ledger.get(cell.prune).pattern == result.pattern
 
 
 def test_parameters_without_a_gradient_are_told(text):

@@ -25,7 +25,7 @@ from pruneaudit.training.checkpoint import Checkpoint, Snapshot
 SPAWN = multiprocessing.get_context("spawn")
 #: Nothing here takes that long unless it hangs.
 PATIENCE = 60.0
-#: A lease that nobody here sees the end of.
+#: Seconds of a lease that nobody waits for.
 LONG = 10 * PATIENCE
 
 
@@ -34,7 +34,7 @@ def root(tmp_path, monkeypatch):
     """A ledger as hosts share it, whose leases are over soon."""
     monkeypatch.setenv(LOCKS_VARIABLE, "lease")
     monkeypatch.setattr(locks, "LEASE", 0.6)
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.05)
     monkeypatch.setattr(local, "POLL", 0.01)
     Ledger(tmp_path / "ledger")
     monkeypatch.delenv(LOCKS_VARIABLE)
@@ -102,11 +102,11 @@ def test_file_systems_that_hosts_share_are_known(place, shared, monkeypatch):
 
 
 def test_a_lease_keeps_others_out_for_as_long_as_its_holder_lives(root, monkeypatch):
-    # A busy machine lets a heart beat late.
-    monkeypatch.setattr(locks, "LEASE", 2.0)
+    # A machine that stands still for so long takes the lease from whom it stops, as it should.
+    monkeypatch.setattr(locks, "LEASE", 3.0)
     mine, theirs = Ledger(root).lock(run_spec()), Ledger(root).lock(run_spec())
     with mine.acquire(timeout=0):
-        deadline = time.monotonic() + 1.5 * locks.LEASE
+        deadline = time.monotonic() + 1.3 * locks.LEASE
         while time.monotonic() < deadline:
             with pytest.raises(Timeout):
                 theirs.acquire(timeout=0)
@@ -125,11 +125,11 @@ def test_a_holder_on_another_host_that_falls_silent_loses_its_lease(root):
         path.write_text(re.sub(r"(?m)^host=.*$", "host=another-host", content))
         os.utime(path, (time.time() + shift,) * 2)
         ledger = Ledger(root)
+        began = time.monotonic()
         with pytest.raises(Timeout):
             ledger.lock(run_spec()).acquire(timeout=0)
-        began = time.monotonic()
         ledger.lock(run_spec()).acquire(timeout=PATIENCE).lock.release()
-        assert time.monotonic() - began > 0.5 * locks.LEASE
+        assert time.monotonic() - began > 0.9 * locks.LEASE
 
 
 def executor(root, log, session="session", **stages):
@@ -146,7 +146,7 @@ def obtain_forever(root, log):
 def test_a_killed_process_frees_its_lease_at_once(root, tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "LEASE", LONG)
     log = tmp_path / "log"
-    process = SPAWN.Process(target=obtain_forever, args=(root, log))
+    process = SPAWN.Process(target=obtain_forever, args=(root, log), daemon=True)
     process.start()
     deadline = time.monotonic() + PATIENCE
     while not started(log):

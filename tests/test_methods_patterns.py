@@ -16,7 +16,7 @@ from pruneaudit.pruning import shapes
 from pruneaudit.pruning.arrivals import gram
 from pruneaudit.pruning.equivalence import trained_like
 from pruneaudit.pruning.layers import weight_names
-from pruneaudit.pruning.patterns import ranks, removed_of
+from pruneaudit.pruning.patterns import crowded, ranks, removed_of
 from pruneaudit.pruning.surgeon import DAMPING, pruned_by_columns
 from pruneaudit.streams import generator
 from pruneaudit.training.metering import Meter
@@ -253,3 +253,11 @@ def test_products_of_inputs_are_those_of_the_matrix_that_multiplies(workloads):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(MethodError, match="layer '0' is never called"):
         gram(model, "0", [])
+
+
+def test_groups_that_hold_more_than_a_pattern_lets_stay_are_counted():
+    weight = torch.zeros(2, 6)
+    weight[0, :3] = weight[1, 4:] = 1.0
+    # Three of four; and two at the end of a row, which are all that is there.
+    assert crowded([weight], 2, 4) == 1 and crowded([weight], 1, 4) == 2 and crowded([weight], 3, 4) == 0
+    assert crowded([torch.ones(1, 2, 2, 2), weight], 2, 4) == 3

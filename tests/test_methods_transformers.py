@@ -239,3 +239,31 @@ def test_activations_of_tokens_are_averaged_as_those_of_pixels_are():
     tokens = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
     found = input_activations(layer, [PrunableLayer("", layer, None)], tokens)
     torch.testing.assert_close(found[""], tokens.mean(dim=0).abs().mean(dim=0, keepdim=True))
+
+
+def test_a_threshold_that_falls_into_a_head_ends_among_the_neurons_behind_it(workloads):
+    """A head is worth many neurons: where it alone were left to go or stay, no two arms would have one size (F103)."""
+    workload = workloads["vit"]
+    task = Pruned("flap", "vit", workload, 0).task
+    costs = shapes.costs(workload)
+    inside = 0
+    for seed in range(12):
+        draw = generator(seed, "scores")
+        scores = {unit.name: torch.rand(unit.channels, generator=draw) for unit in task.prunable}
+        candidates = [unit.candidates(scores[unit.name]) for unit in task.prunable]
+        kept = task.keep(scores, "global")
+        left = costs.of_widths({unit.name: len(kept[unit.name]) for unit in task.prunable})
+        assert abs(left / task.target.macs - 1) <= 0.01
+        stay, gone = [], []
+        for unit, (values, channels) in zip(task.prunable, candidates, strict=True):
+            stays = [bool(set(some) <= set(kept[unit.name])) for some in channels.tolist()]
+            for value, it_stays in zip(values.tolist(), stays, strict=True):
+                if not it_stays:
+                    gone.append(value)
+                elif value < float(values.max()):
+                    stay.append((value, unit.step))
+        # Below what went only heads stay, and the best of each layer.
+        below = [step for value, step in stay if value < max(gone)]
+        assert all(step > 1 for step in below)
+        inside += bool(below)
+    assert inside

@@ -7,6 +7,7 @@ import sys
 import pytest
 from builders import WEIGHTS, changed, evidence, failed_cell, failure, run_record, run_spec, store
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
 from test_merging import held as merged
 
 from pruneaudit import cli
@@ -19,11 +20,35 @@ from pruneaudit.ledger.store import Ledger
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(scope="module")
+def s3():
+    """A server of S3's protocol in this process, where `make cluster` installed one; gives the name of a bucket."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs: make cluster")
+    s3fs = pytest.importorskip("s3fs", reason="needs moto[server] and s3fs: make cluster")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "anybody")
+        try:
+            s3fs.S3FileSystem().mkdir("bucket")
+            yield "bucket"
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.stop()
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
 def url(request, tmp_path):
-    """An empty place of two of fsspec's systems; that of memory is one for the whole process."""
+    """An empty place of some of fsspec's systems; that of memory is one for the whole process."""
     if request.param == "file":
         yield f"file://{tmp_path / 'bucket'}"
+        return
+    if request.param == "s3":
+        yield f"s3://{request.getfixturevalue('s3')}/{next(NUMBERS)}"
         return
     yield f"memory://bucket-{next(NUMBERS)}/ledger"
     MemoryFileSystem.store.clear()
@@ -77,8 +102,8 @@ def test_a_cell_that_failed_somewhere_is_the_one_that_was_measured_elsewhere(two
     assert Ledger(tmp_path / "third").cell(key).status == "ok"
 
 
-def test_a_push_that_was_killed_anywhere_left_whole_runs(two, tmp_path, monkeypatch):
-    put, left, url = Store._put, two[0], f"memory://killed-{next(NUMBERS)}"
+def test_a_push_that_was_killed_anywhere_left_whole_runs(two, tmp_path, url, monkeypatch):
+    put, left = Store._put, two[0]
     steps = 0
 
     def dying(self, name, content):
@@ -121,6 +146,69 @@ def test_what_two_hosts_say_of_one_run_must_agree(tmp_path, url):
     for target in ("third", "fourth"):
         with pytest.raises(ConfigError, match="differ in 'train_loss'"):
             taken(url, tmp_path / target, tmp_path)
+
+
+def test_of_two_who_push_one_run_at_any_moment_one_wins_and_nothing_is_torn(tmp_path, url, monkeypatch):
+    """The second one pushes all that it has between two puts of the first, whichever."""
+    put, run = Store._put, run_record()
+    one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
+    one.commit(run, WEIGHTS)
+    other.commit(changed(run, seconds=run.seconds + 1), WEIGHTS)
+    for moment in range(4):
+        place, seen, between = f"{url}/{moment}", [], []
+
+        def putting(self, name, content, moment=moment, place=place, seen=seen, between=between):
+            if len(seen) == moment and not between:
+                between.append(None)
+                between.append(Store(place).push(other))
+            written = put(self, name, content)
+            if len(between) != 1:
+                seen.append((name.partition("/")[0], written))
+            return written
+
+        monkeypatch.setattr(Store, "_put", putting)
+        pushed = Store(place).push(one)
+        monkeypatch.setattr(Store, "_put", put)
+        assert len(seen) == 3 and pushed.runs == 1
+        if moment < 3:
+            # Whoever comes second writes what the first did not: its own record, as it was signed.
+            written = dict(seen)
+            assert bool(written["weights"]) == (moment == 2) and written["runs"] > 0
+            assert between[1].runs == 1
+        else:
+            Store(place).push(other)
+        names = sorted(Store(place)._names())
+        assert [name.partition("/")[0] for name in names] == ["ledger.json", "runs", "runs", "weights"]
+        assert taken(place, tmp_path / f"third-{moment}", tmp_path).runs == 1
+        third = Ledger(tmp_path / f"third-{moment}", writable=False)
+        assert [third.weights_file(found) for found in third.runs()] == [WEIGHTS]
+        assert not third.damaged and not third.account().missing
+
+
+def test_weights_that_another_host_pushed_do_not_travel_again(tmp_path, url, monkeypatch):
+    run = run_record()
+    for name, seconds in (("one", 1.0), ("other", 2.0)):
+        Ledger(tmp_path / name).commit(changed(run, seconds=seconds), WEIGHTS)
+    Store(url).push(Ledger(tmp_path / "one"))
+    monkeypatch.setattr(Ledger, "weights_file", lambda *_: pytest.fail("weights are read for nothing"))
+    assert Store(url).push(Ledger(tmp_path / "other")).runs == 1
+
+
+def test_a_file_that_a_kill_left_half_written_is_no_object(two, tmp_path, monkeypatch):
+    place = f"file://{tmp_path / 'bucket'}"
+    write = AbstractFileSystem.pipe_file
+
+    def torn(self, path, value, **options):
+        write(self, path, value[: len(value) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AbstractFileSystem, "pipe_file", torn)
+    with pytest.raises(KeyboardInterrupt):
+        Store(place).push(two[0])
+    monkeypatch.setattr(AbstractFileSystem, "pipe_file", write)
+    Store(place).push(two[0])
+    taken(place, tmp_path / "third", tmp_path)
+    assert held(tmp_path / "third") == held(two[0].root)
 
 
 def test_a_put_that_somebody_was_faster_with_is_no_second_one(two, tmp_path, url, monkeypatch):

@@ -55,6 +55,7 @@ WATCHED = {
     "swaps_weights": Caught({"F502": "conv1.weight, conv2.weight, conv3.weight"}),
     "drifting_norms": Caught({"F502": "layer1.0.bn1.num_batches_tracked, layer1.0.bn1.running_mean"}, workload=RESNET),
     "another_forward": Caught({"F504": ""}),
+    "half_at_will": Caught({"F513": "2:4, "}),
     "trains_on_test": Caught({"F505": "640 held-out images"}),
     "shifted_test": Caught({"F505": "8 held-out images"}),
     "opens_dataset": Caught({"F505": "opened data: "}),
@@ -220,5 +221,5 @@ def test_honest_methods_pass(root, name, protocol):
     elif name == "unpruned":
         assert watched == {"F501", "F512"}
     else:
-        expected = {"F501", "F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511", "F512"}
+        expected = {"F501", "F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511", "F512", "F513"}
         assert watched == expected | ({"F510"} if name == "random" else set())

@@ -283,6 +283,19 @@ def test_total_macs_match_within_half_an_epoch_of_the_pruned_network(share, word
     assert check("F802", left, right) == word
 
 
+def test_what_a_method_computes_beside_the_network_stands_beside_total_macs():
+    """The passes of a teacher are no training of the network, and no secret either."""
+    left, right = arms("sx-b", "scratch")
+    assert get_rule("F802").check(left, right).note == ""
+    left = with_run(left, "prune", own_images=12.4)
+    left = with_result(left, hyper_parameters={**left.result.hyper_parameters, "method": "mine: distils"})
+    found = get_rule("F802").check(left, right)
+    assert found.verdict == "pass" and found.note == (
+        f"{left.cell.method}: its code cost as much as the training of 12 images, passes for scores included; "
+        "nobody counted what it does in retraining (mine: distils)"
+    )
+
+
 @settings(deadline=None, max_examples=100)
 @given(apart=st.integers(-400_000, 400_000))
 def test_total_macs_pass_exactly_within_the_tolerance(apart):
@@ -460,7 +473,7 @@ def test_a_record_without_conduct_is_not_measured(rule_id):
 
 def test_every_rule_on_pruning_arms_was_asked_about_missing_conduct():
     # All others read what every record has.
-    asked = {known.id for known in rules().values() if known.id.startswith("F5")} - {"F501", "F506", "F512"}
+    asked = {known.id for known in rules().values() if known.id.startswith("F5")} - {"F501", "F506", "F512", "F513"}
     assert asked == {"F502", "F503", "F504", "F505", "F507", "F508", "F509", "F510", "F511"}
     arm = unwatched(evidence("l1"))
     assert get_rule("F501").check(arm).verdict == "pass"
@@ -744,7 +757,7 @@ def test_an_unknown_id_names_the_nearest():
 
 def test_prefixes_select_families():
     fives = tuple(rule_id for rule_id in rules() if rule_id.startswith("F5"))
-    assert select(("F5",)) == fives and len(fives) == 12
+    assert select(("F5",)) == fives and len(fives) == 13
     assert select(("F32",)) == ("F321", "F322", "F323")
     assert select(("F",)) == tuple(rules())
     assert select(("F601", "F5", "F501")) == (*fives, "F601")

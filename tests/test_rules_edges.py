@@ -12,6 +12,7 @@ from rogues.records import (
     everywhere,
     measured_in_windows,
     overall,
+    patterned,
     retrained,
     thinned,
     untrained,
@@ -202,6 +203,13 @@ def test_weights_that_nobody_counted_are_not_measured():
     assert outcome("F512", thinned(evidence("l1"), [])).verdict == "not measured"
     assert outcome("F512", thinned(evidence("l1"), [100])).verdict == "pass"
     assert outcome("F512", thinned(evidence("l1"), [100, 101, 100])).verdict == "fail"
+
+
+def test_a_pattern_that_nobody_looked_at_again_is_not_measured():
+    assert outcome("F513", evidence("l1"))[:2] == ("pass", "no pattern")
+    arm = patterned(evidence("l1"))
+    assert outcome("F513", arm)[:2] == ("pass", "2:4, 0 fuller groups when pruned, 0 when tested")
+    assert outcome("F513", with_result(arm, pattern=None)).verdict == "not measured"
 
 
 PERPLEXITY = Metric(name="perplexity")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import RECIPE, evidence
+from plays import brought
 
 from pruneaudit.audit.association import associate, repeat_tau
 from pruneaudit.audit.statistics import difference
@@ -22,9 +23,11 @@ from pruneaudit.errors import ConfigError, DamagedError
 from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.records import Jacobian
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.pruning.removal import masked
 from pruneaudit.studies.answer import announcing, questions
 from pruneaudit.studies.arms import Place, described, numbers
 from pruneaudit.studies.judgement import altogether, judge_arms, judge_population
+from pruneaudit.studies.page import write_panel
 from pruneaudit.studies.panel import Panel
 from pruneaudit.studies.population import Populations
 from pruneaudit.training.runtime import Runtime
@@ -426,3 +429,65 @@ def test_studies_are_asked_only_where_they_are_named(checkout):
     assert any("[oracle-digits-conv1]" in line for line in items) and not any("mnist" in line for line in items)
     large = checkout.pytest("suite", "--collect-only", "-q", "-k", "study", "--audit-study", "oracle-mnist")
     assert "test_study[oracle-mnist-conv1+conv2+conv3]" in large.text
+
+
+# Heads and neurons
+
+
+def test_heads_of_a_decoder_are_a_population_like_filters(tmp_path):
+    """Sets of whole heads, with grouped queries; compared by perplexity, of which less is better."""
+    study = Study(
+        name="heads",
+        population=Population(
+            workload="text",
+            panels=(("blocks.0.attn.k_proj", "blocks.1.attn.k_proj"), ("blocks.1.mlp.gate_proj",)),
+            ratio=0.5,
+            masks=5,
+            epochs=2,
+            early=0.5,
+            pretrain_epochs=2,
+            criteria=("l1", "taylor"),
+        ),
+    )
+    mine = Populations(study, brought(tmp_path), Settings("full", "fp64"), Runtime(), Ledger(tmp_path / "ledger"))
+    heads, neurons = (mine.measure(panel)[0] for panel in mine.population.panels)
+    # One of two heads of each block: all four networks.
+    assert heads.exhaustive and heads.widths == (2, 2) and len(heads.masks) == 4
+    assert neurons.widths == (12,) and len(neurons.masks) == 5 and len(neurons.masks[0][0]) == 6
+    for panel in (heads, neurons):
+        assert panel.relabelled_difference < 1e-10 and set(panel.criteria) == {
+            "loss", "early", "mismatch", "chance", "l1", "taylor",
+        }  # fmt: skip
+        perplexities = [np.exp(loss) for loss in panel.test_losses[0]]
+        assert panel.accuracies[0] == pytest.approx([-value for value in perplexities])
+        best = panel.association("loss")
+        assert -best.best == pytest.approx(min(perplexities))
+        assert [row["perplexity_0"] for row in panel.rows()] == pytest.approx(perplexities)
+    # What a network is scored with before it is retrained is what it gives when its heads are silent.
+    network = mine.networks(mine.base, heads.layers, heads.masks[:1], heads.l1, "correct")[0]
+    step = dict.fromkeys(heads.layers, 4)
+    kept = {
+        name: [place * step[name] + channel for place in subset for channel in range(4)]
+        for name, subset in zip(heads.layers, heads.masks[0], strict=True)
+    }
+    images, _ = next(mine.dataset.inputs(mine.dataset.test, torch.float64, 4))
+    silenced = masked(mine.base, kept, mine.dataset.example())
+    torch.testing.assert_close(network(images), silenced(images), rtol=0, atol=1e-10)
+    write_panel(tmp_path / "page", study, mine.facts, [heads], [])
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert f"perplexity {np.mean([-v for v in heads.accuracies[0]]):.2f} ±" in page and "base perplexity: " in page
+    assert "windows of text" in page and "accuracy" not in page
+
+
+def test_what_no_set_can_say_is_refused_in_one_line(tmp_path):
+    catalog = brought(tmp_path)
+    given = {"workload": "text", "ratio": 0.5, "masks": 5, "epochs": 1, "panels": (("blocks.0.attn.k_proj",),)}
+    for change, message in (
+        ({"wirings": ("correct", "legacy-l1")}, "legacy-l1 is about layers that lose filters alone"),
+        ({"panels": (("blocks.0.attn.q_proj",),)}, "name its layers in their order"),
+    ):
+        study = Study(name="heads", population=Population(**{**given, **change}))
+        mine = Populations(study, catalog, Settings("full", "fp64"), Runtime(), Ledger(tmp_path / "ledger"))
+        with pytest.raises(ConfigError, match=message) as error:
+            mine.masks(mine.population.panels[0])
+        assert "\n" not in str(error.value)

@@ -5,13 +5,18 @@ import importlib.util
 
 import pytest
 import torch
+from plays import brought
 from test_compiled import RECIPE, digits, network, noise
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import evaluate
+from pruneaudit.pruning import shapes
+from pruneaudit.streams import generator
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.sweep import Sweep
+from pruneaudit.workloads.data import load
+from pruneaudit.workloads.models.initialise import initialise
 
 torch.set_num_threads(1)
 
@@ -65,3 +70,27 @@ def test_networks_that_are_only_scored_stay_as_they_are():
 def test_what_only_the_plain_loop_does_is_refused():
     with pytest.raises(ConfigError, match="networks of a study cannot train so: its recipe has mixup"):
         Sweep([network()], digits(), "fp64", SMALL.model_copy(update={"mixup": 0.2}))
+
+
+def test_decoders_get_the_steps_that_they_would_get_alone(tmp_path):
+    """AdamW and clipping; every token has a loss."""
+    workload = brought(tmp_path).workload("text")
+    dataset = load(workload.data)
+    recipe = workload.pretrain.model_copy(update={"epochs": 2, "clip": 0.5, "weight_decay": 0.1})
+    models = []
+    for seed in range(2):
+        models.append(shapes.dense_network(workload).double())
+        initialise(models[-1], generator(seed, "weights"))
+    wanted = [alone(model, dataset, recipe, seed=5) for model in models]
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    sweep = Sweep(models, dataset, "fp64", recipe)
+    assert not sweep.compiled
+    sweep.train(5, "retrain")
+    for model, other, old in zip(models, wanted, before, strict=True):
+        for name, tensor in model.state_dict().items():
+            assert float((tensor - other.state_dict()[name]).abs().max()) <= 1e-10, name
+            assert not torch.equal(tensor, old[name]) or name not in dict(model.named_parameters())
+    for score, other in zip(sweep.score(dataset.test), wanted, strict=True):
+        expected = evaluate(other, dataset, dataset.test, "fp64")
+        assert score.accuracy == expected.accuracy and score.loss == pytest.approx(expected.loss, rel=1e-9)
+        assert (score.correct == expected.correct.flatten()).all()

@@ -130,6 +130,33 @@ def test_plain_networks_equal_torch(make):
     both(prepared(make()), recipe=RECIPE.model_copy(update={"epochs": None, "steps": 9}))
 
 
+class Pooled(nn.Module):
+    """Pooling of a ReLU that nothing else sees, or that something else sees too: by its own name or by another one."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.conv, self.act, self.name = nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Identity()
+        self.pool, self.linear, self.also = nn.MaxPool2d(2), nn.Linear(12, 5), also
+
+    def forward(self, images):
+        maps = self.act(self.conv(images))
+        known = self.name(maps) if self.also == "by another name" else maps
+        found = self.pool(known)
+        if self.also:
+            found = found + self.pool(maps + maps)
+        return self.linear(torch.flatten(found, 1))
+
+
+@needs_numba
+@pytest.mark.parametrize("also", ["", "by its name", "by another name"])
+def test_a_relu_is_taken_of_what_is_pooled_where_nothing_else_sees_it(also):
+    model = prepared(Pooled(also))
+    layers = [type(layer).__name__ for layer in tiled.layers_of(model, noise(), Hooks(), "fp64", RECIPE)]
+    first = ["Convolution", "Rectifier", "Largest"] if also else ["Convolution", "Largest", "Rectifier"]
+    assert layers[:3] == first
+    both(model, recipe=RECIPE.model_copy(update={"epochs": None, "steps": 9}))
+
+
 def tiny_vgg(hidden):
     """The head of a VGG, with its classifier."""
     model = CifarVGG(16, 2, 5, hidden)
@@ -204,24 +231,12 @@ def test_pooling_takes_the_first_of_equals_and_any_nan_as_torch_does(adds):
 
     maps, outputs = tiled_maps(images), tiled_maps(torch.zeros_like(pooled))
     winner = np.zeros(outputs.shape, np.int16)
-    tiled_kernel.largest(maps, outputs, winner, 3, 4, 6, 2)
+    tiled_kernel.largest(maps, outputs, winner, 3, 4, 6, 2)()
     np.testing.assert_array_equal(outputs, tiled_maps(pooled))
     before = np.full(maps.shape, 5.0)
     of_maps = before.copy()
-    tiled_kernel.largest_backward(tiled_maps(given), winner, of_maps, 3, 4, 6, 2, adds)
+    tiled_kernel.largest_backward(tiled_maps(given), winner, of_maps, 3, 4, 6, 2, adds)()
     np.testing.assert_array_equal(of_maps, tiled_maps(images.grad) + (before if adds else 0))
-
-
-@needs_numba
-def test_a_convolution_of_any_width_is_compiled_once():
-    from pruneaudit.training.tiled_kernel import convolution
-
-    both(resnet(), recipe=RECIPE.model_copy(update={"epochs": None, "steps": 1}))
-    both(resnet((1, 2, 3), (5, 5, 5)), recipe=RECIPE.model_copy(update={"epochs": None, "steps": 1}))
-    passes = convolution(3, 1, 1, 4)
-    assert passes is convolution(3, 1, 1, 4)
-    found = [signature for signature in passes.signatures if "float64" in str(signature)]
-    assert len(found) == 1, "whoever compiles a second time lets the first training wait for it"
 
 
 def in_lanes(maps):
@@ -253,17 +268,21 @@ def test_passes_over_long_rows_equal_torch_and_weights_are_summed_in_one_order(c
     outputs.backward(given)
     inputs, plain, of_outputs = in_lanes(images), weight.detach().numpy(), in_lanes(given)
     # Two channels are computed at once in rows of eight columns, the last of an odd number by itself.
-    passes, rows = kernel.convolution(3, 1, 1, 8), (tall, tall, adds)
+    rows = (tall, tall, adds)
+
+    def passes(which, *arrays):
+        kernel.convolution((3, 1, 1, 8), which, *arrays, *rows)()
+
     made = np.full_like(of_outputs, 3.0)
-    passes(kernel.FORWARD, inputs, made, plain, bias.numpy(), *rows)
+    passes(kernel.FORWARD, inputs, made, plain, bias.numpy())
     np.testing.assert_allclose(made, in_lanes(outputs) + (3 if adds else 0), atol=1e-12)
     back = np.full_like(inputs, 3.0)
-    passes(kernel.TO_INPUTS, of_outputs, back, plain, np.zeros(channels), *rows)
+    passes(kernel.TO_INPUTS, of_outputs, back, plain, np.zeros(channels))
     np.testing.assert_allclose(back, in_lanes(images.grad) + (3 if adds else 0), atol=1e-12)
     found = []
     for scratch in (1, plain.size * lanes(8)):
         gradients = np.full_like(plain, 3.0)
-        passes(kernel.TO_WEIGHTS, inputs, of_outputs, gradients, np.full(scratch, 9.0), *rows)
+        passes(kernel.TO_WEIGHTS, inputs, of_outputs, gradients, np.full(scratch, 9.0))
         np.testing.assert_allclose(gradients, weight.grad.numpy(), atol=1e-11)
         found.append(gradients)
     np.testing.assert_array_equal(*found)

@@ -11,7 +11,8 @@ from pruneaudit.catalog.discovery import Catalog
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "transformers.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
-SUITE = [command for command in COMMANDS if command.startswith("pytest suite")]
+SUITE = [command for command in COMMANDS if command.startswith("pytest suite") and "--audit-methods" in command]
+STUDIES = [command for command in COMMANDS if command.startswith('pytest suite -k "study')]
 
 
 @pytest.mark.parametrize("command", SUITE, ids=[shlex.split(command)[3] for command in SUITE])
@@ -25,7 +26,7 @@ def test_a_command_collects_cells_and_rules_of_what_it_names(checkout, command):
     methods = words[words.index("--audit-methods") + 1].split(",")
     for method in methods:
         assert any(f"[{workload}-{method}-{protocol}-r" in line for line in cells), method
-    ratios = 1 if "r0.5" in expression else 2
+    ratios = 1 if "r0.5" in expression else len(Catalog().workload(workload).ratios)
     assert len(cells) == 3 * ratios * len(methods)
     checks = {
         line.rpartition("-")[2].rstrip("]") for line in outcome.lines if line.startswith("suite/test_fairness.py")
@@ -33,9 +34,21 @@ def test_a_command_collects_cells_and_rules_of_what_it_names(checkout, command):
     assert checks and checks <= set(required(Catalog().protocol(protocol)))
 
 
+@pytest.mark.parametrize("command", STUDIES)
+def test_a_command_of_a_study_collects_its_panels(checkout, command):
+    words = shlex.split(command)
+    study = Catalog().study(words[3].rpartition(" ")[2])
+    outcome = checkout.pytest(*words[1:-2], "--collect-only", "-q")
+    items = [line for line in outcome.lines if line.startswith("suite/")]
+    assert outcome.code == 0 and study.population is not None, outcome.text
+    assert items == [
+        f"suite/test_studies.py::test_study[{study.name}-{'+'.join(one)}]" for one in study.population.panels
+    ]
+
+
 def test_the_rules_and_methods_of_the_page_are_there():
     wanted = set(re.findall(r"^\| (F\d{3}) \|", PAGE, re.M))
     always = {rule.id for rule in rules().values() if rule.always}
-    assert len(wanted) == 6 and wanted <= {*required(Catalog().protocol("pt")), *always} <= set(rules())
+    assert len(wanted) == 7 and wanted <= {*required(Catalog().protocol("pt")), *always} <= set(rules())
     named = re.findall(r"^\| `([a-z0-9-]+)`", PAGE, re.M)
     assert {"wanda-sp", "flap", "llm-pruner", "head-gates", "isomorphic"} <= set(named) <= set(Catalog().methods)

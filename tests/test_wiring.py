@@ -5,10 +5,12 @@ import itertools
 
 import pytest
 import torch
+from plays import brought
 
 from pruneaudit.errors import MethodError
-from pruneaudit.pruning import joint
-from pruneaudit.pruning.layers import prunable_layers
+from pruneaudit.pruning import joint, shapes
+from pruneaudit.pruning.equivalence import trained_like
+from pruneaudit.pruning.layers import prunable_layers, units_of
 from pruneaudit.pruning.removal import masked, units_named
 from pruneaudit.pruning.subsets import losses_after_removal
 from pruneaudit.streams import generator
@@ -81,7 +83,7 @@ def test_names_of_channels_mean_nothing_and_legacy_networks_depend_on_them():
     renamed, place = copy.deepcopy(network), {}
     for layer in prunable_layers(renamed, EXAMPLE, ("conv1", "conv2")):
         order = torch.randperm(10, generator=generator(2, layer.name)).tolist()
-        relabel(layer, order)
+        relabel(renamed, layer.unit, order)
         place[layer.name] = [order.index(channel) for channel in range(10)]
     assert not torch.equal(renamed.conv2.weight, network.conv2.weight)
     torch.testing.assert_close(renamed(images()), network(images()), rtol=0, atol=1e-12)
@@ -114,7 +116,7 @@ def test_relabelling_takes_a_normalisation_along():
     with torch.no_grad():
         layer.norm.running_var.copy_(torch.arange(1.0, layer.channels + 1))
     before = network(images(2, 8))
-    relabel(layer, torch.randperm(layer.channels, generator=generator(0, "order")).tolist())
+    relabel(network, layer.unit, torch.randperm(layer.channels, generator=generator(0, "order")).tolist())
     torch.testing.assert_close(network(images(2, 8)), before, rtol=0, atol=1e-10)
 
 
@@ -159,3 +161,22 @@ def test_the_search_finds_the_best_of_all_and_how_a_sample_does():
 def test_what_has_no_joint_oracle_is_refused(stay, message):
     with pytest.raises(MethodError, match=message):
         next(joint.joint_losses(mini(), stay, images(1), torch.tensor([0])))
+
+
+@pytest.mark.parametrize("name", ["vit-digits", "text"])
+def test_heads_and_neurons_have_other_names_and_the_network_computes_what_it_did(tmp_path, name):
+    workload = brought(tmp_path).workload(name)
+    network = shapes.dense_network(workload).double().eval()
+    trained_like(network, generator(0, "weights"))
+    draw = generator(1, "examples")
+    if name == "text":
+        given = torch.randint(0, 30, (3, 12), generator=draw)
+    else:
+        given = torch.randn(3, 1, 8, 8, generator=draw, dtype=torch.float64)
+    before = network(given)
+    for unit in units_of(prunable_layers(network, given[:1], workload.prunable)):
+        weights = network.get_submodule(unit.name).weight.clone()
+        heads = torch.arange(unit.channels // unit.step).roll(1)
+        relabel(network, unit, (heads[:, None] * unit.step + torch.arange(unit.step)).flatten().tolist())
+        assert not torch.equal(network.get_submodule(unit.name).weight, weights)
+    torch.testing.assert_close(network(given), before, rtol=0, atol=1e-10)

@@ -25,6 +25,7 @@ from pruneaudit.ledger.records import (
     Conduct,
     Granularity,
     Jacobian,
+    Pattern,
     RunRecord,
     RunSpec,
     Scores,
@@ -41,9 +42,11 @@ from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method import isolation
 from pruneaudit.method.answers import adds
 from pruneaudit.method.conduct import Job
+from pruneaudit.method.contract import Method
 from pruneaudit.method.task import RetrainingTask
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import LAYERS
+from pruneaudit.pruning.patterns import crowded, removed_of
 from pruneaudit.pruning.removal import shrink, thinned, zeros_left
 from pruneaudit.streams import generator
 from pruneaudit.training import ranks
@@ -93,6 +96,7 @@ class Outcome:
     provenance: str = "trained here"
     measured: bool = True
     shown: Shown | None = None
+    pattern: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,7 @@ class Stages:
                 widths={name: len(kept) for name, kept in parent.kept.items()},
                 masks=masks,
                 granularity=parent.granularity,
+                pattern=_pattern_of(parent),
             )
         # Its source is part of the run's identity where the method acts in retraining, and only there.
         source = self._method(spec) if spec.method_digest else None
@@ -299,6 +304,7 @@ class Stages:
                 hooks = adds(method, RetrainingTask(model, workload, spec.ratio, steps, state))
             outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
         outcome.kept, outcome.granularity = parent.kept, parent.granularity
+        outcome.pattern = _pattern_of(parent)
         outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
         outcome.in_retraining = method.in_retraining if method is not None else ""
         return outcome
@@ -429,6 +435,7 @@ class Stages:
             declared_steps=spec.recipe.steps or 0,
             resumed=pruned.resumed,
             shown=pruned.shown,
+            pattern=_declared(source.create(), spec.ratio),
         )
 
     def _off_limits(self, spec: RunSpec) -> dict[str, list[Path]]:
@@ -643,6 +650,7 @@ class Stages:
             shown=outcome.shown,
             frozen=consumption.frozen,
             text=text_measure(dataset.test, dataset.train),
+            pattern=_left(model, outcome),
         )
         return self.ledger.commit(record, weights)
 
@@ -678,6 +686,26 @@ def _not_zero(model: nn.Module) -> dict[str, torch.Tensor]:
     """Which weights are not zero, of each layer that has some that are: bool, in the shape of its weights."""
     weights = {name: module.weight.detach() for name, module in model.named_modules() if isinstance(module, LAYERS)}
     return {name: weight != 0 for name, weight in weights.items() if not bool((weight != 0).all())}
+
+
+def _declared(method: Method, ratio: float | None) -> tuple[int, int] | None:
+    """How many of how many neighbours a method says that it lets stay."""
+    neighbours = method.pattern()
+    return (neighbours - removed_of(ratio or 0.0, neighbours), neighbours) if neighbours else None
+
+
+def _pattern_of(run: RunRecord) -> tuple[int, int] | None:
+    """The pattern that is to hold of a run that another one goes on from."""
+    return None if run.pattern is None else (run.pattern.stay, run.pattern.neighbours)
+
+
+def _left(model: nn.Module, outcome: Outcome) -> Pattern | None:
+    """What is there of the pattern that a method says it leaves."""
+    if outcome.pattern is None:
+        return None
+    stay, neighbours = outcome.pattern
+    weights = (model.get_parameter(f"{name}.weight") for name in outcome.masks)
+    return Pattern(stay=stay, neighbours=neighbours, crowded=crowded(weights, stay, neighbours))
 
 
 def _some_go(spec: RunSpec, conduct: Conduct, masks: Mapping[str, torch.Tensor]) -> None:

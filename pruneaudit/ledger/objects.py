@@ -2,7 +2,8 @@
 
 Objects can be neither renamed nor locked, so that a session's own ledger stays a folder: ``pruneaudit push`` adds to
 the store what is finished in it, and ``pruneaudit merge`` takes a store for a ledger. Nothing in it is ever replaced,
-since every object is named by what it holds, and put only where none is::
+since every object is named by what it holds, and put only where none is: by a conditional put, which S3, GCS and Azure
+decide themselves, whoever else puts it at that moment::
 
     ledger.json                       version of the layout
     weights/SHA256.safetensors        weights: written before the record that names them
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,10 +77,13 @@ class Store:
         self.url = url.rstrip("/")
         try:
             from fsspec.core import url_to_fs
+            from fsspec.spec import AbstractFileSystem
 
             self._system, self._root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{url}: {one_line(error)}") from None
+        # What has no put of its own opens a file and writes into it.
+        self._has_files = type(self._system).pipe_file is AbstractFileSystem.pipe_file
 
     def push(self, ledger: Ledger) -> Pushed:
         """Add what a ledger holds and the store does not.
@@ -99,8 +104,10 @@ class Store:
                     content = read_file(ledger.file_of(run))
                     name = _named(place, run.folder, content)
                     if name not in there:
-                        weights = ledger.weights_file(run)
-                        pushed.size += self._put(f"weights/{run.weights_digest}.safetensors", weights)
+                        weights = f"weights/{run.weights_digest}.safetensors"
+                        # Another host may have trained the same.
+                        if weights not in there:
+                            pushed.size += self._put(weights, ledger.weights_file(run))
                         pushed.size += self._put(name, content)
                         pushed.runs += 1
                 continue
@@ -175,11 +182,20 @@ class Store:
     def _put(self, name: str, content: bytes) -> int:
         """Write an object unless there is one; give the bytes that were written."""
         path = f"{self._root}/{name}"
+        folder, _, last = path.rpartition("/")
         with self._asking():
             try:
                 # Object stores have no folders; file systems that fsspec shows as such do.
-                self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._system.pipe_file(path, content, mode="create")
+                self._system.makedirs(folder, exist_ok=True)
+                if not self._has_files:
+                    self._system.pipe_file(path, content, mode="create")
+                elif self._system.exists(path):
+                    return 0
+                else:
+                    # Files are written bit by bit, and renamed when they are whole: over none but their equals.
+                    part = f"{folder}/.{last}.{secrets.token_hex(8)}.part"
+                    self._system.pipe_file(part, content)
+                    self._system.mv(part, path)
             except FileExistsError:
                 return 0
         return len(content)

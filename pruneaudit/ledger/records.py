@@ -185,6 +185,20 @@ class Shown(Frozen):
     digest: str = ""
 
 
+class Pattern(Frozen):
+    """A pattern of single weights that a method says it leaves (n:m), and whether it is there.
+
+    Attributes:
+        stay: Weights of each group that stay.
+        neighbours: Weights of a group: neighbouring inputs of one output.
+        crowded: Groups in which more than these are not zero, of all layers that lost weights.
+    """
+
+    stay: int
+    neighbours: int
+    crowded: int
+
+
 class TextMeasure(Frozen):
     """What a metric of texts is of. Another joining, stride, first token or tail gives other ids.
 
@@ -393,6 +407,8 @@ class RunRecord(RunSpec):
         shown: What the method was handed out to score with (prune); None elsewhere and in older records.
         text: What its metric is of, where inputs are tokens with a label each; None elsewhere and in older records.
         frozen: Parameters that had no gradient at any step: no step moved them.
+        pattern: The pattern that the method says it leaves, in the network as it is when the stage ends (prune and
+            retrain); None where it says none, and in older records.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -452,6 +468,7 @@ class RunRecord(RunSpec):
     shown: Shown | None = None
     text: TextMeasure | None = None
     frozen: list[str] = Field(default_factory=list)
+    pattern: Pattern | None = None
 
     @property
     def tokens(self) -> int | None:
@@ -507,7 +524,18 @@ class RunRecord(RunSpec):
 VOLATILE = frozenset({"seconds", "training_seconds", "finished", "environment", "resumed", "fallback", "kind"})
 #: Fields that records of older layouts have nothing in: these agree with any.
 MEASURED_LATER = frozenset(
-    {"beside", "jacobian_train", "epoch_starts", "frozen", "own_images", "pipeline", "pruned_value", "shown", "text"}
+    {
+        "beside",
+        "jacobian_train",
+        "epoch_starts",
+        "frozen",
+        "own_images",
+        "pattern",
+        "pipeline",
+        "pruned_value",
+        "shown",
+        "text",
+    }
 )
 
 

@@ -46,7 +46,12 @@ _VALUES: dict[str, Callable[[Score], float]] = {
     "perplexity": _perplexity,
 }
 #: Those that follow from what every backend's evaluation knows.
-_KNOWN = frozenset({"accuracy", "loss", "perplexity"})
+KNOWN = ("accuracy", "loss", "perplexity")
+
+
+def value_of(name: str, score: Score) -> float:
+    """A built-in metric of an evaluation."""
+    return _VALUES[name](score)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Measure:
     @property
     def closely(self) -> bool:
         """Whether it asks for more of an evaluation than accuracy and loss."""
-        return self.name not in _KNOWN
+        return self.name not in KNOWN
 
     def evaluate(
         self, model: nn.Module, dataset: Dataset, part: Split, precision: str = "fp32", closely: bool = False

@@ -363,6 +363,7 @@ def describe(line: Line, source: MethodSource) -> None:
         published=None if method.published is None else asdict(method.published),
         card=asdict(method.card),
         parameters=parameters,
+        pattern=int(method.pattern()),
         read={str(reader): sorted(map(str, found)) for reader, found in heard_by().items()},
         **{name: getattr(method, name) for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
     )

@@ -130,6 +130,10 @@ class Method(ABC):
         """Reason why this method does not apply to a workload, or None."""
         return None if self.coupled else not_alone(workload)
 
+    def pattern(self) -> int:
+        """Of every so many neighbouring inputs of an output as many weights go as the ratio says (n:m); 0: at will."""
+        return 0
+
     @abstractmethod
     def prune(self, task: PruningTask) -> Kept:
         """Decide which filters (or weights) stay.

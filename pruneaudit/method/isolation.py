@@ -114,6 +114,7 @@ def described(source: MethodSource) -> type[Method]:
             "card": _made(Card, facts["card"], source.name),
             "follows_protocol": bool(facts["follows_protocol"]),
             "begins": str(facts["begins"]),
+            "pattern": lambda _self: int(facts["pattern"]),
             **{name: facts[name] for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
         },
     )

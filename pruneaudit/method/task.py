@@ -31,6 +31,8 @@ from pruneaudit.workloads.schema import Workload
 
 #: Stream of the training examples that a protocol gives all methods to score with.
 CALIBRATION = "calibration"
+#: How far from a target's MACs a threshold over all layers may end for a head's sake: two such arms are matched (F103).
+NEAR = 0.01
 
 #: For each layer by name: indices of the filters that stay or, where single weights are removed, which weights stay
 #: (bool, in the shape of the layer's weights).
@@ -210,9 +212,10 @@ class PruningTask:
         """What stays when the lowest scores of all layers go, at least one filter (weight) staying in each layer.
 
         As many filters go as bring the MACs nearest to those of a network whose layers all lose their share: global and
-        layerwise arms then stand at one speedup (F103). A workload may ask for a share of all filters instead, as some
-        papers do (``operating_point``). Of single weights as many stay as layerwise arms keep, as papers state it.
-        Ties: layers in order, then the lower index first.
+        layerwise arms then stand at one speedup (F103). Where a head that goes as a whole has so many MACs that none of
+        both sides of it is near, it stays, and finer units behind it go. A workload may ask for a share of all filters
+        instead, as some papers do (``operating_point``). Of single weights as many stay as layerwise arms keep, as
+        papers state it. Ties: layers in order, then the lower index first.
 
         Args:
             scores: A score for each filter ``[out_channels]`` (or each weight) of each layer, by name.
@@ -242,10 +245,8 @@ class PruningTask:
                 last[start + int(found.argmax())] = True
                 start += len(found)
             order = order[~last[order]]
-        removals = owner[order]
-        gone = self._nearest(removals, list(values))
         stays = torch.ones(len(joined), dtype=torch.bool)
-        stays[order[:gone]] = False
+        stays[self._gone(order, owner, list(values))] = False
         parts = dict(zip(values, stays.split([len(found) for found in values.values()]), strict=True))
         if channels:
             return self._by_layer(
@@ -260,14 +261,42 @@ class PruningTask:
                 answer[layer.name] = part.view(layer.weight.shape)
         return answer
 
-    def _nearest(self, removals: torch.Tensor, names: list[str]) -> int:
-        """How many of some removals, given by the place of their layer, reach the target."""
+    def _gone(self, order: torch.Tensor, owner: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """Which candidates go to reach the target.
+
+        Args:
+            order: Candidates, those that go first first.
+            owner: The place in ``names`` of each candidate's layer.
+            names: Layers.
+        """
         if self.target.share is not None:
             if self.target.granularity == "weight":
-                return min(len(removals), sum(self.units(layer) for layer in self.layers) - self.target.share)
-            gone = torch.tensor([unit.step for unit in self.prunable])[removals].cumsum(dim=0)
+                missing = sum(self.units(layer) for layer in self.layers) - self.target.share
+                return order[:missing]
+            gone = torch.tensor([unit.step for unit in self.prunable])[owner[order]].cumsum(dim=0)
             missing = sum(unit.channels for unit in self.prunable) - self.target.share
-            return min(len(removals), int((gone < missing).sum()) + 1) if missing else 0
+            return order[: int((gone < missing).sum()) + 1] if missing else order[:0]
+        step = {unit.name: unit.step for unit in self.prunable}
+        found: tuple[int, torch.Tensor] | None = None
+        while True:
+            removals = owner[order]
+            first, count, miss = self._nearest(removals, names)
+            if found is None or miss < found[0]:
+                found = miss, order[:count]
+            # Where the threshold falls into a head, neurons with higher scores may end nearer.
+            within = first - 1
+            coarse = self.target.granularity == "filter" and 0 <= within < len(order)
+            if miss <= NEAR * self.target.macs or not coarse or step[names[int(removals[within])]] == 1:
+                return found[1]
+            order = torch.cat((order[:within], order[within + 1 :]))
+
+    def _nearest(self, removals: torch.Tensor, names: list[str]) -> tuple[int, int, int]:
+        """How many of some removals, given by the place of their layer, reach the target's MACs.
+
+        Returns:
+            After how many the network is no larger than the target; after how many it is nearest; by how many MACs it
+            then misses.
+        """
         costs = shapes.costs(self.workload)
         step = {unit.name: unit.step for unit in self.prunable}
 
@@ -279,13 +308,15 @@ class PruningTask:
                 {name: costs.filters[name] - gone * step[name] for name, gone in zip(names, removed, strict=True)}
             )
 
+        def miss(count: int) -> int:
+            return abs(macs_after(count) - self.target.macs)
+
         # The first count at which the network is no larger than the target; the one before may be nearer.
         first = bisect_left(range(len(removals)), True, key=lambda count: macs_after(count) <= self.target.macs)
         # Of few large blocks one always goes, as of filters.
         least = 1 if self.target.granularity == "block" else 0
-        return min(
-            (max(first - 1, least), max(first, least)), key=lambda count: abs(macs_after(count) - self.target.macs)
-        )
+        count = min((max(first - 1, least), max(first, least)), key=miss)
+        return first, count, miss(count)
 
     def units(self, layer: PrunableLayer) -> int:
         """Filters, or weights, of a layer."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+import torch.nn.functional as F
 
 from pruneaudit.errors import MethodError
 
@@ -26,3 +29,19 @@ def removed_of(ratio: float, neighbours: int) -> int:
         possible = ", ".join(f"{count / neighbours:g}" for count in range(1, neighbours))
         raise MethodError(f"a pattern of {neighbours} neighbours has no ratio {ratio:g}; choose one of {possible}")
     return gone
+
+
+def crowded(weights: Iterable[torch.Tensor], stay: int, neighbours: int) -> int:
+    """In how many groups of neighbouring inputs more weights are not zero than a pattern lets stay.
+
+    Args:
+        weights: Of layers, ``[out, in, ...]``; of convolutions neighbours are those of ``[out, in · taps]``.
+        stay: Weights of a group that stay.
+        neighbours: Weights of a group; what is left at the end of a row is one, too.
+    """
+    found = 0
+    for weight in weights:
+        there = (weight.detach().flatten(1) != 0).float()
+        groups = F.pad(there, (0, -there.shape[1] % neighbours)).view(-1, neighbours)
+        found += int((groups.sum(dim=1) > stay).sum())
+    return found

@@ -41,7 +41,6 @@ _HEAD = [
     "anomaly",
     "regret",
     "held out",
-    "accuracy of its choice",
 ]
 
 
@@ -60,14 +59,22 @@ def write_panel(
     rows = [row for panel in panels for row in panel.rows()]
     _place(folder / "networks" / f"{panels[0].name}.csv", _csv(rows).encode())
     for panel in panels:
-        _place(folder / "figures" / f"{panel.name}-{panel.wiring}.svg", scatter(panel, facts["base accuracy"]))
+        base = facts[f"base {panel.metric.name}"]
+        _place(folder / "figures" / f"{panel.name}-{panel.wiring}.svg", scatter(panel, base))
         if panel.joint is not None:
             _place(folder / "figures" / f"{panel.name}-joint.svg", joint_figure(panel))
     part = {
         "title": f"{panels[0].name}: {len(panels[0].masks)} networks",
         "facts": dict(facts),
         "judgements": [one.model_dump() for one in judged],
-        "tables": [{"caption": _caption(panel), "head": _HEAD, "rows": _associations(panel)} for panel in panels],
+        "tables": [
+            {
+                "caption": _caption(panel),
+                "head": [*_HEAD, f"{panel.metric.name} of its choice"],
+                "rows": _associations(panel),
+            }
+            for panel in panels
+        ],
         "figures": [
             name
             for panel in panels
@@ -192,7 +199,8 @@ def scatter(panel: Panel, base: str) -> bytes:
     import numpy as np
 
     figure, axes = _axes()
-    loss, accuracy = np.array(panel.criteria["loss"]), np.mean(panel.accuracies, axis=0)
+    metric = panel.metric
+    loss, accuracy = np.array(panel.criteria["loss"]), metric.merit(1.0) * np.mean(panel.accuracies, axis=0)
     axes.scatter(loss, accuracy, s=9, color="#4477AA", linewidths=0, alpha=0.7, label="a set of filters")
     choice = int(loss.argmin())
     axes.scatter(loss[[choice]], accuracy[[choice]], s=60, marker="*", color="#EE6677", label="lowest loss")
@@ -200,11 +208,12 @@ def scatter(panel: Panel, base: str) -> bytes:
         place = [panel.l1_place]
         axes.scatter(loss[place], accuracy[place], s=24, marker="s", color="#228833", label="L1 norm")
     found = panel.association("loss")
-    axes.axhline(found.chosen, color="#EE6677", linewidth=0.5)
+    axes.axhline(metric.merit(found.chosen), color="#EE6677", linewidth=0.5)
     if loss.max() > 20 * max(loss.min(), 1e-9):
         axes.set_xscale("log")
     axes.set_xlabel("training loss right after pruning (nats)")
-    axes.set_ylabel("test accuracy after retraining (%)")
+    unit = metric.unit or metric.note
+    axes.set_ylabel(f"test {metric.title} after retraining{f' ({unit})' if unit else ''}")
     axes.set_title(f"{panel.name}, {panel.wiring}: tau {found.tau:+.2f}, p {found.p:.3g}; dense {base}", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure)
@@ -299,7 +308,7 @@ def _associations(panel: Panel) -> list[list[str]]:
                 f"{100 * found.anomaly:.1f} %",
                 f"{found.regret:.2f}",
                 held_out,
-                f"{found.chosen:.2f}",
+                f"{panel.metric.merit(found.chosen):.2f}",
             ]
         )
     return rows
@@ -308,10 +317,12 @@ def _associations(panel: Panel) -> list[list[str]]:
 def _caption(panel: Panel) -> str:
     some = "all sets of filters" if panel.exhaustive else "drawn at random"
     found = panel.association("loss")
+    metric, unit = panel.metric, panel.metric.unit_text
     more = f", {len(panel.repeats)} of {len(panel.several)} of them" if panel.several is not None else ""
     return (
         f"{panel.name}, {panel.wiring} wiring: {found.n} networks ({some}), {len(panel.accuracies)} retraining(s) each"
-        f"{more}; accuracy {found.mean:.2f} ± {found.std:.2f} %, best {found.best:.2f} %"
+        f"{more}; {metric.name} {metric.merit(found.mean):.2f} ± {found.std:.2f}{unit}, "
+        f"best {metric.merit(found.best):.2f}{unit}"
     )
 
 

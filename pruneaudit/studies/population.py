@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,13 +27,16 @@ from pruneaudit.catalog.studies import OWN_CRITERIA, Wiring, panel_name
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.ledger.records import NUMERICS_VERSION
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.measure.accuracy import Score
+from pruneaudit.measure.metric import KNOWN, value_of
 from pruneaudit.method.contract import FilterScore
 from pruneaudit.method.task import PruningTask
 from pruneaudit.pruning import shapes
-from pruneaudit.pruning.joint import Joint, Mask, search, subsets
-from pruneaudit.pruning.layers import PrunableLayer, prunable_layers
+from pruneaudit.pruning.joint import Joint, Mask, Subset, search, subsets
+from pruneaudit.pruning.layers import PrunableLayer, prunable_layers, units_of
 from pruneaudit.pruning.ratios import removed_filters
 from pruneaudit.pruning.removal import units_named
+from pruneaudit.pruning.units import Unit
 from pruneaudit.streams import generator
 from pruneaudit.studies.kept import kept
 from pruneaudit.studies.panel import Panel
@@ -42,6 +46,7 @@ from pruneaudit.training.precision import place, weight_type
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.sweep import Sweep
 from pruneaudit.workloads.data import Dataset, Part, identity, load
+from pruneaudit.workloads.metrics import Metric
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.recipes import Recipe
@@ -98,6 +103,10 @@ class Populations:
             workload = workload.model_copy(update={"model": study.population.model, "model_args": ()})
         self.population = study.population.scaled(settings.budget, workload)
         self.workload = workload.scaled(settings.budget)
+        if self.metric.name not in KNOWN:
+            raise ConfigError(
+                f"study {study.name}: populations are compared by {', '.join(KNOWN)}, not {self.metric.name}"
+            )
         self.precision = settings.precision
         self.arithmetic = settings.arithmetic
         self._catalog = catalog
@@ -109,6 +118,11 @@ class Populations:
         for name in self.population.criteria:
             if name in OWN_CRITERIA or not catalog.method(name).built_in:
                 raise ConfigError(f"study {study.name}: criteria: {name} is no method of this project")
+
+    @property
+    def metric(self) -> Metric:
+        """What the networks are compared by."""
+        return self.workload.metric
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -124,7 +138,8 @@ class Populations:
     @cached_property
     def _all_data(self) -> Dataset:
         full = load(self.workload.data, self._runtime.data_root, self._runtime.download)
-        if full.obstacle:
+        # Texts are in memory, and no images.
+        if full.obstacle and full.example().is_floating_point():
             raise ConfigError(f"study {self._name}: {self.workload.data.name}: {full.obstacle}")
         return full
 
@@ -161,15 +176,16 @@ class Populations:
     def facts(self) -> dict[str, str]:
         """What was measured, in words."""
         base, population, data = self.base, self.population, self.dataset
+        of = "images" if self._example.is_floating_point() else "windows of text"
         assert base is not None
         return {
             "network": f"{self.workload.model}, {sum(one.numel() for one in base.parameters()):,} parameters",
-            "data": f"{self.workload.data.name}: {len(data.train):,} training images for each pruned network, "
-            f"{len(data.test):,} test images",
-            "base accuracy": f"{self.base_accuracy:.2f} %",
+            "data": f"{self.workload.data.name}: {len(data.train):,} training {of} for each pruned network, "
+            f"{len(data.test):,} test {of}",
+            f"base {self.metric.name}": f"{self.base_value:.2f}{self.metric.unit_text}",
             "ratio": f"{population.ratio:g}",
-            "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; accuracy after "
-            "the last epoch",
+            "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; "
+            f"{self.metric.name} after the last epoch",
             "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
             "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}, {self.arithmetic} arithmetic",
             "seeds": f"base 0; retraining 0 to {population.repeats - 1}"
@@ -200,10 +216,11 @@ class Populations:
             if not math.isfinite(score.loss):
                 raise ConfigError(f"study {self._name}: its base model diverged")
             weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-            return {"accuracy": score.accuracy, "compiled": sweep.compiled, "weights": weights}
+            return {"accuracy": score.accuracy, "loss": score.loss, "compiled": sweep.compiled, "weights": weights}
 
         found = self._kept("base", "base model", 0, 1, trained)
-        self.base_accuracy: float = found["accuracy"]
+        # What was measured before there were other metrics tells accuracy alone.
+        self.base_value = self._value(found["accuracy"], found.get("loss", math.nan))
         self.compiled: bool = found["compiled"]
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
@@ -233,16 +250,34 @@ class Populations:
 
         return kept(self._ledger, self._name, self.folder, name, what, told)
 
+    def _value(self, accuracy: float, loss: float) -> float:
+        """The metric of a network, from what is kept of it."""
+        return value_of(self.metric.name, Score(accuracy, loss, np.empty(0, bool)))
+
     def _layers(self, model: nn.Module, panel: Sequence[str]) -> list[PrunableLayer]:
         """The layers of a panel in a network."""
         return prunable_layers(model, self._example, tuple(panel))
 
+    def _units(self, model: nn.Module, panel: Sequence[str]) -> list[Unit]:
+        """What loses channels in a panel: each named by its first layer.
+
+        Raises:
+            ConfigError: The panel names other layers, or in another order, or what cannot be chosen one by one.
+        """
+        units = units_of(self._layers(model, panel))
+        who = f"study {self._name}: panel {panel_name(tuple(panel))}"
+        if [unit.name for unit in units] != list(panel):
+            raise ConfigError(f"{who}: name its layers in their order")
+        for unit in units:
+            if unit.parts > 1:
+                raise ConfigError(f"{who}: groups of a convolution lose filters together, which no set here can say")
+            if len(unit.producers) > 1 and "legacy-l1" in self.population.wirings:
+                raise ConfigError(f"{who}: legacy-l1 is about layers that lose filters alone; leave it out of wirings")
+        return units
+
     def masks(self, panel: Sequence[str]) -> tuple[list[Mask], bool]:
         """Sets of filters that stay, by layer of the panel: all of them, or as many as are drawn; and which it is."""
-        layers = self._layers(self._dense, panel)
-        if [layer.name for layer in layers] != list(panel):
-            raise ConfigError(f"study {self._name}: panel {panel_name(tuple(panel))}: name its layers in their order")
-        widths = [layer.channels for layer in layers]
+        widths = [unit.channels // unit.step for unit in self._units(self._dense, panel)]
         stay = [width - removed_filters(width, self.population.ratio) for width in widths]
         total, most = math.prod(map(math.comb, widths, stay)), self.population.masks
         if total <= most:
@@ -312,7 +347,10 @@ class Populations:
             losses, relabelled = self._losses(layers, wiring, some, l1)
             early: list[float] = []
             if self.population.early:
-                early = [100.0 - right for right in self._retrained(layers, wiring, some, l1, "early", 0)["accuracies"]]
+                early = [
+                    100.0 - merit if self.metric.unit == "%" else -merit
+                    for merit in self._retrained(layers, wiring, some, l1, "early", 0)["merits"]
+                ]
             repeats = [
                 self._retrained(layers, wiring, seldom if repeat else some, l1, "retrain", repeat)
                 for repeat in range(self.population.repeats)
@@ -331,25 +369,26 @@ class Populations:
             panel = Panel(
                 layers=layers,
                 wiring=wiring,
-                widths=tuple(layer.channels for layer in self._layers(self.base, layers)),
+                widths=tuple(unit.channels // unit.step for unit in self._units(self.base, layers)),
                 masks=masks,
                 exhaustive=exhaustive,
                 criteria={name: values for name, values in criteria.items() if name in self._reported},
-                accuracies=[repeat["accuracies"][:count] for repeat in of_all],
+                accuracies=[repeat["merits"][:count] for repeat in of_all],
                 test_losses=[repeat["losses"][:count] for repeat in of_all],
                 several=several,
                 # The first repeat has all networks, the others these alone.
                 repeats=[
-                    [repeat["accuracies"][place] for place in (own if number else again)]
+                    [repeat["merits"][place] for place in (own if number else again)]
                     for number, repeat in enumerate(repeats)
                 ],
                 l1=l1,
                 l1_place=masks.index(l1) if l1 in masks else None,
                 relabelling=relabelled[:count],
+                metric=self.metric,
             )
             if joint is not None and wiring == "correct":
                 joint.accuracies = [
-                    repeat["accuracies"][networks.index(joint.best)]
+                    repeat["merits"][networks.index(joint.best)]
                     for number, repeat in enumerate(repeats)
                     if joint.best in (networks := seldom if number else some)
                 ]
@@ -387,7 +426,8 @@ class Populations:
             part = self._kept(name, what, len(found["losses"]), len(masks), retrained)
             for key, values in found.items():
                 values += part[key]
-        return found
+        measured = map(self._value, found["accuracies"], found["losses"])
+        return {"merits": list(map(self.metric.merit, measured)), "losses": found["losses"]}
 
     def _losses(
         self, layers: tuple[str, ...], wiring: Wiring, masks: Sequence[Mask], l1: Mask
@@ -423,11 +463,11 @@ class Populations:
         """The same networks when the base's channels have other names: layers, base, masks, and the set of L1."""
         base = copy.deepcopy(self.base)
         names: list[list[int]] = []
-        for layer in self._layers(base, layers):
-            draw = generator(0, "study", "relabel", layer.name)
-            order = torch.randperm(layer.channels, generator=draw).tolist()
-            relabel(layer, order)
-            names.append([order.index(channel) for channel in range(layer.channels)])
+        for unit in self._units(base, layers):
+            draw = generator(0, "study", "relabel", unit.name)
+            order = torch.randperm(unit.channels // unit.step, generator=draw).tolist()
+            relabel(base, unit, _channels(unit, order))
+            names.append([order.index(place) for place in range(len(order))])
         renamed = [
             tuple(tuple(sorted(name[channel] for channel in one)) for name, one in zip(names, mask, strict=True))
             for mask in masks
@@ -439,13 +479,17 @@ class Populations:
     ) -> list[nn.Module]:
         """Pruned networks, one for each set of filters; see :func:`wired`."""
         units = units_named(base, self._example, list(layers))
-        by_l1 = dict(zip(layers, l1, strict=True))
-        return [wired(base, dict(zip(layers, mask, strict=True)), by_l1, units, wiring) for mask in masks]
+        named = {unit.name: unit for unit in units}
+
+        def channels(mask: Mask) -> dict[str, Subset]:
+            return {name: _channels(named[name], subset) for name, subset in zip(layers, mask, strict=True)}
+
+        return [wired(base, channels(mask), channels(l1), units, wiring) for mask in masks]
 
     def _scores(
         self, base: nn.Module, panel: Sequence[str], methods: Sequence[str] | None = None
     ) -> dict[str, list[torch.Tensor]]:
-        """Scores of the filters of each layer of a panel, by method; ``l1`` always."""
+        """Scores of the filters (heads, neurons) of each layer of a panel, by method; ``l1`` always."""
         found = {}
         for name in dict.fromkeys(("l1", *(self.population.criteria if methods is None else methods))):
             method = self._catalog.method(name).create()
@@ -467,7 +511,8 @@ class Populations:
                 )
                 method.prepare(task)
                 with torch.no_grad():
-                    found[name] = [method.score(layer, task).detach() for layer in task.layers]
+                    scores = [(unit, method.score_unit(unit, task).detach()) for unit in task.prunable]
+                found[name] = [unit.candidates(of_channels)[0] for unit, of_channels in scores]
         return found
 
     def _joint(self, layers: tuple[str, ...], masks: Sequence[Mask]) -> Joint:
@@ -496,6 +541,11 @@ def _highest(scores: Sequence[torch.Tensor], like: Mask) -> Mask:
         tuple(sorted(torch.sort(of_layer, descending=True, stable=True).indices[: len(subset)].tolist()))
         for of_layer, subset in zip(scores, like, strict=True)
     )
+
+
+def _channels(unit: Unit, places: Sequence[int]) -> Subset:
+    """Channels of some filters, or heads, of a unit, in their order."""
+    return tuple(place * unit.step + channel for place in places for channel in range(unit.step))
 
 
 def _removed(scores: Sequence[torch.Tensor], mask: Mask) -> float:

@@ -14,8 +14,6 @@ from torch import nn
 
 from pruneaudit.catalog.studies import Wiring
 from pruneaudit.pruning.joint import Mask, Subset
-from pruneaudit.pruning.layers import PrunableLayer
-from pruneaudit.pruning.reconstruction import channel_tensors, consumers
 from pruneaudit.pruning.removal import without
 from pruneaudit.pruning.units import Unit
 
@@ -56,24 +54,22 @@ def wired(
 
 
 @torch.no_grad()
-def relabel(layer: PrunableLayer, order: Sequence[int]) -> None:
-    """Name the channels of a layer in another order; the network computes what it did.
+def relabel(model: nn.Module, unit: Unit, order: Sequence[int]) -> None:
+    """Name the channels of a unit in another order; the network computes what it did.
 
     Args:
-        layer: A layer of the network; changed in place, and whoever reads it.
-        order: For each new channel, which of the old ones it is.
+        model: The network; changed in place.
+        unit: One of its units: every layer that writes, passes on or reads its channels goes along.
+        order: For each new channel, which of the old ones it is; of heads, channels of a head stay together.
     """
-    for tensor in channel_tensors(layer):
-        tensor.copy_(tensor[list(order)].clone())
-    norm = layer.norm
-    if norm is not None and norm.running_var is not None:
-        norm.running_var.copy_(norm.running_var[list(order)].clone())
-    for reader in consumers(layer):
-        inputs = torch.cat([reader.inputs_of([channel]) for channel in order])
-        # The inputs of each channel stay together where they are: those of the channel that takes its place go there.
-        places = torch.cat([reader.inputs_of([channel]) for channel in range(len(order))])
-        weight = reader.module.weight
-        weight[:, places] = weight[:, inputs].clone()
+    for member in unit.members:
+        places, taken = member.places.flatten(), member.places[list(order)].flatten()
+        module = model.get_submodule(member.module)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if member.side == "inputs" and tensor.dim() > 1:
+                tensor[:, places] = tensor[:, taken].clone()
+            elif member.side == "outputs" and tensor.dim():
+                tensor[places] = tensor[taken].clone()
 
 
 def mismatches(mask: Mask, l1: Mask) -> int:

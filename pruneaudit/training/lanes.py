@@ -70,7 +70,7 @@ class LaneNetwork:
         model: The network.
 
     Attributes:
-        kernel: :mod:`.vectors`.
+        kernel: :mod:`.ends`.
         type: ``torch.float32`` or ``torch.float64``.
         width: Images of a tile.
         weights: All parameters, once :meth:`fetch` was called.
@@ -80,17 +80,17 @@ class LaneNetwork:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Needs Numba, and loads it only where something is compiled.
-        from pruneaudit.training import vectors
+        # Needs llvmlite, and loads it only where something is compiled.
+        from pruneaudit.training import ends
 
-        self.kernel = vectors
+        self.kernel = ends
         self._parameters = dict(model.named_parameters())
         self.type = next(model.parameters()).dtype
         self.weights = self.zeros()
         self.gradients = self.zeros()
         self.weight = self.parts(self.weights)
         self.gradient = self.parts(self.gradients)
-        self.width = vectors.lanes(self.weights.itemsize)
+        self.width = ends.lanes(self.weights.itemsize)
 
     def room(self, batch: int) -> np.ndarray:
         """Where so many images are put before a pass, ``[T, C, H, W, L]``."""
@@ -110,7 +110,7 @@ class LaneNetwork:
 
     def show(self, images: torch.Tensor) -> None:
         """Take images ``[B, C, H, W]`` in, for the next pass."""
-        self.kernel.into_lanes(images.permute(0, 2, 3, 1).contiguous().numpy(), self.room(len(images)))
+        self.kernel.into_lanes(images.numpy(), self.room(len(images)))
 
     def zeros(self) -> np.ndarray:
         """A flat array with a place for every parameter."""

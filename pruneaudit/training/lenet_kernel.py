@@ -13,13 +13,33 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from pruneaudit.training.vectors import Emitter, compiled, lanes
+from pruneaudit.training.vectors import CONTRACT, Emitter, lanes
 
 TAPS = 5
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile once and keep the machine code: in the package, else in the user's cache, else for this process only."""
+    options: dict[str, Any] = {"fastmath": {*CONTRACT}, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither folder can be written, and NUMBA_CACHE_DIR names none.
+        return njit(**options)(function)
+
+
+def _writing_in(context: Any, builder: Any, dtype: types.Float) -> tuple[Emitter, Callable[..., Any]]:
+    """What writes instructions on vectors, and what finds a place of one of Numba's arrays, counted as if flat."""
+    write = Emitter(builder, dtype.bitwidth // 8)
+
+    def data(kind: types.Array, array: ir.Value, at: ir.Value) -> ir.Value:
+        return builder.gep(cgutils.create_struct_proxy(kind)(context, builder, array).data, [at])
+
+    return write, data
 
 
 # Rows of vectors
@@ -51,7 +71,7 @@ def _sums_of(typing: Any, count: Any, like: Any, start: Any) -> Any:
     kind = Sums(like.dtype, count.literal_value)
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, like.dtype)
+        write, _ = _writing_in(context, builder, like.dtype)
         sums = cgutils.alloca_once(builder, write.type, size=ir.Constant(ir.IntType(64), kind.count))
         first = write.fill(context.cast(builder, values[2], signature.args[2], like.dtype))
         for number in range(kind.count):
@@ -70,10 +90,10 @@ def _accumulation(body: Callable[[Emitter, list[Any], Any, Any, int], None]) -> 
     @intrinsic(prefer_literal=True)
     def operation(typing: Any, sums: Any, count: Any, one: Any, at: Any, other: Any, start: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            write = Emitter(context, builder, sums.dtype)
+            write, data = _writing_in(context, builder, sums.dtype)
             slots = [write.place(values[0], number) for number in range(sums.count)]
             row = [builder.load(slot) for slot in slots]
-            first, second = write.data(one, *values[2:4]), write.data(other, *values[4:6])
+            first, second = data(one, *values[2:4]), data(other, *values[4:6])
             body(write, row, first, second, count.literal_value)
             for slot, value in zip(slots, row, strict=True):
                 builder.store(value, slot)
@@ -129,8 +149,8 @@ def _writing(adds: bool) -> Any:
     @intrinsic
     def operation(typing: Any, sums: Any, array: Any, at: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            write = Emitter(context, builder, sums.dtype)
-            target = write.data(array, *values[1:3])
+            write, data = _writing_in(context, builder, sums.dtype)
+            target = data(array, *values[1:3])
             for number in range(sums.count):
                 value = builder.load(write.place(values[0], number))
                 if adds:

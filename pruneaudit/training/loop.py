@@ -109,6 +109,13 @@ class Steps(Protocol):
         """Classify a split, see :func:`evaluate`."""
 
 
+def clip_gradients(model: nn.Module, recipe: Recipe) -> None:
+    """Clip the gradients of a network as a recipe says, if it does."""
+    if recipe.clip:
+        clip = nn.utils.clip_grad_norm_ if recipe.clip_by == "norm" else nn.utils.clip_grad_value_
+        clip(model.parameters(), recipe.clip)
+
+
 class Trainer:
     """Trains one network by one recipe; resumable between epochs.
 
@@ -411,9 +418,7 @@ class TorchSteps:
         if self._masks:
             # A weight that is zero and never moved stays zero: neither momentum nor weight decay move it.
             torch._foreach_mul_([weight.grad for weight in self._masked if weight.grad is not None], self._masks)
-        if recipe.clip:
-            clip = nn.utils.clip_grad_norm_ if recipe.clip_by == "norm" else nn.utils.clip_grad_value_
-            clip(trainer.model.parameters(), recipe.clip)
+        clip_gradients(trainer.model, recipe)
         optimiser.step()
         if self._masks and recipe.optimiser.name != "sgd":
             # There are optimisers that move a weight by the gradients of others.

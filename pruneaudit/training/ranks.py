@@ -44,8 +44,8 @@ from pruneaudit.workloads.data import Dataset, Share, Streamed
 
 #: How long a rank waits for the others: the first one may evaluate for hours.
 _PATIENCE = timedelta(days=7)
-#: Seconds in which whatever went wrong first is told by all that noticed it.
-_LAST_WORDS = 1.0
+#: Seconds in which ranks are to notice that one of them failed: one that evaluates does not for as long as it does.
+_LAST_WORDS = 10.0
 #: Seconds between two looks whether all ranks live: their lines may be held open by processes that read their data.
 _LOOK = 1.0
 
@@ -170,7 +170,10 @@ class _Team:
         self._job, self._context = _Job(given, device, until, store), multiprocessing.get_context(method)
         self._processes: list[Any] = []
         self._lines: dict[int, Connection] = {}
-        self._failures: list[_Failure] = []
+        # Ranks that will say no more, though their processes may not be over.
+        self._silent: set[int] = set()
+        # What went wrong in a rank, and who died without a word.
+        self._failures: dict[int, _Failure] = {}
         self._lost: list[int] = []
         self._result: _Result | None = None
 
@@ -180,15 +183,17 @@ class _Team:
             self._start()
             while self._lines and not (self._failures or self._lost):
                 self._hear(_LOOK)
+            # Whoever failed first has said so before others could notice it, and may be heard after them; who was
+            # killed says nothing, and its end may be seen last.
             end = time.monotonic() + _LAST_WORDS
-            while (self._failures or self._lost) and self._lines and (left := end - time.monotonic()) > 0:
-                self._hear(min(left, _LOOK))
+            while not self._lost and self._lines.keys() - self._failures.keys() and time.monotonic() < end:
+                self._hear(_LOOK)
         finally:
             self._end()
         if self._lost:
             raise RankLostError(_epitaph(self._lost[0], self._ranks, self._processes[self._lost[0]].exitcode))
         if self._failures:
-            first = min(self._failures, key=lambda failure: failure.at)
+            first = min(self._failures.values(), key=lambda failure: failure.at)
             first.error.add_note(first.text)
             raise first.error
         assert self._result is not None
@@ -218,26 +223,33 @@ class _Team:
 
     def _hear(self, timeout: float) -> None:
         """Wait for what ranks say, and see which of them are over, well or not."""
-        ready = wait(list(self._lines.values()), timeout)
-        for line in [line for line in self._lines.values() if line in ready]:
-            with suppress(EOFError, OSError):
-                self._take(line.recv())
+        open_ones = {line: rank for rank, line in self._lines.items() if rank not in self._silent}
+        sentinels = [self._processes[rank].sentinel for rank in self._lines]
+        for line in wait([*open_ones, *sentinels], timeout):
+            if isinstance(line, Connection):
+                self._take(open_ones[line], line)
         for rank, process in enumerate(self._processes):
             if rank in self._lines and process.exitcode is not None:
-                line = self._lines.pop(rank)
-                with line, suppress(EOFError, OSError):
-                    while line.poll():
-                        self._take(line.recv())
-                if process.exitcode != 0:
+                with self._lines[rank] as line:
+                    while rank not in self._silent and line.poll():
+                        self._take(rank, line)
+                del self._lines[rank]
+                if process.exitcode != 0 and rank not in self._failures:
                     self._lost.append(rank)
 
-    def _take(self, said: object) -> None:
+    def _take(self, rank: int, line: Connection) -> None:
+        """Hear one word of a rank."""
+        try:
+            said = line.recv()
+        except (EOFError, OSError):
+            self._silent.add(rank)
+            return
         if isinstance(said, _Failure):
-            self._failures.append(said)
+            self._failures[rank] = said
         elif isinstance(said, _Result):
             self._result = said
         elif self._progress is not None:
-            self._progress(*said)  # type: ignore[misc]
+            self._progress(*said)
 
     def _end(self) -> None:
         """Leave nothing of the ranks: each is a group of processes, with those that read its data."""

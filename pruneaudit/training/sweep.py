@@ -1,9 +1,9 @@
 """Many small networks on the same batches: trained in lockstep, and scored.
 
-A study retrains hundreds of networks that differ in which filters they kept. All of them see the same images in the
-same order, so that batches are made once, and LeNet-5s of one shape take turns in the same activations. Every network
-gets the steps that :class:`~pruneaudit.training.loop.Trainer` would give it alone, to the bit; what is left out is
-what a record needs and a study does not: curves, an evaluation after each epoch, consumption.
+A study retrains hundreds of networks that differ in which filters, or heads and neurons, they kept. All of them see the
+same examples in the same order, so that batches are made once, and LeNet-5s of one shape take turns in the same
+activations. Every network gets the steps that :class:`~pruneaudit.training.loop.Trainer` would give it alone, to the
+bit; what is left out is what a record needs and a study does not: curves, an evaluation after each epoch, consumption.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.training.compiled import CompiledLeNet, obstacle
-from pruneaudit.training.loop import Hooks
+from pruneaudit.training.loop import Hooks, clip_gradients
 from pruneaudit.workloads import optimisers
 from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
@@ -30,13 +30,13 @@ _EVALUATION_BATCH = 128
 
 
 class _Networks(Protocol):
-    """Networks that are trained and scored together; losses and hits are by network and image."""
+    """Networks that are trained and scored together; losses and hits are by network and label."""
 
     def descend(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
         """One step of each network on a batch."""
 
     def answer(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and hits ``[networks, B]``; changes nothing."""
+        """Losses and hits ``[networks, B]``, of texts ``[networks, B, T]``; changes nothing."""
 
     def deliver(self) -> None:
         """Give the modules their weights."""
@@ -61,14 +61,15 @@ class Sweep:
     def __init__(
         self, models: Sequence[nn.Module], dataset: Dataset, precision: str = "fp32", recipe: Recipe | None = None
     ) -> None:
-        if recipe is not None and recipe.only_torch:
-            raise ConfigError(f"networks of a study cannot train so: {recipe.only_torch}")
+        if recipe is not None and (asked := _beyond(recipe)):
+            raise ConfigError(f"networks of a study cannot train so: its recipe has {', '.join(asked)}")
         self._dataset = dataset
         self._recipe = recipe
         self._type = next(models[0].parameters()).dtype
         reasons = [obstacle(model, dataset, Hooks(), precision) for model in models]
         shapes = {tuple(tuple(parameter.shape) for parameter in model.parameters()) for model in models}
-        self.compiled = not any(reasons) and len(shapes) == 1
+        plain = recipe is None or not recipe.only_torch
+        self.compiled = not any(reasons) and len(shapes) == 1 and plain
         self._networks: _Networks = (_Compiled if self.compiled else _Plain)(models, recipe)
 
     def train(self, seed: int, stream: str) -> None:
@@ -94,13 +95,27 @@ class Sweep:
         with threadpool_limits(torch.get_num_threads(), user_api="blas"), np.errstate(all="ignore"):
             for images, labels in self._dataset.inputs(split, self._type, _EVALUATION_BATCH):
                 some, right = self._networks.answer(images, labels)
-                losses.append(some.sum(axis=1, dtype=np.float64))
-                hits.append(right)
-        total, correct = np.sum(losses, axis=0) / len(split), np.concatenate(hits, axis=1)
+                # Of texts every token counts.
+                losses.append(some.reshape(len(some), -1).sum(axis=1, dtype=np.float64))
+                hits.append(right.reshape(len(right), -1))
+        correct = np.concatenate(hits, axis=1)
+        total = np.sum(losses, axis=0) / correct.shape[1]
         return [
-            Score(accuracy=100.0 * int(right.sum()) / len(split), loss=float(loss), correct=right)
+            Score(accuracy=100.0 * int(right.sum()) / len(right), loss=float(loss), correct=right)
             for loss, right in zip(total, correct, strict=True)
         ]
+
+
+def _beyond(recipe: Recipe) -> list[str]:
+    """What a recipe has that networks in lockstep do not do."""
+    asked = {
+        "mixup": recipe.mixup,
+        "cutmix": recipe.cutmix,
+        "ema": recipe.ema,
+        "accumulate": recipe.accumulate > 1,
+        f"{recipe.ranks} ranks": recipe.ranks > 1,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
 
 
 class _Compiled:
@@ -139,16 +154,20 @@ class _Plain:
 
     def __init__(self, models: Sequence[nn.Module], recipe: Recipe | None) -> None:
         self._models = list(models)
+        self._recipe = recipe
         self._smoothing = 0.0 if recipe is None else recipe.label_smoothing
         self._optimisers = [] if recipe is None else [optimisers.make(recipe, model, 0.0) for model in models]
 
     def descend(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
+        recipe = self._recipe
+        assert recipe is not None
         for model, optimiser in zip(self._models, self._optimisers, strict=True):
             model.train()
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
             F.cross_entropy(model(images), labels, label_smoothing=self._smoothing).backward()
+            clip_gradients(model, recipe)
             optimiser.step()
 
     @torch.no_grad()

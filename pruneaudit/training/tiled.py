@@ -90,7 +90,7 @@ class TiledNetwork(LaneNetwork):
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], batch: int) -> None:
         super().__init__(model)
-        # Needs Numba, and loads it only where something is compiled.
+        # Needs llvmlite, and loads it only where something is compiled.
         from pruneaudit.training import tiled_kernel
 
         self._tiled = tiled_kernel
@@ -99,7 +99,6 @@ class TiledNetwork(LaneNetwork):
         self._count = -(-max(batch, EVALUATION_BATCH) // self.width)
         self._buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         self._running = {name: buffer.numpy().copy() for name, buffer in self._buffers.items()}
-        self._sums = aligned((2, self.width), self.type)
         self._plans: dict[tuple[int, bool], _Plan] = {}
         self._make_room()
 
@@ -144,7 +143,7 @@ class TiledNetwork(LaneNetwork):
         """What is called for batches of a size."""
         if (found := self._plans.get((images, learns))) is None:
             tiles, logits = -(-images // self.width), self._logits
-            batch = Batch(tiles, images, learns, self._tiled, self.weight, self.gradient, self._running, self._sums)
+            batch = Batch(tiles, images, learns, self._tiled, self.weight, self.gradient, self._running)
             found = _Plan(
                 [call for layer in self._layers for call in layer.forward(batch)],
                 batch.of(logits.values)[:, : logits.size],

@@ -136,6 +136,14 @@ class _Reader:
                 return layer if isinstance(layer, Normalisation) and not layer.rectifies else None
         return None
 
+    def _rectifier_before(self, node: fx.Node) -> Rectifier | None:
+        """The ReLU that comes right before a node, where nothing else sees what it makes."""
+        before, last = node.args[0], self.layers[-1] if self.layers else None
+        if not isinstance(before, fx.Node) or len(before.users) != 1 or not isinstance(last, Rectifier):
+            return None
+        makers = [maker for maker, made in self._maps.items() if made is last.outputs]
+        return last if makers == [before] else None
+
     def convolution(self, node: fx.Node, layer: nn.Conv2d) -> Map | None:
         """A convolution with square kernels."""
         inputs = self._of(node)
@@ -206,7 +214,13 @@ class _Reader:
         plain = {"padding": 0, "dilation": 1, "ceil_mode": 0, "return_indices": 0}
         if options != plain or not size or stride not in (size, None) or inputs.high % size or inputs.wide % size:
             return None
-        return self._add(Largest(Map(inputs.channels, inputs.high // size, inputs.wide // size), [inputs], size))
+        pooled = Map(inputs.channels, inputs.high // size, inputs.wide // size)
+        rectifier = self._rectifier_before(node)
+        if rectifier is None:
+            return self._add(Largest(pooled, [inputs], size))
+        # The ReLU of the largest pixel is the largest one's, and where it is zero no gradient goes on: the same bits.
+        self.layers.remove(rectifier)
+        return self._add(Rectifier(pooled.like(), [self._add(Largest(pooled, [rectifier.inputs], size))]))
 
     def average(self, node: fx.Node, layer: nn.AvgPool2d | None) -> Map | None:
         """Pooling of single pixels (option A's shortcut), or of whole maps."""

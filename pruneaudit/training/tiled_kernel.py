@@ -1,4 +1,4 @@
-"""Layers of convolutional networks, forward and backward, compiled for the CPU at first use (Numba).
+"""Layers of convolutional networks, forward and backward, written for the CPU in LLVM's instructions (:mod:`.machine`).
 
 Maps lie as ``[T, cells, L]``: T tiles of L images, a cell for each channel, row and column of an image (with some to
 spare, so that tiles do not compete for the same sets of a cache). Widths and heights are arguments; the length of a
@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from pruneaudit.training.vectors import Emitter, Whole, compiled
+from pruneaudit.training.machine import Call, Written
+from pruneaudit.training.vectors import Emitter, Real, Whole
 
 #: Sums that are kept in registers, of sixteen: some are needed for what is multiplied.
 _SUMS = 8
@@ -30,11 +28,6 @@ _COLUMNS = 8
 
 
 # Two loops in LLVM's vectors
-
-
-def _written(function: Callable[..., Any]) -> Any:
-    """An operation that is written in LLVM's instructions; numbers that are constants come as such."""
-    return intrinsic(prefer_literal=True)(function)
 
 
 def _variants(builder: Any, number: Any, count: int, emit: Any) -> None:
@@ -54,11 +47,6 @@ def _variants(builder: Any, number: Any, count: int, emit: Any) -> None:
     builder.position_at_end(after)
 
 
-def _sums(write: Emitter, count: int) -> list[Any]:
-    """Vectors that LLVM keeps in registers."""
-    return [cgutils.alloca_once(write.builder, write.type) for _ in range(count)]
-
-
 def _rows(left: Whole, count: int) -> list[Whole]:
     """Numbers of the next ``count`` rows; where fewer are ``left``, the last one stands for what is missing."""
     return [left.like(row).at_most(left - 1) for row in range(count)]
@@ -69,14 +57,12 @@ class _Rows:
     """Rows of a map's channels: of all channels the one that lies at the same place.
 
     Attributes:
-        kind: Numba's type of the map.
         array: The map.
         at: Place of the row in the first channel that counts.
         step: From there to the next channel's.
         wide: Columns of a row.
     """
 
-    kind: Any
     array: Any
     at: Whole
     step: Whole
@@ -88,14 +74,12 @@ class _Weights:
     """A layer's weights from a block of rows on.
 
     Attributes:
-        kind: Numba's type of the weights.
         array: All of the layer's.
         at: Place of the block's first number.
         row_step: From one row of the block to the next.
         channel_step: From a channel that is summed over to the next.
     """
 
-    kind: Any
     array: Any
     at: Whole
     row_step: Whole | int
@@ -153,12 +137,12 @@ def _correlate(
                     found.append((out - start, read, tap))
         return sorted(found, key=lambda triple: (triple[1], triple[2]))
 
-    goals = [write.data(outputs.kind, outputs.array, (outputs.at + row * outputs.step).value) for row in rows]
-    fields = [write.data(weights.kind, weights.array, (weights.at + row * weights.row_step).value) for row in rows]
+    goals = [write.at(outputs.array, outputs.at + row * outputs.step) for row in rows]
+    fields = [write.at(weights.array, weights.at + row * weights.row_step) for row in rows]
     size, many = inputs.wide * write.lanes, range(len(rows))
 
     def variant(value: int) -> None:
-        sums = [_sums(write, some) for _ in many]
+        sums = [write.slots(some) for _ in many]
         place = value * some
         for row in many:
             for column in range(some):
@@ -172,9 +156,9 @@ def _correlate(
         with channels.each() as channel, begin.up_to(end, by) as (tap, count):
             line = count * size
             seen = inputs.at + channel * inputs.step
-            read = write.data(inputs.kind, inputs.array, (seen - line if is_backward else seen + line).value)
+            read = write.at(inputs.array, seen - line if is_backward else seen + line)
             offset = channel * weights.channel_step + tap * shape.kernel
-            sources = [builder.gep(field, [offset.value]) for field in fields]
+            sources = [write.at(field, offset) for field in fields]
             vectors = {column: write.load(read, column) for column in sorted({triple[1] for triple in wanted})}
             factors = {
                 (row, which): write.fill(builder.load(write.place(sources[row], which)))
@@ -216,31 +200,25 @@ def _products(
         kept: Where sums of other tiles are kept.
     """
     builder = write.builder
-    sums = {(row, channel): _sums(write, shape.kernel) for row in rows for channel in channels}
+    sums = {(row, channel): write.slots(shape.kernel) for row in rows for channel in channels}
     places = {
         (row, channel): weights.at + row * weights.row_step + channel * weights.channel_step for row, channel in sums
     }
-    nothing = write.fill(ir.Constant(write.element, 0.0))
     with builder.if_else(kept.begins) as (begins, goes_on):
         with begins:
             for slots in sums.values():
-                for slot in slots:
-                    builder.store(nothing, slot)
+                write.clear(slots)
         with goes_on:
             for number, slots in sums.items():
-                before = builder.gep(kept.sums, [(places[number] * write.lanes).value])
+                before = write.at(kept.sums, places[number] * write.lanes)
                 for tap, slot in enumerate(slots):
                     builder.store(write.load(before, tap), slot)
     with tiles[1].each() as count, lines.each() as line:
         tile = tiles[0] + count
         shift = gradients.at + tile * tile_steps[0] + line * (gradients.wide * write.lanes)
         read = inputs.at + tile * tile_steps[1] + line * (shape.stride * inputs.wide * write.lanes)
-        fields = {
-            row: write.data(gradients.kind, gradients.array, (shift + row * gradients.step).value) for row in rows
-        }
-        maps = {
-            channel: write.data(inputs.kind, inputs.array, (read + channel * inputs.step).value) for channel in channels
-        }
+        fields = {row: write.at(gradients.array, shift + row * gradients.step) for row in rows}
+        maps = {channel: write.at(inputs.array, read + channel * inputs.step) for channel in channels}
         vectors: dict[tuple[Whole, int], Any] = {}
         totals = {number: [builder.load(slot) for slot in slots] for number, slots in sums.items()}
         for column in range(gradients.wide):
@@ -260,12 +238,12 @@ def _products(
     with builder.if_else(kept.ends) as (ends, goes_on):
         with ends:
             for number, slots in sums.items():
-                first = write.data(weights.kind, weights.array, places[number].value)
+                first = write.at(weights.array, places[number])
                 for tap, slot in enumerate(slots):
                     builder.store(write.sum_of_lanes(builder.load(slot)), write.place(first, tap))
         with goes_on:
             for number, slots in sums.items():
-                after = builder.gep(kept.sums, [(places[number] * write.lanes).value])
+                after = write.at(kept.sums, places[number] * write.lanes)
                 for tap, slot in enumerate(slots):
                     write.store(builder.load(slot), after, tap)
 
@@ -302,6 +280,10 @@ def _deviations(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) 
         sums[number](write.multiply_add(apart, apart, sums[number]()))
 
 
+def _total(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
+    sums[0](write.builder.fadd(at.a(), sums[0]()))
+
+
 def _totals(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
     # Two at once: a sum alone waits for itself.
     for number, values in enumerate((at.a, at.b)):
@@ -325,21 +307,6 @@ def _copy(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> Non
     at.c(write.builder.fadd(at.a(), at.c()) if variant else at.a())
 
 
-#: What :func:`run` does with vectors a, b, c, d that lie at the same place of four runs, and in how many variants.
-_RUNS: dict[str, tuple[int, Any]] = {
-    "totals": (1, _totals),
-    "deviations": (1, _deviations),
-    "affine": (4, _affine),
-    "flow": (6, _flow),
-    "ebb": (4, _ebb),
-    "rectify": (1, _rectify),
-    "rectified": (2, _rectified),
-    "sum": (1, _sum),
-    "copy": (2, _copy),
-}
-RECTIFY, RECTIFIED, SUM, COPY = range(4)
-
-
 class _Access:
     """Reads a vector where it is called with nothing, and writes what it is called with."""
 
@@ -352,67 +319,6 @@ class _Access:
         return self._write.store(value, self._pointer, 0)
 
 
-class _Place:
-    """The vectors at one place of four runs."""
-
-    def __init__(self, write: Emitter, pointers: list[Any]) -> None:
-        self.a, self.b, self.c, self.d = (_Access(write, pointer) for pointer in pointers)
-
-
-@_written
-def run(  # type: ignore[no-untyped-def]
-    typing, kind, variant, count, a, a_at, b, b_at, c, c_at, d, d_at, first, second, third, sums
-):  # fmt: skip
-    """One of the loops of :data:`_RUNS` over ``count`` vectors that lie one after the other.
-
-    Args:
-        typing: Numba's context.
-        kind: Name of the loop.
-        variant: Which of its variants.
-        count: Vectors.
-        a: An array; ``a_at`` is the flat place of the first vector. So are the others.
-        a_at: See ``a``.
-        b: See ``a``.
-        b_at: See ``a``.
-        c: See ``a``.
-        c_at: See ``a``.
-        d: See ``a``.
-        d_at: See ``a``.
-        first: A number for all lanes; so are the next two.
-        second: See ``first``.
-        third: See ``first``.
-        sums: Two vectors, ``[2, L]``, to which sums are added.
-    """
-    variants, body = _RUNS[kind.literal_value]
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, a.dtype)
-        starts = [write.data(array, values[3 + 2 * n], values[4 + 2 * n]) for n, array in enumerate((a, b, c, d))]
-        scalars = [
-            write.fill(context.cast(builder, value, given, a.dtype))
-            for value, given in zip(values[11:14], (first, second, third), strict=True)
-        ]
-        totals = write.data(sums, values[14], ir.Constant(values[2].type, 0))
-
-        def emit_variant(number: int) -> None:
-            slots = [cgutils.alloca_once(builder, write.type) for _ in range(2)]
-            for place, slot in enumerate(slots):
-                builder.store(write.load(totals, place), slot)
-            accesses = [_Slot(builder, slot) for slot in slots]
-            with cgutils.for_range(builder, values[2]) as loop:
-                ahead = builder.mul(loop.index, ir.Constant(loop.index.type, write.lanes))
-                body(write, number, _Place(write, [builder.gep(start, [ahead]) for start in starts]), scalars, accesses)
-            for place, slot in enumerate(slots):
-                write.store(builder.load(slot), totals, place)
-
-        _variants(builder, context.cast(builder, values[1], signature.args[1], types.intp), variants, emit_variant)
-        return context.get_dummy_value()
-
-    whole = types.intp
-    signature = types.void(kind, variant, whole, a, whole, b, whole, c, whole, d, whole, first, second, third, sums)
-    return signature, emit
-
-
 class _Slot:
     """Reads and writes a register as :class:`_Access` does memory."""
 
@@ -423,30 +329,46 @@ class _Slot:
         return self._builder.load(self._slot) if value is None else self._builder.store(value, self._slot)
 
 
-@_written
-def lane_sum(typing, sums, number):  # type: ignore[no-untyped-def]
-    """All lanes of one of two vectors, ``[2, L]``, in one number."""
+class _Place:
+    """The vectors a, b, c, d at one place of as many runs."""
 
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, sums.dtype)
-        at = builder.mul(values[1], ir.Constant(values[1].type, write.lanes))
-        return write.sum_of_lanes(write.load(write.data(sums, values[0], at), 0))
-
-    return sums.dtype(sums, types.intp), emit
+    def __init__(self, write: Emitter, pointers: list[Any]) -> None:
+        self.a, self.b, self.c, self.d = (_Access(write, pointer) for pointer in pointers)
 
 
-@_written
-def _clear(typing, sums):  # type: ignore[no-untyped-def]
-    """Make two vectors, ``[2, L]``, zero."""
+def _run(
+    write: Emitter, body: Any, variant: Whole | int, variants: int, count: Whole, starts: list[Any],
+    scalars: list[Real] | None = None, sums: list[Any] | None = None,
+) -> None:  # fmt: skip
+    """A loop over vectors that lie one after the other.
 
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, sums.dtype)
-        first = write.data(sums, values[0], ir.Constant(ir.IntType(64), 0))
-        for number in range(2):
-            write.store(write.fill(ir.Constant(write.element, 0.0)), first, number)
-        return context.get_dummy_value()
+    Args:
+        write: Where to.
+        body: What is done with the vectors that lie at the same place of four runs.
+        variant: Which of its variants.
+        variants: How many it has.
+        count: Vectors of a run.
+        starts: Addresses of the runs, at most four.
+        scalars: Numbers for all lanes.
+        sums: Two vectors to which sums are added.
+    """
+    many = [write.fill(scalar.value) for scalar in scalars or []]
+    slots = [_Slot(write.builder, slot) for slot in sums or []]
 
-    return types.void(sums), emit
+    def emit(number: int) -> None:
+        with count.each() as index:
+            places = [write.at(start, index * write.lanes) for start in starts]
+            body(write, number, _Place(write, places + places[:1] * (4 - len(places))), many, slots)
+
+    if isinstance(variant, int):
+        emit(variant)
+    else:
+        _variants(write.builder, variant.value, variants, emit)
+
+
+def _lane_sum(write: Emitter, slot: Any) -> Real:
+    """All lanes of a vector in one number."""
+    return Real(write.builder, write.sum_of_lanes(write.builder.load(slot)))
 
 
 # Convolutions
@@ -482,22 +404,13 @@ def _at_once(length: int, most: int) -> int:
     return max(part for part in range(1, most + 1) if length % part == 0)
 
 
-@_written
-def _passes(typing, kernel, stride, padding, length, which, one, other, weights, bias, tall, high, adds):  # type: ignore[no-untyped-def]
-    """All passes of a convolution, see :func:`convolution`.
+def _pass(which: int, shape: _Geometry) -> Callable[..., None]:
+    """What writes one of a convolution's passes, see :func:`convolution`."""
 
-    They are written in LLVM as a whole: what Numba reads of Python costs it more than LLVM needs for all of this.
-    """
-    numbers = (kernel, stride, padding, length)
-    shape = _Geometry(*(number.literal_value for number in numbers))
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, one.dtype)
-        maps, others, matrix, start = values[5:9]
-        rows_in, rows_out = (Whole(builder, value) for value in values[9:11])
-        tiles, cells, _ = write.lengths(one, maps)
-        other_cells = write.lengths(other, others)[1]
-        out, channels = write.lengths(weights, matrix)[:2]
+    def emit(
+        write: Emitter, one: Any, other: Any, weights: Any, bias: Any, tiles: Whole, cells: Whole, other_cells: Whole,
+        out: Whole, channels: Whole, scratch: Whole, rows_in: Whole, rows_out: Whole, adds: Whole,
+    ) -> None:  # fmt: skip
         lanes, square = write.lanes, shape.kernel * shape.kernel
         plane_in, plane_out = rows_in * (shape.length * lanes), rows_out * (shape.reach * lanes)
 
@@ -524,8 +437,7 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                 tile = by_row.choose(number % tiles, number // blocks)
                 first_row = first + by_row.choose(number // tiles, number % blocks) * block
                 rows = _rows(goals - first_row, block)
-                biases = write.data(bias, start, first_row.value)
-                begins = [builder.load(builder.gep(biases, [row.value])) for row in rows]
+                begins = [write.get(bias, first_row + row).value for row in rows]
                 with (rows_in if is_backward else rows_out).each() as line:
                     if is_backward:
                         # The rows of the kernel through which a row of outputs sees this line.
@@ -550,19 +462,18 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                         steps = (channels * square, square)
                     with line.like(wide // some).each() as part:
                         _correlate(
-                            write, is_backward, shape, some, part, _Rows(other, others, goal, plane, wide), rows,
-                            _Rows(one, maps, read, plane_read, wide_in), sources,
-                            _Weights(weights, matrix, first_row * steps[0], *steps), begins, (begin, end, step),
-                            builder.trunc(values[11], ir.IntType(1)),
+                            write, is_backward, shape, some, part, _Rows(other, goal, plane, wide), rows,
+                            _Rows(one, read, plane_read, wide_in), sources,
+                            _Weights(weights, first_row * steps[0], *steps), begins, (begin, end, step),
+                            adds.bit().value,
                         )  # fmt: skip
 
         def weight_gradients() -> None:
             block = max(1, min(_SUMS, (_SUMS + 2) // shape.kernel))
-            by_tile = write.lengths(bias, start)[0] >= out * channels * (square * lanes)
+            by_tile = scratch >= out * channels * (square * lanes)
             parts, many = by_tile.choose(tiles, tiles.like(1)), by_tile.choose(tiles.like(1), tiles)
-            sums = write.data(bias, start, ir.Constant(ir.IntType(64), 0))
             with parts.each() as number:
-                kept = _Kept(sums, (number < 1).value, (number > parts - 2).value)
+                kept = _Kept(bias, (number < 1).value, (number > parts - 2).value)
                 some_gradients(block, (number * many, many), kept)
 
         def some_gradients(block: int, some: tuple[Whole, Whole], kept: _Kept) -> None:
@@ -575,9 +486,9 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                 given = row * plane_out + first * (shape.reach * lanes)
                 at = (row * channels + channel) * square + tap * shape.kernel
                 _products(
-                    write, shape, _Rows(other, others, given, plane_out, shape.reach), rows,
-                    _Rows(one, maps, seen, plane_in, shape.length), among, some, (other_cells * lanes, cells * lanes),
-                    lines, _Weights(weights, matrix, at, channels * square, square), kept,
+                    write, shape, _Rows(other, given, plane_out, shape.reach), rows,
+                    _Rows(one, seen, plane_in, shape.length), among, some, (other_cells * lanes, cells * lanes),
+                    lines, _Weights(weights, at, channels * square, square), kept,
                 )  # fmt: skip
 
             whole, nothing = out // block, out.like(0)
@@ -591,90 +502,175 @@ def _passes(typing, kernel, stride, padding, length, which, one, other, weights,
                 channel = part * block
                 products(whole * block + number, channel, tap, [nothing], _rows(channels - channel, block))
 
-        passes = {
-            FORWARD: lambda: correlation(is_backward=False),
-            TO_INPUTS: lambda: correlation(is_backward=True),
-            TO_WEIGHTS: weight_gradients,
-        }
-        _variants(builder, values[4], len(passes), lambda number: passes[number]())
-        return context.get_dummy_value()
+        if which == TO_WEIGHTS:
+            weight_gradients()
+        else:
+            correlation(is_backward=which == TO_INPUTS)
 
-    whole = types.intp
-    return types.void(*numbers, whole, one, other, weights, bias, whole, whole, types.boolean), emit
+    return emit
 
 
 @cache
-def convolution(kernel: int, stride: int, padding: int, length: int) -> Any:
-    """A convolution's passes for rows of one length, as one function that is compiled once.
+def _compiled_pass(which: int, *geometry: int) -> Written:
+    shape = _Geometry(*geometry)
+    name = f"convolution-{('forward', 'to-inputs', 'to-weights')[which]}-" + "-".join(map(str, geometry))
+    return Written(name, "reals reals reals reals" + 9 * " whole", _pass(which, shape))
+
+
+def convolution(
+    geometry: tuple[int, int, int, int], which: int, one: np.ndarray, other: np.ndarray, weights: np.ndarray,
+    bias: np.ndarray, tall: int, high: int, adds: bool,
+) -> Call:  # fmt: skip
+    """One of a convolution's passes between maps ``[C, tall, length]`` of inputs and ``[O, high, reach]`` of outputs.
+
+    Each pass is compiled once for rows of one length.
 
     Args:
-        kernel: Rows and columns of a kernel.
-        stride: Of both directions.
-        padding: Of all sides, with zeros.
-        length: Columns of the inputs.
+        geometry: Rows and columns of a kernel; stride of both directions; padding of all sides, with zeros; columns of
+            the inputs.
+        which: ``FORWARD`` from inputs to outputs, ``TO_INPUTS`` from gradients of outputs to those of inputs, or
+            ``TO_WEIGHTS`` from inputs and gradients of outputs to those of weights.
+        one: What is read, ``[T, cells, L]``.
+        other: What is written; ``TO_WEIGHTS`` reads gradients of outputs there.
+        weights: ``[O, C, K, K]``; ``TO_WEIGHTS`` writes them.
+        bias: What sums begin with: a number for each channel of ``other``, if that is written. For ``TO_WEIGHTS``
+            scratch: with a vector for each weight one tile is read after the other, else one weight is summed up
+            after the other; sums have one order.
+        tall: Rows of the inputs.
+        high: Rows of the outputs.
+        adds: Whether what is written is added to what is there; not to weights.
     """
-
-    @compiled
-    def passes(which, one, other, weights, bias, tall, high, adds):  # type: ignore[no-untyped-def]
-        """One of the passes between maps ``[C, tall, length]`` of inputs and ``[O, high, reach]`` of outputs.
-
-        Args:
-            which: ``FORWARD`` from inputs to outputs, ``TO_INPUTS`` from gradients of outputs to those of inputs, or
-                ``TO_WEIGHTS`` from inputs and gradients of outputs to those of weights.
-            one: What is read, ``[T, cells, L]``.
-            other: What is written; ``TO_WEIGHTS`` reads gradients of outputs there.
-            weights: ``[O, C, K, K]``; ``TO_WEIGHTS`` writes them.
-            bias: What sums begin with: a number for each channel of ``other``, if that is written. For ``TO_WEIGHTS``
-                scratch: with a vector for each weight one tile is read after the other, else one weight is summed up
-                after the other; sums have one order.
-            tall: Rows of the inputs.
-            high: Rows of the outputs.
-            adds: Whether what is written is added to what is there; not to weights.
-        """
-        _passes(kernel, stride, padding, length, which, one, other, weights, bias, tall, high, adds)
-
-    return passes
+    sizes = (len(one), one.shape[1], other.shape[1], *weights.shape[:2], bias.size, tall, high, adds)
+    return _compiled_pass(which, *geometry)(one, other, weights, bias, *sizes)
 
 
-@compiled
-def bias_gradients(gradients, sums, of_bias, cells):  # type: ignore[no-untyped-def]
-    """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``. ``sums`` is scratch, ``[2, L]``."""
-    step, lanes = gradients.shape[1], gradients.shape[2]
-    for channel in range(of_bias.size):
-        _clear(sums)
-        for tile in range(gradients.shape[0]):
-            at = (tile * step + channel * cells) * lanes
-            run("totals", 0, cells, gradients, at, gradients, at, gradients, at, gradients, at, 0, 0, 0, sums)
-        of_bias[channel] = lane_sum(sums, 0)
+def _write_bias_gradients(
+    write: Emitter, gradients: Any, of_bias: Any, tiles: Whole, step: Whole, channels: Whole, cells: Whole
+) -> None:
+    (slot,) = write.slots(1)
+    with channels.each() as channel:
+        write.clear([slot])
+        with tiles.each() as tile:
+            start = write.at(gradients, (tile * step + channel * cells) * write.lanes)
+            _run(write, _total, 0, 1, cells, [start], sums=[slot])
+        write.put(_lane_sum(write, slot), of_bias, channel)
+
+
+_bias_gradients = Written("bias-gradients", "reals reals whole whole whole whole", _write_bias_gradients)
+
+
+def bias_gradients(gradients: np.ndarray, of_bias: np.ndarray, cells: int) -> Call:
+    """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``."""
+    return _bias_gradients(gradients, of_bias, *gradients.shape[:2], of_bias.size, cells)
 
 
 # Normalisation of a batch, with the sum and the ReLU that follow
 
 
-@compiled
-def _blank(maps, first, cells, batch, value):  # type: ignore[no-untyped-def]
-    """Give a channel's cells from ``first`` on one value in the lanes that have no image."""
-    tiles, lanes = maps.shape[0], maps.shape[2]
-    if batch < tiles * lanes:
-        for cell in range(first, first + cells):
-            for lane in range(batch % lanes, lanes):
-                maps[tiles - 1, cell, lane] = value
+@dataclass(frozen=True)
+class _Normalised:
+    """Sizes of a map that is normalised.
+
+    Attributes:
+        write: Where instructions go.
+        tiles: Tiles of a batch.
+        step: Cells of a tile.
+        cells: Pixels of a channel.
+        batch: Images.
+    """
+
+    write: Emitter
+    tiles: Whole
+    step: Whole
+    cells: Whole
+    batch: Whole
+
+    def start(self, array: Any, tile: Whole, channel: Whole) -> Any:
+        """Address of a channel."""
+        return self.write.at(array, (tile * self.step + channel * self.cells) * self.write.lanes)
+
+    def blank(self, maps: Any, channel: Whole, value: Real) -> None:
+        """Give a channel one value in the lanes that have no image."""
+        lanes = self.write.lanes
+        beyond = self.batch % lanes
+        with (self.batch < self.tiles * lanes).where():
+            first = self.start(maps, self.tiles - 1, channel)
+            with self.cells.each() as cell, beyond.up_to(beyond.like(lanes), 1) as (lane, _):
+                self.write.put(value, first, cell * lanes + lane)
 
 
-@compiled
-def normalise(  # type: ignore[no-untyped-def]
-    maps, beside, outputs, sums, cells, batch, weight, bias, running_mean, running_variance, means, scales,
-    momentum, eps, learns, joins, rectifies,
-):  # fmt: skip
+def _write_normalise(
+    write: Emitter, maps: Any, beside: Any, outputs: Any, weight: Any, bias: Any, running_mean: Any,
+    running_variance: Any, means: Any, scales: Any, tiles: Whole, step: Whole, cells: Whole, batch: Whole,
+    channels: Whole, momentum: Any, eps: Any, learns: Whole, joins: Whole, rectifies: Whole,
+) -> None:  # fmt: skip
+    size = _Normalised(write, tiles, step, cells, batch)
+    count, zero, one = (write.real(number) for number in (batch * cells, 0, 1))
+    share, least = write.real(momentum), write.real(eps)
+    sums, learning = write.slots(2), learns.bit()
+    mean_slot, variance_slot = (write.number_slot() for _ in range(2))
+    with ((channels + 1) // 2).each() as pair:
+        first = pair * 2
+        second = (first + 1).at_most(channels - 1)
+        with learning.where():
+
+            def both(body: Any, numbers: list[Real], goal: Any) -> None:
+                """Sums of two channels over the batch, divided by its size."""
+                write.clear(sums)
+                with tiles.each() as tile:
+                    starts = [size.start(maps, tile, channel) for channel in (first, second)]
+                    _run(write, body, 0, 1, cells, starts, numbers, sums)
+                for channel, slot in zip((first, second), sums, strict=True):
+                    write.put(_lane_sum(write, slot) / count, goal, channel)
+
+            with first.up_to(second + 1, 1) as (channel, _):
+                size.blank(maps, channel, zero)
+            both(_totals, [], means)
+            with first.up_to(second + 1, 1) as (channel, _):
+                # They deviate by nothing.
+                size.blank(maps, channel, write.get(means, channel))
+            both(_deviations, [write.get(means, first), write.get(means, second)], scales)
+        with first.up_to(second + 1, 1) as (channel, _):
+            before, spread = write.get(running_mean, channel), write.get(running_variance, channel)
+            mean_slot(before)
+            variance_slot(spread)
+            with learning.where():
+                mean, variance = write.get(means, channel), write.get(scales, channel)
+                mean_slot(mean)
+                variance_slot(variance)
+                unbiased = variance * (count / (count - one))
+                write.put(before + share * (mean - before), running_mean, channel)
+                write.put(spread + share * (unbiased - spread), running_variance, channel)
+            mean = mean_slot()
+            scale = one / (variance_slot() + least).function("sqrt")
+            write.put(mean, means, channel)
+            write.put(scale, scales, channel)
+            factor = write.get(weight, channel) * scale
+            shift = write.get(bias, channel) - mean * factor
+            with tiles.each() as tile:
+                starts = [size.start(array, tile, channel) for array in (maps, outputs, beside)]
+                _run(write, _affine, joins + rectifies * 2, 4, cells, starts, [factor, shift])
+
+
+_normalise = Written(
+    "normalise", 9 * "reals " + 5 * "whole " + "real real whole whole whole", _write_normalise
+)  # fmt: skip
+
+
+def normalise(
+    maps: np.ndarray, beside: np.ndarray, outputs: np.ndarray, cells: int, batch: int, weight: np.ndarray,
+    bias: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray, means: np.ndarray, scales: np.ndarray,
+    momentum: float, eps: float, learns: bool, joins: bool, rectifies: bool,
+) -> Call:  # fmt: skip
     """``outputs = maps`` normalised, plus ``beside`` where it ``joins``, its ReLU where it ``rectifies``.
 
     Two channels pass as a whole, so that they lie in the cache for all three loops over them.
 
     Args:
-        maps: What is normalised; where it ``learns``, lanes without an image (from ``batch`` on) become the mean.
+        maps: What is normalised, ``[T, cells, L]``; where it ``learns``, lanes without an image (from ``batch`` on)
+            become the mean.
         beside: Of the same shape.
         outputs: Where to write.
-        sums: Scratch, ``[2, L]``.
         cells: Pixels of a channel.
         batch: Number of images, all of whose tiles but the last are full.
         weight: One for each channel, as ``torch.nn.BatchNorm2d`` has it; so are the next three.
@@ -689,51 +685,45 @@ def normalise(  # type: ignore[no-untyped-def]
         joins: Whether ``beside`` is added.
         rectifies: Whether negative outputs become zero.
     """
-    tiles, step, lanes = maps.shape
-    count = weight.dtype.type(batch * cells)
-    # Of one type with all other values: a call with another one would be compiled again.
-    zero, one = weight.dtype.type(0), weight.dtype.type(1)
-    variant = (1 if joins else 0) + (2 if rectifies else 0)
-    for first in range(0, weight.size, 2):
-        second = min(first + 1, weight.size - 1)
-        if learns:
-            for channel in range(first, second + 1):
-                _blank(maps, channel * cells, cells, batch, zero)
-            _clear(sums)
-            for tile in range(tiles):
-                at, other = (tile * step + first * cells) * lanes, (tile * step + second * cells) * lanes
-                run("totals", 0, cells, maps, at, maps, other, maps, at, maps, at, 0, 0, 0, sums)
-            means[first], means[second] = lane_sum(sums, 0) / count, lane_sum(sums, 1) / count
-            for channel in range(first, second + 1):
-                # They deviate by nothing.
-                _blank(maps, channel * cells, cells, batch, means[channel])
-            _clear(sums)
-            for tile in range(tiles):
-                at, other = (tile * step + first * cells) * lanes, (tile * step + second * cells) * lanes
-                one_mean, other_mean = means[first], means[second]
-                run("deviations", 0, cells, maps, at, maps, other, maps, at, maps, at, one_mean, other_mean, 0, sums)
-            scales[first], scales[second] = lane_sum(sums, 0) / count, lane_sum(sums, 1) / count
-        for channel in range(first, second + 1):
-            mean, variance = running_mean[channel], running_variance[channel]
-            if learns:
-                mean, variance = means[channel], scales[channel]
-                unbiased = variance * (count / (count - one))
-                running_mean[channel] += momentum * (mean - running_mean[channel])
-                running_variance[channel] += momentum * (unbiased - running_variance[channel])
-            scale = one / np.sqrt(variance + eps)
-            means[channel], scales[channel] = mean, scale
-            factor = weight[channel] * scale
-            shift = bias[channel] - mean * factor
-            for tile in range(tiles):
-                at = (tile * step + channel * cells) * lanes
-                run("affine", variant, cells, maps, at, outputs, at, beside, at, maps, at, factor, shift, 0, sums)
+    return _normalise(
+        maps, beside, outputs, weight, bias, running_mean, running_variance, means, scales,
+        *maps.shape[:2], cells, batch, weight.size, momentum, eps, learns, joins, rectifies,
+    )  # fmt: skip
 
 
-@compiled
-def normalise_backward(  # type: ignore[no-untyped-def]
-    maps, outputs, gradients, of_maps, of_beside, sums, cells, batch, weight, of_weight, of_bias, means, scales,
-    joins, beside_adds, rectifies, adds,
-):  # fmt: skip
+def _write_normalise_backward(
+    write: Emitter, maps: Any, outputs: Any, gradients: Any, of_maps: Any, of_beside: Any, weight: Any, of_weight: Any,
+    of_bias: Any, means: Any, scales: Any, passed: Any, tiles: Whole, step: Whole, cells: Whole, batch: Whole,
+    channels: Whole, flow: Whole, ebb: Whole,
+) -> None:  # fmt: skip
+    size = _Normalised(write, tiles, step, cells, batch)
+    count, sums = write.real(batch * cells), write.slots(2)
+    with channels.each() as channel:
+        mean, scale = write.get(means, channel), write.get(scales, channel)
+        write.clear(sums)
+        with tiles.each() as tile:
+            starts = [size.start(array, tile, channel) for array in (gradients, outputs, of_beside, maps)]
+            _run(write, _flow, flow, 6, cells, starts, [mean], sums)
+        total, along = (_lane_sum(write, slot) for slot in sums)
+        write.put(along * scale, of_weight, channel)
+        write.put(total, of_bias, channel)
+        factor = write.get(weight, channel) * scale
+        slope = -factor * scale * scale * along / count
+        level = -factor * total / count - mean * slope
+        with tiles.each() as tile:
+            starts = [size.start(array, tile, channel) for array in (passed, of_maps, maps, outputs)]
+            _run(write, _ebb, ebb, 4, cells, starts, [factor, slope, level])
+        size.blank(of_maps, channel, write.real(0))
+
+
+_normalise_backward = Written("normalise-backward", 11 * "reals " + 7 * "whole ", _write_normalise_backward)
+
+
+def normalise_backward(
+    maps: np.ndarray, outputs: np.ndarray, gradients: np.ndarray, of_maps: np.ndarray, of_beside: np.ndarray,
+    cells: int, batch: int, weight: np.ndarray, of_weight: np.ndarray, of_bias: np.ndarray, means: np.ndarray,
+    scales: np.ndarray, joins: bool, beside_adds: bool, rectifies: bool, adds: bool,
+) -> Call:  # fmt: skip
     """What :func:`normalise` does backward, where it learnt.
 
     Args:
@@ -742,7 +732,6 @@ def normalise_backward(  # type: ignore[no-untyped-def]
         gradients: Of the outputs. It may be ``of_maps``, too.
         of_maps: Gradients of ``maps``; zero for lanes without an image.
         of_beside: Gradients of what was added.
-        sums: Scratch, ``[2, L]``.
         cells: Pixels of a channel.
         batch: Number of images.
         weight: One for each channel.
@@ -755,61 +744,94 @@ def normalise_backward(  # type: ignore[no-untyped-def]
         rectifies: Whether a ReLU followed.
         adds: Whether the gradients of ``maps`` are.
     """
-    tiles, step, lanes = maps.shape
-    count = weight.dtype.type(batch * cells)
-    variant = (0 if not joins else 4 if beside_adds else 2) + (1 if rectifies else 0)
+    flow = (0 if not joins else 4 if beside_adds else 2) + rectifies
     # What goes on to the other map alone has passed the ReLU.
-    passed, more = gradients, (2 if adds else 0) + (1 if rectifies else 0)
-    if joins and not beside_adds:
-        passed, more = of_beside, 2 if adds else 0
-    for channel in range(weight.size):
-        mean, scale = means[channel], scales[channel]
-        _clear(sums)
-        for tile in range(tiles):
-            at = (tile * step + channel * cells) * lanes
-            run("flow", variant, cells, gradients, at, outputs, at, of_beside, at, maps, at, mean, 0, 0, sums)
-        total, along = lane_sum(sums, 0), lane_sum(sums, 1)
-        of_weight[channel], of_bias[channel] = along * scale, total
-        factor = weight[channel] * scale
-        slope = -factor * scale * scale * along / count
-        level = -factor * total / count - mean * slope
-        for tile in range(tiles):
-            at = (tile * step + channel * cells) * lanes
-            run("ebb", more, cells, passed, at, of_maps, at, maps, at, outputs, at, factor, slope, level, sums)
-        _blank(of_maps, channel * cells, cells, batch, weight.dtype.type(0))
+    passed, ebb = (of_beside, 2 * adds) if joins and not beside_adds else (gradients, 2 * adds + rectifies)
+    return _normalise_backward(
+        maps, outputs, gradients, of_maps, of_beside, weight, of_weight, of_bias, means, scales, passed,
+        *maps.shape[:2], cells, batch, weight.size, flow, ebb,
+    )  # fmt: skip
 
 
 # What has no weights
 
 
-@compiled
-def act(kind, variant, one, other, outputs, sums, cells):  # type: ignore[no-untyped-def]
-    """What acts on each of the first ``cells`` by itself: see :func:`run`."""
-    for tile in range(one.shape[0]):
-        lanes = one.shape[2]
-        first, second = tile * one.shape[1] * lanes, tile * other.shape[1] * lanes
-        goal = tile * outputs.shape[1] * lanes
-        if kind == RECTIFY:
-            run("rectify", 0, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
-        elif kind == RECTIFIED:
-            run("rectified", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
-        elif kind == SUM:
-            run("sum", 0, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
-        else:
-            run("copy", variant, cells, one, first, other, second, outputs, goal, one, first, 0, 0, 0, sums)
+#: What acts on each cell by itself: on vectors a and b, into c.
+_ACTS = {"rectify": _rectify, "rectified": _rectified, "sum": _sum, "copy": _copy}
 
 
-def _pixels(write: Emitter, window: tuple[Any, Any, Whole, Whole, Whole], emit: Callable[[Whole, Any], None]) -> None:
-    """Code for each pixel of a window, of a map that lies in an array: its number and its address."""
-    kind, array, corner, length, size = window
-    with size.each() as row, size.each() as column:
-        emit(row * size + column, write.data(kind, array, (corner + (row * length + column) * write.lanes).value))
+@cache
+def _acting(kind: str, adds: bool) -> Written:
+    def emit(
+        write: Emitter, one: Any, other: Any, outputs: Any, tiles: Whole, step: Whole, other_step: Whole, goal: Whole,
+        cells: Whole,
+    ) -> None:  # fmt: skip
+        with tiles.each() as tile:
+            steps = ((one, step), (other, other_step), (outputs, goal))
+            starts = [write.at(array, tile * cells_of * write.lanes) for array, cells_of in steps]
+            _run(write, _ACTS[kind], int(adds), 1, cells, starts)
+
+    return Written(f"{kind}-{'added' if adds else 'alone'}", 3 * "reals " + 5 * "whole ", emit)
 
 
-def _winners(write: Emitter, kind: Any, array: Any, at: Whole) -> tuple[Any, Callable[[Whole], Any]]:
+def act(kind: str, one: np.ndarray, other: np.ndarray, outputs: np.ndarray, cells: int, adds: bool = False) -> Call:
+    """What acts on each of the first ``cells`` by itself, of maps ``[T, cells, L]``.
+
+    Args:
+        kind: ``rectify``: the ReLU of ``one``; ``rectified``: the gradients ``one`` of outputs ``other`` through it;
+            ``sum`` of both; ``copy`` of ``one``.
+        one: What is read.
+        other: See ``one``.
+        outputs: What is written.
+        cells: Of each tile.
+        adds: Whether it is added to what is there: of ``rectified`` and ``copy``.
+    """
+    return _acting(kind, adds)(one, other, outputs, len(one), one.shape[1], other.shape[1], outputs.shape[1], cells)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of ``size`` × ``size`` pixels, side by side.
+
+    Attributes:
+        write: Where instructions go.
+        tiles: Tiles of a batch.
+        step: Cells of a tile of the maps.
+        goal: Cells of a tile of what they become.
+        lines: Rows of windows, of all channels.
+        reach: Windows of a row.
+        length: Columns of the maps.
+        size: Of a window.
+    """
+
+    write: Emitter
+    tiles: Whole
+    step: Whole
+    goal: Whole
+    lines: Whole
+    reach: Whole
+    length: Whole
+    size: Whole
+
+    def each(self, emit: Callable[[Whole, Whole], None]) -> None:
+        """Code for each window: where its upper left corner lies, and where what it becomes."""
+        lanes = self.write.lanes
+        with self.tiles.each() as tile, self.lines.each() as row, self.reach.each() as column:
+            corner = (tile * self.step + row * self.size * self.length + column * self.size) * lanes
+            at = (tile * self.goal + row * self.reach + column) * lanes
+            emit(corner, at)
+
+    def pixels(self, maps: Any, corner: Whole, emit: Callable[[Whole, Any], None]) -> None:
+        """Code for each pixel of a window of a map: its number and its address."""
+        with self.size.each() as row, self.size.each() as column:
+            place = corner + (row * self.length + column) * self.write.lanes
+            emit(row * self.size + column, self.write.at(maps, place))
+
+
+def _winners(write: Emitter, array: Any, at: Whole) -> tuple[Any, Callable[[Whole], Any]]:
     """Address of a vector of whole numbers, and what makes such a vector of one number."""
-    element = write.context.get_value_type(kind.dtype)
-    pointer = write.builder.bitcast(write.data(kind, array, at.value), ir.VectorType(element, write.lanes).as_pointer())
+    element = ir.IntType(16)
+    pointer = write.builder.bitcast(write.at(array, at), ir.VectorType(element, write.lanes).as_pointer())
 
     def fill(number: Whole) -> Any:
         return write.fill(write.builder.trunc(number.value, element))
@@ -817,17 +839,15 @@ def _winners(write: Emitter, kind: Any, array: Any, at: Whole) -> tuple[Any, Cal
     return pointer, fill
 
 
-@_written
-def _choose(typing, maps, corner, outputs, goal, winner, length, size):  # type: ignore[no-untyped-def]
-    """One window of :func:`largest`; places are flat."""
+def _write_largest(write: Emitter, maps: Any, outputs: Any, winner: Any, *sizes: Whole) -> None:
+    builder, windows = write.builder, _Windows(write, *sizes)
+    (best,) = write.slots(1)
+    with builder.goto_entry_block():
+        where = builder.alloca(ir.VectorType(ir.IntType(16), write.lanes))
 
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, maps.dtype)
-        start, at, row, many = (Whole(builder, values[number]) for number in (1, 3, 5, 6))
-        pointer, fill = _winners(write, winner, values[4], at)
-        best = cgutils.alloca_once(builder, write.type)
-        where = cgutils.alloca_once(builder, pointer.type.pointee)
-        builder.store(write.load(write.data(maps, values[0], start.value), 0), best)
+    def choose(corner: Whole, at: Whole) -> None:
+        pointer, fill = _winners(write, winner, at)
+        builder.store(write.load(write.at(maps, corner), 0), best)
         builder.store(fill(at.like(0)), where)
 
         def compare(pixel: Whole, address: Any) -> None:
@@ -837,59 +857,54 @@ def _choose(typing, maps, corner, outputs, goal, winner, length, size):  # type:
             builder.store(builder.select(wins, value, before), best)
             builder.store(builder.select(wins, fill(pixel), builder.load(where)), where)
 
-        _pixels(write, (maps, values[0], start, row, many), compare)
-        write.store(builder.load(best), write.data(outputs, values[2], at.value), 0)
-        builder.store(builder.load(where), pointer, align=winner.dtype.bitwidth // 8)
-        return context.get_dummy_value()
+        windows.pixels(maps, corner, compare)
+        write.store(builder.load(best), write.at(outputs, at), 0)
+        builder.store(builder.load(where), pointer, align=2)
 
-    whole = types.intp
-    return types.void(maps, whole, outputs, whole, winner, whole, whole), emit
+    windows.each(choose)
 
 
-@_written
-def _return(typing, gradients, source, winner, of_maps, corner, length, size, adds):  # type: ignore[no-untyped-def]
-    """One window of :func:`largest_backward`."""
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        write = Emitter(context, builder, gradients.dtype)
-        at, start, row, many = (Whole(builder, values[number]) for number in (1, 4, 5, 6))
-        pointer, fill = _winners(write, winner, values[2], at)
-        won = builder.load(pointer, align=winner.dtype.bitwidth // 8)
-        gradient = write.load(write.data(gradients, values[0], at.value), 0)
-        nothing = write.fill(ir.Constant(write.element, 0.0))
-        more = builder.trunc(values[7], ir.IntType(1))
-
-        def give(pixel: Whole, address: Any) -> None:
-            value = builder.select(builder.icmp_signed("==", won, fill(pixel)), gradient, nothing)
-            value = builder.select(more, builder.fadd(value, write.load(address, 0)), value)
-            write.store(value, address, 0)
-
-        _pixels(write, (of_maps, values[3], start, row, many), give)
-        return context.get_dummy_value()
-
-    whole = types.intp
-    return types.void(gradients, whole, winner, of_maps, whole, whole, whole, types.boolean), emit
+def _windows(maps: np.ndarray, pooled: np.ndarray, channels: int, tall: int, length: int, size: int) -> tuple[int, ...]:
+    """What :class:`_Windows` is told of maps and of what they become."""
+    return len(maps), maps.shape[1], pooled.shape[1], channels * (tall // size), length // size, length, size
 
 
-@compiled
-def largest(maps, outputs, winner, channels, tall, length, size):  # type: ignore[no-untyped-def]
+_largest = Written("largest", "reals reals winners" + 7 * " whole", _write_largest)
+
+
+def largest(
+    maps: np.ndarray, outputs: np.ndarray, winner: np.ndarray, channels: int, tall: int, length: int, size: int
+) -> Call:
     """Largest pixel of each window of ``size`` × ``size``, and which one won, as torch has it."""
-    high, reach, lanes = tall // size, length // size, maps.shape[2]
-    for tile in range(maps.shape[0]):
-        for row in range(channels * high):
-            for column in range(reach):
-                corner = (tile * maps.shape[1] + row * size * length + column * size) * lanes
-                goal = (tile * outputs.shape[1] + row * reach + column) * lanes
-                _choose(maps, corner, outputs, goal, winner, length, size)
+    sizes = _windows(maps, outputs, channels, tall, length, size)
+    return _largest(maps, outputs, winner, *sizes)
 
 
-@compiled
-def largest_backward(gradients, winner, of_maps, channels, tall, length, size, adds):  # type: ignore[no-untyped-def]
+@cache
+def _largest_backward(adds: bool) -> Written:
+    def emit(write: Emitter, gradients: Any, of_maps: Any, winner: Any, *sizes: Whole) -> None:
+        builder, windows = write.builder, _Windows(write, *sizes)
+
+        def hand_on(corner: Whole, at: Whole) -> None:
+            pointer, fill = _winners(write, winner, at)
+            won, gradient = builder.load(pointer, align=2), write.load(write.at(gradients, at), 0)
+            nothing = ir.Constant(write.type, [0.0] * write.lanes)
+
+            def give(pixel: Whole, address: Any) -> None:
+                value = builder.select(builder.icmp_signed("==", won, fill(pixel)), gradient, nothing)
+                write.store(builder.fadd(value, write.load(address, 0)) if adds else value, address, 0)
+
+            windows.pixels(of_maps, corner, give)
+
+        windows.each(hand_on)
+
+    return Written(f"largest-backward-{'added' if adds else 'alone'}", "reals reals winners" + 7 * " whole", emit)
+
+
+def largest_backward(
+    gradients: np.ndarray, winner: np.ndarray, of_maps: np.ndarray, channels: int, tall: int, length: int, size: int,
+    adds: bool,
+) -> Call:  # fmt: skip
     """Gradients of what the largest pixels were taken of."""
-    high, reach, lanes = tall // size, length // size, gradients.shape[2]
-    for tile in range(gradients.shape[0]):
-        for row in range(channels * high):
-            for column in range(reach):
-                corner = (tile * of_maps.shape[1] + row * size * length + column * size) * lanes
-                source = (tile * gradients.shape[1] + row * reach + column) * lanes
-                _return(gradients, source, winner, of_maps, corner, length, size, adds)
+    sizes = _windows(of_maps, gradients, channels, tall, length, size)
+    return _largest_backward(adds)(gradients, of_maps, winner, *sizes)

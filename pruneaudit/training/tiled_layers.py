@@ -62,7 +62,6 @@ class Batch:
         weight: Parameters by name.
         gradient: Their gradients.
         running: Statistics by name.
-        sums: Scratch, ``[2, L]``.
     """
 
     tiles: int
@@ -72,7 +71,6 @@ class Batch:
     weight: Mapping[str, np.ndarray]
     gradient: Mapping[str, np.ndarray]
     running: Mapping[str, np.ndarray]
-    sums: np.ndarray
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """The part of a map's room that the batch takes."""
@@ -119,11 +117,11 @@ class Convolution(Layer):
     name: str
     layer: nn.Conv2d | nn.Linear
 
-    def _passes(self, batch: Batch) -> Any:
-        made = batch.kernel.convolution
+    @property
+    def _geometry(self) -> tuple[int, int, int, int]:
         if isinstance(self.layer, nn.Linear):
-            return made(1, 1, 0, 1)
-        return made(self.layer.kernel_size[0], self.layer.stride[0], int(self.layer.padding[0]), self.inputs.wide)
+            return 1, 1, 0, 1
+        return self.layer.kernel_size[0], self.layer.stride[0], int(self.layer.padding[0]), self.inputs.wide
 
     def _weights(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         weight = parts[f"{self.name}.weight"]
@@ -146,13 +144,13 @@ class Convolution(Layer):
         yield self._call(batch, batch.kernel.TO_WEIGHTS, inputs, gradients, self._weights(batch.gradient), sums)
         if self.layer.bias is not None:
             of_bias = batch.gradient[f"{self.name}.bias"]
-            yield partial(batch.kernel.bias_gradients, gradients, batch.sums, of_bias, self.outputs.cells)
+            yield batch.kernel.bias_gradients(gradients, of_bias, self.outputs.cells)
         if self.inputs.gradients is not None:
             target = batch.of(self.inputs.gradients)
             yield self._call(batch, batch.kernel.TO_INPUTS, gradients, target, weight, nothing, adds=self.adds[0])
 
     def _call(self, batch: Batch, which: int, *arrays: Any, adds: bool = False) -> Call:
-        return partial(self._passes(batch), which, *arrays, self.inputs.high, self.outputs.high, adds)
+        return batch.kernel.convolution(self._geometry, which, *arrays, self.inputs.high, self.outputs.high, adds)
 
 
 @dataclass(eq=False)
@@ -186,8 +184,8 @@ class Normalisation(Layer):
         kind = weight.dtype.type
         maps = [batch.of(found.values) for found in (self.sources[0], self.sources[-1], self.outputs)]
         self.kept = self._kept(batch)
-        yield partial(
-            batch.kernel.normalise, *maps, batch.sums, self.inputs.cells, batch.images, weight, bias, *running,
+        yield batch.kernel.normalise(
+            *maps, self.inputs.cells, batch.images, weight, bias, *running,
             *self.kept, kind(self.layer.momentum), kind(self.layer.eps), batch.learns, self.joins, self.rectifies,
         )  # fmt: skip
 
@@ -196,16 +194,15 @@ class Normalisation(Layer):
         of_weight, of_bias = (batch.gradient[f"{self.name}.{part}"] for part in ("weight", "bias"))
         maps = [batch.of(found) for found in (self.inputs.values, self.outputs.values, self.outputs.gradients)]
         maps += [batch.of(found.gradients) for found in (self.sources[0], self.sources[-1])]
-        yield partial(
-            batch.kernel.normalise_backward, *maps, batch.sums, self.inputs.cells, batch.images,
-            batch.weight[f"{self.name}.weight"], of_weight, of_bias, *self.kept,
+        yield batch.kernel.normalise_backward(
+            *maps, self.inputs.cells, batch.images, batch.weight[f"{self.name}.weight"], of_weight, of_bias, *self.kept,
             self.joins, self.adds[-1], self.rectifies, self.adds[0],
         )  # fmt: skip
 
 
-def _acting(batch: Batch, kind: int, size: int, one: Any, other: Any, target: Any, adds: bool = False) -> Call:
+def _acting(batch: Batch, kind: str, size: int, one: Any, other: Any, target: Any, adds: bool = False) -> Call:
     arrays = [batch.of(array) for array in (one, other, target)]
-    return partial(batch.kernel.act, kind, int(adds), *arrays, batch.sums, size)
+    return batch.kernel.act(kind, *arrays, size, adds)
 
 
 class Rectifier(Layer):
@@ -214,13 +211,13 @@ class Rectifier(Layer):
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         values = self.inputs.values
-        yield _acting(batch, batch.kernel.RECTIFY, self.outputs.size, values, values, self.outputs.values)
+        yield _acting(batch, "rectify", self.outputs.size, values, values, self.outputs.values)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         made, target = self.outputs, self.inputs.gradients
         if target is not None:
-            yield _acting(batch, batch.kernel.RECTIFIED, made.size, made.gradients, made.values, target, self.adds[0])
+            yield _acting(batch, "rectified", made.size, made.gradients, made.values, target, self.adds[0])
 
 
 class Sum(Layer):
@@ -229,14 +226,14 @@ class Sum(Layer):
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         one, other = (source.values for source in self.sources)
-        yield _acting(batch, batch.kernel.SUM, self.outputs.size, one, other, self.outputs.values)
+        yield _acting(batch, "sum", self.outputs.size, one, other, self.outputs.values)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         given = self.outputs.gradients
         for source, adds in zip(self.sources, self.adds, strict=True):
             if source.gradients is not None:
-                yield _acting(batch, batch.kernel.COPY, self.outputs.size, given, given, source.gradients, adds)
+                yield _acting(batch, "copy", self.outputs.size, given, given, source.gradients, adds)
 
 
 class Flat(Layer):
@@ -245,13 +242,13 @@ class Flat(Layer):
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         values = self.inputs.values
-        yield _acting(batch, batch.kernel.COPY, self.outputs.size, values, values, self.outputs.values)
+        yield _acting(batch, "copy", self.outputs.size, values, values, self.outputs.values)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         given, target = self.outputs.gradients, self.inputs.gradients
         if target is not None:
-            yield _acting(batch, batch.kernel.COPY, self.outputs.size, given, given, target, self.adds[0])
+            yield _acting(batch, "copy", self.outputs.size, given, given, target, self.adds[0])
 
 
 @dataclass(eq=False)
@@ -320,16 +317,13 @@ class Largest(Layer):
         """See :class:`Layer`."""
         inputs, values = self.inputs, batch.of(self.outputs.values)
         self.winner = np.zeros(values.shape, np.int16)
-        yield partial(
-            batch.kernel.largest, batch.of(inputs.values), values, self.winner, inputs.channels,
-            inputs.high, inputs.wide, self.length,
-        )  # fmt: skip
+        sizes = inputs.channels, inputs.high, inputs.wide, self.length
+        yield batch.kernel.largest(batch.of(inputs.values), values, self.winner, *sizes)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         inputs = self.inputs
         if inputs.gradients is not None:
-            yield partial(
-                batch.kernel.largest_backward, batch.of(self.outputs.gradients), self.winner,
-                batch.of(inputs.gradients), inputs.channels, inputs.high, inputs.wide, self.length, self.adds[0],
-            )  # fmt: skip
+            given, target = batch.of(self.outputs.gradients), batch.of(inputs.gradients)
+            sizes = inputs.channels, inputs.high, inputs.wide, self.length
+            yield batch.kernel.largest_backward(given, self.winner, target, *sizes, self.adds[0])

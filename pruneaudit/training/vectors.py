@@ -1,28 +1,24 @@
-"""Vectors of images, for kernels that are compiled on the CPU at first use (Numba).
+"""Vectors of images, for kernels that are written in LLVM's instructions (llvmlite).
 
 One image per SIMD lane: a batch is cut into tiles of as many images as a vector register holds. Every operation on a
 tile is then a plain loop over whole vectors, whatever widths pruning left, and an image never meets another one before
 the sums over the batch.
 
-Arithmetic is IEEE; products and sums may be contracted to fused multiply-adds, as C compilers do; nothing is reordered
-but where a function asks for it. Importing this module needs Numba.
+Arithmetic is IEEE; products and sums may be contracted to fused multiply-adds, as C compilers do; nothing is reordered.
+Importing this module needs llvmlite, which comes with Numba.
 """
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils, config
 
 #: Bytes of a vector: with AVX-512 one register; elsewhere, or where the target is named, one or two, which still fit.
-VECTOR_BYTES = (
-    64 if getattr(config, "CPU_NAME", None) is None and binding.get_host_cpu_features().get("avx512f") else 32
-)
+VECTOR_BYTES = 64 if not os.environ.get("NUMBA_CPU_NAME") and binding.get_host_cpu_features().get("avx512f") else 32
 #: What may be contracted; reordering ("fast" mathematics) is not.
 CONTRACT = ("contract",)
 
@@ -30,22 +26,6 @@ CONTRACT = ("contract",)
 def lanes(element_bytes: int) -> int:
     """Images of a tile."""
     return VECTOR_BYTES // element_bytes
-
-
-def compiled(function: Callable[..., Any], also: tuple[str, ...] = ()) -> Any:
-    """Compile once and keep the machine code: in the package, else in the user's cache, else for this process only.
-
-    Args:
-        function: What to compile.
-        also: What its arithmetic may do beside contracting, in LLVM's words: ``reassoc`` lets a sum be taken in
-            vectors, always in the same order of one machine code.
-    """
-    options: dict[str, Any] = {"fastmath": {*CONTRACT, *also}, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        # Neither folder can be written, and NUMBA_CACHE_DIR names none.
-        return njit(**options)(function)
 
 
 class Emitter:
@@ -58,27 +38,58 @@ class Emitter:
         type: LLVM's type of a vector.
     """
 
-    def __init__(self, context: Any, builder: ir.IRBuilder, dtype: types.Float) -> None:
-        self.context = context
+    def __init__(self, builder: ir.IRBuilder, size: int) -> None:
         self.builder = builder
-        self.bytes = dtype.bitwidth // 8
-        self.lanes = lanes(self.bytes)
-        self.element = context.get_value_type(dtype)
+        self.bytes = size
+        self.lanes = lanes(size)
+        self.element = ir.FloatType() if size == 4 else ir.DoubleType()
         self.type = ir.VectorType(self.element, self.lanes)
 
     def place(self, pointer: ir.Value, elements: int) -> ir.Value:
         """Address that many elements, or vectors, behind another."""
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), elements)])
 
-    def data(self, kind: types.Array, array: ir.Value, at: ir.Value) -> ir.Value:
+    def at(self, pointer: ir.Value, place: Whole | int) -> ir.Value:
         """Address of an array's element, counted as if it were flat."""
-        start = cgutils.create_struct_proxy(kind)(self.context, self.builder, array).data
-        return self.builder.gep(start, [at])
+        return self.place(pointer, place) if isinstance(place, int) else self.builder.gep(pointer, [place.value])
 
-    def lengths(self, kind: types.Array, array: ir.Value) -> list[Whole]:
-        """An array's shape."""
-        shape = cgutils.create_struct_proxy(kind)(self.context, self.builder, array).shape
-        return [Whole(self.builder, length) for length in cgutils.unpack_tuple(self.builder, shape, kind.ndim)]
+    def slots(self, count: int) -> list[ir.Value]:
+        """Vectors that LLVM keeps in registers."""
+        with self.builder.goto_entry_block():
+            return [self.builder.alloca(self.type) for _ in range(count)]
+
+    def number_slot(self) -> Callable[..., Any]:
+        """One number that LLVM keeps in a register: written where it is called with one, else read."""
+        with self.builder.goto_entry_block():
+            slot = self.builder.alloca(self.element)
+
+        def access(value: Real | None = None) -> Any:
+            if value is None:
+                return Real(self.builder, self.builder.load(slot))
+            return self.builder.store(value.value, slot)
+
+        return access
+
+    def clear(self, slots: list[ir.Value]) -> None:
+        """Make vectors zero."""
+        for slot in slots:
+            self.builder.store(ir.Constant(self.type, [0.0] * self.lanes), slot)
+
+    def real(self, value: Any) -> Real:
+        """One number: of LLVM's, or a constant, or what an integer is."""
+        if isinstance(value, Whole):
+            value = self.builder.sitofp(value.value, self.element)
+        elif isinstance(value, int | float):
+            value = ir.Constant(self.element, float(value))
+        return Real(self.builder, value)
+
+    def get(self, pointer: ir.Value, place: Whole | int) -> Real:
+        """One number of an array."""
+        return Real(self.builder, self.builder.load(self.at(pointer, place)))
+
+    def put(self, value: Real, pointer: ir.Value, place: Whole | int) -> None:
+        """Write one number into an array."""
+        self.builder.store(value.value, self.at(pointer, place))
 
     def _vector(self, pointer: ir.Value, number: int) -> ir.Value:
         return self.builder.bitcast(self.place(pointer, number * self.lanes), self.type.as_pointer())
@@ -180,101 +191,86 @@ class Whole:
     @contextmanager
     def each(self) -> Iterator[Whole]:
         """A loop over all numbers from zero up to this one, which is not among them."""
-        with cgutils.for_range(self.builder, self.value) as loop:
-            yield self._new(loop.index)
+        with self.like(0).up_to(self, 1) as (number, _):
+            yield number
 
     @contextmanager
     def up_to(self, end: Whole, step: int) -> Iterator[tuple[Whole, Whole]]:
         """A loop from this number on before an end: the number, and how many came before."""
-        by = self.like(step).value
-        with cgutils.for_range_slice(self.builder, self.value, end.value, by, self.value.type) as (index, count):
-            yield self._new(index), self._new(count)
+        builder, kind = self.builder, self.value.type
+        before = builder.basic_block
+        head, body, after = (builder.append_basic_block(f"loop.{part}") for part in ("head", "body", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        index, count = builder.phi(kind), builder.phi(kind)
+        builder.cbranch(builder.icmp_signed("<", index, end.value), body, after)
+        builder.position_at_end(body)
+        yield self._new(index), self._new(count)
+        steps = ((index, self.value, step), (count, ir.Constant(kind, 0), 1))
+        for counter, first, by in steps:
+            counter.add_incoming(first, before)
+            counter.add_incoming(builder.add(counter, ir.Constant(kind, by), flags=("nsw",)), builder.basic_block)
+        builder.branch(head)
+        builder.position_at_end(after)
+
+    @contextmanager
+    def where(self) -> Iterator[None]:
+        """Code that runs where this, a bit, is set."""
+        with self.builder.if_then(self.value):
+            yield
+
+    def bit(self) -> Whole:
+        """Whether it is not zero."""
+        return self._new(self.builder.icmp_signed("!=", self.value, ir.Constant(self.value.type, 0)))
 
 
-# What every network has at its ends
-
-
-@compiled
-def into_lanes(images, tiles):  # type: ignore[no-untyped-def]
-    """From a batch ``[B, H, W, C]`` to ``[T, C, H, W, L]``; lanes without an image are blank."""
-    batch, height, breadth, channels = images.shape
-    width = tiles.shape[4]
-    for tile in range(tiles.shape[0]):
-        present = min(width, batch - tile * width)
-        for channel in range(channels):
-            for row in range(height):
-                for lane in range(width):
-                    for column in range(breadth):
-                        tiles[tile, channel, row, column, lane] = (
-                            images[tile * width + lane, row, column, channel] if lane < present else 0
-                        )
-
-
-@compiled
-def crops_into_lanes(images, index, shift, mirrored, mean, scale, tiles):  # type: ignore[no-untyped-def]
-    """Crops of images as they are kept, normalised, to ``[T, C, H, W, L]``; lanes without an image are blank.
+class Real:
+    """A number of the code that is written, with Python's operators; products and sums may be contracted.
 
     Args:
-        images: All of them, with what borders they have, ``[N, H', W', C]`` uint8.
-        index: Which ones are wanted, ``[B]``.
-        shift: Row and column of each crop's upper left corner, ``[B, 2]``.
-        mirrored: Which crops are mirrored left to right, ``[B]``.
-        mean: Taken from every pixel of a channel, ``[C]``.
-        scale: By what the rest is multiplied, ``[C]``.
-        tiles: Where they go.
+        builder: Where its instructions go.
+        value: LLVM's.
     """
-    number, channels, height, breadth, width = tiles.shape
-    kind = tiles.dtype.type
-    for tile in range(number):
-        present = min(width, len(index) - tile * width)
-        for channel in range(channels):
-            for row in range(height):
-                for lane in range(width):
-                    if lane >= present:
-                        for column in range(breadth):
-                            tiles[tile, channel, row, column, lane] = 0
-                        continue
-                    place = tile * width + lane
-                    image, line, first = index[place], shift[place, 0] + row, shift[place, 1]
-                    for column in range(breadth):
-                        seen = first + (breadth - 1 - column if mirrored[place] else column)
-                        pixel = kind(images[image, line, seen, channel])
-                        tiles[tile, channel, row, column, lane] = (pixel - mean[channel]) * scale[channel]
 
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder = builder
+        self.value = value
 
-@compiled
-def cross_entropy(logits, labels, smoothing, losses, hits):  # type: ignore[no-untyped-def]
-    """Losses and hits, ``[B]``, of logits ``[classes, N]``, N ≥ B, which become the gradients of the mean loss."""
-    classes, batch = logits.shape[0], labels.shape[0]
-    zero, one = logits.dtype.type(0), logits.dtype.type(1)
-    on = one - smoothing
-    off = smoothing / logits.dtype.type(classes)
-    for image in range(batch):
-        best = 0
-        for number in range(1, classes):
-            if logits[number, image] > logits[best, image]:
-                best = number
-        top, label = logits[best, image], labels[image]
-        total, below = zero, zero
-        for number in range(classes):
-            total += math.exp(logits[number, image] - top)
-            below += top - logits[number, image]
-        log_total = math.log(total)
-        hits[image] = best == label
-        losses[image] = on * (log_total + top - logits[label, image]) + off * (classes * log_total + below)
-        for number in range(classes):
-            share = math.exp(logits[number, image] - top) / total
-            wanted = off + (on if number == label else zero)
-            logits[number, image] = (share - wanted) / logits.dtype.type(batch)
-    for number in range(classes):
-        for image in range(batch, logits.shape[1]):
-            logits[number, image] = zero
+    def _with(self, operation: Callable[..., ir.Value], *others: Real) -> Real:
+        return Real(self.builder, operation(self.value, *(other.value for other in others), flags=CONTRACT))
 
+    def __add__(self, other: Real) -> Real:
+        return self._with(self.builder.fadd, other)
 
-@compiled
-def descend(weights, gradients, velocity, mask, rate, momentum, decay, nesterov):  # type: ignore[no-untyped-def]
-    """One step of SGD on flat arrays, as ``torch.optim.SGD`` defines it; the mask applies to gradients."""
-    for number in range(weights.size):
-        gradient = gradients[number] * mask[number] + decay * weights[number]
-        velocity[number] = momentum * velocity[number] + gradient
-        weights[number] -= rate * (gradient + momentum * velocity[number] if nesterov else velocity[number])
+    def __sub__(self, other: Real) -> Real:
+        return self._with(self.builder.fsub, other)
+
+    def __mul__(self, other: Real) -> Real:
+        return self._with(self.builder.fmul, other)
+
+    def __truediv__(self, other: Real) -> Real:
+        return self._with(self.builder.fdiv, other)
+
+    def __neg__(self) -> Real:
+        return Real(self.builder, self.builder.fneg(self.value))
+
+    def __gt__(self, other: Real) -> Whole:
+        return Whole(self.builder, self.builder.fcmp_ordered(">", self.value, other.value))
+
+    def times_plus(self, other: Real, added: Real) -> Real:
+        """Product and sum, in one rounding where the processor has it: which of two products, is said so."""
+        operands = [self.value, other.value, added.value]
+        kind = self.value.type
+        known = self.builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return Real(self.builder, self.builder.call(known, operands))
+
+    def function(self, name: str) -> Real:
+        """What one of LLVM's functions makes of it: ``exp``, ``log``, ``sqrt``."""
+        known = self.builder.module.declare_intrinsic(f"llvm.{name}", [self.value.type])
+        return Real(self.builder, self.builder.call(known, [self.value]))
+
+    def double(self) -> Real:
+        """The same in float64."""
+        double = ir.DoubleType()
+        is_double = self.value.type == double
+        return self if is_double else Real(self.builder, self.builder.fpext(self.value, double))

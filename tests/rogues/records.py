@@ -18,7 +18,7 @@ from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Cell
-from pruneaudit.ledger.records import CellRecord, Shown, TextMeasure
+from pruneaudit.ledger.records import CellRecord, Pattern, Shown, TextMeasure
 from pruneaudit.workloads.recipes import Recipe
 
 #: A plan of a comparison, which may take more seeds than there are.
@@ -234,9 +234,10 @@ def fair(rule_id: str) -> Case:
     """A case that passes a rule, and that its rogues are made of; the change concerns the first arm."""
     if rule_id in ("F312", "F313", "F314"):
         return series(protocol="s3.1", trials=3)
-    if rule_id in ("F109", "F110", "F431"):
+    measured = {"F109": measured_in_windows, "F110": measured_in_windows, "F431": calibrated, "F513": patterned}
+    if rule_id in measured:
         case = series()
-        change = {"F109": measured_in_windows, "F110": measured_in_windows, "F431": calibrated}[rule_id]
+        change = measured[rule_id]
         return everywhere(everywhere(case, 0, change), 1, change)
     if rule_id in ("F605", "F606"):
         case = series()
@@ -269,6 +270,12 @@ def rogue(rule_id: str, name: str) -> Case:
 def thinned(arm: Evidence, nonzero: list[int]) -> Evidence:
     """The arm with single weights removed: so many are not zero after each epoch, 100 may be."""
     return with_result(arm, granularity="weight", stay={"conv1": 60, "conv2": 40}, executed_macs=1000, nonzero=nonzero)
+
+
+def patterned(arm: Evidence, pruned: int = 0, tested: int = 0) -> Evidence:
+    """The arm of a method that says 2:4: so many groups hold more, as it was pruned and as it was tested."""
+    arm = with_run(arm, "prune", pattern=Pattern(stay=2, neighbours=4, crowded=pruned))
+    return with_result(arm, pattern=Pattern(stay=2, neighbours=4, crowded=tested))
 
 
 def overall(arm: Evidence, **target: Any) -> Evidence:
@@ -469,6 +476,10 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
     "F512": {
         "weights-come-back": lambda arm: thinned(arm, [100, 100, 101]),
         "weights-come-back-for-an-epoch": lambda arm: thinned(arm, [100, 140, 100]),
+    },
+    "F513": {
+        "mask-of-no-pattern": lambda arm: patterned(arm, pruned=12, tested=12),
+        "recovery-fills-zeros-in": lambda arm: patterned(arm, tested=1),
     },
     "F601": {
         "best-epoch-in-the-cell": lambda arm: with_cell(

@@ -475,19 +475,31 @@ def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
 
 
 @measured
-def _total_macs(arm: Evidence) -> int | None:
-    return total(run.training_macs for run in arm.stages)
+def _total_macs(arm: Evidence) -> tuple[int | None, str]:
+    """Training MACs of all stages, and in words what a method computed beside them."""
+    beside = []
+    own = (arm.prune.own_images if arm.prune is not None else None) or 0.0
+    if own >= 1:
+        beside.append(f"its code cost as much as the training of {own:.0f} images, passes for scores included")
+    if acts := arm.result.hyper_parameters.get("method"):
+        beside.append(f"nobody counted what it does in retraining ({acts})")
+    return total(run.training_macs for run in arm.stages), f"{arm.cell.method}: {'; '.join(beside)}" if beside else ""
 
 
 @rule("F802", "Same total training MACs of pretraining, pruning and retraining", f"{_TABLE_2}, SX-B")
 def same_total_macs(left: Evidence, right: Evidence) -> Outcome:
     """Measured training MACs over all stages; half an epoch of the pruned network apart is rounding.
 
+    They are those of the network. What a method computes in code of its own, such as the passes of a teacher, stands
+    beside them; F501 bounds it in the pruning stage.
+
     Example: K1 = 481 dense and K2 = 120 pruned epochs at a speedup of 2 equal 481 · 2 + 120 = 1082 epochs from
     scratch; Liu et al.'s budget leaves out K2 and does not pass.
     """
-    ours, theirs = _total_macs(left), _total_macs(right)
+    (ours, own), (theirs, others) = _total_macs(left), _total_macs(right)
+    beside = "; ".join(text for text in (own, others) if text)
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
     epoch = max((arm.result.training_macs or 0) / (arm.result.epochs or 1) for arm in (left, right))
-    return Outcome("pass" if abs(ours - theirs) <= epoch / 2 * (1 + 1e-9) else "fail", ours, theirs)
+    near = abs(ours - theirs) <= epoch / 2 * (1 + 1e-9)
+    return Outcome("pass" if near else "fail", ours, theirs, beside)

@@ -296,3 +296,27 @@ def zeros_stay(arm: Evidence) -> Outcome:
         return Outcome("not measured", None, note="the run does not say how many weights were zero")
     most = max(run.nonzero)
     return Outcome("pass" if most <= allowed else "fail", f"at most {most} of {allowed} that may differ from zero")
+
+
+@arm_rule(
+    "F513",
+    "n:m pattern holds after recovery",
+    "Mishra et al. 2021 (arXiv 2104.08378), sec. 3: 2:4 is what sparse tensor cores execute, and nothing but it",
+    on="pruning",
+)
+def pattern_holds(arm: Evidence) -> Outcome:
+    """Groups of neighbouring inputs in which more weights are not zero than the method's pattern lets stay.
+
+    Counted in the weights as they were pruned, and as they are tested. Half of all weights at zero is not two of four:
+    F512 counts how many, this counts where. A method that declares no pattern has none to keep.
+
+    Example: 0 groups behind pruning and behind retraining pass; 12 groups of four with three weights each do not.
+    """
+    pruned = None if arm.prune is None else arm.prune.pattern
+    if pruned is None:
+        return Outcome("pass", "no pattern")
+    name, tested = f"{pruned.stay}:{pruned.neighbours}", arm.result.pattern
+    if tested is None:
+        return Outcome("not measured", name, note="the run does not say what is left of it")
+    value = f"{name}, {pruned.crowded} fuller groups when pruned, {tested.crowded} when tested"
+    return Outcome("fail" if pruned.crowded or tested.crowded else "pass", value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,8 +27,6 @@ _HEAD, _HIDDEN, _WORDS = 8, 12, 64
 class Decoder(nn.Module):
     """A language model whose logits are ``[N, classes, T]``, of the token that follows each of ``[N, T]``.
 
-    Each layer of the decoder can be removed as a block: it then passes on its inputs, and keeps no keys and values.
-
     Args:
         net: Hugging Face's model.
 
@@ -41,8 +38,6 @@ class Decoder(nn.Module):
         super().__init__()
         self.net = net
         language = net.get_decoder()
-        for module in list(language.modules()):
-            _open(module)
         inside = {id(module) for module in language.modules()}
         words = {id(net.get_input_embeddings()), id(net.get_output_embeddings())}
         self.protected = tuple(
@@ -172,33 +167,3 @@ def _small(given: Mapping[str, Any]) -> dict[str, Any]:
             found["layer_types"] = kinds[:count]
         found["num_hidden_layers"] = count
     return found
-
-
-def _open(module: nn.Module) -> None:
-    """Let a layer of a decoder do without its parts, as :class:`pruneaudit.workloads.models.transformer.Block` does."""
-    parts = dict(module.named_children())
-    ends = [f"{owner}.{name}" for owner, name in (("self_attn", "o_proj"), ("mlp", "down_proj")) if owner in parts]
-    if len(ends) == 2 and all(isinstance(_submodule(module, name), nn.Linear) for name in ends):
-        kind: Any = type(module)
-        module.__class__ = _removable(kind)
-        module.branch = ("self_attn", *(name for name in parts if name != "self_attn"))  # type: ignore[assignment]
-        module.ends = tuple(ends)  # type: ignore[assignment]
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-@cache
-def _removable(kind: Any) -> type[nn.Module]:
-    class Removable(kind):
-        def forward(self, hidden_states: torch.Tensor, *given: Any, **named: Any) -> Any:
-            if self.self_attn is None:
-                return hidden_states
-            return super().forward(hidden_states, *given, **named)
-
-    Removable.__qualname__ = Removable.__name__ = kind.__name__
-    return Removable

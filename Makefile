@@ -85,7 +85,7 @@ cluster: $(READY)
 	> "$$(echo $(CLUSTER)/lib/python3*/site-packages)/below.pth"
 	@$(BIN)/python -m pip --python $(CLUSTER)/bin/python install --quiet --retries 2 --group cluster || \
 	echo "no Ray, moto or s3fs can be installed: their tests will be skipped"
-	PRUNEAUDIT_CLUSTER=1 OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest tests/cluster tests/test_objects.py -q -n 0 \
+	PRUNEAUDIT_CLUSTER=1 OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest tests/cluster tests/test_objects.py -q -rs -n 0 \
 	$(if $(FAST),-k "s3 or runs_are_those_of_this_process")
 
 bench: $(READY)

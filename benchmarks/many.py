@@ -141,8 +141,9 @@ def single() -> None:
             _row(f"{backend} {precision}", case, 1, 3, backend, reference, precision)
 
 
-def _case(name: str, ratio: float | None, device: str) -> Case:
+def _case(name: str, ratio: float | None, device: str, model: str = "") -> Case:
     workload = Catalog().workload(name)
+    workload = workload.model_copy(update={"model": model}) if model else workload
     return Case(workload, images_of(workload).to(torch.device(device)), ratio, device)
 
 

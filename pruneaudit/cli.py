@@ -654,6 +654,10 @@ def plan(
             "seeds until each comparison is decided, expected from the pilot's; the time above is for so many"
             + (f" ({unknown} without a pilot of {PILOT} paired seeds: counted with a guess)" * bool(unknown))
         )
+    for workload, needs in facts.get("memory", {}).items():
+        for stage, needed in needs.items():
+            parts = " + ".join(f"{name} {needed[name]:.2f}" for name in needed if name != "total")
+            typer.echo(f"{workload}: {stage} needs {needed['total']:.2f} GiB of a GPU's memory at most: {parts}")
     for workload, refused in facts.get("kept_whole", {}).items():
         for layer, why in refused.items():
             typer.echo(f"{workload}: layer '{layer}' keeps its filters: {why}")
@@ -667,7 +671,7 @@ def backends(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto: cuda if there is one.")
     ] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "fp64"], typer.Option(help="Arithmetic.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16", "fp64", "pure-bf16"], typer.Option(help="Arithmetic.")] = "fp32",
     audit_workload: WorkloadSpecs = None,
     as_json: Json = False,
 ) -> None:

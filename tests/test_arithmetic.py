@@ -188,6 +188,7 @@ def test_a_machine_that_cannot_is_told_so(monkeypatch, machine, flags, words):
 
 
 @x86
+@pytest.mark.no_cover
 def test_a_session_is_pinned_before_anything_is_loaded(checkout):
     """Conftest, workers and the processes of foreign methods included; its results stand apart."""
     conftest = checkout.root / "conftest.py"

@@ -35,7 +35,10 @@ METHODS = {
 def campaign(request, tmp_path_factory):
     """One cell of each method under S3.2, trained in the smoke budget, every unit of the network prunable."""
     catalog, known = Catalog(), Catalog.workload
-    workload = known(catalog, NAME).model_copy(update={"model": request.param, "prunable": AUTO})
+    usual = known(catalog, NAME)
+    # Maps of a quarter of the pixels, with the same layers.
+    update = {"model": request.param, "prunable": AUTO, "data": usual.data.model_copy(update={"size": 16})}
+    workload = usual.model_copy(update=update)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, request.param, NETWORKS[request.param])
         patch.setattr(Catalog, "workload", lambda self, name: workload if name == NAME else known(self, name))

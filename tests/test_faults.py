@@ -35,9 +35,9 @@ from pruneaudit.workloads.recipes import Recipe
 
 # Torch has computed in this process already: with one thread a fork goes on as if nothing had been.
 FORK = multiprocessing.get_context("fork")
-PATIENCE = 60.0
-# Seconds that are few even on a machine that is busy with other tests.
-SOON = 20.0
+PATIENCE = 120.0
+# Seconds that are few beside those for which the dead would have gone on, even on a busy machine.
+SOON = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -285,6 +285,7 @@ def work(root, log, number, runs):
         obtain(run)
 
 
+@pytest.mark.no_cover
 def test_fifty_kills_lose_and_tear_and_double_nothing(root, log):
     draw = random.Random(5)
     runs = [run for seed in range(10) for run in chain(seed)]
@@ -440,6 +441,7 @@ def train(root, spec):
     return LocalExecutor(ledger, Stages(ledger, CATALOG, Runtime()), "session").obtain(spec)
 
 
+@pytest.mark.no_cover
 def test_a_training_that_is_killed_again_and_again_ends_bit_identical(tmp_path):
     spec, draw = digits(5), random.Random(3)
     whole = train(tmp_path / "whole", spec)

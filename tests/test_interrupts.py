@@ -14,7 +14,7 @@ from pruneaudit.ledger.progress import kept_epochs
 from pruneaudit.ledger.store import Ledger
 
 #: Seconds in which everything must be over, on a machine that does other things as well.
-SOON = 20.0
+SOON = 60.0
 #: Trains for longer than any test waits.
 SESSION = ("suite/test_cells.py", "--audit-figures=none", "-k", "lenet5-digits and s3.2", "--audit-methods=l1")
 #: Writes down each process of the session, and whether a test of it is running.
@@ -32,7 +32,7 @@ def pytest_configure(config):
 """
 
 
-def wait_for(condition, patience=60.0):
+def wait_for(condition, patience=120.0):
     """Wait until something is true; return what it is."""
     deadline = time.monotonic() + patience
     while not (found := condition()):
@@ -79,7 +79,7 @@ def stopped(checkout):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(controller, number)
             time.sleep(0.3)
-        text = process.communicate(timeout=60)[0]
+        text = process.communicate(timeout=2 * SOON)[0]
         seconds = time.monotonic() - began
         for other in [controller, *processes(checkout, "worker")]:
             wait_for(lambda other=other: not is_there(other), SOON)

@@ -27,6 +27,7 @@ from pruneaudit.training.stacked import Program, Stack
 from pruneaudit.workloads.data import Part, load
 from pruneaudit.workloads.models import build, imagenet, vgg
 from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.models.resnet import CifarResNet
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig
 
@@ -58,10 +59,13 @@ def tiny():
     )
 
 
-def resnet20():
-    """Other widths in every stage, and one branch that is gone."""
-    kept = {f"layer{stage}.{block}.conv1": range(stage + block + 1) for stage in (1, 2, 3) for block in range(3)}
-    return shrink(build("resnet20", 1, 10), {**kept, "layer2.1.conv1": ()}, SMALL.example())
+def resnet():
+    """Other widths in every stage, and one branch that is gone; the last stage has but its first block."""
+    model = CifarResNet(14, channels=1)
+    del model.layer3[1]
+    kept = {name: range(place + 2) for place, name in enumerate(("layer1.0", "layer1.1", "layer2.0", "layer3.0"))}
+    kept = {f"{name}.conv1": stays for name, stays in kept.items()}
+    return shrink(model, {**kept, "layer2.1.conv1": ()}, SMALL.example())
 
 
 def vgg_with_hidden_layer():
@@ -82,7 +86,7 @@ def resnet18():
 NETWORKS = {
     "tiny": (tiny, SMALL, 0.02),
     "lenet5": (lambda: build("lenet5", 1, 10), LARGE, 0.02),
-    "resnet20": (resnet20, SMALL, 0.02),
+    "resnet": (resnet, SMALL, 0.02),
     "vgg": (vgg_with_hidden_layer, SMALL, 0.02),
     "resnet18": (resnet18, MIDDLE, 0.001),
 }
@@ -150,13 +154,14 @@ def test_grouped_runs_end_as_each_does_alone(name):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_memory_layout_changes_nothing(channels_last):
-    assert_same_as_alone(lambda: [training("resnet20", number) for number in range(2)], channels_last=channels_last)
+    assert_same_as_alone(lambda: [training("resnet", number) for number in range(2)], channels_last=channels_last)
 
 
 def test_runs_that_see_the_same_batches_share_them():
     assert_same_as_alone(lambda: [training(number=number) for number in (0, 2, 4)])
 
 
+@pytest.mark.no_cover
 def test_graphed_runs_end_as_each_does_alone_whatever_their_shapes():
     def make():
         return [training("tiny", 0), training("lenet5", 1), training("tiny", 2, recipe=long), training("vgg", 3)]
@@ -186,6 +191,7 @@ def test_a_rate_for_every_step():
     )
 
 
+@pytest.mark.no_cover
 def test_who_is_at_the_end_leaves_and_the_others_go_on():
     def make():
         lengths = [{"epochs": 2}, {"epochs": 5}, {"steps": 6}, {"steps": 0}, {"steps": 7}, {"epochs": 1}, {"steps": 8}]
@@ -255,7 +261,7 @@ def test_masked_weights_stay_zero():
 @pytest.mark.parametrize("backend", ["grouped", "fused"])
 def test_bf16_is_the_same_arithmetic(compiler, backend):
     def make():
-        runs = [training("resnet20", number, changes={"epochs": 1}) for number in range(2)]
+        runs = [training("resnet", number, changes={"epochs": 1}) for number in range(2)]
         return [dataclasses.replace(run, model=run.model.float(), precision="bf16") for run in runs]
 
     alone, together = train_many(make()), train_many(make(), backend)
@@ -283,17 +289,18 @@ def compiler(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "channels_last"),
-    [("tiny", True), ("resnet20", True), ("resnet20", False), ("vgg", True), ("resnet18", True)],
+    [("tiny", True), ("resnet", True), ("resnet", False), ("vgg", True), ("resnet18", True)],
 )
 def test_fused_runs_end_as_each_does_alone(name, channels_last, compiler):
     assert_same_as_alone(lambda: [training(name, number) for number in range(3)], "fused", channels_last=channels_last)
 
 
+@pytest.mark.no_cover
 def test_compiled_kernels_compute_what_others_do(compiler):
     compiler("inductor")
     if obstacle := fused.obstacle(torch.device("cpu")):
         pytest.skip(obstacle)
-    assert_same_as_alone(lambda: [training("resnet20", number) for number in range(3)], "fused")
+    assert_same_as_alone(lambda: [training("resnet", number) for number in range(3)], "fused")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +308,7 @@ def test_compiled_kernels_compute_what_others_do(compiler):
     [
         ("tiny", 1),
         ("lenet5", 0),
-        ("resnet20", 1 + 2 * (9 - 1)),
+        ("resnet", 1 + 2 * (5 - 1)),
         ("vgg", 2 + 1),
         ("resnet18", 1 + 2 * (8 - 1)),
     ],
@@ -469,7 +476,7 @@ def test_a_stack_computes_what_its_models_compute(make, count):
     torch.testing.assert_close(grouped(images[0]), same, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
+@pytest.mark.parametrize("name", ["lenet5", "resnet"])
 def test_singular_values_of_many_are_those_of_each(name):
     models = [network(name, seed) for seed in range(3)]
     images = torch.randn(5, *NETWORKS[name][1].example().shape[1:], dtype=torch.float64)

@@ -28,6 +28,7 @@ def test_an_example_keeps_the_contract(code, tmp_path):
     check_method(MethodSource("example", path=path).cls)
 
 
+@pytest.mark.no_cover
 def test_the_page_of_methods_is_the_one_that_is_generated():
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == cards.page(CATALOG), (
         "run: pruneaudit methods --markdown > docs/methods.md"

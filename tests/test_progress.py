@@ -698,7 +698,7 @@ def on_a_terminal(project, *arguments, python=sys.executable, interrupt_at=None,
         start_new_session=True,
     )
     os.close(pty.inner)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while pty.read():
         assert time.monotonic() < deadline, pty.written
         if interrupt_at is not None and interrupt_at in pty.written:
@@ -709,7 +709,7 @@ def on_a_terminal(project, *arguments, python=sys.executable, interrupt_at=None,
     pty.close()
     terminal = Terminal(columns)
     terminal.feed(pty.written)
-    return process.wait(60), pty.written, terminal
+    return process.wait(240), pty.written, terminal
 
 
 def assert_nothing_is_left(terminal):

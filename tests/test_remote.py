@@ -37,6 +37,7 @@ from pruneaudit.campaign.executors.where import Cluster, where
 from pruneaudit.cli import app
 from pruneaudit.errors import ConfigError, RunFailedError, StoppedError, StorageError
 from pruneaudit.ledger.chain import Account
+from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.store import Ledger
 
 #: Nothing here takes that long unless it hangs.
@@ -264,7 +265,15 @@ class Elsewhere(Inside):
     def __init__(self, ledger, log, post):
         super().__init__(ledger, log)
         self.post, self.spoil = post, lambda parcel: parcel
-        self.errors = {}
+        self.errors, self.seen, self.late = {}, [], 0.0
+
+    def tell(self, run_id, told):
+        """A word on its way, from a node whose clock is wrong, and what the session shows of it then."""
+        wrong = [
+            {**facts, **{name: facts[name] + self.late for name in ("time", "started", "since")}} for facts in told
+        ]
+        self.post.hear(pickle.loads(pickle.dumps({run_id: wrong})))
+        self.seen.append(Watcher(Ledger(self.post._ledger.root, writable=False)).look())
 
     def ended(self, over):
         if not self.under_way:
@@ -272,11 +281,12 @@ class Elsewhere(Inside):
         spec = self.under_way.pop(0)
         task = Assignment(terms=terms_of(self.executor.ledger), spec=spec).model_dump_json(exclude_defaults=True)
         sent = pickle.loads(pickle.dumps(self.post.luggage(spec)))
-        parcel = self.spoil(pickle.loads(pickle.dumps(apart.perform(task, sent))))
+        parcel = self.spoil(pickle.loads(pickle.dumps(apart.perform(task, sent, self.tell))))
         try:
             self.post.receive(spec.run_id, parcel)
         except apart.StrayError as error:
             self.errors[spec.run_id] = error
+        self.post.over(spec.run_id)
         return [spec.run_id]
 
     def how(self, run_id):
@@ -321,6 +331,36 @@ def test_without_a_shared_folder_runs_travel_and_the_controller_commits(ledger, 
     assert started(log).count(base.run_id) == 1
     assert cluster.post.sent > 2 * len(WEIGHTS)
     assert "MiB came back" in cluster.post.words
+
+
+@pytest.mark.parametrize("late", [0.0, 7200.0, -7200.0])
+def test_how_far_a_run_is_that_travels_is_told_where_the_session_is(ledger, log, elsewhere, monkeypatch, late):
+    monkeypatch.setattr(apart, "PAUSE", 0.0)
+    base, retrain, bad = runs()
+    cluster = elsewhere(bad.seed)
+    cluster.late = late
+    with dispatching(ledger, cluster):
+        one = executor(ledger)
+        one.share([base, retrain, bad])
+        one.obtain(retrain)
+        with pytest.raises(RunFailedError):
+            one.obtain(bad)
+    (first, *_), shown = cluster.seen[0].busy, [state.line() for state in cluster.seen]
+    assert first.run == base.slug and first.pid == os.getpid() and abs(time.time() - first.started) < 3600
+    assert f"0 of 3 runs; now {base.slug} epoch 1/3 50.0 %" in shown
+    assert f"1 of 3 runs; now {retrain.slug} epoch 1/3 50.0 %" in shown
+    # Nobody is at anything any more.
+    assert Ledger(ledger.root).progress() == []
+
+
+def test_words_that_nobody_takes_cost_no_run(ledger, log, elsewhere, monkeypatch):
+    def torn(run_id, told):
+        raise ConnectionError("gone")
+
+    cluster = elsewhere()
+    monkeypatch.setattr(cluster, "tell", torn)
+    with dispatching(ledger, cluster):
+        assert executor(ledger).obtain(run_spec()).run_id == run_spec().run_id
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,18 @@
 """MACs of transformers as papers have them, known from their configurations alone: no weight is ever there."""
 
 import importlib.util
+import shutil
+from pathlib import Path
 
+import folders
 import pytest
 import torch
 from torch import nn
 
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.measure.cost import macs, macs_by_torch, parameters
+from pruneaudit.pruning import shapes
+from pruneaudit.pruning.ratios import removed_filters
 
 torch.set_num_threads(1)
 
@@ -67,3 +73,54 @@ def test_vit_b_16_has_17_56_g_and_deit_ti_1_25():
     small = timm.create_model("deit_tiny_patch16_224", pretrained=False)
     found = macs(small, image)
     assert (round(found / 1e9, 2), found, found) == (1.25, macs_by_torch(small, image), vit(192, 768))
+
+
+BY_PATH = Path(__file__).resolve().parent.parent / "protocols" / "by-path"
+
+
+def test_workloads_of_vision_transformers_are_those_networks():
+    pytest.importorskip("timm")
+    names = ("vit-b-16-imagenet", "deit-tiny-imagenet")
+    catalog = Catalog(extra_workloads=tuple(str(BY_PATH / f"{name}.toml") for name in names))
+    for name, sizes, weights in zip(names, ((768, 3072), (192, 768)), (86_567_656, 5_717_416), strict=True):
+        with torch.device("meta"):
+            network = shapes.dense_network(catalog.workload(name))
+        assert parameters(network) == weights
+        assert macs_by_torch(network, torch.zeros(1, 3, 224, 224, device="meta")) == vit(*sizes)
+
+
+@transformers
+@pytest.mark.parametrize("kind", ["llama-3-8b", "llava-1.5-7b"])
+def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
+    """As wide as the real ones, two layers of them."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    width, length = 4096, 2048
+    hidden, vocabulary, groups = (14336, 128256, 8) if kind == "llama-3-8b" else (11008, 32064, 32)
+    text = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        num_key_value_heads=groups,
+    )
+    tower = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16)
+    (text if kind == "llama-3-8b" else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(
+        tmp_path / "model"
+    )
+    folders.tokenizer(tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for number, split in enumerate(("train", "validation", "test")):
+        (tmp_path / "texts" / f"{split}.txt").write_text(" ".join(folders.sentences(number, 250)))
+    shutil.copy(BY_PATH / f"{kind}.toml", tmp_path)
+    workload = Catalog(extra_workloads=(str(tmp_path / f"{kind}.toml"),)).workload(kind)
+    stay = 1 - removed_filters(10, 0.5) / 10
+
+    def expected(share):
+        each = (2 * width * width + 2 * width * width * groups // 32 + 3 * width * hidden) * share
+        return length * (2 * each + width * vocabulary) + 2 * 2 * length * length * width * share
+
+    known, widths = shapes.costs(workload), shapes.widths_at(workload, 0.5)
+    assert known.of_widths({}) == expected(1.0) and known.of_widths(widths) == expected(stay)
+    assert all("vision" not in name for name in widths) and len(widths) == 4

@@ -1,16 +1,19 @@
 """docs/transformers.md: its commands select what they are to select, and its tables name what there is."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
+import folders
 import pytest
 
 from pruneaudit.audit.catalogue import required, rules
 from pruneaudit.catalog.discovery import Catalog
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "transformers.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S)
+COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines()]
 SUITE = [command for command in COMMANDS if command.startswith("pytest suite") and "--audit-methods" in command]
 STUDIES = [command for command in COMMANDS if command.startswith('pytest suite -k "study')]
 
@@ -52,3 +55,20 @@ def test_the_rules_and_methods_of_the_page_are_there():
     assert len(wanted) == 7 and wanted <= {*required(Catalog().protocol("pt")), *always} <= set(rules())
     named = re.findall(r"^\| `([a-z0-9-]+)`", PAGE, re.M)
     assert {"wanda-sp", "flap", "llm-pruner", "head-gates", "isomorphic"} <= set(named) <= set(Catalog().methods)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs pruneaudit[transformers]")
+def test_the_workload_by_path_is_planned_and_measured_as_the_page_says(checkout):
+    """Its commands, in a folder with a small model and texts."""
+    folders.model(checkout.root / "model")
+    folders.texts(checkout.root / "texts")
+    (content,) = (block for language, block in BLOCKS if language == "toml")
+    checkout.write("decoder.toml", content)
+    plan, suite = (shlex.split(command) for command in COMMANDS if "decoder.toml" in command)
+    planned = checkout.python("-m", *plan)
+    assert planned.code == 0, planned.text
+    assert "2 cells stand on 5 distinct runs" in planned.text
+    needs = [line.split(" GiB")[0] for line in planned.lines if "of a GPU's memory at most" in line]
+    assert [line.split(":")[1].split()[0] for line in needs] == ["pretrain", "prune", "retrain"], planned.text
+    measured = checkout.pytest("suite", *suite[3:], "--audit-figures", "none")
+    assert measured.code in (0, 1) and "cells: 2 selected, 2 ok" in measured.text, measured.text

@@ -21,6 +21,7 @@ from pruneaudit.ledger.records import RunRecord
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.removal import narrowed, units_named
+from pruneaudit.workloads.models.tensors import state_of, take
 
 
 def export(ledger: Ledger, catalog: Catalog, run: str, to: Path) -> None:
@@ -76,9 +77,7 @@ def network_of(ledger: Ledger, catalog: Catalog, record: RunRecord) -> nn.Module
     """
     network = shapes.network(workload_of(record, catalog), _widths(ledger, record))
     # Masks are in the weights: what they remove is zero.
-    network.load_state_dict(
-        {name: tensor for name, tensor in ledger.weights(record).items() if not name.startswith("mask:")}
-    )
+    take(network, {name: tensor for name, tensor in ledger.weights(record).items() if not name.startswith("mask:")})
     return network
 
 
@@ -111,7 +110,7 @@ def load_pruned(path: Path | str, network: nn.Module, example: torch.Tensor) -> 
     widths: dict[str, int] = json.loads(facts["widths"])
     try:
         narrowed(network, widths, units_named(network, example, tuple(widths)))
-        network.load_state_dict(tensors)
+        take(network, tensors)
     except (AttributeError, MethodError, RuntimeError) as error:
         raise ConfigError(f"{path} is a {facts.get('model')}, and no network as given: {one_line(error)}") from None
     return network.eval()
@@ -139,7 +138,7 @@ def _widths(ledger: Ledger, record: RunRecord) -> dict[str, int]:
 
 
 def _save_weights(network: nn.Module, example: torch.Tensor, facts: dict[str, str], path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in state_of(network).items()}
     save_file(tensors, path, metadata={"format": "pt", **facts})
 
 

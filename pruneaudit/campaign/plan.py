@@ -8,13 +8,14 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pruneaudit.campaign.busy import busy
 from pruneaudit.campaign.calibration import Calibration, known
 from pruneaudit.campaign.cost import cost
 from pruneaudit.campaign.executors.local import LocalExecutor
+from pruneaudit.campaign.footprint import Footprint, footprint
 from pruneaudit.campaign.planner import Campaign, check_base
 from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.cells import Cell
@@ -193,8 +194,33 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
             "cost": None if price is None else hours * price,
         }
     whole = _kept_whole(work)
-    more = {"kept_whole": whole, "populations": [dict(row) for row in work.populations]}
+    more = {
+        "kept_whole": whole,
+        "memory": _memory(work, missing),
+        "populations": [dict(row) for row in work.populations],
+    }
     return facts | times | {name: value for name, value in more.items() if value}
+
+
+def _memory(work: Work, runs: Sequence[RunSpec]) -> dict[str, dict[str, dict[str, float]]]:
+    """What the memory of a GPU must hold for each stage at most, in GiB, by workload: of those that are large."""
+    found: dict[str, dict[str, Footprint]] = defaultdict(dict)
+    known: dict[tuple[Any, ...], Footprint] = {}
+    for run in runs:
+        workload = work.catalog.workload(run.workload)
+        if not (workload.gpu or workload.network.described):
+            continue
+        place = (run.workload, run.stage, run.checkpoint, run.ratio, run.method, run.recipe)
+        if place not in known:
+            known[place] = footprint(run, work.catalog)
+        needed = known[place]
+        before = found[run.workload].get(run.stage)
+        if before is None or needed.total > before.total:
+            found[run.workload][run.stage] = needed
+    return {
+        name: {stage: {**asdict(needed), "total": needed.total} for stage, needed in stages.items()}
+        for name, stages in found.items()
+    }
 
 
 def _kept_whole(work: Work) -> dict[str, dict[str, str]]:

@@ -32,7 +32,7 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.contract import Method, ScratchArm, refusal
 from pruneaudit.pruning import shapes
 from pruneaudit.sources import Source
-from pruneaudit.workloads.checkpoints import base_path, fitted, read
+from pruneaudit.workloads.checkpoints import base_path, fitted, found_in, read
 from pruneaudit.workloads.data import facts, identity
 from pruneaudit.workloads.recipes import Optimiser, Recipe, steps_per_epoch
 from pruneaudit.workloads.schedule import Schedule
@@ -73,10 +73,11 @@ def _looked_at(path: Path, digest: str, workload: Workload) -> tuple[str, tuple[
     """What is wrong with a base model of some digest, or nothing, and notes. Every cell of a workload asks."""
     try:
         network = shapes.dense_network(workload)
-        weights = fitted(read(path), path, workload.reading, network, workload.model)
+        if path.is_dir():
+            return "", found_in(path, workload.reading, network, workload.model).notes
+        return "", fitted(read(path), path, workload.reading, network, workload.model).notes
     except ConfigError as error:
         return str(error), ()
-    return "", weights.notes
 
 
 class Executor(Protocol):

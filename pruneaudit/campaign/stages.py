@@ -58,8 +58,11 @@ from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
-from pruneaudit.workloads.checkpoints import base_path, fitted, read
+from pruneaudit.workloads import sharded
+from pruneaudit.workloads.checkpoints import base_path, fitted, found_in, read
 from pruneaudit.workloads.data import Dataset, identity, load, stored_at
+from pruneaudit.workloads.models.described import Decoder, with_fresh_weights
+from pruneaudit.workloads.models.tensors import state_of, take
 from pruneaudit.workloads.networks import version_of
 from pruneaudit.workloads.recipes import steps_per_epoch
 from pruneaudit.workloads.schema import Budget, Workload
@@ -410,13 +413,14 @@ class Stages:
             conduct = conduct.model_copy(update={"isolation": "none"})
         widths = {name: len(kept) for name, kept in answer.kept.items()}
         # Only weights leave the stage: whatever else the method hung on the network stays behind.
-        model = self._place(shapes.network(workload, widths), spec)
+        model = shapes.network(workload, widths)
         try:
             whole = answer.masks or not answer.kept
             small = pruned.model if whole else shrink(pruned.model, answer.kept, dataset.example())
-            model.load_state_dict((thinned(small, masks) if masks else small).state_dict())
+            take(model, state_of(thinned(small, masks) if masks else small))
         except RuntimeError as error:
             raise MethodError(f"method '{spec.method}' left another network than it was given: {error}") from None
+        model = self._place(model, spec)
         bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise MethodError(f"method '{spec.method}' left values that are not finite in '{bad[0]}'")
@@ -495,7 +499,7 @@ class Stages:
         model = shapes.network(workload, widths)
         tensors = self.ledger.weights(parent)
         masks = {name.removeprefix(_MASK): tensors.pop(name) for name in list(tensors) if name.startswith(_MASK)}
-        model.load_state_dict(tensors)
+        take(model, tensors)
         return model, masks
 
     def _masks(self, run: RunRecord) -> dict[str, torch.Tensor]:
@@ -557,11 +561,16 @@ class Stages:
         """Load a user's own base model: where it came from, and what was done to it, for the record."""
         path = base_path(self.runtime.base, self.catalog.workload(spec.workload))
         assert path is not None
-        content = read(path)
-        if hashlib.sha256(content).hexdigest() != spec.checkpoint:
+        content = b"" if path.is_dir() else read(path)
+        found = sharded.digest(path) if path.is_dir() else hashlib.sha256(content).hexdigest()
+        if found != spec.checkpoint:
             raise ConfigError(f"base {path} changed while the suite ran; start again")
+        if path.is_dir():
+            shards = found_in(path, spec.reading, model, spec.model)
+            take(model, shards.read())
+            return "; ".join(["external: pretraining cost not measured", *shards.notes])
         weights = fitted(content, path, spec.reading, model, spec.model)
-        model.load_state_dict(weights.tensors)
+        take(model, weights.tensors)
         return "; ".join(["external: pretraining cost not measured", *weights.notes])
 
     def _commit(
@@ -583,7 +592,7 @@ class Stages:
         singly = outcome.granularity == "weight"
         # During pruning and topping up it is the network of before that trains.
         training_shape = parent.macs if parent is not None and spec.stage in ("topup", "prune") else size.macs
-        tensors = {**model.state_dict(), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
+        tensors = {**state_of(model), **{f"{_MASK}{name}": mask for name, mask in outcome.masks.items()}}
         weights = save_weights({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
         digest = hashlib.sha256(weights).hexdigest()
         measure = self._measure(spec)
@@ -750,6 +759,8 @@ def _scores(measure: Measure, test: Score, validation: Score, history: History) 
 
 
 def _initialise(model: nn.Module, seed: int, *stream: str) -> None:
+    if isinstance(model, Decoder):
+        with_fresh_weights(model)
     from pruneaudit.workloads.models.initialise import initialise
 
     initialise(model, generator(seed, *stream, "initialise"))

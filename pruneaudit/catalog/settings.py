@@ -11,10 +11,10 @@ from typing import Literal
 
 from pruneaudit.arithmetic import PORTABLE, Arithmetic
 from pruneaudit.catalog.cells import Cell
-from pruneaudit.workloads.checkpoints import base_path, read
+from pruneaudit.workloads.checkpoints import base_path, digest
 from pruneaudit.workloads.schema import Budget, Reading, Workload
 
-Precision = Literal["fp32", "bf16", "fp64"]
+Precision = Literal["fp32", "bf16", "fp64", "pure-bf16"]
 Backend = Literal["torch", "compiled", "tiled", "grouped", "fused", "graphed"]
 #: Backends whose steps Numba compiles.
 COMPILED: tuple[Backend, ...] = ("compiled", "tiled")
@@ -53,7 +53,7 @@ class Settings:
         """SHA-256 of the checkpoint that replaces the base model, or None where one is trained.
 
         Raises:
-            ConfigError: The file cannot be read, or is no checkpoint.
+            ConfigError: It cannot be read, or is no checkpoint.
         """
         path = base_path(self.base, workload)
         return None if path is None else _digest(path)
@@ -78,4 +78,4 @@ class Settings:
 
 @lru_cache(maxsize=16)
 def _digest(path: Path) -> str:
-    return hashlib.sha256(read(path)).hexdigest()
+    return digest(path)

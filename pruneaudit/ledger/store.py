@@ -787,13 +787,26 @@ class Ledger:
             link = self._writer.link(content["digest"], view=True)
             write_json(path, content if link is None else {**content, "link": link.model_dump()})
 
-    def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Tell other processes which runs this one has under way, and how far they are."""
-        path = self.root / "progress" / f"{_host_in_names()}-{os.getpid()}-{self._number}.json"
-        if runs:
+    def report_progress(self, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Tell other processes which runs this one has under way, and how far they are.
+
+        Returns:
+            What was told, with who told it and when.
+        """
+        who = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "space": process_space()}
+        told = [{**facts, **who} for facts in runs]
+        self._say(told, "")
+        return told
+
+    def relay_progress(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Tell what processes said of themselves that do not see this ledger, in place of what they said before."""
+        self._say(told, "-relayed")
+
+    def _say(self, told: Sequence[Mapping[str, Any]], kind: str) -> None:
+        path = self.root / "progress" / f"{_host_in_names()}-{os.getpid()}-{self._number}{kind}.json"
+        if told:
             self._writing()
-            who = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "space": process_space()}
-            write_json(path, [{**facts, **who} for facts in runs])
+            write_json(path, told)
         elif self.writable:
             path.unlink(missing_ok=True)
 

@@ -39,6 +39,15 @@ class Score:
 Function = Callable[[torch.Tensor, torch.Tensor], float | np.ndarray]
 
 
+#: Bytes that the logits of a batch may have, in float32.
+_LOGITS = 1 << 28
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in a type in which losses are computed: float32 in place of bfloat16."""
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -56,13 +65,15 @@ def evaluate(
         dataset: Its data.
         part: The split.
         precision: Arithmetic.
-        batch: Images at once.
+        batch: Images at once, at most: of texts as many as have logits of 256 MiB.
         closely: Keep labels and the first five answers, too.
         function: A metric of the user's own; it is given the logits of the whole split at once.
     """
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
+    # Of a window of 2,048 tokens, of 128,000 that there are, logits have a gigabyte.
+    batch = max(1, min(batch, _LOGITS // (4 * dataset.classes * max(1, part.labels[:1].numel()))))
     losses, hits = [], []
     known: list[torch.Tensor] = []
     first: list[torch.Tensor] = []
@@ -70,14 +81,15 @@ def evaluate(
     for images, labels in dataset.inputs(part, parameter.dtype, batch):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images)
-        losses.append(F.cross_entropy(logits.float() if precision == "bf16" else logits, labels, reduction="sum"))
+        logits = widened(logits)
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         hits.append(logits.argmax(dim=1) == labels)
         if closely or function is not None:
             known.append(labels)
         if closely and logits.shape[1] > 5:
             first.append((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).flatten())
         if function is not None:
-            answers.append(logits.float() if precision == "bf16" else logits)
+            answers.append(logits)
     model.train(was_training)
     correct = torch.cat(hits).flatten().cpu().numpy()
     loss = float(torch.stack(losses).sum() / len(correct))

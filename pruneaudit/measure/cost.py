@@ -53,6 +53,9 @@ def macs_by_layer(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
 
         parameter = next(model.parameters())
         network = copy.deepcopy(model).eval()
+        if parameter.is_meta:
+            # With its buffers, which may have values.
+            network = network.to("meta")
         inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
         analysis = FlopCountAnalysis(network, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)

@@ -61,6 +61,15 @@ def on_fakes(model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, 
         return ask(network, torch.zeros(example.shape, dtype=example.dtype))
 
 
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of a network whose tensors are on ``meta``: its values are never copied."""
+    known: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        bare = tensor.detach().to("meta")
+        known[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return copy.deepcopy(model, known).to("meta")
+
+
 def asked_once(
     question: tuple[str, ...], model: nn.Module, example: torch.Tensor, ask: Callable[[nn.Module, torch.Tensor], Found]
 ) -> Found:
@@ -95,9 +104,9 @@ def _on_skeleton(
     """The answer, and whether it came without values."""
     parameter = next(model.parameters())
     inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
-    if "torch._dynamo" in sys.modules or sum(each.numel() for each in model.parameters()) > _SMALL:
+    if parameter.is_meta or "torch._dynamo" in sys.modules or sum(each.numel() for each in model.parameters()) > _SMALL:
         try:
-            return ask(copy.deepcopy(model).eval().to("meta"), inputs.to("meta")), True
+            return ask(without_values(model).eval(), inputs.to("meta")), True
         except AuditError:
             raise
         except Exception:

@@ -50,6 +50,7 @@ from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures, Reach, Watch
 from pruneaudit.workloads.data import WHOLE, Dataset, Part, Share
+from pruneaudit.workloads.models.tensors import take
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import DataConfig, Workload
 
@@ -487,7 +488,7 @@ def retrain(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
 def _network(work: Work) -> nn.Module:
     """The network of a job, placed as the referee would place it."""
     model = shapes.network(work.workload, dict(work.widths))
-    model.load_state_dict(dict(work.state))
+    take(model, dict(work.state))
     return place(model, work.runtime.device, work.precision)
 
 

@@ -203,7 +203,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--audit-precision",
-        **_one_of("--audit-precision", "fp32", "bf16", "fp64"),
+        **_one_of("--audit-precision", "fp32", "bf16", "fp64", "pure-bf16"),
         default=DEFAULTS["audit_precision"],
         help="Arithmetic of training; results of different precisions are kept apart. Default: fp32.",
     )

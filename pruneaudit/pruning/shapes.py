@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -25,10 +26,13 @@ from pruneaudit.pruning.units import Unit, Wiring, joined
 from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.brought import check_logits
+from pruneaudit.workloads.models.described import Decoder, narrow
 from pruneaudit.workloads.schema import DataConfig, Network, Workload
 
 #: Networks whose units the project's own tests try, pattern by pattern: planning need not.
 _OWN = frozenset(MODELS)
+#: Tokens on which units of decoders are tried.
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,8 @@ def _rows(model: Network, data: DataConfig) -> dict[str, int]:
 @lru_cache(maxsize=64)
 def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Units:
     network, example = _dense(model, data), _example(data)
+    if isinstance(network, Decoder):
+        return _units_of_decoder(network, model, example, prunable, skip)
 
     def look(network: nn.Module, example: torch.Tensor) -> tuple[list[Unit], dict[str, str]]:
         return prunable_units(network, Wiring(network, example), example, prunable, skip)
@@ -265,10 +271,46 @@ def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tu
     if prunable != AUTO and model.model not in _OWN:
         found, wrong = verified(network, found, example)
         for name, why in wrong.items():
-            raise ConfigError(
-                f"prunable: layer '{name}' cannot lose filters: {why}; name other layers, or add it to skip"
-            )
+            raise ConfigError(_refusal(name, why))
     return Units(tuple(found), refused)
+
+
+def _units_of_decoder(
+    network: Decoder, model: Network, example: torch.Tensor, prunable: tuple[str, ...], skip: tuple[str, ...]
+) -> Units:
+    """Units of a network that has no weights: found by how it is built, and tried on a narrow one of its kind.
+
+    What holds of a unit there holds of those of its name in all layers.
+
+    Raises:
+        ConfigError: Patterns name a layer that cannot lose filters, or that tokens do not reach.
+    """
+    apart = tuple(f"{name}." for name in network.protected)
+    chosen = prunable_names(network, prunable, skip)
+    refused = {name: "tokens do not pass it" for name in chosen if f"{name}.".startswith(apart)}
+    wiring = Wiring(network.to("meta"), example.to("meta"))
+    found, others = wiring.units([name for name in chosen if name not in refused])
+    found = [unit for unit in found if not any(fnmatchcase(name, each) for name in unit.producers for each in skip)]
+    small, few = narrow(model), example[:, :_TRIED]
+    kinds = {_kind(unit.name) for unit in found}
+    names = [name for name, _ in small.named_modules() if _kind(name) in kinds]
+    tried, wrong = Wiring(small, few).units(names)
+    wrong |= verified(small, tried, few)[1]
+    whys = {_kind(name): why for name, why in wrong.items()}
+    bad = {unit.name: whys[_kind(unit.name)] for unit in found if _kind(unit.name) in whys}
+    refused |= others | bad
+    for name, why in () if prunable == AUTO else refused.items():
+        raise ConfigError(_refusal(name, why))
+    return Units(tuple(unit for unit in found if unit.name not in bad), refused)
+
+
+def _kind(name: str) -> str:
+    """A module's name without the numbers of layers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _refusal(name: str, why: str) -> str:
+    return f"prunable: layer '{name}' cannot lose filters: {why}; name other layers, or add it to skip"
 
 
 def _branch(owner: str, block: Any, layers: Iterable[str]) -> tuple[str, ...]:
@@ -348,7 +390,10 @@ def check(workload: Workload) -> None:
     Raises:
         ConfigError: In one line what it does instead.
     """
-    if workload.model_source:
+    if workload.network.described is not None:
+        # What takes tokens and gives logits is this project's own.
+        dense_network(workload)
+    elif workload.model_source:
         sizes, one = facts(workload.data), example(workload)
         check_logits(workload.network, sizes.channels, sizes.classes, sizes.shape, one.dtype, sizes.labels)
 

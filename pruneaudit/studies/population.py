@@ -96,8 +96,8 @@ class Populations:
         told: Telling = lambda what, done, total: None,
     ) -> None:
         assert study.population is not None
-        if settings.precision == "bf16":
-            raise ConfigError(f"study {study.name}: populations are measured in fp32 or fp64, not bf16")
+        if settings.precision not in ("fp32", "fp64"):
+            raise ConfigError(f"study {study.name}: populations are measured in fp32 or fp64, not {settings.precision}")
         workload = catalog.workload(study.population.workload)
         if study.population.model:
             workload = workload.model_copy(update={"model": study.population.model, "model_args": ()})

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruneaudit.errors import AuditError, ConfigError, unknown
-from pruneaudit.measure.accuracy import Score, evaluate
+from pruneaudit.measure.accuracy import Score, evaluate, widened
 from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.streams import derive, isolated
 from pruneaudit.training.averaging import Average
@@ -24,6 +24,7 @@ from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.mixing import Mixing
 from pruneaudit.workloads import optimisers
 from pruneaudit.workloads.data import WHOLE, Dataset, Share, Split
+from pruneaudit.workloads.models.tensors import state_of, take
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
 Progress = Callable[[int, int, float], None]
@@ -126,7 +127,7 @@ class Trainer:
         seed: The run's seed.
         stream: Name of the stream of data order and augmentation.
         meter: Counts what is consumed.
-        precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
+        precision: ``fp32``, ``bf16`` (autocast), ``pure-bf16`` or ``fp64``.
         checkpoint: Where to keep the state between epochs, or None.
         progress: Called after every epoch with (epochs done, epochs in all, the metric on the test split), or None.
         state: Facts and tensors of the method, kept in the checkpoint with ours.
@@ -278,7 +279,7 @@ class Trainer:
         return self.average.delivered(for_good) if self.average is not None else nullcontext()
 
     def _snapshot(self, epochs_done: int) -> Snapshot:
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model/{name}": tensor for name, tensor in state_of(self.model).items()}
         numbers: dict[str, dict[str, Any]] = {}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
@@ -328,7 +329,7 @@ class Trainer:
             found = snapshot.tensors.items()
             return {name.removeprefix(prefix): tensor for name, tensor in found if name.startswith(prefix)}
 
-        self.model.load_state_dict(below("model/"))
+        take(self.model, below("model/"))
         self._restore_optimiser(below("optimiser/"), snapshot.facts["optimiser"])
         if self.average is not None:
             self.average.restore(below("average/"))
@@ -442,7 +443,7 @@ class TorchSteps:
             with self._gathering(number == len(parts) - 1):
                 with torch.autocast(some.device.type, torch.bfloat16, enabled=is_bf16):
                     logits = self._network(some)
-                logits = logits.float() if is_bf16 else logits
+                logits = widened(logits)
                 loss = F.cross_entropy(logits, of_some, label_smoothing=recipe.label_smoothing)
                 objective = loss if len(parts) == 1 else loss * (len(some) / len(images))
                 if (weight := self._weight(step)) != 1:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+#: Weights, gradients and optimiser in bfloat16, as large models are kept.
+PURE = "pure-bf16"
+
 
 def weight_type(precision: str) -> torch.dtype:
-    """Type of weights and inputs: float64 for ``fp64``, else float32 (``bf16`` is autocast over float32 weights)."""
-    return torch.float64 if precision == "fp64" else torch.float32
+    """Type of weights and inputs: float32 (of ``bf16``, too, which is autocast) but for ``fp64`` and ``pure-bf16``."""
+    return {"fp64": torch.float64, PURE: torch.bfloat16}.get(precision, torch.float32)
 
 
 def place(model: nn.Module, device: str, precision: str) -> nn.Module:
     """Move a network to its device and type, channels last in memory."""
-    return channels_last(model.to(device=device, dtype=weight_type(precision)))
+    if precision != PURE:
+        return channels_last(model.to(device=device, dtype=weight_type(precision)))
+    model = model.to(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(weight_type(precision))
+    # Statistics and rates of rotary places keep their type: of these a few digits are all that tells places apart.
+    return channels_last(model)
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
 
 from pruneaudit.errors import ConfigError, nearest, one_line
+from pruneaudit.workloads import sharded
 from pruneaudit.workloads.schema import Reading, Workload
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _NESTED = ("state_dict", "model_state_dict", "model", "net", "ema", "model_ema",
 #: What wrappers put before every name: DataParallel, torch.compile, Lightning and others, detectors.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 _TRACKED = "num_batches_tracked"
+Kept = TypeVar("Kept")
 #: Share of zeros from which a base is called sparse: rounding and dead filters leave some in any network.
 _SPARSE = 0.01
 
@@ -47,13 +49,22 @@ class Weights:
 
 
 def base_path(option: Path | None, workload: Workload) -> Path | None:
-    """File of the base model of a workload: the session's, else the workload's own, else None."""
+    """File (folder) of the base model of a workload: the session's, else the workload's own, else None."""
     if option is not None:
         return option.expanduser()
     if workload.base is None or workload.base.path is None:
         return None
     path = Path(workload.base.path).expanduser()
     return path if workload.folder is None else workload.folder / path
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a checkpoint; of a folder that of all that makes its model (:func:`.sharded.digest`).
+
+    Raises:
+        ConfigError: It cannot be read, or is none.
+    """
+    return sharded.digest(path) if path.is_dir() else hashlib.sha256(read(path)).hexdigest()
 
 
 def read(path: Path) -> bytes:
@@ -109,6 +120,7 @@ def fitted(content: bytes, path: Path, reading: Reading, network: torch.nn.Modul
         state.update({name: torch.zeros_like(expected[name]) for name in untracked})
         notes.append(f"{len(untracked)} {_TRACKED} missing, set to 0")
     _compare(state, expected, path, what)
+    _trained(state, path)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point()}
     notes += [f"{kind} cast to float32" for kind in sorted(kinds - {"float32"})]
     matrices = [tensor for tensor in state.values() if tensor.dim() > 1]
@@ -117,6 +129,73 @@ def fitted(content: bytes, path: Path, reading: Reading, network: torch.nn.Modul
         held = "and stay so" if reading.zeros == "hold" else "and may grow: zeros = 'hold' in [base] keeps them"
         notes.append(f"{zeros:.1%} of its weights are zero, {held}")
     return Weights({name: state[name] for name in expected}, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where a folder keeps the weights of a network.
+
+    Attributes:
+        places: For each parameter and buffer of the network's state, by name, where it is; those that are shared once.
+        notes: How they are stored, for people.
+    """
+
+    places: dict[str, sharded.Stored]
+    notes: tuple[str, ...]
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """All of them, each in the type of its file: read one by one, so that none is in memory twice.
+
+        Raises:
+            ConfigError: A file cannot be read, or holds what no trained network holds.
+        """
+        found = {}
+        for name, place in self.places.items():
+            found[name] = sharded.read(place)
+            _trained({name: found[name]}, place.path)
+        return found
+
+
+def found_in(folder: Path, reading: Reading, network: torch.nn.Module, what: str) -> Shards:
+    """Where a folder keeps the weights of a network, by the headers of its files: no weight is read.
+
+    Args:
+        folder: As Hugging Face keeps models.
+        reading: What the workload says about how the files name their tensors.
+        network: A network whose weights are to be replaced; it is not changed.
+        what: Its name, for messages.
+
+    Raises:
+        ConfigError: The folder is damaged, or of another network; the message names the first difference.
+    """
+    import torch
+
+    from pruneaudit.workloads.models.tensors import aliases
+
+    if reading.key or reading.zeros == "hold":
+        raise ConfigError(f"base {folder}: [base] key and zeros are for single files; leave them out")
+    stored = _renamed(sharded.stored_in(folder), folder, reading)
+    # The module that holds Hugging Face's network has it under a name of its own.
+    own = f"{next(iter(dict(network.named_children())), '')}."
+    state = network.state_dict()
+    if all(name.startswith(own) for name in state):
+        stored = {f"{own}{name}": tensor for name, tensor in stored.items()}
+    shared = aliases(network)
+    # Of tied weights files hold one or both; rates of rotary places were kept once, and follow from the configuration.
+    places = {
+        name: tensor
+        for name, tensor in stored.items()
+        if shared.get(name) not in stored and (name in state or not name.endswith("rotary_emb.inv_freq"))
+    }
+    places = {shared.get(name, name): tensor for name, tensor in places.items()}
+    looks = {
+        name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.kind), device="meta")
+        for name, tensor in places.items()
+    }
+    _compare(looks, {name: tensor for name, tensor in state.items() if name not in shared}, folder, what)
+    kinds = sorted({tensor.kind for tensor in places.values() if tensor.is_float})
+    files = len({tensor.path for tensor in places.values()})
+    return Shards(places, (f"{' and '.join(kinds)} weights from {files} file{'s' * (files > 1)}",))
 
 
 def released_as(content: bytes) -> list[str]:
@@ -267,7 +346,7 @@ def _unpickled(content: bytes, path: Path) -> Any:
         ) from None
 
 
-def _renamed(state: Mapping[str, torch.Tensor], path: Path, reading: Reading) -> dict[str, torch.Tensor]:
+def _renamed(state: Mapping[str, Kept], path: Path, reading: Reading) -> dict[str, Kept]:
     """Tensors by their new names; one whose name becomes empty is left out."""
     names: dict[str, str] = {}
     for old in state:
@@ -299,7 +378,7 @@ def _prefix(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tens
 
 
 def _compare(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path, what: str) -> None:
-    """See that a state is the network's, and that of a trained one.
+    """See that a state is the network's: its names, shapes and kinds of numbers.
 
     Raises:
         ConfigError: It is not; the message names the first difference.
@@ -331,7 +410,6 @@ def _compare(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
             f"base {path}: tensor '{strangers[0]}' is none of {what}'s; give a checkpoint of {what}, or leave it out: "
             f"[base.rename] maps '^{strangers[0]}$' to ''"
         )
-    _trained(state, path)
 
 
 def _trained(state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -340,8 +418,11 @@ def _trained(state: Mapping[str, torch.Tensor], path: Path) -> None:
     Raises:
         ConfigError: A value is not finite, or a variance is negative.
     """
+    import torch
+
     for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
+        # Extremes are not finite where anything is not, and are found without a copy.
+        if tensor.is_floating_point() and tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):
             count = int((~tensor.isfinite()).sum())
             raise ConfigError(
                 f"base {path}: tensor '{name}' holds {count} value{'s' * (count > 1)} that are no finite numbers: the "

@@ -1,13 +1,17 @@
 """What builds a dense network, and in which version. Imports no torch.
 
 ``resnet56`` is built in; ``nets.py:mobilenet`` and ``package.module:mobilenet`` are code that a user brings;
-``torchvision:NAME`` and ``timm:NAME`` come from these libraries.
+``torchvision:NAME`` and ``timm:NAME`` come from these libraries; ``hf:FOLDER`` is what the ``config.json`` of a folder
+describes to Hugging Face's transformers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -17,6 +21,8 @@ from pruneaudit.sources import Source
 
 #: Libraries of networks: their version is part of what they build.
 LIBRARIES = ("torchvision", "timm")
+#: What comes before the folder of a model of Hugging Face's, in ``model`` as in ``--audit-base``.
+HUGGING_FACE = "hf"
 
 
 class Network(Frozen):
@@ -41,13 +47,20 @@ class Network(Frozen):
         return (where, name) if colon and where in LIBRARIES else None
 
     @property
+    def described(self) -> Path | None:
+        """The folder whose ``config.json`` describes it, where one does."""
+        where, colon, path = self.model.partition(":")
+        return (self.folder or Path()) / Path(path).expanduser() if colon and where == HUGGING_FACE else None
+
+    @property
     def code(self) -> Source | None:
         """Where the user's own code that builds it is defined; None where it is built in or a library's.
 
         Raises:
             ConfigError: There is no such file, or no name in it.
         """
-        if self.library is not None or (":" not in self.model and not self.model.endswith(".py")):
+        is_code = ":" in self.model or self.model.endswith(".py")
+        if self.library is not None or self.described is not None or not is_code:
             return None
         code = Source.parse(self.model, self.folder or Path())
         if not code.name:
@@ -70,6 +83,9 @@ def version_of(network: Network) -> str:
         if not name:
             raise ConfigError(f"'{network.model}': say which network of {library}, as in '{library}:NAME'")
         return _library(library, network.model)
+    if network.described is not None:
+        described = json.dumps(config_of(network.described), sort_keys=True)
+        return f"{hashlib.sha256(described.encode()).hexdigest()} {_library('transformers', network.model)}"
     code = network.code
     if code is None:
         return ""
@@ -79,10 +95,28 @@ def version_of(network: Network) -> str:
     return " ".join([code.digest, *(_library(name, network.model) for name in LIBRARIES if code.imports(name))])
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """What the ``config.json`` of a folder says.
+
+    Raises:
+        ConfigError: There is none, or it is no description of a model.
+    """
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a folder as Hugging Face keeps models") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: no JSON: {error}; copy it again") from None
+    if not isinstance(found, dict) or "model_type" not in found:
+        raise ConfigError(f"{path}: says no model_type, as the config.json of every model of Hugging Face's does")
+    return found
+
+
 def _library(name: str, model: str) -> str:
     """Name and version of a library; how it was built (``+cpu``) does not matter."""
     try:
         return f"{name} {version(name).partition('+')[0]}"
     except PackageNotFoundError:
-        how = f"pip install 'pruneaudit[{name}]'" if name == "timm" else f"pip install {name}"
+        how = f"pip install {name}" if name == "torchvision" else f"pip install 'pruneaudit[{name}]'"
         raise ConfigError(f"'{model}' needs {name}, which is not installed: {how}") from None

@@ -25,7 +25,7 @@ class DataConfig(Frozen):
 
     Attributes:
         name: Key in the dataset registry, or a user's own data: ``file.py:function`` or ``package.module:function``
-            that returns ``pruneaudit.Data``, ``imagefolder:PATH``, or ``torchvision:NAME``.
+            that returns ``pruneaudit.Data``, ``imagefolder:PATH``, ``texts:PATH``, or ``torchvision:NAME``.
         size: Height and width in pixels after the one resize at load (None: as stored). Of a user's images the shorter
             side is resized, and the centre is kept.
         mean: Per-channel mean of pixels in [0, 1], subtracted (None: found in the training split; what is no image is
@@ -40,6 +40,9 @@ class DataConfig(Frozen):
         pixels: What transforms act on: images as PIL has them (``pil``: one resizer, the same on every machine), or
             tensors (``tensor``: faster; other pixels wherever something is resized, and the processor's).
         classes: So many classes, drawn once and for all, of a folder that has more (0: all).
+        tokenizer: Folder with the ``tokenizer.json`` of texts.
+        window: Tokens of each example of texts.
+        join: What stands between two documents of a split of texts.
         folder: Where relative paths start; no part of any identity.
     """
 
@@ -54,6 +57,9 @@ class DataConfig(Frozen):
     test: tuple[str, ...] = ()
     pixels: Literal["pil", "tensor"] = "pil"
     classes: int = Field(default=0, ge=0)
+    tokenizer: str = ""
+    window: int = Field(default=0, ge=0)
+    join: str = "\n\n"
     folder: Path | None = Field(default=None, exclude=True)
 
     @property

@@ -13,7 +13,7 @@ from computing import ONLY_WHERE_WANTED, Computing, assert_same, cell_of, comput
 
 from pruneaudit.campaign.executors.apart import Post
 from pruneaudit.campaign.executors.on_ray import Ray
-from pruneaudit.errors import ConfigError, RunFailedError
+from pruneaudit.errors import ConfigError, RunFailedError, one_line
 from pruneaudit.ledger.store import Ledger
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pruneaudit[cluster]'")
@@ -28,14 +28,20 @@ def cluster(monkeypatch, tmp_path):
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "node"))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    kept = Path(made.head_node.get_session_dir_path())
+    made, kept = Cluster(), None
     try:
-        made.first = made.add_node(num_cpus=1, num_gpus=1)
+        try:
+            head = made.add_node(num_cpus=0, include_dashboard=False)
+            made.first = made.add_node(num_cpus=1, num_gpus=1)
+        except Exception as error:
+            # Its daemons have limits of their own, which a machine that does much else does not keep.
+            pytest.skip(f"Ray does not start here: {one_line(error)[:300]}")
+        kept = Path(head.get_session_dir_path())
         yield made
     finally:
         made.shutdown()
-        shutil.rmtree(kept, ignore_errors=True)
+        if kept is not None:
+            shutil.rmtree(kept, ignore_errors=True)
 
 
 def ray_at(cluster, **asked):
@@ -67,11 +73,14 @@ def test_runs_are_those_of_this_process(cluster, tmp_path):
 
 
 def test_without_a_shared_folder_runs_travel(cluster, tmp_path):
-    specs = cell_of()
+    specs = [*cell_of(), long_run(30)]
     computing = Computing(tmp_path / "ledger")
     with computing.by(ray_at(cluster, post=Post(Ledger(computing.root)))) as executor:
         executor.share(specs)
+        # How far they are is told here.
+        wait_for(lambda: computing.epochs(specs[-1]) >= 2)
         records = [executor.obtain(spec) for spec in specs]
+    assert not Ledger(computing.root).progress()
     # A ledger of its own is all that the node has written to.
     (own,) = (tmp_path / "node" / "apart").iterdir()
     assert Ledger(own, writable=False).finished() == {spec.run_id for spec in specs}

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from computing import ONLY_WHERE_WANTED, PATIENCE, Computing, assert_same, cell_
 from one_node import lacking, slurm
 
 from pruneaudit.campaign.executors.slurm import Slurm
-from pruneaudit.errors import StoppedError
+from pruneaudit.errors import StoppedError, one_line
 from pruneaudit.ledger.store import Ledger
 
 pytestmark = [ONLY_WHERE_WANTED, pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
@@ -30,7 +31,11 @@ def cluster():
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, pytest.MonkeyPatch.context() as patch:
         Path(folder).chmod(0o755)
         patch.setenv("PYTHONPATH", str(ROOT))
-        with slurm(Path(folder)) as environment:
+        with ExitStack() as stack:
+            try:
+                environment = stack.enter_context(slurm(Path(folder)))
+            except (RuntimeError, OSError) as error:
+                pytest.skip(one_line(error)[:500])
             for name, value in environment.items():
                 patch.setenv(name, value)
             yield

@@ -2,17 +2,21 @@
 
 A node has a ledger of its own for each session, in its cache folder: the runs that a task starts from are put into it,
 and a task that comes again after it was lost goes on from what it kept there. What a task makes comes back, and the
-controller commits it: the session's ledger stays the only truth, and its writer the only one who vouches for it.
+controller commits it: the session's ledger stays the only truth, and its writer the only one who vouches for it. How
+far a task is comes back meanwhile, and is told in the session's ledger as its node tells it in its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pruneaudit.campaign.executors import assignment as tasks
 from pruneaudit.errors import AuditError, RunFailedError
@@ -23,6 +27,11 @@ from pruneaudit.state import cache_folder
 
 #: Seconds after which a node forgets a session of which no task has come since.
 FORGOTTEN = 86400.0
+#: Seconds between two words of a task about how far it is, at least.
+PAUSE = 1.0
+
+#: What a process tells of its runs under way, see :meth:`~pruneaudit.ledger.store.Ledger.report_progress`.
+Told = list[dict[str, Any]]
 
 
 class StrayError(AuditError):
@@ -87,6 +96,7 @@ class Post:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._under_way: dict[str, Told] = {}
         self.sent = self.received = 0
 
     def luggage(self, spec: RunSpec) -> Luggage:
@@ -123,18 +133,51 @@ class Post:
         else:
             self._ledger.commit(found, parcel.weights)
 
+    def hear(self, words: Mapping[str, Told]) -> None:
+        """Tell in the session's ledger how far tasks are.
+
+        Args:
+            words: What the process of each task told last, by the id of its run.
+        """
+        if words:
+            self._under_way |= {run_id: [_by_our_clock(facts) for facts in told] for run_id, told in words.items()}
+            self._relay()
+
+    def over(self, run_id: str) -> None:
+        """A task is at its end."""
+        if self._under_way.pop(run_id, None) is not None:
+            self._relay()
+
+    def close(self) -> None:
+        """No task is under way any more."""
+        self._under_way.clear()
+        self._relay()
+
+    def _relay(self) -> None:
+        # Telling is never worth a run.
+        with contextlib.suppress(OSError):
+            self._ledger.relay_progress([facts for told in self._under_way.values() for facts in told])
+
     @property
     def words(self) -> str:
         """How much travelled, in words."""
         return f"runs travelled: {self.sent / 2**20:.1f} MiB went to nodes, {self.received / 2**20:.1f} MiB came back"
 
 
-def perform(assignment: str, luggage: Luggage) -> Parcel:
+def _by_our_clock(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a process said, as if it had said it now: clocks of nodes may be wrong."""
+    late = time.time() - facts["time"]
+    # What has no time has none here either.
+    return {**facts, **{name: facts[name] + late for name in ("time", "started", "since") if facts.get(name)}}
+
+
+def perform(assignment: str, luggage: Luggage, tell: Callable[[str, Told], object] | None = None) -> Parcel:
     """What a node does: computes a run in its own ledger, and gives it back.
 
     Args:
         assignment: The run and its terms, as JSON.
         luggage: What it stands on.
+        tell: Called with the run's id and what is told of it while it is under way, now and then.
 
     Raises:
         ConfigError: What it takes is not on this machine.
@@ -154,13 +197,27 @@ def perform(assignment: str, luggage: Luggage) -> Parcel:
     folder = given.terms.folder if os.path.isdir(given.terms.folder) else str(root)
     here = given.terms.model_copy(update={"ledger": str(root), "folder": folder})
     try:
-        record = given.model_copy(update={"terms": here}).perform()
+        record = given.model_copy(update={"terms": here}).perform(tell and _now_and_then(given.spec.run_id, tell))
     except RunFailedError:
         failure = ledger.failure(given.spec, here.session)
         if failure is None:
             raise
         return Parcel(failure.model_dump_json().encode(), None)
     return Parcel.of(ledger, record)
+
+
+def _now_and_then(run_id: str, tell: Callable[[str, Told], object]) -> Callable[[Told], None]:
+    """A listener that passes on what it hears, not too often; nobody hears it where that fails."""
+    heard = -PAUSE
+
+    def listener(told: Told) -> None:
+        nonlocal heard
+        if told and time.monotonic() - heard >= PAUSE:
+            heard = time.monotonic()
+            with contextlib.suppress(Exception):
+                tell(run_id, told)
+
+    return listener
 
 
 def _own_ledger(session: str) -> Path:

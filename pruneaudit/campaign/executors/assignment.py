@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,13 @@ class Assignment(Frozen):
             raise ConfigError(f"{path}: not valid JSON: {error}") from None
         return validate(cls, content, path)
 
-    def perform(self) -> RunRecord:
+    def perform(self, listener: Callable[[list[dict[str, Any]]], None] | None = None) -> RunRecord:
         """Compute the run in this process, from where another one left it, and commit it to the ledger.
 
         Where another process is at it, its record is waited for.
+
+        Args:
+            listener: Called with what this process tells of the run while it is under way.
 
         Raises:
             RunFailedError: It failed; the ledger notes it.
@@ -101,6 +105,7 @@ class Assignment(Frozen):
 
             pin()
         executor = _executor(self.terms)
+        executor.bulletin.listener = listener
         try:
             for parent in self.spec.needs:
                 executor.ledger.get(parent)

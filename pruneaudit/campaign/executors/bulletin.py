@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Bulletin:
         # What was told of a run: it is told again in every round that will probably need it.
         self._known: dict[str, Planned] = {}
         self._heard = 0.0
+        #: Called with what is told of the runs under way, where others do not see the ledger.
+        self.listener: Callable[[list[dict[str, Any]]], None] | None = None
 
     def announce(self, runs: Sequence[RunSpec], cells: Mapping[str, Sequence[str]]) -> None:
         """Tell what the session has to train, beyond what was told before.
@@ -139,7 +141,9 @@ class Bulletin:
     def _tell(self) -> None:
         self._heard = time.time()
         with contextlib.suppress(OSError):
-            self._ledger.report_progress([self._said(run) for run in self._under_way.values()])
+            told = self._ledger.report_progress([self._said(run) for run in self._under_way.values()])
+            if self.listener is not None:
+                self.listener(told)
 
     def _said(self, run: _UnderWay) -> dict[str, Any]:
         """What other processes are told of a run under way."""

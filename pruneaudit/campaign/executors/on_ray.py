@@ -7,6 +7,7 @@ that a dead driver noted in ``/tmp/ray``. Ray retries nothing here: the dispatch
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -14,6 +15,7 @@ import queue
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
@@ -29,6 +31,8 @@ from pruneaudit.ledger.records import RunSpec
 ADDRESS = "RAY_ADDRESS"
 #: Seconds that is waited for one of the tasks to end, and for the cluster to answer at first.
 PAUSE, PATIENCE = 0.1, 10.0
+#: Seconds between two questions how far tasks are, where nodes do not see the ledger.
+LOOK = 1.0
 #: How many things lie in Ray's object store for tasks that are submitted later.
 KEPT = 64
 
@@ -62,6 +66,27 @@ def perform(assignment: str) -> None:
         Assignment.model_validate_json(assignment).perform()
     except RunFailedError:
         return
+
+
+class Board:
+    """What tasks say last of how far they are, in a process of the cluster: nodes do not see the ledger."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, apart.Told] = {}
+
+    def tell(self, run_id: str, told: apart.Told) -> None:
+        """Say it of a run."""
+        self._told[run_id] = told
+
+    def take(self) -> dict[str, apart.Told]:
+        """What was said since this was asked last, by run."""
+        told, self._told = self._told, {}
+        return told
+
+
+def perform_apart(assignment: str, luggage: apart.Luggage, board: Any) -> apart.Parcel:
+    """What a worker process of Ray does that does not see the session's ledger."""
+    return apart.perform(assignment, luggage, board.tell.remote)
 
 
 class Ray:
@@ -114,10 +139,16 @@ class Ray:
             )
         self._cpus = cpus
         # A worker that loaded torch for one run has it for the next.
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work if post is None else apart.perform)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work if post is None else perform_apart)
         # One for all runs that need as many processors: to make one takes as long as to submit it.
         self._needing: Callable[[float], Any] = lru_cache(lambda count: task.options(num_cpus=count))
         self._post = post
+        self._board: Any = None
+        if post is not None:
+            self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+        # What the board was asked, and when it is asked again.
+        self._asked: Any = None
+        self._next_look = 0.0
         # What was put into the object store last, by what it is for: siblings are submitted one after the other.
         self._stored: dict[object, Any] = {}
         self._over: queue.SimpleQueue[tuple[str, BaseException | None, Any]] = queue.SimpleQueue()
@@ -128,7 +159,7 @@ class Ray:
         """Submit tasks, in order."""
         for assignment in assignments:
             run_id = assignment.spec.run_id
-            more = () if self._post is None else (self._luggage(assignment.spec, self._post),)
+            more = () if self._post is None else (self._luggage(assignment.spec, self._post), self._board)
             try:
                 # Ray starts what was submitted first where it can.
                 needing = self._needing(max(self._cpus, assignment.spec.recipe.ranks))
@@ -158,6 +189,8 @@ class Ray:
         """Runs whose tasks have ended."""
         found: list[str] = []
         seconds = PAUSE
+        if self._post is not None:
+            self._listen(self._post)
         while True:
             try:
                 run_id, error, parcel = self._over.get(timeout=seconds) if seconds else self._over.get_nowait()
@@ -168,10 +201,27 @@ class Ray:
                     self._post.receive(run_id, parcel)
                 except apart.StrayError as stray:
                     error = stray
+            if self._post is not None:
+                self._post.over(run_id)
             self._errors[run_id] = error
             self._under_way.pop(run_id, None)
             found.append(run_id)
             seconds = 0.0
+
+    def _listen(self, post: apart.Post) -> None:
+        """Ask now and then how far tasks are, and wait for no answer."""
+        import ray
+        from ray.exceptions import RayError
+
+        if self._asked is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK
+            self._asked = self._board.take.remote()
+        elif self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            answer, self._asked = self._asked, None
+            # The node that it was on may be gone.
+            with contextlib.suppress(RayError):
+                words = ray.get(answer)
+                post.hear({run_id: told for run_id, told in words.items() if run_id in self._under_way})
 
     def how(self, run_id: str) -> Ended:
         """How a task ended."""
@@ -196,6 +246,8 @@ class Ray:
             ray.cancel(task, force=True)
         self._under_way.clear()
         self._stored.clear()
+        if self._post is not None:
+            self._post.close()
         ray.shutdown()
 
     def words(self) -> str:

@@ -26,11 +26,12 @@ from pruneaudit.workloads.data.builtin import (
 from pruneaudit.workloads.data.examples import Arrays, Examples, Items, arrays, checked_labels
 from pruneaudit.workloads.data.folders import read_folders
 from pruneaudit.workloads.data.streamed import reading
+from pruneaudit.workloads.data.tokens import windows_of
 from pruneaudit.workloads.data.transforms import own_generators, seed_generators
 from pruneaudit.workloads.schema import DataConfig
 
 #: What comes before a colon in ``data.name``, beside files and modules.
-TORCHVISION, FOLDER = "torchvision", "imagefolder"
+TORCHVISION, FOLDER, TEXTS = "torchvision", "imagefolder", "texts"
 _VALIDATION = ("val", "valid", "validation")
 
 
@@ -103,7 +104,7 @@ def is_brought(name: str) -> bool:
 
 
 def place_of(config: DataConfig, root: Path | None) -> Path:
-    """The folder that ``imagefolder:PATH`` names: below the workload's own folder, else below the data root.
+    """The folder that ``imagefolder:PATH`` or ``texts:PATH`` names: below the workload's own, else below the data root.
 
     Raises:
         DataMissingError: There is none.
@@ -136,6 +137,8 @@ def find(config: DataConfig, root: Path | None, download: bool = False) -> Origi
             return _builtin(config, root, download)
         if kind == FOLDER:
             return _folder(config, root)
+        if kind == TEXTS:
+            return _texts(config, root)
         if kind == TORCHVISION:
             return _torchvision(rest, root, download)
         return _function(config, root)
@@ -197,6 +200,20 @@ def _folder(config: DataConfig, root: Path | None) -> Origin:
         is_decoded=True,
         folders=tuple(splits.values()),
         mode=files["train"].mode,
+    )
+
+
+def _texts(config: DataConfig, root: Path | None) -> Origin:
+    place = place_of(config, root)
+    found, words, tokenizer = windows_of(config, place)
+    return Origin(
+        config.name,
+        found["train"],
+        found["validation"],
+        found["test"],
+        words,
+        code=lambda: tokenizer,
+        folders=(place,),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from pruneaudit.errors import ConfigError, unknown
 from pruneaudit.state import cache_folder, data_root
 from pruneaudit.workloads.data import texts
-from pruneaudit.workloads.data.brought import FOLDER, Origin, find, is_brought
+from pruneaudit.workloads.data.brought import FOLDER, TEXTS, Origin, find, is_brought
 from pruneaudit.workloads.data.builtin import LOADERS, STORED, bundled, resized, torchvision_folders
 from pruneaudit.workloads.data.dataset import Dataset, Split
 from pruneaudit.workloads.data.examples import Arrays, Examples
@@ -110,6 +110,9 @@ def _check(config: DataConfig) -> None:
     transforms = config.train or config.test or (config.size and is_brought(config.name))
     if config.pixels != "pil" and not transforms:
         raise ConfigError("data.pixels says what data.train and data.test act on; state those, or leave it out")
+    is_text = config.name.startswith(f"{TEXTS}:")
+    if is_text != bool(config.tokenizer) or is_text != bool(config.window):
+        raise ConfigError(f"data.tokenizer and data.window: both of {TEXTS}:PATH, and of nothing else")
     if config.classes and not config.name.startswith(f"{FOLDER}:"):
         raise ConfigError(f"data.classes draws classes of a folder of images, which {config.name} is not; leave it out")
 

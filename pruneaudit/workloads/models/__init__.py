@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from pruneaudit.errors import ConfigError, one_line, unknown
-from pruneaudit.workloads.models import brought
+from pruneaudit.workloads.models import brought, described
 from pruneaudit.workloads.models.convnet import ConvNet4
 from pruneaudit.workloads.models.imagenet import imagenet_resnet
 from pruneaudit.workloads.models.lenet import LeNet5
@@ -43,7 +43,8 @@ def build(network: Network | str, channels: int, classes: int) -> nn.Module:
 
     Args:
         network: What to build, or a key of :data:`MODELS`. Code that users bring gets ``channels`` and ``classes``
-            under the names that it has for them, see :mod:`~.brought`.
+            under the names that it has for them, see :mod:`~.brought`. What a ``config.json`` describes has no weights
+            yet, see :mod:`~.described`.
         channels: Input channels.
         classes: Output classes.
 
@@ -51,6 +52,8 @@ def build(network: Network | str, channels: int, classes: int) -> nn.Module:
         ConfigError: No such architecture, or it cannot be built.
     """
     chosen = Network(model=network) if isinstance(network, str) else network
+    if chosen.described is not None:
+        return described.build(chosen, classes)
     if chosen.library is not None or chosen.code is not None:
         return brought.build(chosen, channels, classes)
     if chosen.model not in MODELS:

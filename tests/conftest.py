@@ -47,17 +47,6 @@ def pytest_configure_node(node):
     node.workerinput["warm"] = node.config.stash[WARM]
 
 
-def pytest_collection_modifyitems(config, items):
-    """Coverage is of the first case of each test: the others run the same lines, and half as long again when traced."""
-    if config.pluginmanager.hasplugin("_cov"):
-        seen = set()
-        for item in items:
-            name = item.nodeid.partition("[")[0]
-            if name in seen:
-                item.add_marker("no_cover")
-            seen.add(name)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """What is not measured here is not in the processes that it starts."""

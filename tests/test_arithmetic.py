@@ -188,7 +188,6 @@ def test_a_machine_that_cannot_is_told_so(monkeypatch, machine, flags, words):
 
 
 @x86
-@pytest.mark.no_cover
 def test_a_session_is_pinned_before_anything_is_loaded(checkout):
     """Conftest, workers and the processes of foreign methods included; its results stand apart."""
     conftest = checkout.root / "conftest.py"
@@ -217,10 +216,9 @@ def test_a_session_is_pinned_before_anything_is_loaded(checkout):
 
 
 @pytest.mark.parametrize(
-    ("given", "pins"), [({}, True), ({"audit_from": "ledger"}, False), ({"collectonly": True}, False)]
+    ("given", "pins"), [({}, True), ({"audit_from": "ledger"}, True), ({"collectonly": True}, False)]
 )
 def test_only_what_computes_is_pinned(monkeypatch, given, pins):
-    """A portable ledger can be judged on any machine."""
     calls = []
     monkeypatch.setattr(arithmetic, "pin", lambda: calls.append(None))
     options = {"audit_arithmetic": "portable", "audit_from": None, "collectonly": False, **given}
@@ -229,6 +227,18 @@ def test_only_what_computes_is_pinned(monkeypatch, given, pins):
     options["audit_arithmetic"] = "native"
     plugin.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=SimpleNamespace(**options)))
     assert len(calls) == pins
+
+
+def test_a_portable_ledger_can_be_judged_on_any_machine(monkeypatch):
+    def pin():
+        raise ConfigError("portable arithmetic needs AVX2")
+
+    monkeypatch.setattr(arithmetic, "pin", pin)
+    options = {"audit_arithmetic": "portable", "audit_from": "ledger", "collectonly": False}
+    plugin.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=SimpleNamespace(**options)))
+    options["audit_from"] = None
+    with pytest.raises(pytest.UsageError, match="needs AVX2"):
+        plugin.pytest_load_initial_conftests(SimpleNamespace(known_args_namespace=SimpleNamespace(**options)))
 
 
 def test_native_runs_keep_their_ids_and_portable_ones_have_their_own():

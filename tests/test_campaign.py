@@ -671,7 +671,6 @@ def test_honest_arms_pass_every_rule(real, protocol):
     assert judged == set(required(CATALOG.protocol(protocol))) - other
 
 
-@pytest.mark.no_cover
 def test_order_of_cells_does_not_change_a_number(real, tmp_path):
     other = real_campaign(tmp_path / "other")
     for one in reversed(REAL):

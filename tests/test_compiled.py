@@ -278,7 +278,6 @@ SMOKE += ("--audit-protocols", "s3.2", "--audit-seeds", "1", "--audit-budget", "
 
 
 @needs_numba
-@pytest.mark.no_cover
 def test_a_session_keeps_backends_apart_and_names_them(checkout):
     for backend in ("compiled", "torch"):
         outcome = checkout.pytest(*SMOKE, "--audit-backend", backend)

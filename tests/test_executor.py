@@ -406,7 +406,6 @@ def epochs_done(root):
     return 0
 
 
-@pytest.mark.no_cover
 def test_a_killed_training_goes_on_and_ends_bit_identical(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = SPAWN.Process(target=train, args=(killed,), daemon=True)
@@ -539,7 +538,6 @@ def test_all_runs_of_a_batch_are_told_as_under_way(root, log):
     assert Ledger(root).progress() == []
 
 
-@pytest.mark.no_cover
 def test_together_or_alone_gives_the_same_weights(tmp_path):
     """Through the real stages, in float64."""
     found = {}

@@ -285,7 +285,6 @@ def work(root, log, number, runs):
         obtain(run)
 
 
-@pytest.mark.no_cover
 def test_fifty_kills_lose_and_tear_and_double_nothing(root, log):
     draw = random.Random(5)
     runs = [run for seed in range(10) for run in chain(seed)]
@@ -441,7 +440,6 @@ def train(root, spec):
     return LocalExecutor(ledger, Stages(ledger, CATALOG, Runtime()), "session").obtain(spec)
 
 
-@pytest.mark.no_cover
 def test_a_training_that_is_killed_again_and_again_ends_bit_identical(tmp_path):
     spec, draw = digits(5), random.Random(3)
     whole = train(tmp_path / "whole", spec)

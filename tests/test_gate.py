@@ -302,7 +302,6 @@ datasets.load = local.LocalExecutor.obtain = refuse
 """
 
 
-@pytest.mark.no_cover
 def test_same_bytes_with_workers_without_and_from_a_ledger(checkout, measured):
     """-n2 trains anew, what -n0 trained is judged, and both ledgers say the same to the last byte."""
     checkout.write("spy.py", SPY)

@@ -151,8 +151,9 @@ def program(body, **given):
     text = "import os, signal, sys, threading, time\nfrom pruneaudit.plugin.interrupts import *\n" + textwrap.dedent(
         body
     )
-    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, **given)
-    assert process.stdout.readline() == "ready\n"
+    # Without a buffer: a line that is read takes nothing along that is said soon after, which `communicate` would miss.
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, bufsize=0, **given)
+    assert process.stdout.readline() == b"ready\n"
     return process
 
 
@@ -170,7 +171,7 @@ def test_who_catches_the_interrupt_is_ended_all_the_same():
                 pass
     """)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=SOON)[0] == "left\n" and process.returncode == 143
+    assert process.communicate(timeout=SOON)[0] == b"left\n" and process.returncode == 143
 
 
 def test_forks_of_a_session_are_stopped_as_ever_and_do_not_stop_it():
@@ -190,7 +191,7 @@ def test_forks_of_a_session_are_stopped_as_ever_and_do_not_stop_it():
         time.sleep(0.5)
         print(interrupts.signal)
     """)
-    assert process.communicate(timeout=SOON)[0] == "-15\nNone\n" and process.returncode == 0
+    assert process.communicate(timeout=SOON)[0] == b"-15\nNone\n" and process.returncode == 0
 
 
 def test_ctrl_c_stays_ignored_in_the_background():
@@ -202,7 +203,7 @@ def test_ctrl_c_stays_ignored_in_the_background():
         time.sleep(0.4)
         print("still here")
     """)
-    assert process.communicate(timeout=SOON)[0] == "still here\n"
+    assert process.communicate(timeout=SOON)[0] == b"still here\n"
 
 
 @pytest.mark.parametrize("end", ["killed", "lets go"])
@@ -218,7 +219,7 @@ def test_a_worker_ends_with_its_controller(end):
     """,
         stdin=subprocess.PIPE,
     )
-    path = controller.stdout.readline().strip()
+    path = controller.stdout.readline().decode().strip()
     worker = program(f"""
         Interrupts(0.5).install()
         try:
@@ -234,9 +235,8 @@ def test_a_worker_ends_with_its_controller(end):
     if end == "killed":
         controller.kill()
     else:
-        controller.stdin.write("\n")
-        controller.stdin.flush()
-    assert worker.communicate(timeout=SOON)[0] == "told\n" and worker.returncode == 143
+        controller.stdin.write(b"\n")
+    assert worker.communicate(timeout=SOON)[0] == b"told\n" and worker.returncode == 143
     controller.kill()
     controller.wait(SOON)
 

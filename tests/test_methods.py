@@ -387,7 +387,6 @@ def test_gram_penalty_pulls_on_kept_filters_too():
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-@pytest.mark.no_cover
 def test_tpp_equals_a_naive_loop(name):
     model = network(name)
     plain = copy.deepcopy(model)

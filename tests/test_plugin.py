@@ -23,7 +23,6 @@ def stable_runs(path):
     return {record.run_id: record.model_dump(mode="json", exclude=VOLATILE) for record in Ledger(path).runs()}
 
 
-@pytest.mark.no_cover
 def test_same_judgement_with_and_without_workers(checkout):
     """-n0, -n2 and a selection of fairness items alone give the same runs, cells and findings."""
     arguments = ("suite", "-k", "lenet5-digits and r0.5 and (cell or fairness)", "--audit-methods", "l1,tpp,scratch")

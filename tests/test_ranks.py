@@ -435,7 +435,6 @@ schedules = ["0:1e-2", "0:1e-3"]
 BODY = "    def score(self, layer, task):\n        return layer.weight.abs().flatten(1).sum(dim=1)\n"
 
 
-@pytest.mark.no_cover
 def test_a_session_trains_a_folder_by_two_ranks_and_judges_it(checkout):
     folder(checkout.root / "leaves", {"train": {"cat": 26, "dog": 25}, "val": {"cat": 4, "dog": 5}}, (36, 33), "L")
     checkout.write("leaves.toml", WORKLOAD)

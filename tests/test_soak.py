@@ -2,13 +2,11 @@
 
 import math
 
-import pytest
 from soak import FAULTS, Soak
 
 from pruneaudit.ledger.store import Ledger
 
 
-@pytest.mark.no_cover
 def test_a_random_campaign_survives_whatever_is_done_to_it(tmp_path, capsys):
     # Through all faults, however long that takes here.
     soak = Soak(tmp_path, seconds=math.inf, seed=1)
@@ -20,7 +18,6 @@ def test_a_random_campaign_survives_whatever_is_done_to_it(tmp_path, capsys):
     assert sum(injected for injected, _ in counts.values()) >= len(FAULTS) / 2
 
 
-@pytest.mark.no_cover
 def test_a_training_whose_state_is_damaged_begins_anew_and_ends_alike(tmp_path):
     """The one fault that needs a training under way: in a random campaign it may come when all is done."""
     soak = Soak(tmp_path, seconds=0, seed=2)

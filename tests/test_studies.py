@@ -24,6 +24,7 @@ from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.records import Jacobian
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.pruning.removal import masked
+from pruneaudit.studies import page
 from pruneaudit.studies.answer import announcing, questions
 from pruneaudit.studies.arms import Place, described, numbers
 from pruneaudit.studies.judgement import altogether, judge_arms, judge_population
@@ -273,6 +274,28 @@ def test_a_sentence_holds_does_not_hold_or_is_open():
     assert judge_population(claim(below=None, above=0.5), {"correct": bad}).says == "holds"
     judged = judge_population(claim(statistic="regret", below=1), {"correct": bad})
     assert (judged.says, judged.value) == ("does not hold", 39)
+
+
+def test_what_ledgers_hold_of_populations_is_found_by_its_name(tmp_path):
+    """A name that changes has whole populations measured anew: what is new and not said may be no part of it."""
+    study = Catalog().study("oracle-digits")
+    for arithmetic, digest in (("native", "d38dec2fa2a9a55e"), ("portable", "9ee7583e31a12b34")):
+        mine = Populations(study, Catalog(), Settings(arithmetic=arithmetic), Runtime(), Ledger(tmp_path))
+        assert mine.folder == f"oracle-digits-{digest}"
+
+
+def test_a_title_is_as_wide_as_its_figure_whatever_layers_are_called(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(page, "_svg", lambda figure: drawn.append(figure) or b"")
+    rising = np.arange(40.0)
+    layers = tuple(f"model.layers.{number}.self_attn.k_proj" for number in range(4))
+    page.scatter(replace(panel(rising, 90 - rising), layers=layers), "97.00")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    box = axes.title.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert all(name in axes.get_title() for name in (*layers, "tau -1.00", "dense 97.00"))
 
 
 def test_two_criteria_are_compared_over_the_same_networks():

@@ -34,15 +34,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Choose the arithmetic of this process before a conftest loads torch; workers inherit it."""
     chosen = early_config.known_args_namespace
-    # Nothing is computed where items are only listed (plans are made in a process that has loaded much) or judged.
-    computes = not (chosen.collectonly or getattr(chosen, "audit_from", None))
-    if computes and getattr(chosen, "audit_arithmetic", "native") == "portable":
+    # Where items are only listed, nothing is computed; plans are made in a process that has loaded much.
+    if not chosen.collectonly and getattr(chosen, "audit_arithmetic", "native") == "portable":
         from pruneaudit.arithmetic import pin
 
         try:
             pin()
         except ConfigError as error:
-            raise pytest.UsageError(str(error)) from None
+            # A ledger can be judged on any machine. What is computed for that, such as scores of a study's criteria, is
+            # then right up to rounding.
+            if not getattr(chosen, "audit_from", None):
+                raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ _HEAD = [
     "regret",
     "held out",
 ]
+
+#: Letters of a line of a title, in a figure of the width that figures have here.
+_TITLE = 64
 
 
 def write_panel(
@@ -201,7 +205,7 @@ def scatter(panel: Panel, base: str) -> bytes:
     figure, axes = _axes()
     metric = panel.metric
     loss, accuracy = np.array(panel.criteria["loss"]), metric.merit(1.0) * np.mean(panel.accuracies, axis=0)
-    axes.scatter(loss, accuracy, s=9, color="#4477AA", linewidths=0, alpha=0.7, label="a set of filters")
+    axes.scatter(loss, accuracy, s=9, color="#4477AA", linewidths=0, alpha=0.7, label="a set that stays")
     choice = int(loss.argmin())
     axes.scatter(loss[[choice]], accuracy[[choice]], s=60, marker="*", color="#EE6677", label="lowest loss")
     if panel.l1_place is not None:
@@ -214,7 +218,7 @@ def scatter(panel: Panel, base: str) -> bytes:
     axes.set_xlabel("training loss right after pruning (nats)")
     unit = metric.unit or metric.note
     axes.set_ylabel(f"test {metric.title} after retraining{f' ({unit})' if unit else ''}")
-    axes.set_title(f"{panel.name}, {panel.wiring}: tau {found.tau:+.2f}, p {found.p:.3g}; dense {base}", fontsize=8)
+    _entitle(axes, f"{panel.name}, {panel.wiring}", f"tau {found.tau:+.2f}, p {found.p:.3g}; dense {base}")
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure)
 
@@ -263,7 +267,7 @@ def joint_figure(panel: Panel) -> bytes:
     axes.set_yscale("log")
     axes.set_xlabel(f"training loss right after pruning (nats, {joint.images} images)")
     axes.set_ylabel("combinations")
-    axes.set_title(f"{panel.name}: all {joint.combinations:,} combinations", fontsize=8)
+    _entitle(axes, panel.name, f"all {joint.combinations:,} combinations")
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure)
 
@@ -280,6 +284,12 @@ def _axes() -> tuple[Any, Any]:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def _entitle(axes: Any, name: str, says: str) -> None:
+    """A title in as many lines as it needs: names of several layers are longer than a figure is wide."""
+    title = textwrap.fill(f"{name.replace('+', ' + ')}: {says}", _TITLE, break_long_words=False, break_on_hyphens=False)
+    axes.set_title(title, fontsize=8)
 
 
 def _svg(figure: Any) -> bytes:

@@ -51,6 +51,8 @@ from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.recipes import Recipe
 
+#: What data can say since there are populations in ledgers: where it is not said, they keep their names.
+_SINCE = {"tokenizer", "window", "join"}
 #: Networks that are trained together and kept as one part: so much is lost by a stop.
 TOGETHER = 64
 #: Told what is done, in a few words, and for how many of how many networks it is done already.
@@ -159,6 +161,9 @@ class Populations:
     def folder(self) -> str:
         """Name of what the ledger keeps of it: everything that can change a number is in it."""
         workload = self.workload.model_dump(mode="json", include={"model", "model_args", "data", "pretrain"})
+        for name in _SINCE & workload["data"].keys():
+            if getattr(self.workload.data, name) == type(self.workload.data).model_fields[name].default:
+                del workload["data"][name]
         facts = {
             "population": self.population.identity,
             "workload": workload,

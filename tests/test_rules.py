@@ -294,6 +294,9 @@ def test_what_a_method_computes_beside_the_network_stands_beside_total_macs():
         f"{left.cell.method}: its code cost as much as the training of 12 images, passes for scores included; "
         "nobody counted what it does in retraining (mine: distils)"
     )
+    for own, told in ((1.0, True), (0.9, False)):
+        note = get_rule("F802").check(with_run(left, "prune", own_images=own), right).note
+        assert ("its code cost" in note) == told
 
 
 @settings(deadline=None, max_examples=100)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from warm import UNMEASURED, warm_python
+from warm import warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["pytester"]
@@ -45,15 +45,6 @@ def pytest_configure(config):
 def pytest_configure_node(node):
     """Tell a worker of xdist."""
     node.workerinput["warm"] = node.config.stash[WARM]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """What is not measured here is not in the processes that it starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        if item.get_closest_marker("no_cover"):
-            patch.setenv(UNMEASURED, "1")
-        return (yield)
 
 
 def pytest_collection_finish(session):

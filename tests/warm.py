@@ -51,8 +51,6 @@ APART = ("__main__", "_kernel", ".vectors", "pruneaudit.suite", "pruneaudit.meth
 #: in sessions and commands of their own. All else runs in the tests' own processes, where measuring it costs less.
 MEASURED = "PRUNEAUDIT_TESTS_COVERAGE"
 FRONT = ("*/pruneaudit/plugin/*", "*/pruneaudit/cli.py", "*/pruneaudit/doctor.py")
-#: In the environment of who is not measured all the same.
-UNMEASURED = "TESTS_UNMEASURED"
 
 #: Files that the system passes at once.
 MOST_FILES = 250
@@ -276,7 +274,7 @@ def answer(connection: socket.socket, client: str, measured: str) -> None:
         os.environ.update(request["environ"])
         sys.executable = client
         multiprocessing.spawn.set_executable(client)
-        if measured and UNMEASURED not in request["environ"]:
+        if measured:
             one = measuring(measured)
             one.__enter__()
             atexit.register(one.__exit__, None, None, None)

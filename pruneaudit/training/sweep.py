@@ -61,7 +61,7 @@ class Sweep:
     def __init__(
         self, models: Sequence[nn.Module], dataset: Dataset, precision: str = "fp32", recipe: Recipe | None = None
     ) -> None:
-        if recipe is not None and (asked := _beyond(recipe)):
+        if recipe is not None and (asked := recipe.around_steps):
             raise ConfigError(f"networks of a study cannot train so: its recipe has {', '.join(asked)}")
         self._dataset = dataset
         self._recipe = recipe
@@ -104,18 +104,6 @@ class Sweep:
             Score(accuracy=100.0 * int(right.sum()) / len(right), loss=float(loss), correct=right)
             for loss, right in zip(total, correct, strict=True)
         ]
-
-
-def _beyond(recipe: Recipe) -> list[str]:
-    """What a recipe has that networks in lockstep do not do."""
-    asked = {
-        "mixup": recipe.mixup,
-        "cutmix": recipe.cutmix,
-        "ema": recipe.ema,
-        "accumulate": recipe.accumulate > 1,
-        f"{recipe.ranks} ranks": recipe.ranks > 1,
-    }
-    return [name for name, is_asked in asked.items() if is_asked]
 
 
 class _Compiled:

@@ -223,20 +223,27 @@ class Recipe(Frozen):
         return ""
 
     @property
+    def around_steps(self) -> list[str]:
+        """What it asks for beyond one step after the other of one network: names, none where it is nothing."""
+        asked = {
+            "mixup": bool(self.mixup),
+            "cutmix": bool(self.cutmix),
+            "ema": bool(self.ema),
+            "accumulate": self.accumulate > 1,
+            f"{self.ranks} ranks": self.ranks > 1,
+        }
+        return [name for name, is_asked in asked.items() if is_asked]
+
+    @property
     def only_torch(self) -> str:
         """Why only torch's own loop makes its steps, which others do for plain SGD; empty: nothing is against them."""
         asked = {
             f"optimiser {self.optimiser.name}": self.optimiser.name != "sgd",
             "options of the optimiser": self.optimiser.name == "sgd" and bool(self.optimiser.options),
             "no_decay": bool(self.no_decay),
-            "mixup": bool(self.mixup),
-            "cutmix": bool(self.cutmix),
-            "ema": bool(self.ema),
             "clip": bool(self.clip),
-            "accumulate": self.accumulate > 1,
-            f"{self.ranks} ranks": self.ranks > 1,
         }
-        reasons = [name for name, is_asked in asked.items() if is_asked]
+        reasons = [*(name for name, is_asked in asked.items() if is_asked), *self.around_steps]
         return f"its recipe has {', '.join(reasons)}, which torch's loop alone does" if reasons else ""
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import folders
@@ -209,6 +210,15 @@ def _integers(folder):
     save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}, shard)
 
 
+def _header(content):
+    """A damage: a shard whose header is this JSON."""
+
+    def damage(folder):
+        sorted(folder.glob("*.safetensors"))[0].write_bytes(struct.pack("<Q", len(content)) + content.encode())
+
+    return damage
+
+
 def _not_finite(folder):
     shard = sorted(folder.glob("*.safetensors"))[0]
     tensors = load_file(shard)
@@ -227,6 +237,15 @@ def _wider(folder):
         (_without_shard, r"shard model-00001-of-0000\d.safetensors is missing"),
         (_no_weights, "has neither model.safetensors nor .*, but pytorch_model.bin: save it once more"),
         (_integers, "is stored as F8_E4M3, as in quantised networks"),
+        pytest.param(_header("[]"), "not a safetensors file or damaged", id="no-table"),
+        pytest.param(
+            _header('{"a": {"shape": [1], "data_offsets": [0, 4]}}'), "not a safetensors file or damaged", id="no-type"
+        ),
+        pytest.param(
+            _header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}'),
+            "not a safetensors file or damaged",
+            id="no-end",
+        ),
         (_not_finite, "values? that are no finite numbers"),
         (_wider, r"has shape \[24, 32\], the model needs \[28, 32\]"),
         (lambda folder: (folder / "config.json").write_text("{}"), "says no model_type"),

@@ -163,19 +163,22 @@ def _header(path: Path) -> Iterator[tuple[str, Stored]]:
         raise ConfigError(f"base {path}: only a pointer of Git LFS; fetch the file itself with 'git lfs pull'")
     try:
         entries: Mapping[str, Any] = json.loads(content)
-    except ValueError:
+        described = [
+            (name, str(entry["dtype"]), tuple(map(int, entry["shape"])), int(first), int(last))
+            for name, entry in entries.items()
+            if name != "__metadata__"
+            for first, last in [entry["data_offsets"]]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"base {path}: not a safetensors file or damaged; convert or copy it again") from None
     end = _LENGTH + length
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        kind = (_FLOATS | _OTHERS).get(entry["dtype"])
+    for name, stored_as, shape, first, last in described:
+        kind = (_FLOATS | _OTHERS).get(stored_as)
         if kind is None:
             raise ConfigError(
-                f"base {path}: tensor '{name}' is stored as {entry['dtype']}, as in quantised networks, which compute "
+                f"base {path}: tensor '{name}' is stored as {stored_as}, as in quantised networks, which compute "
                 "otherwise; give its float weights"
             )
-        first, last = entry["data_offsets"]
         if end + last > size:
             raise ConfigError(f"base {path}: ends before its tensor '{name}' does; copy it again")
-        yield name, Stored(path, kind, tuple(entry["shape"]), end + first, end + last)
+        yield name, Stored(path, kind, shape, end + first, end + last)

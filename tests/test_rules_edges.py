@@ -6,6 +6,7 @@ import pytest
 from builders import RECIPE, evidence, kind, measured_by, series
 from rogues.records import (
     PIPELINE,
+    asked,
     at,
     calibrated,
     computed,
@@ -343,6 +344,25 @@ def test_what_a_text_measure_is_of_is_told():
     assert outcome("F109", images, images)[:2] == ("pass", f"{images.result.test_images} examples, accuracy")
     assert outcome("F109", text, text)[:2] == ("pass", "40 tokens 1d1d1d1d1d1d in windows of 8, accuracy")
     assert outcome("F109", text, images).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"metric": "acc-norm"}, "acc-norm; task hellaswag 1.0"),
+        ({"version": "0.0"}, "acc; task hellaswag 0.0, 40 requests"),
+        ({"requests": 39}, "acc; task hellaswag 1.0, 39 requests 7a7a7a7a7a7a"),
+        ({"digest": "8b" * 32}, "40 requests 8b8b8b8b8b8b"),
+        ({"cut": 3}, "40 requests 7a7a7a7a7a7a, 3 of them cut, 576 tokens an image"),
+        # Another thing than pruned weights, and never ranked beside them.
+        pytest.param({"visual": 64}, "40 requests 7a7a7a7a7a7a, 64 tokens an image", id="fewer-visual-tokens"),
+    ],
+)
+def test_one_harness_is_task_version_metric_and_requests(fields, told):
+    one = asked(evidence("l1"))
+    assert outcome("F109", one, asked(evidence("l1"))).verdict == "pass"
+    found = outcome("F109", one, asked(evidence("l1"), **fields))
+    assert found.verdict == "fail" and told in found.right, found
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,14 @@ def texts(folder):
     (folder / "wiki.test.raw").write_text("\n".join(sentences(2, 10)))
 
 
-def pieces(folder):
-    """A tokenizer of pieces of words, which puts a first token before each text: a space belongs to the word behind it."""
+def pieces(folder, *special):
+    """A tokenizer of pieces of words, which puts a first token before each text: a space is part of the word behind."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     found = Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=SIZES["vocab_size"], special_tokens=["<unk>", "<s>", "</s>"])
+    trainer = trainers.BpeTrainer(vocab_size=SIZES["vocab_size"], special_tokens=["<unk>", "<s>", "</s>", *special])
     found.train_from_iterator(sentences(9, 200), trainer)
     found.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     found.save(str(folder / "tokenizer.json"))

@@ -1,8 +1,9 @@
-"""Questions with choices: read, scored and compared as lm-eval does it, and refused in one line where they are wrong."""
+"""Questions with choices: read, scored and compared as lm-eval does it; refused in one line where they are wrong."""
 
 import importlib.util
 import json
 import math
+from pathlib import Path
 
 import folders
 import numpy as np
@@ -21,6 +22,7 @@ from pruneaudit.errors import AuditError, ConfigError, DataMissingError
 from pruneaudit.ledger.records import unpack
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.questions import answered, log_likelihoods
+from pruneaudit.schema import read_toml
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures
 from pruneaudit.workloads.checkpoints import found_in
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.skipif(
 )
 torch.set_num_threads(1)
 
+SEEN = {"validation": "tasks/validation.jsonl"}
 TASK = """
 [data.task]
 name = "royal"
@@ -80,9 +83,9 @@ def config(folder, rows=None, window=24, **task):
     )
 
 
-def model_of(folder):
+def model_of(folder, reading=Reading()):  # noqa: B008
     model = build(Network(model=f"hf:{folder / 'model'}"), 0, 80)
-    take(model, found_in(folder / "model", Reading(), model, "the model").read())
+    take(model, found_in(folder / "model", reading, model, "the model").read())
     return model.float().eval()
 
 
@@ -253,7 +256,7 @@ def campaign(catalog, ledger):
 
 
 def test_a_comparison_is_decided_by_a_task_and_recorded_with_it(made, tmp_path):
-    folder, catalog = made
+    _, catalog = made
     ledger = Ledger(tmp_path / "ledger")
     cell = campaign(catalog, ledger).obtain(Cell("decoder", "s3.2", "l1", 0.5, 0))
     assert cell.status == "ok", cell.error
@@ -305,6 +308,129 @@ def test_a_metric_of_a_task_without_one_is_refused(metric):
     with pytest.raises(AuditError, match=f"{metric} is one of a task, and nothing was asked"):
         Measure(metric).value(score)
     assert metric not in beside(score, "accuracy")
+
+
+# Images in contexts
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """A folder with a model of LLaVA's class, texts, questions of images and a workload."""
+    from PIL import Image
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    folder = tmp_path_factory.mktemp("seeing")
+    tower = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    config = LlavaConfig(text_config=LlamaConfig(**folders.SIZES), vision_config=tower, image_token_index=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Llava(config).save_pretrained(folder / "model")
+    CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8).save_pretrained(folder / "model")
+    folders.pieces(folder / "model", "<image>")
+    folders.texts(folder / "texts")
+    (folder / "tasks").mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(4):
+        pixels = noise.integers(0, 256, (11, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "tasks" / f"{number}.png")
+    for split, numbers in (("validation", (0, 1)), ("test", (2, 3))):
+        rows = [
+            {"context": f"<image>the {word}", "choices": ["king", "old queen"], "answer": 0, "image": f"{number}.png"}
+            for number in numbers
+            for word in ("young", "old")
+        ]
+        rows += [{"context": f"the {split[0]}", "choices": ["king", "river"], "answer": 1}]
+        (folder / "tasks" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = (
+        WORKLOAD.replace("questions-5", "validation").replace("questions-6", "test").replace("acc-norm", "acc-bytes")
+    )
+    content = content.replace("window = 12", "window = 24").replace(
+        'name = "royal"', 'name = "royal"\nimages = "tasks"'
+    )
+    by_path = read_toml(Path(__file__).resolve().parent.parent / "protocols" / "by-path" / "llava-1.5-7b.toml")
+    names = ", ".join(f"'{one}' = '{other}'" for one, other in by_path["base"]["rename"].items())
+    content = content.replace('base = "model"', f'base = {{ path = "model", rename = {{ {names} }} }}')
+    (folder / "decoder.toml").write_text(content.replace('"*.', '"*language_model*.'))
+    return folder, Catalog(extra_workloads=(str(folder / "decoder.toml"),))
+
+
+def test_images_in_contexts_are_scored_as_their_library_does(seeing):
+    from PIL import Image
+    from transformers import AutoImageProcessor, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+    folder, catalog = seeing
+    dataset = load(catalog.workload("decoder").data)
+    questions = dataset.questions["test"]
+    assert questions.visual == 4 and len(questions.each) == 5
+    model = model_of(folder, catalog.workload("decoder").reading)
+    ours = log_likelihoods(model, questions, dataset.classes)
+    net = LlavaForConditionalGeneration.from_pretrained(folder / "model").eval()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "model" / "tokenizer.json"),
+        bos_token="<s>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    processor = LlavaProcessor(
+        AutoImageProcessor.from_pretrained(folder / "model"),
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    rows = [json.loads(line) for line in (folder / "tasks" / "test.jsonl").read_text().splitlines()][:4]
+    for number, row in enumerate(rows):
+        for place, choice in enumerate(row["choices"]):
+            with Image.open(folder / "tasks" / row["image"]) as image:
+                given = processor(images=image, text=f"{row['context']} {choice}", return_tensors="pt")
+                count = given["input_ids"].shape[1] - len(processor(images=image, text=row["context"])["input_ids"][0])
+            tokens = given["input_ids"][0]
+            with torch.no_grad():
+                chances = net(**given).logits[0].log_softmax(dim=-1)
+            expected = sum(float(chances[at - 1, tokens[at]]) for at in range(len(tokens) - count, len(tokens)))
+            assert ours[number][place] == pytest.approx(expected, abs=1e-4)
+    assert ours[0] != pytest.approx(ours[2], abs=1e-6), "one text, two images"
+
+
+def test_language_is_pruned_and_the_tower_stays_as_it_is(seeing, tmp_path):
+    _, catalog = seeing
+    ledger = Ledger(tmp_path / "ledger")
+    cell = campaign(catalog, ledger).obtain(Cell("decoder", "s3.2", "l1", 0.5, 0))
+    assert cell.status == "ok", cell.error
+    base, run = ledger.get(cell.base), ledger.get(cell.result)
+    assert run.macs < base.macs and run.task.visual == 4
+    before, after = ledger.weights(base), ledger.weights(run)
+    seen = [name for name in before if "vision_tower" in name or "multi_modal_projector" in name]
+    assert len(seen) > 20 and all(torch.equal(before[name], after[name]) for name in seen)
+    assert {name.split(".")[2] for name in ledger.get(run.parent).kept} == {"language_model"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"context": "the king", "image": "0.png"}, r"its context has 0 places of images \(token 3\), and it names 1"),
+        ({"context": "<image><image>", "image": "0.png"}, "its context has 2 places of images"),
+        ({"context": "<image>" + " the king" * 20, "image": "0.png"}, r"it has \d+ tokens, and data.window is 24"),
+        ({"context": "<image>", "image": "none.png"}, r"none.png is not there; data.task.images is the folder"),
+    ],
+)
+def test_a_wrong_question_of_an_image_is_told_in_one_line(seeing, row, message):
+    with pytest.raises(AuditError, match=message) as caught:
+        one(seeing[0], {"choices": ["or", "and"], "answer": 0, **row}, images="tasks", **SEEN)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_none_and_a_model_without_eyes_are_told(seeing, made):
+    (seeing[0] / "tasks" / "bad.png").write_bytes(b"none")
+    row = {"context": "<image>", "choices": ["or", "and"], "answer": 0, "image": "bad.png"}
+    questions = questions_of(config(seeing[0], [row], images="tasks", **SEEN))["test"]
+    with pytest.raises(ConfigError, match=r"bad.png is no image: .*; copy it again"):
+        log_likelihoods(model_of(seeing[0], seeing[1].workload("decoder").reading), questions, 80)
+    (made[0] / "tasks" / "bad.png").write_bytes(b"none")
+    with pytest.raises(ConfigError, match=r"config.json describes no tower for images"):
+        one(made[0], row, images="tasks")
 
 
 # lm-eval's own

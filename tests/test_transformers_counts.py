@@ -90,13 +90,14 @@ def test_workloads_of_vision_transformers_are_those_networks():
 
 
 @transformers
-@pytest.mark.parametrize("kind", ["llama-3-8b", "llava-1.5-7b"])
+@pytest.mark.parametrize("kind", ["llama-3-8b", "llama-3-8b-hellaswag", "llava-1.5-7b"])
 def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
     """As wide as the real ones, two layers of them."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     width, length = 4096, 2048
-    hidden, vocabulary, groups = (14336, 128256, 8) if kind == "llama-3-8b" else (11008, 32064, 32)
+    is_llama = kind.startswith("llama")
+    hidden, vocabulary, groups = (14336, 128256, 8) if is_llama else (11008, 32064, 32)
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -106,7 +107,7 @@ def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
         num_key_value_heads=groups,
     )
     tower = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16)
-    (text if kind == "llama-3-8b" else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(
+    (text if is_llama else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(
         tmp_path / "model"
     )
     folders.tokenizer(tmp_path / "model")

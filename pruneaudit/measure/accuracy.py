@@ -47,7 +47,7 @@ _LOGITS = 1 << 28
 
 
 def rows_at_once(classes: int, labels: int) -> int:
-    """Inputs with so many labels each whose logits fit: of a window of 2,048 tokens, of 128,000, they have a gigabyte."""
+    """Inputs with so many labels each whose logits fit: those of 2,048 tokens, of 128,000, have a gigabyte."""
     return max(1, _LOGITS // (4 * classes * labels))
 
 

@@ -1,9 +1,9 @@
 """Questions with choices as tokens, from local files: what lm-eval 0.4 calls multiple choice.
 
 A file has a question on each line, as JSON: ``{"context": "…", "choices": ["…", "…"], "answer": 0}``, or, where the
-choices stand before what is scored (WinoGrande), ``{"contexts": ["…", "…"], "continuation": "…", "answer": 0}``. Several
-right answers are a list. ``"image": "a.png"`` (or a list) names images of the task's folder, in whose places the
-context has the model's token of an image.
+choices stand before what is scored (WinoGrande), ``{"contexts": ["…", "…"], "continuation": "…", "answer": 0}``.
+Several right answers are a list. ``"image": "a.png"`` (or a list) names images of the task's folder, in whose places
+the context has the model's token of an image.
 
 A request is a context with one continuation, joined and cut as lm-eval does it (``TemplateLM._encode_pair``,
 ``HFLM._loglikelihood_tokens``): spaces at the end of a context belong to the continuation, both are tokenised together,
@@ -235,10 +235,8 @@ class _Reader:
         return before, self._tokens(context + continuation)[len(before) :]
 
     def _tokens(self, text: str, special: bool = True) -> list[int]:
-        if self._first is not None and text.startswith(
-            self._tokenizer.decode([self._first], skip_special_tokens=False)
-        ):
-            special = False
+        if self._first is not None:
+            special &= not text.startswith(self._tokenizer.decode([self._first], skip_special_tokens=False))
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return tokens
 
@@ -247,9 +245,7 @@ class _Reader:
     def _image(self, name: str) -> Path:
         path = _below(self._config, self._task.images) / name
         if not path.is_file():
-            raise DataMissingError(
-                f"task: {path} is not there; put the images of '{self._task.name}' into data.task.images"
-            )
+            raise DataMissingError(f"task: {path} is not there; data.task.images is the folder of its images")
         return path
 
     @cached_property

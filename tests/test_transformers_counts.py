@@ -107,9 +107,7 @@ def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
         num_key_value_heads=groups,
     )
     tower = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16)
-    (text if is_llama else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(
-        tmp_path / "model"
-    )
+    (text if is_llama else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(tmp_path / "model")
     folders.tokenizer(tmp_path / "model")
     (tmp_path / "texts").mkdir()
     for number, split in enumerate(("train", "validation", "test")):

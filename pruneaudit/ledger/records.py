@@ -628,6 +628,7 @@ class CellRecord(Frozen):
         prune: Run id of the prune stage, or None.
         trials: Run ids of all retrainings (or the scratch training), in the order of the grid.
         result: Run id that the accuracy comes from.
+        cap: Tokens that its pruning stage may have at most, where it only calibrates and is not topped up; else None.
         metric: What decides, as the workload stated it.
         scores: What the metric says; None where that is accuracy, or where nothing was measured.
     """
@@ -663,6 +664,7 @@ class CellRecord(Frozen):
     prune: str | None = None
     trials: tuple[str, ...] = ()
     result: str | None = None
+    cap: int | None = None
     metric: Metric = ACCURACY
     scores: CellScores | None = None
 

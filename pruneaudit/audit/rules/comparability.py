@@ -403,10 +403,16 @@ def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
     """Images that passed the network with gradients between base model and retraining, in epochs; top-ups count.
 
     With equal optimiser steps, up to half an epoch of images that are only scored with gradients is no difference. Of
-    texts the tokens with a loss stand beside the epochs.
+    texts the tokens with a loss stand beside the epochs. Where S4.1 compares texts, an arm that only calibrates is not
+    topped up, but capped: the tokens that it saw, with gradients or without, are no more than the budget of the arms
+    that train, and these have no more than it either.
 
-    Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not.
+    Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not. Of
+    texts, 8,192 tokens of calibration under a budget of 204,800 pass; 409,600 do not.
     """
+    caps = {arm.cell.cap for arm in (left, right)} - {None}
+    if caps:
+        return _within(min(cap for cap in caps if cap is not None), left, right)
     (ours, our_steps, our_tokens), (theirs, their_steps, their_tokens) = _pruning_length(left), _pruning_length(right)
     tokens = _with_a_loss(our_tokens, their_tokens)
     if (
@@ -418,6 +424,34 @@ def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
         scored = f"{abs(ours - theirs):.2f} epochs of gradients for scores"
         return Outcome("pass", ours, theirs, "; ".join(text for text in (scored, tokens) if text))
     return equal(ours, theirs, tokens)
+
+
+@measured
+def _seen(arm: Evidence) -> int | None:
+    """Tokens that passed the network between base model and retraining, with gradients or without."""
+    texts = [run.text for run in arm.pruning_stage]
+    trained = [None if text is None else text.trained for text in texts]
+    pairs = zip(arm.pruning_stage, trained, strict=True)
+    return total(None if length is None else (run.samples + run.scoring_samples) * length for run, length in pairs)
+
+
+def _within(cap: int, left: Evidence, right: Evidence) -> Outcome:
+    """Whether arms of which one only calibrates keep within a budget of tokens, calibration and training together."""
+    ours, theirs = _seen(left), _seen(right)
+    note = f"calibration and training together, of at most {cap} tokens"
+    if ours is None or theirs is None:
+        return Outcome("not measured", ours, theirs, note)
+    texts = f"{ours} tokens", f"{theirs} tokens"
+    # Who trains is held to its declaration by F501, half an epoch of scores beside it.
+    spare = [0 if arm.cell.cap is not None else int(SCORING_EPOCHS * _one_epoch(arm)) for arm in (left, right)]
+    fine = all(seen <= cap + more for seen, more in zip((ours, theirs), spare, strict=True))
+    return Outcome("pass" if fine else "fail", *texts, note)
+
+
+def _one_epoch(arm: Evidence) -> int:
+    """Tokens of a pass over the training split."""
+    run = arm.result
+    return run.train_images * ((run.text.trained if run.text is not None else None) or 1)
 
 
 @same_rule("F421", "Same pruning learning-rate schedule", f"{_TABLE_2}, S4.2")

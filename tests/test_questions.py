@@ -433,6 +433,22 @@ def test_an_image_that_is_none_and_a_model_without_eyes_are_told(seeing, made):
         one(made[0], row, images="tasks")
 
 
+def test_what_drops_visual_tokens_is_refused_beside_weights(seeing):
+    """A rogue that would be ranked by MACs which its weights have not saved."""
+    folder, _ = seeing
+    (folder / "fewer_tokens.py").write_text(
+        "from pruneaudit import Method\n\n\n"
+        "class FewerTokens(Method):\n"
+        '    """Keeps half of the tokens of each image."""\n\n'
+        '    granularity = "token"\n\n'
+        "    def prune(self, task):\n"
+        "        return {}\n"
+    )
+    catalog = Catalog(extra_workloads=(str(folder / "decoder.toml"),), extra_methods=(str(folder / "fewer_tokens.py"),))
+    with pytest.raises(ConfigError, match=r"its granularity is 'token'.*drops tokens of its inputs is another thing"):
+        campaign(catalog, Ledger(folder / "refused")).plan(Cell("decoder", "pt", "fewer-tokens", 0.5, 0))
+
+
 # lm-eval's own
 
 

@@ -77,7 +77,9 @@ def test_under_s4_1_who_only_calibrates_is_capped_by_the_tokens_of_who_trains(te
     ledger = Ledger(tmp_path / "ledger")
     work = Campaign(text, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, text, Runtime()), "s"))
     plans = {name: work.plan(Cell("text", name, "taylor", 0.5, 0)) for name in ("s4.1", "s4.2", "sx-b")}
-    assert plans["s4.1"].topup is None and plans["s4.1"].cap == 936, "five batches, of which the last of a pass is smaller"
+    assert plans["s4.1"].topup is None and plans["s4.1"].cap == 936, (
+        "five batches, of which the last of a pass is smaller"
+    )
     assert all(plans[name].topup is not None and plans[name].cap is None for name in ("s4.2", "sx-b"))
     arms = [work.obtain(Cell("text", "s4.1", method, 0.5, 0)) for method in ("taylor", "tpp")]
     assert [arm.error for arm in arms] == ["", ""] and [arm.cap for arm in arms] == [936, None]

@@ -136,7 +136,9 @@ def _parquet(path: Path) -> list[str]:
     try:
         return list(pandas.read_parquet(path, columns=["text"])["text"])
     except ImportError:
-        raise ConfigError(f"texts: {path} needs pyarrow: pip install pyarrow, or save it as lines of JSON") from None
+        raise ConfigError(
+            f"texts: {path} needs pyarrow: pip install 'pruneaudit[parquet]', or save it as lines of JSON"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Any], list[str]]] = {

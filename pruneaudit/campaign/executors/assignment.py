@@ -111,10 +111,7 @@ class Assignment(Frozen):
                 executor.ledger.get(parent)
         except DamagedError as error:
             raise NotReadyError(str(error)) from None
-        # Where a user's data are found is no part of an identity, and does not travel with it.
-        found = executor.stages.catalog.workload(self.spec.workload).data.folder
-        data = self.spec.data.model_copy(update={"folder": found})
-        return executor.obtain(self.spec.model_copy(update={"data": data}))
+        return executor.obtain(self.spec)
 
 
 @lru_cache(maxsize=1)

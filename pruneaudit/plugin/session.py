@@ -37,6 +37,7 @@ from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissing
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.schedule import AHEAD
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.method.outside import describing
 from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.plugin.keywords import absent_ratios
@@ -99,13 +100,6 @@ class ConformanceCase:
         return f"{self.workload}-{self.method}-{self.check}"
 
 
-def _described(source: MethodSource) -> Any:
-    """What an isolated method says of itself. Loads torch, which judging alone does not need."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)
-
-
 class AuditSession:
     """What the options select, and the campaign that measures it. Torch is loaded when the first item needs it.
 
@@ -119,11 +113,15 @@ class AuditSession:
     def __init__(self, config: pytest.Config) -> None:
         option = config.option
         try:
+            self.root = project(config)
+            self.only_judges = option.audit_from is not None
+            self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
+            self.report_path = self.root / option.audit_report
             self.catalog = Catalog(
                 extra_methods=tuple(option.audit_method),
                 extra_workloads=tuple(option.audit_workload),
                 isolate=option.audit_isolate,
-                outside=_described,
+                outside=describing(self.ledger_path, self.report_path, option.audit_data_root),
             )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
@@ -139,10 +137,6 @@ class AuditSession:
                     raise ConfigError(f"{path}: requires: {error}") from None
             for rule in self.study.waive:
                 get_rule(rule)
-            self.root = project(config)
-            self.only_judges = option.audit_from is not None
-            self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
-            self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
             self.figures: str = option.audit_figures
             if not 0 < option.audit_patience < math.inf:

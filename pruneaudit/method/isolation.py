@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
-from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.errors import AuditError, MethodError, one_line, printable
 from pruneaudit.ledger.records import Conduct, Renumbered, Untrained
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.method import child, conduct, conformance
@@ -44,6 +45,7 @@ from pruneaudit.method.process import Process
 from pruneaudit.method.referee import Heard, Referee, data_of, take
 from pruneaudit.method.task import Kept, PruningTask
 from pruneaudit.pruning.removal import shrink, thinned
+from pruneaudit.schema import explained
 from pruneaudit.sources import hear_of, own_files
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
@@ -94,7 +96,14 @@ def described(source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | N
         return _made(Budget, ask("budget", workload), source.name)
 
     def recipe(_self: Method, workload: Workload, speedup: float) -> Recipe:
-        return Recipe.model_validate(ask("recipe", workload, speedup))
+        try:
+            return Recipe.model_validate(ask("recipe", workload, speedup))
+        except ValidationError as error:
+            raise MethodError(f"method '{source.name}': recipe(): {explained(error, Recipe)}") from None
+
+    def skip(_self: Method, workload: Workload) -> str | None:
+        reason = ask("skip", workload)
+        return None if reason is None else printable(str(reason)[:1000])
 
     def prune(_self: Method, _task: PruningTask) -> Kept:
         raise MethodError(f"method '{source.name}' prunes in a process of its own")
@@ -110,7 +119,7 @@ def described(source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | N
             # Hyper-parameters went to the process.
             "__init__": lambda _self, **_arguments: None,
             "budget": budget,
-            "skip": lambda _self, workload: ask("skip", workload),
+            "skip": skip,
             "recipe": recipe,
             "prune": prune,
             "parameters": lambda _self: dict(parameters),

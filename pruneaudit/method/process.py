@@ -261,6 +261,8 @@ class Process:
         text = printable(" ".join(facts["text"][:MOST_TEXT].split()))
         kinds: dict[str, type[AuditError]] = {"DivergedError": DivergedError}
         kind = kinds.get(facts["type"], MethodError)
-        error = kind(f"method '{self.name}' {text}" if text.startswith("raised ") else text)
+        who = f"method '{self.name}'"
+        # What a method raises may read like one of the referee's own lines, about whomever it likes.
+        error = kind(text if who in text else f"{who}{'' if text.startswith('raised ') else ':'} {text}")
         error.__cause__ = ElsewhereError(f"in the method's own process:\n{facts['traceback'][-MOST_TRACE:]}")
         return error

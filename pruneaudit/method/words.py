@@ -30,7 +30,7 @@ def _finite(value: Any) -> Any:
 
 def _lines(text: str) -> str:
     """A text of several lines, see :func:`printable`."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(printable, text.expandtabs().split("\n")))
 
 
 #: What is counted. Numbers of records, and of torch, are no larger.
@@ -100,9 +100,9 @@ class _Snapshot(Frozen):
     epochs_done: Count
     history: _History
     consumption: _Consumption
-    optimiser: Value
+    optimiser: Any
     training_seconds: Annotated[Finite, Field(ge=0)]
-    state: Value
+    state: Any
 
 
 class Described(Frozen):

@@ -100,6 +100,10 @@ class ConformanceCase:
         return f"{self.workload}-{self.method}-{self.check}"
 
 
+#: More seeds than anybody trains: each is a test of its own, of every arm.
+MOST_SEEDS = 10_000
+
+
 class AuditSession:
     """What the options select, and the campaign that measures it. Torch is loaded when the first item needs it.
 
@@ -229,8 +233,8 @@ class AuditSession:
             protocols = ",".join(study.protocols) or "all"
         self._seeds: int | None = option.audit_seeds
         seeds = study.seeds if option.audit_seeds is None else option.audit_seeds
-        if seeds is not None and seeds < 1:
-            raise ConfigError("--audit-seeds: expected a number of at least 1")
+        if seeds is not None and not 1 <= seeds <= MOST_SEEDS:
+            raise ConfigError(f"--audit-seeds: expected a number of at least 1, and at most {MOST_SEEDS}")
         workloads = tuple(self.catalog.workload(name).name for name in study.workloads)
         if workloads:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
@@ -250,6 +254,8 @@ class AuditSession:
         fewest = seeds_needed()
         if most < fewest:
             raise ConfigError(f"{where}: expected a number of at least {fewest}: fewer seeds decide nothing")
+        if most > MOST_SEEDS:
+            raise ConfigError(f"{where}: expected a number of at most {MOST_SEEDS}")
         for name in ("seeds", "baseline"):
             if getattr(option, f"audit_{name}") is not None:
                 raise ConfigError(f"{where} says which seeds are trained: leave out --audit-{name}")

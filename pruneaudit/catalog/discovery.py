@@ -137,11 +137,12 @@ class MethodSource:
         try:
             with listening():
                 method = self.cls(**dict(self.arguments))
+            # Of a frozen dataclass as well.
+            object.__setattr__(method, "name", self.name)
         except MethodError:
             raise
         except Exception as error:
             raise MethodError(f"method '{self.name}' cannot be created: {one_line(error)}") from error
-        method.name = self.name
         return method
 
     def anew(self) -> MethodSource:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from pruneaudit.catalog.discovery import Catalog, Isolation, MethodSource
+from pruneaudit.catalog.discovery import Catalog, Isolation
 from pruneaudit.errors import AuditError, ConfigError, DamagedError
 from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.ledger.store import Ledger, read_file
+from pruneaudit.method.outside import describing
 from pruneaudit.schema import Frozen, validate
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ def _executor(terms: Terms) -> LocalExecutor:
     from pruneaudit.training.runtime import Runtime
 
     catalog = Catalog(
-        extra_methods=terms.methods, extra_workloads=terms.workloads, isolate=terms.isolate, outside=_described
+        extra_methods=terms.methods,
+        extra_workloads=terms.workloads,
+        isolate=terms.isolate,
+        outside=describing(Path(terms.ledger), _path(terms.reports), terms.data_root),
     )
     runtime = Runtime(
         device=terms.device,
@@ -145,10 +149,3 @@ def _executor(terms: Terms) -> LocalExecutor:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _described(source: MethodSource) -> Any:
-    """What an isolated method says of itself."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)

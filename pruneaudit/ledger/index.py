@@ -53,7 +53,6 @@ _ELSEWHERE = frozenset({"train_loss", "train_accuracy", "validation_loss", "test
 _APART = (Conduct, Jacobian, Scores)
 
 
-
 def _floats(values: list[float]) -> bytes:
     return array("d", values).tobytes()
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,7 +260,7 @@ def test_a_record_of_an_index_is_the_record(record):
     link = Writer().link("00")
     read = Reader(lambda folder: record)
     row = content_of(record, link)
-    found, same = read.run(replace(row, content=json.loads(json.dumps(row.content))))
+    found, same = read.run(row._replace(content=json.loads(json.dumps(row.content))))
     assert isinstance(found, IndexedRun) and same == link
     for name in RunRecord.model_fields:
         ours, theirs = getattr(found, name), getattr(record, name)

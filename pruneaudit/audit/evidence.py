@@ -59,7 +59,7 @@ class Evidence:
     prune: RunRecord | None
     trials: tuple[RunRecord, ...]
     result: RunRecord
-    _measured: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _measured: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, cell: CellRecord, ledger: Ledger, known: Known | None = None) -> Evidence:
@@ -78,16 +78,18 @@ class Evidence:
             return ledger.get(run) if run is not None else None
 
         assert cell.result is not None
-        shared = {} if known is None else known.setdefault(_but_the_protocol(cell.__dict__), {})
-        return cls(
+        found = cls(
             cell=cell,
             base=None if is_scratch(cell.method) else get(cell.base),
             topup=get(cell.topup),
             prune=get(cell.prune),
             trials=tuple(ledger.get(run) for run in cell.trials),
             result=ledger.get(cell.result),
-            _measured=shared,
         )
+        if known is not None:
+            # No argument: an arm that is another one in some respect begins anew.
+            object.__setattr__(found, "_measured", known.setdefault(_but_the_protocol(cell.__dict__), found._measured))
+        return found
 
     @property
     def answers(self) -> int:

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
@@ -51,7 +51,6 @@ _BATCH, _THREADS = 2000, 16
 _ELSEWHERE = frozenset({"train_loss", "train_accuracy", "validation_loss", "test_loss"})
 #: Models whose fields are rarely another record's, though parts of them are.
 _APART = (Conduct, Jacobian, Scores)
-
 
 
 def _floats(values: list[float]) -> bytes:
@@ -162,8 +161,7 @@ def _itself(record: RunRecord) -> RunRecord:
     return record
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What an index knows of a record.
 
     Attributes:
@@ -208,12 +206,11 @@ class Index:
                 for digest, text in database.execute("SELECT digest, text FROM texts")
                 if isinstance(text, str) and _digest(text) == digest
             }
-            for name, mac, content, packed in database.execute("SELECT name, mac, content, packed FROM files"):
+            # Whatever stands in a damaged file, or a forged one.
+            bytes_only = " AND ".join(f"typeof({column}) = 'blob'" for column in ("mac", "content", "packed"))
+            for name, mac, content, packed in database.execute(f"SELECT * FROM files WHERE {bytes_only}"):
                 known = seen.get(name)
-                # Whatever stands in a damaged file, or a forged one.
-                if known is None or not all(isinstance(part, bytes) for part in (mac, content, packed)):
-                    continue
-                if hmac.compare_digest(mac, self._mac(name, known, content, packed)):
+                if known is not None and hmac.compare_digest(mac, self._mac(name, known, content, packed)):
                     yield name, Row(from_json(content), packed, texts)
 
     def note(self, name: str, seen: Seen, row: Row) -> None:
@@ -261,8 +258,8 @@ class Index:
         return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_PATIENCE)
 
     def _mac(self, name: str, seen: Seen, content: bytes, packed: bytes) -> bytes:
-        text = f"index {_layout()} {name} {' '.join(map(str, seen))} {len(content)} ".encode()
-        return hmac.digest(self._key, b"".join((text, content, packed)), "sha256")
+        text = f"index {_layout()} {name} {seen} {len(content)} ".encode()
+        return hmac.digest(self._key, text + content + packed, "sha256")
 
 
 def index_of(root: Path) -> Index | None:
@@ -354,11 +351,8 @@ class Reader:
     def _link(self, values: list[Any]) -> Link:
         names = dict(zip(Link.model_fields, values, strict=True))
         # All records of a writer, and all of a key, name it.
-        names["writer"], names["key"] = self._one(names["writer"]), self._one(names["key"])
+        names["writer"], names["key"] = sys.intern(names["writer"]), sys.intern(names["key"])
         return _instance(Link, names)
-
-    def _one(self, text: str) -> Any:
-        return self._shared.setdefault((None, text), text)
 
     def _made(self, kind: type[Made], row: list[Any], texts: Mapping[str, str]) -> Made:
         shape = _shape(kind)
@@ -395,13 +389,11 @@ class Reader:
 def _instance(kind: type[Made], values: dict[str, Any]) -> Made:
     """A model of values that were validated before."""
     made: Made = kind.__new__(kind)
-    for name, value in (
-        ("__dict__", values),
-        ("__pydantic_fields_set__", _names(kind)),
-        ("__pydantic_extra__", None),
-        ("__pydantic_private__", None),
-    ):
-        object.__setattr__(made, name, value)
+    put = object.__setattr__
+    put(made, "__dict__", values)
+    put(made, "__pydantic_fields_set__", _names(kind))
+    put(made, "__pydantic_extra__", None)
+    put(made, "__pydantic_private__", None)
     return made
 
 

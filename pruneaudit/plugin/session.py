@@ -394,6 +394,7 @@ class AuditSession:
             processes=self.cluster.sharing(self.device),
             patience=self.patience,
             most=self.stage_limit,
+            arithmetic=self.settings.arithmetic,
         )
         scheduler = self.cluster.scheduler(self.ledger, self.id, self.device)
         return Dispatcher(self.ledger, terms, scheduler)

@@ -258,7 +258,7 @@ def test_every_backend_measures_it_after_every_epoch(name):
         return Training(model, data, recipe, 0, "retrain", "fp64", measure=Measure(name))
 
     found = {}
-    for backend in ("torch", "compiled", "grouped"):
+    for backend in ("torch", "tiled", "grouped"):
         trainings = [training(), training()]
         for result, one in zip(train_many(trainings, backend), trainings, strict=True):
             assert result.error is None and result.backend == backend

@@ -44,6 +44,7 @@ from pruneaudit.method import isolation
 from pruneaudit.method.answers import adds
 from pruneaudit.method.conduct import Job
 from pruneaudit.method.contract import Method
+from pruneaudit.method.outside import closed
 from pruneaudit.method.task import RetrainingTask
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import LAYERS
@@ -447,13 +448,8 @@ class Stages:
 
     def _off_limits(self, spec: RunSpec) -> dict[str, list[Path]]:
         """What a method has no business with: datasets on disk, other runs, reports."""
-        reports = self.runtime.reports
-        return {
-            "data": stored_at(self.runtime.data_root, spec.data),
-            "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
-            "reports": [reports] if reports else [],
-            "keys": [keys_folder()],
-        }
+        data = stored_at(self.runtime.data_root, spec.data)
+        return {**closed(self.ledger.root, self.runtime.reports, data), "keys": [keys_folder()]}
 
     def _train(
         self,

@@ -495,6 +495,11 @@ class RunRecord(RunSpec):
     pattern: Pattern | None = None
 
     @property
+    def left(self) -> dict[str, int]:
+        """Filters, or weights, that stay in each layer."""
+        return self.stay or {name: len(indices) for name, indices in self.kept.items()}
+
+    @property
     def tokens(self) -> int | None:
         """Tokens with a loss whose gradients were taken; None where inputs are no tokens, and in older records."""
         return None if self.text is None or self.text.trained is None else self.samples * self.text.trained
@@ -681,5 +686,5 @@ class CellRecord(Frozen):
     @property
     def runs(self) -> list[str]:
         """All run ids that it stands on, in order of stages."""
-        chain = [self.base, self.topup, self.prune, *self.trials]
-        return list(dict.fromkeys(run for run in chain if run is not None))
+        chain = dict.fromkeys((self.base, self.topup, self.prune, *self.trials))
+        return [run for run in chain if run is not None]

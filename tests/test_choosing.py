@@ -237,8 +237,10 @@ def test_one_backend_stands_in_labels_keys_and_plans_of_a_workload(measured, tmp
     assert chosen.labels(LENET) == () and chosen.backend_of(LENET) == "torch"
 
 
-def test_another_process_measures_and_asks(monkeypatch, tmp_path):
+def test_another_process_measures_and_asks(monkeypatch, tmp_path, warm):
     pytest.importorskip("numba")
+    # Starts at once.
+    monkeypatch.setattr("sys.executable", warm)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rows = chooser(tmp_path / "ledger")._timed(LENET, (0.9,), 1)
     assert {row["backend"]: row["seconds"] > 0 for row in rows} == dict.fromkeys(CANDIDATES, True)

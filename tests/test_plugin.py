@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from arena import OPTIONS
 
 from pruneaudit.audit.catalogue import get_rule, required, rules
 from pruneaudit.catalog.discovery import Catalog
@@ -23,10 +24,11 @@ def stable_runs(path):
     return {record.run_id: record.model_dump(mode="json", exclude=VOLATILE) for record in Ledger(path).runs()}
 
 
-def test_same_judgement_with_and_without_workers(checkout):
+def test_same_judgement_with_and_without_workers(arena):
     """-n0, -n2 and a selection of fairness items alone give the same runs, cells and findings."""
-    arguments = ("suite", "-k", "lenet5-digits and r0.5 and (cell or fairness)", "--audit-methods", "l1,tpp,scratch")
-    arguments += (*SMOKE, "--audit-protocols", "s4.1,sx-b")
+    checkout = arena
+    arguments = ("suite", "-k", "tiny and (cell or fairness)", "--audit-methods", "l1,tpp,scratch", *OPTIONS)
+    arguments += ("--audit-seeds", "1", "--audit-protocols", "s4.1,sx-b")
     found = {}
     for name, extra in {"n0": ("-n0",), "n2": ("-n2",)}.items():
         ledger, report = checkout.root / f"ledger-{name}", checkout.root / f"report-{name}"
@@ -237,6 +239,8 @@ USAGE = {
     "module": (("--audit-method", "nowhere"), "--audit-method nowhere: expected 'file.py' or 'package.module:Class'"),
     "collision": (("--audit-method", "methods/l1.py"), "two methods are called 'l1'"),
     "seeds": (("--audit-seeds", "0"), "--audit-seeds: expected a number of at least 1"),
+    "many seeds": (("--audit-seeds", str(10**20)), "--audit-seeds: expected a number of at least 1, and at most 10000"),
+    "many decide": (("--audit-decide", str(10**20)), "--audit-decide: expected a number of at most 10000"),
     "base": (("--audit-base", "nowhere.safetensors"), "base nowhere.safetensors: No such file or directory"),
     "device": (("--audit-device", "cuda"), "--audit-device cuda: no CUDA device is visible here"),
     "report": (("--audit-report", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from pruneaudit.arithmetic import Arithmetic
-from pruneaudit.catalog.discovery import Catalog, Isolation, MethodSource
+from pruneaudit.catalog.discovery import Catalog, Isolation
 from pruneaudit.errors import AuditError, ConfigError, DamagedError
 from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.ledger.store import Ledger, read_file
+from pruneaudit.method.outside import describing
 from pruneaudit.schema import Frozen, validate
 
 if TYPE_CHECKING:
@@ -126,10 +127,7 @@ class Assignment(Frozen):
                 executor.ledger.get(parent)
         except DamagedError as error:
             raise NotReadyError(str(error)) from None
-        # Where a user's data are found is no part of an identity, and does not travel with it.
-        found = executor.stages.catalog.workload(self.spec.workload).data.folder
-        data = self.spec.data.model_copy(update={"folder": found})
-        return executor.obtain(self.spec.model_copy(update={"data": data}))
+        return executor.obtain(self.spec)
 
 
 @lru_cache(maxsize=1)
@@ -144,7 +142,10 @@ def _executor(terms: Terms) -> LocalExecutor:
     from pruneaudit.training.runtime import Runtime
 
     catalog = Catalog(
-        extra_methods=terms.methods, extra_workloads=terms.workloads, isolate=terms.isolate, outside=_described
+        extra_methods=terms.methods,
+        extra_workloads=terms.workloads,
+        isolate=terms.isolate,
+        outside=describing(Path(terms.ledger), _path(terms.reports), terms.data_root),
     )
     runtime = Runtime(
         device=terms.device,
@@ -163,10 +164,3 @@ def _executor(terms: Terms) -> LocalExecutor:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _described(source: MethodSource) -> Any:
-    """What an isolated method says of itself."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)

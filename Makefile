@@ -13,7 +13,7 @@ ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 DECIDED = -k "convnet4-digits and r0.9" --audit-methods l1,random,tpp,scratch --audit-protocols s2,sx-b,s3.2,s4.1 \
 	--audit-decide 20 --audit-backend tiled --audit-arithmetic $(ARITHMETIC) -n $(WORKERS)
 
-.PHONY: suite survey references test coverage lint browser wheel-smoke mutants soak cluster bench gpu clean
+.PHONY: suite survey references test units coverage lint browser wheel-smoke mutants soak cluster bench gpu clean
 
 suite: $(READY)
 	$(BIN)/pytest suite $(DECIDED)
@@ -37,7 +37,11 @@ references: $(READY)
 	--audit-ledger .pruneaudit/references --audit-report reports/reference/digits-8-seeds || exit 1; \
 	done
 
-test: $(READY) lint browser
+# Types take one process the better part of a minute, beside which tests may begin.
+test: $(READY) browser
+	$(MAKE) -j 2 lint units
+
+units: $(READY)
 	# What hundreds of processes import is compiled once, plugins that pytest rewrites among it, whatever is said of
 	# bytecode here.
 	$(BIN)/python -m compileall -q pruneaudit

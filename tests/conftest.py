@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import arena as arenas
 import pytest
 from hypothesis import settings
 from warm import warm_python
@@ -89,7 +90,8 @@ class Checkout:
     def pytest(self, *arguments: str, timeout: int = 900, fresh: bool = False, **environ: str) -> Outcome:
         """Run pytest in the copy."""
         # Nothing is logged here, and to listen to each of torch's fifty loggers in each phase of each item takes long.
-        quiet = () if fresh else ("-p", "no:logging")
+        # Nor does anything here need Hypothesis, whose plugin takes a second to import.
+        quiet = ("-p", "no:hypothesispytest") if fresh else ("-p", "no:logging")
         arguments = ("-m", "pytest", "-p", "no:cacheprovider", *quiet, *arguments)
         return self.python(*arguments, timeout=timeout, fresh=fresh, **environ)
 
@@ -184,7 +186,19 @@ def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
             copied = os.link if place.parts[:1] == ("pruneaudit",) else shutil.copyfile
             for name in names:
                 copied(f"{folder}{os.sep}{name}", root / place / name)
+    # Numba keeps its machine code beside the source: it takes seconds to compile, and is valid in copies, too.
+    kernels = Path("pruneaudit", "training", "__pycache__")
+    (ROOT / kernels).mkdir(exist_ok=True)
+    (root / kernels).symlink_to(ROOT / kernels)
     return Checkout(root, warm, compiled)
+
+
+@pytest.fixture
+def arena(checkout: Checkout) -> Checkout:
+    """A copy of the project with a workload that trains in tenths of a second."""
+    for name, text in arenas.FILES.items():
+        checkout.write(name, text)
+    return checkout
 
 
 @pytest.fixture(scope="session")

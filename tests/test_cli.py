@@ -399,8 +399,6 @@ def test_plan_prints_cells_runs_epochs_macs_and_time(command, tmp_path):
         "--audit-ledger",
         tmp_path / "ledger",
         folder=tmp_path,
-        # It times processes of its own.
-        python=sys.executable,
     )
     assert done.returncode == 0 and done.stderr == ""
     assert "12 cells stand on 27 distinct runs (0 of them in the ledger); to train: " in done.stdout

@@ -6,80 +6,17 @@ import signal
 import subprocess
 import time
 
-import pytest
-
 from pruneaudit.audit.rounds import Family
 from pruneaudit.ledger.progress import Watcher
 from pruneaudit.ledger.records import VOLATILE
 from pruneaudit.ledger.store import Ledger
 
-NETWORK = """
-from torch import nn
-
-
-class Tiny(nn.Sequential):
-    def __init__(self, channels, classes):
-        super().__init__(nn.Conv2d(channels, 12, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(108, classes))
-"""
-DATA = """
-from pruneaudit import Data
-from sklearn.datasets import load_digits
-
-
-def few():
-    digits = load_digits()
-    images, labels = (digits.images[:900] * 15).astype("uint8")[..., None], digits.target[:900]
-    return Data(train=(images[:600], labels[:600]), test=(images[600:], labels[600:]))
-"""
-#: One layer loses filters: then a threshold over all layers and one for each layer leave the same.
-WORKLOAD = """
-version = 1
-source = "a test"
-model = "nets.py:Tiny"
-prunable = ["0"]
-ratios = [0.75]
-seeds = [0]
-
-[data]
-name = "sets.py:few"
-
-[sgd]
-batch = 64
-momentum = 0.9
-
-[pretrain]
-epochs = 3
-lr = "0:0.1"
-
-[prune]
-steps = 3
-lr = "0:1e-3"
-
-[retrain]
-epochs = 2
-lr = "0:0.1"
-
-[scratch]
-epochs = 2
-lr = "0:0.1"
-
-[tune]
-schedules = ["0:0.1", "0:0.01"]
-"""
 MOST = 9
 #: l2 and l2-global remove the same filters, l1 retrains at a hundredth of their rate, random removes others.
 SESSION = (
     "suite/test_fairness.py", "--audit-workload", "tiny.toml", "-k", "tiny", "--audit-methods", "l2-global,l1,random",
     "--audit-against", "l2", "--audit-protocols", "s2", "--audit-decide", str(MOST),
 )  # fmt: skip
-
-
-@pytest.fixture
-def arena(checkout):
-    """A copy of the project with a workload that trains in tenths of a second."""
-    for name, text in (("nets.py", NETWORK), ("sets.py", DATA), ("tiny.toml", WORKLOAD)):
-        checkout.write(name, text)
-    return checkout
 
 
 def decided(arena, name, workers):

@@ -1,7 +1,6 @@
 """Functions that are written in LLVM's instructions: when they are compiled, what is kept, and what is refused."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,10 +114,10 @@ print("numba" in sys.modules)
 """
 
 
-def test_machine_code_serves_all_widths_and_later_processes_without_a_compiler_of_python():
+def test_machine_code_serves_all_widths_and_later_processes_without_a_compiler_of_python(warm):
     said = []
     for _ in range(2):
-        command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)]
+        command = [warm, "-c", PROGRAM, str(Path(__file__).parent)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
         said.append(done.stdout.splitlines())
     # Whoever compiles a second time lets the first training wait for it.

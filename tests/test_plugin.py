@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from arena import OPTIONS
 
 from pruneaudit.audit.catalogue import get_rule, required, rules
 from pruneaudit.catalog.discovery import Catalog
@@ -23,10 +24,11 @@ def stable_runs(path):
     return {record.run_id: record.model_dump(mode="json", exclude=VOLATILE) for record in Ledger(path).runs()}
 
 
-def test_same_judgement_with_and_without_workers(checkout):
+def test_same_judgement_with_and_without_workers(arena):
     """-n0, -n2 and a selection of fairness items alone give the same runs, cells and findings."""
-    arguments = ("suite", "-k", "lenet5-digits and r0.5 and (cell or fairness)", "--audit-methods", "l1,tpp,scratch")
-    arguments += (*SMOKE, "--audit-protocols", "s4.1,sx-b")
+    checkout = arena
+    arguments = ("suite", "-k", "tiny and (cell or fairness)", "--audit-methods", "l1,tpp,scratch", *OPTIONS)
+    arguments += ("--audit-seeds", "1", "--audit-protocols", "s4.1,sx-b")
     found = {}
     for name, extra in {"n0": ("-n0",), "n2": ("-n2",)}.items():
         ledger, report = checkout.root / f"ledger-{name}", checkout.root / f"report-{name}"

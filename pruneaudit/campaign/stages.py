@@ -37,6 +37,7 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
+from pruneaudit.measure.questions import task_measure
 from pruneaudit.measure.text import text_measure
 from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method import isolation
@@ -226,6 +227,8 @@ class Stages:
             raise ConfigError(f"run {spec.slug}: this process computes in native arithmetic; start it again")
         # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
         scaled = self.catalog.workload(spec.workload).scaled(cast(Budget, spec.budget))
+        # Where a user's data are found is no part of an identity: it travels with none, and no record has it.
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"folder": scaled.data.folder})})
         workload = scaled.model_copy(
             update={
                 "data": spec.data,
@@ -655,6 +658,7 @@ class Stages:
             shown=outcome.shown,
             frozen=consumption.frozen,
             text=text_measure(dataset.test, dataset.train),
+            task=task_measure(dataset),
             pattern=_left(model, outcome),
         )
         return self.ledger.commit(record, weights)

@@ -7,7 +7,6 @@ so agree on a number that is too small: ViT-B/16 has 17.56 G, they say 16.9 and 
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,17 +45,15 @@ def macs_by_layer(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
         model: The network; not changed.
         example: One input, ``[1, C, H, W]``.
     """
+    return on_skeleton(model, example, _count_by_fvcore)
+
+
+def _count_by_fvcore(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     with _one_by_one(), warnings.catch_warnings():
         # fvcore traces with torch.jit, which newer torch calls deprecated: nothing a user could act on.
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
 
-        parameter = next(model.parameters())
-        network = copy.deepcopy(model).eval()
-        if parameter.is_meta:
-            # With its buffers, which may have values.
-            network = network.to("meta")
-        inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
         analysis = FlopCountAnalysis(network, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
         analysis.unsupported_ops_warnings(False)

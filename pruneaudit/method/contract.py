@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 
@@ -228,6 +228,13 @@ class WeightScore(Method):
 
 def refusal(method: Method, workload: Workload, protocol: Protocol) -> str | None:
     """Why a method does not apply to a workload under a protocol, or None."""
+    if method.granularity not in get_args(Granularity):
+        # Such as tokens of images: the network stays as it is, and inputs become shorter.
+        kinds = "', '".join(get_args(Granularity))
+        return (
+            f"its granularity is '{method.granularity}', and what is compared here is a network with fewer weights "
+            f"('{kinds}'); what drops tokens of its inputs is another thing, and never ranked beside it"
+        )
     reason = method.skip(workload)
     if reason or protocol.retraining != "none":
         return reason

@@ -32,7 +32,7 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
-from pruneaudit.catalog.settings import AUTO, COMPILED, Backend, Settings
+from pruneaudit.catalog.settings import AUTO, COMPILED, RETIRED, Backend, Settings
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.schedule import AHEAD
@@ -129,6 +129,11 @@ class AuditSession:
             )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
+            if option.audit_backend in RETIRED and option.audit_from is None:
+                raise ConfigError(
+                    f"--audit-backend {option.audit_backend}: it trains no more; tiled trains LeNet-5 as fast: "
+                    f"--audit-backend tiled. What {option.audit_backend} has made is judged with --audit-from"
+                )
             if option.audit_backend in COMPILED and importlib.util.find_spec("numba") is None:
                 raise ConfigError(
                     f"--audit-backend {option.audit_backend} needs Numba: pip install 'pruneaudit[compiled]'"
@@ -389,6 +394,7 @@ class AuditSession:
             processes=self.cluster.sharing(self.device),
             patience=self.patience,
             most=self.stage_limit,
+            arithmetic=self.settings.arithmetic,
         )
         scheduler = self.cluster.scheduler(self.ledger, self.id, self.device)
         return Dispatcher(self.ledger, terms, scheduler)

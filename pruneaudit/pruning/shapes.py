@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -27,6 +28,7 @@ from pruneaudit.workloads.data import facts
 from pruneaudit.workloads.models import MODELS, build
 from pruneaudit.workloads.models.brought import check_logits
 from pruneaudit.workloads.models.described import Decoder, narrow
+from pruneaudit.workloads.models.initialise import undrawn
 from pruneaudit.workloads.schema import DataConfig, Network, Workload
 
 #: Networks whose units the project's own tests try, pattern by pattern: planning need not.
@@ -128,7 +130,7 @@ def costs(workload: Workload) -> Costs:
 
 @lru_cache(maxsize=64)
 def _costs(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Costs:
-    network = _dense(model, data)
+    network = _bare(model, data)
     modules = dict(network.named_modules())
     units = _units(model, data, prunable, skip).units
     macs_of = macs_by_layer(network, _example(data))
@@ -194,8 +196,7 @@ def see_units(workload: Workload) -> None:
 @lru_cache(maxsize=64)
 def _names_classifier(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> bool:
     """Whether patterns name a network's last layer."""
-    with torch.device("meta"):
-        network = _dense(model, data)
+    network = _bare(model, data)
     return weight_names(network, last=True)[-1] in prunable_names(network, prunable, skip)
 
 
@@ -210,7 +211,7 @@ def _without_norm(model: Network, data: DataConfig, prunable: tuple[str, ...], s
         layers = prunable_layers(network, example, prunable, skip)
         return next((f"no batch normalisation behind {layer.name}" for layer in layers if layer.norm is None), None)
 
-    return _looked(_dense(model, data), _example(data), prunable, look)
+    return _looked(_asked(model, data, prunable), _example(data), prunable, look)
 
 
 def _looked(
@@ -228,16 +229,13 @@ def _looked(
 
 def not_alone(workload: Workload) -> str | None:
     """Why a workload is nothing for methods that take layers which lose filters alone and are read alone, or None."""
-    # Who reads what is all that is asked; a network of a user's may need real weights to be built.
-    with torch.device("meta" if workload.model in _OWN else "cpu"):
-        modules = dict(dense_network(workload).named_modules())
+    modules = dict(_bare(workload.network, workload.data).named_modules())
     return next((problem for unit in units(workload).units if (problem := joined(unit, modules))), None)
 
 
 def blocks_attend(workload: Workload) -> bool:
     """Whether a workload's network has residual blocks to remove, and attention is a part of each."""
-    with torch.device("meta" if workload.model in _OWN else "cpu"):
-        modules = dict(dense_network(workload).named_modules())
+    modules = dict(_bare(workload.network, workload.data).named_modules())
     blocks = costs(workload).blocks
     return bool(blocks) and all(
         any(attention_of(modules[name]) is not None for name in branch) for branch in blocks.values()
@@ -254,13 +252,13 @@ def without_pattern(workload: Workload, neighbours: int) -> str | None:
 @lru_cache(maxsize=64)
 def _rows(model: Network, data: DataConfig) -> dict[str, int]:
     """Weights of each output of the layers that may lose single weights."""
-    network = _dense(model, data)
+    network = _bare(model, data)
     return {name: network.get_parameter(f"{name}.weight")[0].numel() for name in weight_names(network)}
 
 
 @lru_cache(maxsize=64)
 def _units(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tuple[str, ...]) -> Units:
-    network, example = _dense(model, data), _example(data)
+    network, example = _asked(model, data, prunable), _example(data)
     if isinstance(network, Decoder):
         return _units_of_decoder(network, model, example, prunable, skip)
 
@@ -324,7 +322,7 @@ def target(workload: Workload, ratio: float, granularity: Granularity = "filter"
     known = costs(workload)
     if granularity == "weight":
         # Shares of single layers are about filters; the ratio is one of weights.
-        names = weight_names(_dense(workload.network, workload.data))
+        names = weight_names(_bare(workload.network, workload.data))
         counts = {name: known.weights[name] for name in names}
         shares = dict.fromkeys(names, ratio)
     else:
@@ -419,6 +417,24 @@ def _dense(model: Network, data: DataConfig) -> nn.Module:
     return build(model, sizes.channels, sizes.classes)
 
 
+def _bare(model: Network, data: DataConfig) -> nn.Module:
+    """The dense network for questions that no weight answers; not to be changed."""
+    # A network of a user's may look at its weights when it is built.
+    return _undrawn(model, data) if model.model in _OWN else _dense(model, data)
+
+
+# Questions about one workload come together, and large networks are large.
+@lru_cache(maxsize=4)
+def _undrawn(model: Network, data: DataConfig) -> nn.Module:
+    with undrawn():
+        return _dense(model, data)
+
+
+def _asked(model: Network, data: DataConfig, prunable: tuple[str, ...]) -> nn.Module:
+    """The dense network in which units are looked for: ``auto`` tries them on weights."""
+    return _dense(model, data) if prunable == AUTO else _bare(model, data)
+
+
 def _network(model: Network, data: DataConfig, widths: Mapping[str, int]) -> nn.Module:
     dense = _dense(model, data)
     return narrowed(dense, widths, _named(model, data, tuple(widths))) if widths else dense
@@ -426,7 +442,7 @@ def _network(model: Network, data: DataConfig, widths: Mapping[str, int]) -> nn.
 
 @lru_cache(maxsize=64)
 def _named(model: Network, data: DataConfig, names: tuple[str, ...]) -> tuple[Unit, ...]:
-    return tuple(units_named(_dense(model, data), _example(data), names))
+    return tuple(units_named(_bare(model, data), _example(data), names))
 
 
 def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
@@ -439,7 +455,8 @@ def widths_at(workload: Workload, ratio: float) -> dict[str, int]:
 @lru_cache(maxsize=512)
 def _shape(model: Network, data: DataConfig, widths: tuple[tuple[str, int], ...]) -> Shape:
     """Counting takes a second for a large network: cached by what it depends on, whatever the recipes."""
-    built = _network(model, data, dict(widths))
+    with undrawn() if model.model in _OWN else nullcontext():
+        built = _network(model, data, dict(widths))
     return Shape(widths, macs(built, _example(data)), macs_by_torch(built, _example(data)), parameters(built))
 
 

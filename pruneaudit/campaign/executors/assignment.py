@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from pruneaudit.arithmetic import Arithmetic
 from pruneaudit.catalog.discovery import Catalog, Isolation
 from pruneaudit.errors import AuditError, ConfigError, DamagedError
 from pruneaudit.ledger.records import RunRecord, RunSpec
@@ -43,6 +44,7 @@ class Terms(Frozen):
         processes: Tasks that share a device.
         patience: Seconds that a method in a process of its own may say nothing.
         most: Seconds that such a process may be waited for in all, in one stage.
+        arithmetic: What its runs are computed with.
     """
 
     session: str
@@ -59,6 +61,19 @@ class Terms(Frozen):
     processes: int = 1
     patience: float = 3600.0
     most: float = 7 * 24 * 3600.0
+    arithmetic: Arithmetic = "native"
+
+    def prepare(self) -> None:
+        """Load in this process what its tasks need, so that the first of them finds it ready.
+
+        Raises:
+            ConfigError: What it takes is not on this machine.
+        """
+        if self.arithmetic == "portable":
+            from pruneaudit.arithmetic import pin
+
+            pin()
+        _executor(self)
 
 
 class Assignment(Frozen):
@@ -112,10 +127,7 @@ class Assignment(Frozen):
                 executor.ledger.get(parent)
         except DamagedError as error:
             raise NotReadyError(str(error)) from None
-        # Where a user's data are found is no part of an identity, and does not travel with it.
-        found = executor.stages.catalog.workload(self.spec.workload).data.folder
-        data = self.spec.data.model_copy(update={"folder": found})
-        return executor.obtain(self.spec.model_copy(update={"data": data}))
+        return executor.obtain(self.spec)
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pruneaudit.errors import ConfigError, one_line
 from pruneaudit.streams import isolated
@@ -52,3 +57,20 @@ def _reset(name: str, module: nn.Module, generator: torch.Generator) -> None:
         raise ConfigError(
             f"layer '{name}' ({type(module).__name__}) cannot initialise itself: {one_line(error)}"
         ) from error
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Networks that are built here have zeros where weights are drawn: for large ones, most of the time goes there."""
+    with torch.no_grad(), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        draws = function in (torch.Tensor.normal_, torch.Tensor.uniform_)
+        if draws or getattr(function, "__module__", "") == "torch.nn.init":
+            return (args[0] if args else (kwargs or {})["tensor"]).zero_()
+        return function(*args, **(kwargs or {}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import random
@@ -593,8 +594,8 @@ def _print_into(*ends: int) -> None:
         os.close(end)
     for stream in (sys.stdout, sys.stderr):
         # A method's process ends without asking what is still to be printed.
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
 
 
 def _watch_over(door: socket.socket, end: socket.socket, prints: Sequence[int]) -> None:

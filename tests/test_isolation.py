@@ -34,7 +34,7 @@ from pruneaudit.errors import MethodError
 from pruneaudit.method import child, isolation, words
 from pruneaudit.method.channel import HungUpError, Line, SilentError
 from pruneaudit.method.isolation import check, described
-from pruneaudit.method.limits import Limits, Printed, free_memory
+from pruneaudit.method.limits import Limits, free_memory
 from pruneaudit.method.outside import describing
 from pruneaudit.method.process import Origin, Process
 from pruneaudit.pruning import shapes
@@ -688,8 +688,8 @@ def test_an_honest_process_has_its_share_of_the_memory():
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux ends a process with its parent")
 def test_a_process_ends_with_who_asked_for_it():
     """Also where that was killed while the method hangs."""
-    origin, printed = Origin(), Printed()
-    line, *ids = origin.fork(False, 0, printed.theirs)
+    origin = Origin()
+    line, *ids, printed = origin.fork()
     alive = [os.pidfd_open(pid) for pid in ids]
     assert not select.select(alive, [], [], 0)[0]
     origin._process.kill()
@@ -698,7 +698,6 @@ def test_a_process_ends_with_who_asked_for_it():
         assert select.select([one], [], [], 60)[0]
         os.close(one)
     line.close()
-    printed.hand_over()
     printed.close()
 
 

@@ -124,8 +124,9 @@ def _isolation() -> Iterator[Symptom]:
     from pruneaudit.method.process import warm
 
     try:
-        line, *_ = warm().fork(works=False, most=0, prints=(1, 2))
+        line, *_, printed = warm().fork()
         line.close()
+        printed.close()
     except MethodError as error:
         advice = "foreign methods cannot run here (--audit-isolate never runs them unprotected: never judged fair)"
         yield Symptom("isolation", "wrong", one_line(error), advice)

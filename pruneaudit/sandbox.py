@@ -36,7 +36,7 @@ _ALL = (1 << 16) - 1
 #: Making, moving and removing files, of any kind; and making devices alone: each is a way to the whole disk.
 _CHANGE_FOLDERS, _MAKE_DEVICES = 0x3FF << 4, (1 << 6) | (1 << 11)
 #: What programs need of ``/dev``, by how it begins: nothing, chance, what they printed to, and processors of graphics.
-_NEEDED_DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia", "dri", "kfd", "dxg")
+_NEEDED_DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia", "nvhost", "nvmap", "dri", "kfd", "dxg")
 #: How many of these rights each version of Landlock knows.
 _KNOWN = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _TCP = 0b11

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import resource
+import select
 import shutil
 import socket
 import stat
@@ -35,7 +36,7 @@ from pruneaudit.method.channel import HungUpError, Line, SilentError
 from pruneaudit.method.isolation import check, described
 from pruneaudit.method.limits import Limits, free_memory
 from pruneaudit.method.outside import describing
-from pruneaudit.method.process import Process
+from pruneaudit.method.process import Origin, Process
 from pruneaudit.pruning import shapes
 from pruneaudit.sources import code_digest
 from pruneaudit.training.loop import History
@@ -682,6 +683,22 @@ def test_an_honest_process_has_its_share_of_the_memory():
         pytest.skip("nobody says how much memory is free here")
     assert Limits.of("cpu", 1).memory >= min(free / 2, 1 << 31) and Limits.of("cuda", 1).memory == 0
     assert Limits.of("cpu", 10**9).memory == 1 << 31
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux ends a process with its parent")
+def test_a_process_ends_with_who_asked_for_it():
+    """Also where that was killed while the method hangs."""
+    origin = Origin()
+    line, *ids, printed = origin.fork()
+    alive = [os.pidfd_open(pid) for pid in ids]
+    assert not select.select(alive, [], [], 0)[0]
+    origin._process.kill()
+    origin._process.wait()
+    for one in alive:
+        assert select.select([one], [], [], 60)[0]
+        os.close(one)
+    line.close()
+    printed.close()
 
 
 def test_nothing_is_left_running(folder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import random
@@ -517,6 +518,9 @@ def serve(line: Line) -> None:
     # Workers of data loaders need shared memory; in one that others share, a repetition would find a note.
     defined_in = [start.source.path] if start.source.path is not None else []
     memory = sandbox.own_memory([start.folder, start.scratch, *map(Path, start.path), *defined_in])
+    with suppress(OSError, AttributeError):
+        # Whoever gets a namespace of its own loses this.
+        sandbox.end_with_parent()
     job = line.listen()
     os.chdir(start.folder)
     os.environ.clear()
@@ -590,8 +594,8 @@ def _print_into(*ends: int) -> None:
         os.close(end)
     for stream in (sys.stdout, sys.stderr):
         # A method's process ends without asking what is still to be printed.
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
 
 
 def _watch_over(door: socket.socket, end: socket.socket, prints: Sequence[int]) -> None:
@@ -604,12 +608,17 @@ def _watch_over(door: socket.socket, end: socket.socket, prints: Sequence[int]) 
         # Only Linux knows it (``man 2 prctl``, PR_SET_CHILD_SUBREAPER); elsewhere the group is ended alone.
         with suppress(OSError, AttributeError):
             sandbox.adopt_orphans()
+        # Nor do they go on for nobody, where whoever asked for them was killed.
+        with suppress(OSError, AttributeError):
+            sandbox.end_with_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         pid = os.fork()
         if not pid:
             door.close()
             # No terminal is its own: what is set there stays.
             os.setsid()
+            with suppress(OSError, AttributeError):
+                sandbox.end_with_parent()
             _print_into(*prints)
             _be_a_child(end)
         end.close()

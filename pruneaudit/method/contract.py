@@ -51,7 +51,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("steps", "samples"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < MOST:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < MOST:
                 raise MethodError(f"Budget({name}={value!r}): expected a whole number from 0 on")
             # NumPy's and torch's whole numbers are none of JSON's.
             object.__setattr__(self, name, int(value))

@@ -55,32 +55,34 @@ class Origin:
         """Whether it can still fork for this process."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def fork(self, works: bool, most: int, prints: Sequence[int]) -> tuple[Line, int, int]:
-        """A new process: the line to it, its id, and the id of the process that sees that nothing is left of it.
+    def fork(self, works: bool = False, most: int = MOST_TENSORS) -> tuple[Line, int, int, Printed]:
+        """A new process: the line to it, its id, the id of who sees that nothing is left of it, and what it prints.
 
         Args:
             works: Whether its job has to do with networks: what that takes is imported before it is forked.
             most: Bytes of tensors that it may say at once.
-            prints: Where it prints to, and where it prints errors to.
 
         Raises:
             MethodError: None can be started.
         """
         ours, theirs = socket.socketpair()
+        printed = Printed()
         try:
             if not self._ready and self._door.recv(1) != b"!":
                 raise OSError("it ended while it started")
             self._ready = True
-            socket.send_fds(self._door, [child.WORKS if works else child.ANY], [theirs.fileno(), *prints])
+            socket.send_fds(self._door, [child.WORKS if works else child.ANY], [theirs.fileno(), *printed.theirs])
             ids = self._door.recv(16, socket.MSG_WAITALL)
             if len(ids) < 16:
                 raise OSError("it ended")
         except OSError as error:
             ours.close()
+            printed.close()
             raise MethodError(f"no process can be started for a method: {one_line(error)}") from None
         finally:
             theirs.close()
-        return Line(ours, most), int.from_bytes(ids[:8], "big"), int.from_bytes(ids[8:], "big")
+            printed.hand_over()
+        return Line(ours, most), int.from_bytes(ids[:8], "big"), int.from_bytes(ids[8:], "big"), printed
 
     def end(self) -> None:
         """Let it end."""
@@ -157,14 +159,7 @@ class Process:
         self._folder = ""
 
     def __enter__(self) -> Self:
-        printed = Printed()
-        try:
-            self._line, self._pid, self._watcher = warm().fork(self._works, self._tensors, printed.theirs)
-        except BaseException:
-            printed.close()
-            raise
-        finally:
-            printed.hand_over()
+        self._line, self._pid, self._watcher, printed = warm().fork(self._works, self._tensors)
         self._folder = tempfile.mkdtemp(prefix="pruneaudit-")
         start = child.Start(
             replace(self._source, outside=None),

@@ -24,7 +24,10 @@ def _finite(value: Any) -> Any:
         one = waiting.pop()
         if isinstance(one, float) and not math.isfinite(one):
             raise ValueError("expected finite numbers")
-        waiting += one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ()
+        if isinstance(one, Mapping):
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
     return value
 
 

@@ -34,7 +34,7 @@ VARIANTS = (
     ("resnet20-digits", "grouped", "fp32"),
     ("resnet20-digits", "torch", "fp64"),
     ("lenet5-digits", "torch", "fp32"),
-    ("lenet5-digits", "compiled", "fp32"),
+    ("lenet5-digits", "tiled", "fp32"),
     ("resnet20-digits", "tiled", "fp32"),
 )
 #: What holds libraries to less than this processor has: a pinned process takes no notice of it.

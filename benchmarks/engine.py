@@ -29,7 +29,7 @@ from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import Workload
 
-BACKENDS: tuple[Backend, ...] = ("torch", "compiled", "tiled")
+BACKENDS: tuple[Backend, ...] = ("torch", "tiled")
 ROUNDS, EPOCHS = 3, 4
 
 

@@ -56,7 +56,7 @@ def main() -> None:
         "reference loop": (partial(reference.train, side=resized.height), stored),
         "reference, resized once": (reference.train, resized),
         "ours, torch": (ours("torch"), resized),
-        "ours, compiled": (ours("compiled"), resized),
+        "ours, tiled": (ours("tiled"), resized),
     }
     time_slice(workload, variants)
     time_short_trainings(workload, variants)

@@ -119,7 +119,7 @@ def plain(
 def together(networks: Sequence[nn.Module], data: Dataset, recipe: Recipe, seed: int) -> list[float]:
     """As the study does."""
     sweep = Sweep(networks, data, "fp32", recipe)
-    assert sweep.compiled
+    assert sweep.steps == "tiled"
     sweep.train(max(seed, 0), "retrain")
     return [score.accuracy for score in sweep.score(data.test)]
 

@@ -275,7 +275,7 @@ def _compiler(backend: str, device: str) -> str:
 
     Numba's version stands for LLVM's too, which compiles by itself for ``tiled``: each brings one.
     """
-    if backend in ("compiled", "tiled"):
+    if backend == "tiled":
         from llvmlite import binding  # type: ignore[import-untyped]
 
         target = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()

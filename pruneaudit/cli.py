@@ -85,11 +85,12 @@ def methods(
     """List the pruning methods with their place in the field's taxonomy, or describe one."""
     from pruneaudit.catalog.discovery import Catalog, method_source
     from pruneaudit.method import cards
+    from pruneaudit.method.outside import describing
 
     specs = tuple(audit_method or ())
     if name and _is_spec(name):
         specs, name = (*specs, name), method_source(name).name
-    catalog = Catalog(extra_methods=specs, isolate="foreign", outside=_described)
+    catalog = Catalog(extra_methods=specs, isolate="foreign", outside=describing())
     if as_markdown:
         typer.echo(cards.page(catalog), nl=False)
         return
@@ -99,13 +100,6 @@ def methods(
         rows[0]["not_for"] = [f"{', '.join(places)}: {reason}" for reason, places in reasons.items()]
     more = ["in_retraining", "published_recipe", "parameters", "not_for", "defined_in", "description"] if name else []
     _show(rows, [*cards.COLUMNS, *more], as_json)
-
-
-def _described(source: Any) -> Any:
-    """What an isolated method says of itself. Loads torch."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)
 
 
 @app.command()
@@ -416,6 +410,7 @@ def verify(
     from pruneaudit.campaign.verification import WRONG
     from pruneaudit.campaign.verification import verify as verify_runs
     from pruneaudit.catalog.discovery import Catalog
+    from pruneaudit.method.outside import describing
     from pruneaudit.plugin.device import visible_gpus
     from pruneaudit.training.runtime import Runtime
     from pruneaudit.workloads.data import data_root as root_of
@@ -427,7 +422,7 @@ def verify(
         extra_methods=tuple(audit_method or ()),
         extra_workloads=tuple(audit_workload or ()),
         isolate="foreign",
-        outside=_described,
+        outside=describing(store.root, None, data_root),
     )
     where = ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
     runtime = Runtime(where, root_of(data_root), base=base)

@@ -58,7 +58,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 
 def one_line(error: BaseException) -> str:
     """Fold an exception into one line: its type and its message."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, AuditError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A line of somebody else's, without what a terminal would obey: its controls become question marks."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)

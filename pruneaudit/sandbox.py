@@ -33,9 +33,10 @@ _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _ALL = (1 << 16) - 1
-_MEMORY_AS_FILE = ("mem", "kmem", "port")
-#: Making devices: where a process may do it, each is a way to the whole disk.
-_MAKE_DEVICES = (1 << 6) | (1 << 11)
+#: Making, moving and removing files, of any kind; and making devices alone: each is a way to the whole disk.
+_CHANGE_FOLDERS, _MAKE_DEVICES = 0x3FF << 4, (1 << 6) | (1 << 11)
+#: What programs need of ``/dev``, by how it begins: nothing, chance, what they printed to, and processors of graphics.
+_NEEDED_DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia", "dri", "kfd", "dxg")
 #: How many of these rights each version of Landlock knows.
 _KNOWN = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _TCP = 0b11
@@ -128,7 +129,8 @@ def own_memory(needed: Iterable[Path]) -> bool:
 def confine(hidden: Iterable[Path], scratch: Path, memory: bool = True) -> str:
     """Confine this process, and what it starts from now on, for good.
 
-    Everything may be read but what is hidden; nothing may be written but a scratch folder and devices. Where the kernel
+    Everything may be read but what is hidden, and devices that programs do not need; nothing may be written but a
+    scratch folder and the others. Where the kernel
     can do so, no TCP connection is made, no abstract socket reached and no process outside signalled. Files that are
     open already stay open.
 
@@ -156,11 +158,13 @@ def _restrict(known: int, hidden: Iterable[Path], scratch: Path, memory: bool) -
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         _allow(ruleset, Path("/"), _READ_DIR & rights)
-        disks = list(_disks())
-        for place in _beside([*(path.resolve() for path in hidden), *_other_processes(), *disks], Path("/")):
+        devices = list(_devices())
+        for place in _beside([*(path.resolve() for path in hidden), *_other_processes(), *devices], Path("/")):
             _allow(ruleset, place, _READ & rights)
-        for place in (scratch, *_beside(disks if memory else [_MEMORY, *disks], Path("/dev"))):
+        for place in (scratch, *([_MEMORY] if memory else [])):
             _allow(ruleset, place, rights & ~_MAKE_DEVICES)
+        for place in _beside([_MEMORY, *devices], Path("/dev")):
+            _allow(ruleset, place, rights & ~_CHANGE_FOLDERS)
         _prctl(_SET_NO_NEW_PRIVILEGES, 1)
         _call(_RESTRICT_SELF, ruleset, 0)
     finally:
@@ -179,13 +183,16 @@ def _other_processes() -> Iterator[Path]:
             yield place
 
 
-def _disks() -> Iterator[Path]:
-    """Devices below whose files all data lie, hidden ones as well, and memory as a file: root may read them."""
-    for place, _, names in os.walk("/dev"):
-        for name in names:
-            with suppress(OSError):
-                if stat.S_ISBLK(os.lstat(path := Path(place, name)).st_mode) or name in _MEMORY_AS_FILE:
-                    yield path
+def _devices() -> Iterator[Path]:
+    """Devices that no method needs, and memory as a file.
+
+    Root may read a disk, below whose files all data lie, or the kernel's log and a clock, in which a note would stay; a
+    terminal keeps its settings; some act when they are opened.
+    """
+    with suppress(OSError):
+        for entry in os.scandir("/dev"):
+            if not entry.is_symlink() and not entry.name.startswith(_NEEDED_DEVICES):
+                yield Path(entry.path)
     yield Path("/proc/kcore")
 
 

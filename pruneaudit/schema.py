@@ -84,10 +84,10 @@ def validate(kind: type[Model], content: dict[str, Any], path: Path) -> Model:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error, kind)}") from None
+        raise ConfigError(f"{path}: {explained(error, kind)}") from None
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def explained(error: ValidationError, kind: type[BaseModel]) -> str:
     """First problem of a validation error as ``key: what was expected``."""
     problems = error.errors()
     # A misspelt key is the cause, the missing one only its consequence.
@@ -107,7 +107,9 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; this key is required"
     value = problem.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    # Of a long text its beginning tells enough; a whole number of many digits has no text at all.
+    is_plain = isinstance(value, str | float | bool) or (isinstance(value, int) and abs(value) < 1 << 64)
+    shown = f" (got {(value[:100] if isinstance(value, str) else value)!r})" if is_plain else ""
     return f"{key + ': ' if key else ''}{message}{shown}"
 
 

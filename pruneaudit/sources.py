@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import threading
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -122,11 +122,17 @@ class Source:
         files = own_files(path, self.module)
         read = sorted({data for file in files for data in _read_by.get(file, ()) if data.is_file()} - set(files))
         parts = [code_digest(one.read_bytes()) for one in files]
-        parts += [hashlib.sha256(one.read_bytes()).hexdigest() for one in read]
+        parts += [_digest_of(one) for one in read]
         names = sorted({name for file in files for name in _variables(file)})
         # Those of pytest change with every test: rules on what a method does see to that.
         parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ and name[:7] != "PYTEST_"]
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    """SHA-256 of a file, which may be larger than memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 #: Names through which code may see its own text.
@@ -235,10 +241,16 @@ def heard_by() -> dict[Path, set[Path]]:
     return {reader: set(found) for reader, found in _read_by.items()}
 
 
-def hear_of(read: Mapping[str, Iterable[str]]) -> None:
-    """Learn what was heard in another process, see :func:`heard_by`."""
-    for reader, found in read.items():
-        _read_by.setdefault(Path(reader), set()).update(map(Path, found))
+def hear_of(read: Mapping[str, Iterable[str]], of: Collection[Path]) -> None:
+    """Learn what was heard in another process, see :func:`heard_by`.
+
+    Args:
+        read: What was heard.
+        of: Files that the other process may speak for: whoever runs there could make anybody's code another one.
+    """
+    for reader, found in ((Path(reader), map(Path, found)) for reader, found in read.items()):
+        if reader in of:
+            _read_by.setdefault(reader, set()).update(data for data in found if reader.parent in data.parents)
 
 
 #: Files that each file's code read, both absolute.

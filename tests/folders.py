@@ -101,6 +101,41 @@ def texts(folder):
     (folder / "wiki.test.raw").write_text("\n".join(sentences(2, 10)))
 
 
+def pieces(folder, *special):
+    """A tokenizer of pieces of words, which puts a first token before each text: a space is part of the word behind."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=SIZES["vocab_size"], special_tokens=["<unk>", "<s>", "</s>", *special])
+    found.train_from_iterator(sentences(9, 200), trainer)
+    found.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    found.save(str(folder / "tokenizer.json"))
+
+
+def questions(folder, seed, count, choices=4):
+    """A file of questions: contexts and choices of random words, which differ in length."""
+    folder.mkdir(exist_ok=True)
+    draw = torch.Generator().manual_seed(seed)
+
+    def words(most):
+        number = int(torch.randint(1, most, (1,), generator=draw))
+        return " ".join(_WORDS[i] for i in torch.randint(len(_WORDS), (number,), generator=draw).tolist())
+
+    rows = [
+        {
+            "context": words(7),
+            "choices": [words(4) for _ in range(choices)],
+            "answer": int(torch.randint(choices, (1,), generator=draw)),
+        }
+        for _ in range(count)
+    ]
+    path = folder / f"questions-{seed}.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
 def by_path(folder, **sizes):
     """A catalogue with the workload ``decoder``, whose model and texts lie beside it."""
     model(folder / "model", **sizes)

@@ -189,6 +189,50 @@ def test_texts_that_are_not_there_are_told_in_one_line(made, tmp_path):
         facts(config)
 
 
+def _as_parquet(folder, documents):
+    """The training texts as Hugging Face keeps C4's: a table with other columns beside the text."""
+    import pandas
+
+    (folder / "c4-train.00000.jsonl").unlink()
+    half = len(documents) // 2
+    for number, part in enumerate((documents[:half], documents[half:])):
+        table = pandas.DataFrame({"url": range(len(part)), "text": part})
+        table.to_parquet(folder / f"train-0000{number}-of-00002.parquet")
+
+
+def test_texts_of_parquet_are_those_of_lines_of_json(made, tmp_path):
+    pytest.importorskip("pyarrow")
+    folder, catalog = made
+    shutil.copytree(folder / "texts", tmp_path / "texts")
+    # Documents of several lines, and an empty one, as WikiText-2 has them.
+    documents = [*folders.sentences(0, 40), "the king\n\nthe queen", ""]
+    lines = "\n".join(json.dumps({"text": document}) for document in documents)
+    (tmp_path / "texts" / "c4-train.00000.jsonl").write_text(lines)
+    config = catalog.workload("decoder").data.model_copy(update={"name": f"texts:{tmp_path / 'texts'}"})
+    before = load(config)
+    _as_parquet(tmp_path / "texts", documents)
+    after = load(config.model_copy(update={"name": f"texts:{tmp_path / 'texts'}/"}))
+    assert before.split_digest == after.split_digest and len(after.train) > 20
+    (tmp_path / "texts" / "train-00001-of-00002.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(ConfigError, match=r"train-00001-of-00002.parquet cannot be read as parquet") as caught:
+        facts(config.model_copy(update={"name": f"texts:{tmp_path / 'texts'}//"}))
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(made, tmp_path, monkeypatch):
+    import pandas
+
+    def absent(*given, **named):
+        raise ImportError("Unable to find a usable engine")
+
+    shutil.copytree(made[0] / "texts", tmp_path / "texts")
+    (tmp_path / "texts" / "train.parquet").write_bytes(b"")
+    monkeypatch.setattr(pandas, "read_parquet", absent)
+    config = DataConfig(name=f"texts:{tmp_path / 'texts'}", tokenizer=str(made[0] / "model"), window=12)
+    with pytest.raises(ConfigError, match=r"needs pyarrow: pip install 'pruneaudit\[parquet\]'"):
+        facts(config)
+
+
 def _cut(folder):
     shard = sorted(folder.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-10])

@@ -32,7 +32,7 @@ def measured(monkeypatch, tmp_path):
     def answer(**seconds):
         def asked(module, job, patience):
             jobs.append(job)
-            times = {"compiled": None, "tiled": None, "torch": 1.0, **seconds}
+            times = {"tiled": None, "torch": 1.0, **seconds}
             return [
                 {"backend": backend, "ratio": ratio, "seconds": times[backend], "note": ""}
                 for ratio in job["ratios"]
@@ -54,7 +54,6 @@ def chooser(folder, **settings):
     ("seconds", "backend"),
     [
         ({"tiled": 0.5}, "tiled"),
-        ({"tiled": 0.5, "compiled": 0.4}, "compiled"),
         ({"tiled": 0.95}, "torch"),
         ({}, "torch"),
     ],
@@ -74,7 +73,7 @@ def test_a_ledger_keeps_its_choice_whatever_is_fast_later(measured, tmp_path):
     assert first(LENET) == "torch", "nothing is chosen, and nothing there"
     first.settle(LENET)
     assert first(LENET) == "tiled"
-    measured(compiled=0.1)
+    measured()
     (tmp_path / "cache").rename(tmp_path / "lost")
     later = chooser(tmp_path / "ledger")
     assert later.settle(LENET) == first.settle(LENET) and later(LENET) == "tiled" and len(jobs) == 1
@@ -82,7 +81,7 @@ def test_a_ledger_keeps_its_choice_whatever_is_fast_later(measured, tmp_path):
     judging = replace(later, ledger=Ledger(tmp_path / "ledger", writable=False))
     assert judging(LENET) == "tiled" and judging(RESNET) == "torch" and len(jobs) == 1
     # Other settings are other tables.
-    assert chooser(tmp_path / "ledger", precision="fp64").settle(LENET).backend == "compiled"
+    assert chooser(tmp_path / "ledger", precision="fp64").settle(LENET).backend == "torch"
 
 
 @pytest.mark.parametrize(("arithmetic", "what"), [("native", "measuring"), ("portable", "asking")])
@@ -163,10 +162,10 @@ def test_where_nothing_can_be_gained_nothing_is_measured(measured, tmp_path, set
 
 
 def test_portable_numbers_do_not_depend_on_what_a_machine_is_fast_at(measured, tmp_path):
-    for number, seconds in enumerate(({"tiled": 0.5}, {"tiled": 2.0}, {"tiled": 2.0, "compiled": 3.0})):
+    for number, seconds in enumerate(({"tiled": 0.5}, {"tiled": 2.0}, {})):
         jobs = measured(**seconds)
         choice = chooser(tmp_path / str(number), arithmetic="portable").settle(LENET)
-        assert choice.backend == ("compiled" if "compiled" in seconds else "tiled")
+        assert choice.backend == ("tiled" if seconds else "torch")
         (tmp_path / "cache").rename(tmp_path / f"cache {number}")
     assert all(job["rounds"] == 0 and job["ratios"] == (None,) for job in jobs)
 
@@ -180,6 +179,19 @@ def test_runs_that_are_there_go_on_with_what_made_them(measured, tmp_path):
     # A baseline counts as well: what is compared is trained by one backend.
     new = replace(chooser(tmp_path / "new"), baseline=Ledger(ledger, writable=False))
     assert new.settle(LENET).backend == "torch" and len(jobs) == 1
+
+
+def test_what_made_the_runs_and_trains_no_more_is_judged_and_not_replaced_by_another(measured, tmp_path):
+    jobs, ledger = measured(tiled=0.1), tmp_path / "ledger"
+    (ledger / "runs" / f"lenet5-digits-pretrain-seed0-compiled-{7:016x}").mkdir(parents=True)
+    choose = chooser(ledger)
+    assert choose.known("lenet5-digits").backend == "compiled" and choose(LENET) == "compiled"
+    line = "lenet5-digits: its runs are there by compiled, which trains no more: judge them .* with --audit-from"
+    with pytest.raises(ConfigError, match=line):
+        choose.settle(LENET)
+    # What still trains comes before.
+    (ledger / "runs" / f"lenet5-digits-pretrain-seed0-tiled-{8:016x}").mkdir(parents=True)
+    assert chooser(ledger).settle(LENET).backend == "tiled" and not jobs
 
 
 def test_backends_are_read_off_names_of_runs():
@@ -233,8 +245,10 @@ def test_another_process_measures_and_asks(monkeypatch, tmp_path, warm):
     rows = chooser(tmp_path / "ledger")._timed(LENET, (0.9,), 1)
     assert {row["backend"]: row["seconds"] > 0 for row in rows} == dict.fromkeys(CANDIDATES, True)
     rows = chooser(tmp_path / "ledger")._timed(RESNET, (None,), 0)
-    assert {row["backend"]: row["seconds"] for row in rows} == {"compiled": None, "tiled": 0, "torch": 0}
-    assert "LeNet" in rows[0]["note"]
+    assert {row["backend"]: row["seconds"] for row in rows} == {"tiled": 0, "torch": 0}
+    rows = chooser(tmp_path / "ledger")._timed(CATALOG.workload("vit-digits"), (None,), 0)
+    assert {row["backend"]: row["seconds"] for row in rows} == {"tiled": None, "torch": 0}
+    assert "torch's loop alone does" in rows[0]["note"]
 
 
 def test_a_session_says_what_it_chose_and_records_why(checkout):

@@ -39,8 +39,15 @@ def l1():
 
 @pytest.mark.parametrize(
     "convert",
-    [lambda scores: scores.tolist(), lambda scores: scores.numpy(), list, lambda scores: tuple(scores.tolist())],
-    ids=["list", "numpy", "tensors", "tuple"],
+    [
+        lambda scores: scores.tolist(),
+        lambda scores: scores.numpy(),
+        list,
+        lambda scores: tuple(scores.tolist()),
+        lambda scores: torch.nn.Parameter(scores),
+        lambda scores: (scores > scores.median()).to(torch.float8_e5m2),
+    ],
+    ids=["list", "numpy", "tensors", "tuple", "parameter", "eight bits"],
 )
 def test_scores_may_be_what_becomes_a_tensor(convert, l1):
     assert small.prune(scored(convert), "resnet20").answer == l1
@@ -52,17 +59,41 @@ def test_scores_may_be_what_becomes_a_tensor(convert, l1):
         (lambda scores: None, "with None; did it forget to return? expected a tensor of shape [16]"),
         (lambda scores: "high", "with str; expected a tensor of shape [16], one real number for each filter"),
         (lambda scores: scores * 1j, "with Tensor; expected a tensor of shape [16], one real number"),
+        (lambda scores: scores.to_sparse(), "with Tensor; expected a tensor of shape [16], one real number"),
+        (lambda scores: scores.to("meta"), "with Tensor; expected a tensor of shape [16], one real number"),
         (lambda scores: scores[:3].tolist(), "with shape [3]; expected [16]"),
         (lambda scores: [[1.0], [2.0, 3.0]], "with list; expected a tensor of shape [16]"),
         (lambda scores: np.full(16, np.nan), "a score that is not finite"),
     ],
-    ids=["none", "text", "complex", "short", "ragged", "nan"],
+    ids=["none", "text", "complex", "sparse", "meta", "short", "ragged", "nan"],
 )
 def test_what_is_no_score_is_one_line_that_names_the_layer(convert, said):
     with pytest.raises(MethodError) as caught:
         small.prune(scored(convert), "resnet20")
     text = str(caught.value)
     assert said in text and "layer 'layer1.0.conv1'" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"steps": -4}, "Budget(steps=-4): expected a whole number from 0 on"),
+        ({"steps": 2.5}, "Budget(steps=2.5): expected a whole number from 0 on"),
+        ({"samples": True}, "Budget(samples=True): expected a whole number from 0 on"),
+        ({"steps": 10**30}, "expected a whole number from 0 on"),
+        ({"steps": 5, "lr": "fast"}, "Budget(lr='fast'): "),
+        ({"steps": 5, "lr": 1e-3}, "Budget(lr=0.001): expected a schedule's text, such as '0:1e-2'"),
+    ],
+)
+def test_a_budget_that_nobody_can_plan_with_is_one_line(declared, said):
+    with pytest.raises(MethodError) as caught:
+        Budget(**declared)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_budget_may_be_counted_by_numpy():
+    budget = Budget(steps=np.int64(3), samples=np.ceil(2.5).astype(int))
+    assert (type(budget.steps), type(budget.samples)) == (int, int)
 
 
 class Frozen(L1):

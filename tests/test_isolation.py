@@ -7,7 +7,9 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import math
 import os
+import re
 import resource
 import shutil
 import socket
@@ -17,6 +19,7 @@ import sys
 import termios
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -24,16 +27,18 @@ import torch
 from court import CONVNET, LENET, Court, arm
 
 from pruneaudit import sandbox
-from pruneaudit.catalog.discovery import Catalog, content_root, shipped
+from pruneaudit.catalog.discovery import Catalog, content_root, method_source, shipped
 from pruneaudit.catalog.names import method_id
 from pruneaudit.errors import MethodError
-from pruneaudit.method import child, isolation
+from pruneaudit.method import child, isolation, words
 from pruneaudit.method.channel import HungUpError, Line, SilentError
 from pruneaudit.method.isolation import check, described
 from pruneaudit.method.limits import Limits, free_memory
+from pruneaudit.method.outside import describing
 from pruneaudit.method.process import Process
 from pruneaudit.pruning import shapes
 from pruneaudit.sources import code_digest
+from pruneaudit.training.loop import History
 from pruneaudit.training.runtime import Runtime
 
 torch.set_num_threads(1)
@@ -122,6 +127,7 @@ def failed(findings):
 
 def test_every_rogue_is_here():
     apart = {"__init__", "trained_by_hand", "recalibrates", "leaves_notes", "looks_around", "takes_too_much"}
+    apart |= {"forges_words", "speaks_for_others"}
     files = {path.stem for path in ROGUES.glob("*.py")} - apart
     assert files == {"swaps_later", *CAUGHT, *REFUSED, *OUT_OF_REACH, *HARMLESS, *FAIR}
 
@@ -340,7 +346,7 @@ def refused_by_the_kernel(name, *arguments):
 
 @confined
 def test_a_repetition_finds_no_note(court):
-    """Not in shared memory, not with the kernel, not on a file, not in a process that goes on."""
+    """Not in shared memory, not with the kernel, not on files or devices, not where it printed, not in a process."""
     judged = court("leaves_notes")
     found = failed(judged.findings(arm("leaves_notes")))
     # That it forks is told; what it is after is not there.
@@ -348,7 +354,7 @@ def test_a_repetition_finds_no_note(court):
     noted, plain = judged.evidence(arm("leaves_notes")), judged.evidence(arm("l1"))
     assert noted.prune.conduct.replay == "same"
     assert noted.prune.weights_digest == plain.prune.weights_digest
-    assert not Path("/dev/shm/pruneaudit-note").exists()
+    assert not list(Path("/dev").glob("*/pruneaudit-note"))
     names = []
     for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
@@ -475,6 +481,123 @@ def test_a_confined_process_sees_what_is_not_hidden(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("decides nothing", "its process says 'pruned' and not what: kept: missing; this key is required"),
+        ("less than no step", "says 'pruned' and not what: consumption.optimiser_steps: Input should be greater than"),
+        ("epochs of no training", "its process says too little of its training, or too much"),
+        ("thirty gigabytes", "its process said too much at once: 32212254722 bytes"),
+        ("a batch of none", "its process says 'batch' and not what: size: Input should be greater than 0"),
+        ("red", "?[31mred"),
+    ],
+)
+def test_whatever_a_process_says_costs_its_own_cell_alone(folder, monkeypatch, word, said):
+    """In one line, before there is room made for it."""
+    monkeypatch.chdir(folder)
+    spec = f"{folder}/forges_words.py:ForgesWords(word='{word}')"
+    judged, name = IsolatedCourt(folder / ".pruneaudit" / "ledger", spec), method_source(spec).name
+    judged.measure(arm(name))
+    cell = judged.cell(arm(name))
+    assert cell.status == "failed" and said in cell.error and cell.error.isprintable()
+
+
+NOTHING = {
+    "training_samples": 0,
+    "scoring_samples": 0,
+    "optimiser_steps": 0,
+    "rates": [],
+    "batch": 0,
+    "settings": {},
+    "added": {},
+    "own_macs": 0,
+    "frozen": [],
+}
+CURVES = {field.name: [] for field in fields(History)}
+DECIDED = {
+    "kept": {"conv1": [0, 1]},
+    "granularity": "filter",
+    "scope": "layerwise",
+    "consumption": NOTHING,
+    "history": CURVES,
+    "epoch_starts": [],
+    "rewritten": [],
+    "touched": [],
+    "foreign": 0,
+    "reached": [],
+}
+
+
+def test_a_word_is_read_as_it_was_said():
+    assert words.read("pruned", DECIDED) == DECIDED
+    assert words.read("pruned", DECIDED | {"touched": ["a\x1b[31m"]})["touched"] == ["a?[31m"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "where"),
+    [
+        ("pruned", {"more": 1}, "more: unknown key"),
+        ("pruned", {"kept": None}, "kept: "),
+        ("pruned", {"kept": {"conv1": 3}}, "kept.conv1: "),
+        ("pruned", {"granularity": "banana"}, "granularity: "),
+        ("pruned", {"foreign": -1}, "foreign: "),
+        ("pruned", {"foreign": math.inf}, "foreign: "),
+        ("pruned", {"foreign": 10**5000}, "foreign: "),
+        ("pruned", {"touched": "conv1"}, "touched: "),
+        ("pruned", {"reached": ["\ud800"]}, "reached.0: "),
+        ("pruned", {"reached": ["x" * 20_000]}, "reached.0: "),
+        ("pruned", {"epoch_starts": ["first"]}, "epoch_starts.0: "),
+        ("pruned", {"history": {**CURVES, "train_loss": [{}]}}, "history.train_loss.0: "),
+        ("pruned", {"history": {**CURVES, "own": []}}, "history.own: unknown key"),
+        ("pruned", {"consumption": {**NOTHING, "rates": [[math.nan, 1]]}}, "consumption.rates.0.0: "),
+        (
+            "pruned",
+            {"consumption": {**NOTHING, "settings": {"lr": [math.nan]}}},
+            "consumption.settings.lr: expected fin",
+        ),
+        ("pruned", {"consumption": {**NOTHING, "own_macs": -1}}, "consumption.own_macs: "),
+        ("began", {"digest": "same"}, "digest: "),
+        ("answer", {}, "value: missing"),
+        ("batch", {"stream": 3, "epoch": 0, "size": 1, "number": 0, "double": False}, "stream: "),
+        ("batch", {"stream": "prune", "epoch": 0, "size": 1, "number": 1e300, "double": False}, "number: "),
+        ("confined", {"by": ["Landlock"]}, "by: "),
+        ("error", {"text": "none"}, "type: missing"),
+        ("anything", {}, "there is no such word"),
+    ],
+)
+def test_a_word_that_is_none_is_refused_by_what_it_lacks(kind, change, where):
+    with pytest.raises(ValueError, match=f"^{re.escape(where)}") as caught:
+        words.read(kind, DECIDED | change if kind == "pruned" else change)
+    assert len(str(caught.value)) < 500
+
+
+def test_who_speaks_for_others_is_not_heard(folder):
+    catalog = Catalog(extra_methods=(str(folder / "speaks_for_others.py"),), isolate="foreign", outside=described)
+    before = Catalog().method("l1").digest
+    assert catalog.method("speaks-for-others").digest
+    assert Catalog().method("l1").digest == before
+
+
+@confined
+def test_what_a_method_says_of_itself_rests_on_no_data_and_no_results(folder):
+    catalog = Catalog(extra_methods=(str(folder / "reads_at_import.py"),), isolate="foreign", outside=describing())
+    with pytest.raises(MethodError, match="opens data: "):
+        catalog.method("reads-at-import").create()
+
+
+def test_what_a_method_prints_is_passed_on_to_the_last_word(tmp_path, capfd):
+    """Also what it did not ask to be printed at once: its process ends without a further look."""
+    (tmp_path / "prints.py").write_text(
+        "import sys\nfrom pruneaudit import FilterScore\nprint('a line')\nprint('an error', file=sys.stderr)\n"
+        "class Prints(FilterScore):\n    def score(self, layer, task): ...\n"
+    )
+    with Process(Catalog(extra_methods=(str(tmp_path / "prints.py"),)).method("prints"), patience=60) as process:
+        process.tell(child.Describe())
+        assert process.hear().kind == "described"
+    told = capfd.readouterr()
+    assert (told.out, told.err) == ("a line\n", "an error\n")
+
+
+@pytest.mark.parametrize(
     ("sent", "said"),
     [
         (b"\xff" * 16, "said too much at once"),
@@ -542,8 +665,6 @@ def test_who_takes_too_much_of_the_machine_ends_alone(folder, much, said):
     """In one line, before the machine has none left, and nothing of it stays."""
     catalog = Catalog(extra_methods=(f"{folder}/takes_too_much.py:TakesTooMuch(what='{much}')",))
     source = next(source for name, source in catalog.methods.items() if name.startswith("takes-too-much"))
-    if much == "words" and not stat.S_ISREG(os.fstat(1).st_mode):
-        pytest.skip("what is printed fills no file here")
     # The kernel's own limit is seen where nobody looks meanwhile.
     look = 60.0 if much == "one file" else 0.02
     limits = Limits(memory=1 << 29, written=(32 if much == "words" else 8) << 20, printed=8 << 20, look=look)

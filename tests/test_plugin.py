@@ -239,6 +239,8 @@ USAGE = {
     "module": (("--audit-method", "nowhere"), "--audit-method nowhere: expected 'file.py' or 'package.module:Class'"),
     "collision": (("--audit-method", "methods/l1.py"), "two methods are called 'l1'"),
     "seeds": (("--audit-seeds", "0"), "--audit-seeds: expected a number of at least 1"),
+    "many seeds": (("--audit-seeds", str(10**20)), "--audit-seeds: expected a number of at least 1, and at most 10000"),
+    "many decide": (("--audit-decide", str(10**20)), "--audit-decide: expected a number of at most 10000"),
     "base": (("--audit-base", "nowhere.safetensors"), "base nowhere.safetensors: No such file or directory"),
     "device": (("--audit-device", "cuda"), "--audit-device cuda: no CUDA device is visible here"),
     "report": (("--audit-report", "pyproject.toml"), "pyproject.toml is no folder that can be written; choose another"),

@@ -575,7 +575,7 @@ def evidence_of(ledger, campaign, cell):
 # Who trains them
 
 
-@pytest.mark.parametrize("backend", ["grouped", "fused", "graphed", "compiled"])
+@pytest.mark.parametrize("backend", ["grouped", "fused", "graphed", "tiled"])
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -622,14 +622,14 @@ def test_grouped_steps_follow_any_schedule(lr):
 
 def test_compiled_steps_follow_a_rate_of_every_step():
     pytest.importorskip("numba")
-    from test_compiled import digits
+    from test_tiled_lenet import digits
 
     from pruneaudit.workloads.models import build
     from pruneaudit.workloads.models.initialise import initialise
 
     data, recipe = digits(), Recipe(epochs=2, lr="cosine:0.02, warmup 3 steps", batch=32)
     models = []
-    for backend in ("torch", "compiled"):
+    for backend in ("torch", "tiled"):
         model = build("lenet5", 1, 10).double()
         initialise(model, torch.Generator().manual_seed(0))
         (result,) = train_many([Training(model, data, recipe, 0, "retrain", "fp64")], backend)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ class Inside:
         self.lose, self.room = dict(lose or {}), room
         self.given, self.under_way = [], []
         self.is_cancelled = False
+        self.prepared = []
+
+    def prepare(self, terms):
+        self.prepared.append((terms, len(self.given)))
 
     def submit(self, given):
         if self.room is not None and len(self.under_way) + len(given) > self.room:
@@ -179,6 +184,28 @@ def test_workers_wait_and_the_ledger_answers(ledger, log):
         assert other.obtain(late).run_id == late.run_id
     assert len(started(log)) == len(specs) + 1
     assert not (ledger.root / "tasks").exists()
+
+
+def test_a_cluster_prepares_before_it_is_given_anything(ledger, log):
+    (spec, *_) = runs()
+    cluster = Inside(Ledger(ledger.root), log)
+    with dispatching(ledger, cluster):
+        executor(ledger).obtain(spec)
+    assert cluster.prepared == [(terms_of(ledger), 0)]
+
+
+@pytest.mark.parametrize("arithmetic", ["native", "portable"])
+def test_a_process_that_prepared_has_what_its_tasks_need(ledger, monkeypatch, arithmetic):
+    """The arithmetic is chosen before anything is loaded that computes."""
+    told = []
+    made = assignments._executor.__wrapped__
+    monkeypatch.setattr("pruneaudit.arithmetic.pin", lambda: told.append("pinned"))
+    monkeypatch.setattr(assignments, "_executor", lru_cache(1)(lambda terms: told.append("made") or made(terms)))
+    terms = terms_of(ledger).model_copy(update={"arithmetic": arithmetic})
+    terms.prepare()
+    assert told == (["pinned"] if arithmetic == "portable" else []) + ["made"]
+    assert assignments._executor(terms).ledger.root == ledger.root
+    assert told.count("made") == 1
 
 
 def test_what_the_ledger_has_is_not_submitted(ledger, log):
@@ -431,6 +458,9 @@ class Processes:
     def __init__(self, folder, python):
         self.folder, self.python = folder, python
         self.tasks, self.codes = {}, {}
+
+    def prepare(self, terms):
+        pass
 
     def submit(self, given):
         for one in given:

@@ -6,6 +6,7 @@ import pytest
 from builders import RECIPE, evidence, kind, measured_by, series
 from rogues.records import (
     PIPELINE,
+    asked,
     at,
     calibrated,
     computed,
@@ -17,6 +18,7 @@ from rogues.records import (
     thinned,
     untrained,
     unwatched,
+    with_cell,
     with_conduct,
     with_result,
     with_run,
@@ -346,6 +348,25 @@ def test_what_a_text_measure_is_of_is_told():
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"metric": "acc-norm"}, "acc-norm; task hellaswag 1.0"),
+        ({"version": "0.0"}, "acc; task hellaswag 0.0, 40 requests"),
+        ({"requests": 39}, "acc; task hellaswag 1.0, 39 requests 7a7a7a7a7a7a"),
+        ({"digest": "8b" * 32}, "40 requests 8b8b8b8b8b8b"),
+        ({"cut": 3}, "40 requests 7a7a7a7a7a7a, 3 of them cut, 576 tokens an image"),
+        # Another thing than pruned weights, and never ranked beside them.
+        pytest.param({"visual": 64}, "40 requests 7a7a7a7a7a7a, 64 tokens an image", id="fewer-visual-tokens"),
+    ],
+)
+def test_one_harness_is_task_version_metric_and_requests(fields, told):
+    one = asked(evidence("l1"))
+    assert outcome("F109", one, asked(evidence("l1"))).verdict == "pass"
+    found = outcome("F109", one, asked(evidence("l1"), **fields))
+    assert found.verdict == "fail" and told in found.right, found
+
+
+@pytest.mark.parametrize(
     ("text", "word", "told"),
     [
         ({"window": 8, "trained": 8}, "pass", "windows of 8, trained in 8"),
@@ -408,6 +429,39 @@ def test_pruning_and_all_of_texts_are_told_in_tokens():
     scores = with_run(text, "topup", epochs=text.topup.epochs + 0.25)
     found = outcome("F411", text, scores)
     assert (found.verdict, found.note) == ("pass", f"0.25 epochs of gradients for scores; {pruning} tokens with a loss")
+
+
+@pytest.mark.parametrize(
+    ("samples", "scores", "verdict"),
+    [
+        (0, 0, "pass"),
+        (40, 10, "pass"),
+        (50, 0, "pass"),
+        # Rogues: by one example, with gradients or without.
+        (51, 0, "fail"),
+        (0, 51, "fail"),
+    ],
+)
+def test_who_only_calibrates_is_capped_not_topped_up(samples, scores, verdict):
+    """Of texts under S4.1: windows of 8 tokens, 400 of them in the budget of an arm that trains."""
+    trained = measured_in_windows(evidence("tpp", "s4.1"))
+    for stage in ("topup", "prune"):
+        count = 50 if stage == "prune" else 0
+        trained = with_run(trained, stage, text=trained.result.text, samples=count, scoring_samples=0)
+    arm = measured_in_windows(replace(evidence("l1", "s4.1"), topup=None))
+    arm = with_run(arm, "prune", text=arm.result.text, samples=samples, scoring_samples=scores, optimiser_steps=0)
+    arm = with_cell(arm, cap=400)
+    for left, right in ((arm, trained), (trained, arm)):
+        found = outcome("F411", left, right)
+        assert (found.verdict, found.note) == (verdict, "calibration and training together, of at most 400 tokens")
+    assert outcome("F411", arm, trained)[1:3] == (f"{8 * (samples + scores)} tokens", "400 tokens")
+    # Who trains has the budget and what it scores with, and no more.
+    longer = with_run(trained, "prune", samples=51 + trained.result.train_images // 2)
+    assert outcome("F411", longer, arm).verdict == "fail"
+    # Nobody knows of runs that do not tell.
+    assert outcome("F411", with_run(arm, "prune", text=None), trained).verdict == "not measured"
+    # Images are topped up, and compared by epochs.
+    assert outcome("F411", with_cell(arm, cap=None), trained).verdict == "fail"
 
 
 def test_controls_are_those_of_what_was_removed():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from builders import RECIPE, evidence
 from plays import brought
+from trainers import needs_numba
 
 from pruneaudit.audit.association import associate, repeat_tau
 from pruneaudit.audit.statistics import difference
@@ -160,6 +161,26 @@ def test_a_population_is_measured_once_and_its_nulls_hold(tmp_path):
         populations(tmp_path, writable=False, repeats=3).measure(("conv3",))
     assert "\n" not in str(error.value)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*")} == before
+
+
+@needs_numba
+def test_a_population_of_an_earlier_backend_is_gone_on_with_and_its_page_says_so(tmp_path):
+    mine = populations(tmp_path / "now", wirings=("correct",))
+    mine.measure(("conv3",))
+    assert mine.facts["steps"] == "tiled, fp64, native arithmetic"
+    # As it was left before parts told what made them.
+    now, old = (Ledger(tmp_path / name / "ledger") for name in ("now", "old"))
+    for path in (now.root / "populations" / mine.folder).glob("*.json"):
+        part = now.part(mine.folder, path.stem)
+        if part.pop("steps", "") and path.stem == "base":
+            part["compiled"] = True
+        old.save_part(mine.folder, path.stem, part)
+    again = populations(tmp_path / "old", lambda *words: pytest.fail("measured"), wirings=("correct",))
+    again.measure(("conv3",))
+    assert again.facts["steps"] == "compiled, fp64, native arithmetic"
+    more = populations(tmp_path / "old", wirings=("correct",), repeats=2)
+    more.measure(("conv3",))
+    assert more.facts["steps"] == "compiled and tiled, fp64, native arithmetic"
 
 
 def test_some_networks_alone_are_retrained_several_times(tmp_path):

@@ -6,7 +6,8 @@ import importlib.util
 import pytest
 import torch
 from plays import brought
-from test_compiled import RECIPE, digits, network, noise
+from test_tiled_lenet import RECIPE, digits, network, noise
+from torch import nn
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import evaluate
@@ -31,30 +32,75 @@ def alone(model, dataset, recipe, seed):
     return model
 
 
-@pytest.mark.parametrize(
-    ("widths", "compiled"),
-    [
-        pytest.param([(3, 4, 5, 6)] * 3, True, marks=needs_numba),
-        # Networks of several shapes: torch, one after the other.
-        ([(3, 4, 5, 6), (2, 4, 5, 6)], False),
-    ],
-)
-def test_each_network_gets_the_steps_that_it_would_get_alone(widths, compiled):
-    dataset = digits(train=70)
-    models = [network(each, seed=seed) for seed, each in enumerate(widths)]
-    wanted = [alone(model, dataset, SMALL, seed=5) for model in models]
+def assert_as_alone(models, dataset, recipe, steps, seed=5):
+    """A sweep by these steps leaves the networks and gives the scores that each has alone."""
+    wanted = [alone(model, dataset, recipe, seed) for model in models]
     before = [copy.deepcopy(model.state_dict()) for model in models]
-    sweep = Sweep(models, dataset, "fp64", SMALL)
-    assert sweep.compiled is compiled
-    sweep.train(5, "retrain")
+    sweep = Sweep(models, dataset, "fp64", recipe)
+    assert sweep.steps == steps
+    sweep.train(seed, "retrain")
     for model, other, old in zip(models, wanted, before, strict=True):
         for name, tensor in model.state_dict().items():
             assert float((tensor - other.state_dict()[name]).abs().max()) <= 1e-10, name
-            assert not torch.equal(tensor, old[name])
+            assert not torch.equal(tensor, old[name]) or name not in dict(model.named_parameters()), name
     for score, other in zip(sweep.score(dataset.test), wanted, strict=True):
-        expected = evaluate(other, dataset, dataset.test)
+        expected = evaluate(other, dataset, dataset.test, "fp64")
         assert (score.accuracy, score.loss) == (expected.accuracy, pytest.approx(expected.loss, rel=1e-9))
-        assert (score.correct == expected.correct).all()
+        assert (score.correct == expected.correct.flatten()).all()
+
+
+def normalised(out=3, seed=0):
+    """A small network with a normalisation, whose statistics and counters are delivered, too."""
+    model = nn.Sequential(
+        nn.Conv2d(1, out, 5, stride=4, bias=False), nn.BatchNorm2d(out), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(out, 10),
+    ).double()  # fmt: skip
+    initialise(model, generator(seed, "weights"))
+    return model
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [network((3, 4, 5, 6), seed=seed) for seed in range(3)],
+        # Of several forms, which see the same images: each in tiles of its own.
+        lambda: [network((3, 4, 5, 6)), network((2, 4, 5, 6)), network((3, 4, 5, 6), seed=2), normalised()],
+        lambda: [normalised(seed=seed) for seed in range(2)],
+    ],
+    ids=["of one form", "of several forms", "normalised"],
+)
+def test_each_network_gets_the_steps_that_it_would_get_alone(make):
+    assert_as_alone(make(), digits(train=70), SMALL, "tiled")
+
+
+@needs_numba
+def test_steps_beside_others_have_the_bits_of_the_tiled_trainer_alone():
+    dataset, models = digits(train=70), [network((3, 4, 5, 6), "fp32", seed=seed) for seed in range(3)]
+    wanted = []
+    for model in copy.deepcopy(models):
+        with Meter(model) as meter:
+            Trainer(model, dataset, SMALL, 5, "retrain", meter, "fp32", backend="tiled").fit()
+        wanted.append(model.state_dict())
+    Sweep(models, dataset, "fp32", SMALL).train(5, "retrain")
+    for model, other in zip(models, wanted, strict=True):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
+
+
+def test_where_one_has_no_tiles_torch_trains_all():
+    class Cut(nn.Module):
+        """Nothing of tiles is known of its code."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(32, 10)
+
+        def forward(self, images):
+            return self.linear(images[:, 0].amax(1))
+
+    other = Cut().double()
+    initialise(other, generator(1, "weights"))
+    assert_as_alone([network((3, 4, 5, 6)), other], digits(train=70), SMALL, "torch")
 
 
 @needs_numba
@@ -81,16 +127,4 @@ def test_decoders_get_the_steps_that_they_would_get_alone(tmp_path):
     for seed in range(2):
         models.append(shapes.dense_network(workload).double())
         initialise(models[-1], generator(seed, "weights"))
-    wanted = [alone(model, dataset, recipe, seed=5) for model in models]
-    before = [copy.deepcopy(model.state_dict()) for model in models]
-    sweep = Sweep(models, dataset, "fp64", recipe)
-    assert not sweep.compiled
-    sweep.train(5, "retrain")
-    for model, other, old in zip(models, wanted, before, strict=True):
-        for name, tensor in model.state_dict().items():
-            assert float((tensor - other.state_dict()[name]).abs().max()) <= 1e-10, name
-            assert not torch.equal(tensor, old[name]) or name not in dict(model.named_parameters())
-    for score, other in zip(sweep.score(dataset.test), wanted, strict=True):
-        expected = evaluate(other, dataset, dataset.test, "fp64")
-        assert score.accuracy == expected.accuracy and score.loss == pytest.approx(expected.loss, rel=1e-9)
-        assert (score.correct == expected.correct.flatten()).all()
+    assert_as_alone(models, dataset, recipe, "torch")

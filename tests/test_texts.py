@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from plays import brought
 
+from pruneaudit.audit.catalogue import get_rule
+from pruneaudit.audit.evidence import Evidence
 from pruneaudit.campaign.calibration import Calibration
 from pruneaudit.campaign.executors.local import LocalExecutor
 from pruneaudit.campaign.planner import Campaign
@@ -69,6 +71,20 @@ def test_the_plays_are_those_that_numbers_are_of():
     config = DataConfig(name="pruneaudit.workloads.data.texts:shakespeare")
     assert facts(config) == _facts_of(config, None), "sizes that planning knows without reading"
     assert find(config, None).content() == "0bd20ad182e78049173ae6c3af8206d5defe7aa23a41db3695b5c84a0a57a1c6"
+
+
+def test_under_s4_1_who_only_calibrates_is_capped_by_the_tokens_of_who_trains(text, tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    work = Campaign(text, ledger, Settings(), LocalExecutor(ledger, Stages(ledger, text, Runtime()), "s"))
+    plans = {name: work.plan(Cell("text", name, "taylor", 0.5, 0)) for name in ("s4.1", "s4.2", "sx-b")}
+    assert plans["s4.1"].topup is None and plans["s4.1"].cap == 936, (
+        "five batches, of which the last of a pass is smaller"
+    )
+    assert all(plans[name].topup is not None and plans[name].cap is None for name in ("s4.2", "sx-b"))
+    arms = [work.obtain(Cell("text", "s4.1", method, 0.5, 0)) for method in ("taylor", "tpp")]
+    assert [arm.error for arm in arms] == ["", ""] and [arm.cap for arm in arms] == [936, None]
+    found = get_rule("F411").check(*(Evidence.read(arm, ledger) for arm in arms))
+    assert (found.verdict, found.note) == ("pass", "calibration and training together, of at most 936 tokens")
 
 
 def test_accuracy_and_loss_are_those_of_tokens(text):

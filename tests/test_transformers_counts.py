@@ -89,14 +89,48 @@ def test_workloads_of_vision_transformers_are_those_networks():
         assert macs_by_torch(network, torch.zeros(1, 3, 224, 224, device="meta")) == vit(*sizes)
 
 
+def pruned(width, heads, hidden, ratio, tokens=197, patch=16, depth=12, classes=1000):
+    """MACs and parameters of a vision transformer that lost a share of the heads and of the neurons of each block.
+
+    The residual width stays: patches, positions, normalisations and the classifier are those of the dense network.
+    """
+    head = width // heads
+    inner, neurons = (heads - round(heads * ratio)) * head, hidden - removed_filters(hidden, ratio)
+    block = tokens * (4 * width * inner + 2 * width * neurons) + 2 * tokens * tokens * inner
+    macs = (tokens - 1) * 3 * patch * patch * width + depth * block + width * classes
+    # Queries, keys and values with their biases; what reads them; two layers of the MLP; two normalisations.
+    each = 3 * (width + 1) * inner + (inner + 1) * width + (width + 1) * neurons + (neurons + 1) * width + 4 * width
+    rest = 3 * patch * patch * width + width + width + tokens * width + 2 * width + (width + 1) * classes
+    return macs, depth * each + rest
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "golden"),
+    [
+        ("vit-b-16-imagenet", (768, 12, 3072), {0.25: (13_201_964_544, 65_317_864), 0.5: (8_840_100_864, 44_068_072)}),
+        ("deit-tiny-imagenet", (192, 3, 768), {0.25: (903_584_256, 4_238_248), 0.5: (553_485_312, 2_759_080)}),
+    ],
+)
+def test_pruned_vision_transformers_have_what_their_formula_says(name, sizes, golden):
+    """Counted by layers, and by the formula above, which knows no layer."""
+    pytest.importorskip("timm")
+    workload = Catalog(extra_workloads=(str(BY_PATH / f"{name}.toml"),)).workload(name)
+    assert pruned(*sizes, 0.0) == (vit(sizes[0], sizes[2]), shapes.shape(workload).params)
+    for ratio, expected in golden.items():
+        small = shapes.shape_of(workload, shapes.widths_at(workload, ratio))
+        assert (small.macs, small.params) == (small.recounted, small.params) == expected
+        assert pruned(*sizes, ratio) == expected
+
+
 @transformers
-@pytest.mark.parametrize("kind", ["llama-3-8b", "llava-1.5-7b"])
+@pytest.mark.parametrize("kind", ["llama-3-8b", "llama-3-8b-hellaswag", "llava-1.5-7b"])
 def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
     """As wide as the real ones, two layers of them."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     width, length = 4096, 2048
-    hidden, vocabulary, groups = (14336, 128256, 8) if kind == "llama-3-8b" else (11008, 32064, 32)
+    is_llama = kind.startswith("llama")
+    hidden, vocabulary, groups = (14336, 128256, 8) if is_llama else (11008, 32064, 32)
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -106,9 +140,7 @@ def test_a_decoder_by_path_is_counted_dense_and_pruned(tmp_path, kind):
         num_key_value_heads=groups,
     )
     tower = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16)
-    (text if kind == "llama-3-8b" else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(
-        tmp_path / "model"
-    )
+    (text if is_llama else LlavaConfig(text_config=text, vision_config=tower)).save_pretrained(tmp_path / "model")
     folders.tokenizer(tmp_path / "model")
     (tmp_path / "texts").mkdir()
     for number, split in enumerate(("train", "validation", "test")):

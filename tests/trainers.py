@@ -5,6 +5,7 @@ import importlib.util
 
 import pytest
 
+import pruneaudit.training.tiled_steps  # noqa: F401  (a backend)
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 

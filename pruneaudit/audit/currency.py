@@ -49,17 +49,18 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
             return f"{kind} {name} is not here{how}"
         if current != version:
             return f"measured under {kind} version {version}, now {current}; run it again"
-    metric = catalog.workload(record.workload).metric
+    workload = catalog.workload(record.workload)
+    metric = workload.metric
     if not metric.decides_as(record.metric):
         return f"measured by {record.metric.title}, now {metric.title} decides; run it again"
     if metric.function and record.result is not None:
-        source = Source.parse(metric.function, catalog.workload(record.workload).folder or Path())
+        source = Source.parse(metric.function, workload.folder or Path())
         if ledger.get(record.result).metric_digest != source.digest:
             return f"measured with another version of {metric.function}; run it again"
-    if any(ledger.get(run).numerics != NUMERICS_VERSION for run in record.runs):
+    runs = [ledger.get(run) for run in record.runs]
+    if any([run.numerics != NUMERICS_VERSION for run in runs]):
         return "measured by another version of the training code; run it again"
-    workload = catalog.workload(record.workload)
-    if any(_builds_another(workload, ledger.get(run)) for run in record.runs):
+    if any([_builds_another(workload, run) for run in runs]):
         return "measured with another version of the workload's network; run it again"
     pruning = _pruning(record, ledger)
     if pruning is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pruneaudit.audit.catalogue import required, rules
-from pruneaudit.audit.evidence import Case, Evidence, Table
+from pruneaudit.audit.evidence import Case, Evidence, Known, Table
 from pruneaudit.audit.judge import Finding, judge
 from pruneaudit.audit.rounds import Standing
 from pruneaudit.audit.rule import Rule
@@ -55,6 +55,7 @@ class Docket:
     _cases: dict[Arm | Comparison, Case] = field(default_factory=dict)
     _findings: dict[Arm | Comparison, list[Finding]] = field(default_factory=dict)
     _required: dict[str, frozenset[str]] = field(default_factory=dict)
+    _known: Known = field(default_factory=dict)
 
     def rules(self, subject: Arm | Comparison) -> list[Rule]:
         """Rules that look at an arm, or at a comparison."""
@@ -141,7 +142,7 @@ class Docket:
         if subject not in self._cases:
             # The case of an arm serves all of its comparisons.
             self._cases[subject] = (
-                Case.read(subject, self.cell_of, self.ledger, self.table)
+                Case.read(subject, self.cell_of, self.ledger, self.table, self._known)
                 if isinstance(subject, Arm)
                 else Case.paired(subject, *map(self._case, subject.arms))
             )

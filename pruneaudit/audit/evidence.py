@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from pruneaudit.audit.sequential import Plan
@@ -16,6 +17,27 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 Value = TypeVar("Value")
+#: What is measured of arms, by all that their cells say but the protocol: one that asks no more than another has its runs.
+Known = dict[tuple[Any, ...], dict[Any, Any]]
+_but_the_protocol = itemgetter(*(name for name in CellRecord.model_fields if not name.startswith("protocol")))
+
+
+def measured(measure: Callable[[Evidence], Value]) -> Callable[[Evidence], Value]:
+    """What is measured of an arm, once: it stands in many comparisons, and mostly under several protocols.
+
+    So it may read all that an arm has but the protocol of its cell.
+    """
+
+    @wraps(measure)
+    def remembered(arm: Evidence) -> Value:
+        found: Value
+        try:
+            found = arm._measured[measure]
+        except KeyError:
+            found = arm._measured[measure] = measure(arm)
+        return found
+
+    return remembered
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,13 @@ class Evidence:
     _measured: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def read(cls, cell: CellRecord, ledger: Ledger) -> Evidence:
+    def read(cls, cell: CellRecord, ledger: Ledger, known: Known | None = None) -> Evidence:
         """Fetch the runs of a measured cell.
+
+        Args:
+            cell: The cell.
+            ledger: Where its runs are.
+            known: What is measured of other cells that stand on the same runs.
 
         Raises:
             DamagedError: A run is missing or cannot be read.
@@ -51,7 +78,7 @@ class Evidence:
             return ledger.get(run) if run is not None else None
 
         assert cell.result is not None
-        return cls(
+        found = cls(
             cell=cell,
             base=None if is_scratch(cell.method) else get(cell.base),
             topup=get(cell.topup),
@@ -59,11 +86,15 @@ class Evidence:
             trials=tuple(ledger.get(run) for run in cell.trials),
             result=ledger.get(cell.result),
         )
+        if known is not None:
+            # No argument: an arm that is another one in some respect begins anew.
+            object.__setattr__(found, "_measured", known.setdefault(_but_the_protocol(cell.__dict__), found._measured))
+        return found
 
-    @cached_property
+    @property
     def answers(self) -> int:
         """Test images that the result got right by its metric, a bit each, see :func:`unpack`."""
-        return unpack(self.result.outcomes, self.result.test_images)
+        return _answers(self)
 
     @property
     def metric(self) -> Metric:
@@ -92,19 +123,9 @@ class Evidence:
         return list({id(run): run for run in (*self.stages, *self.trials)}.values())
 
 
-def measured(measure: Callable[[Evidence], Value]) -> Callable[[Evidence], Value]:
-    """What is measured of an arm, once: it stands in many comparisons."""
-
-    @wraps(measure)
-    def remembered(arm: Evidence) -> Value:
-        found: Value
-        try:
-            found = arm._measured[measure]
-        except KeyError:
-            found = arm._measured[measure] = measure(arm)
-        return found
-
-    return remembered
+@measured
+def _answers(arm: Evidence) -> int:
+    return unpack(arm.result.outcomes, arm.result.test_images)
 
 
 @dataclass(frozen=True)
@@ -197,6 +218,7 @@ class Case:
         cell_of: Callable[[Cell], CellRecord | None],
         ledger: Ledger,
         table: Table | None = None,
+        known: Known | None = None,
     ) -> Case:
         """Fetch the evidence of an arm or a comparison.
 
@@ -205,9 +227,10 @@ class Case:
             cell_of: Gives the record of a cell, or None where it was not measured.
             ledger: Where the runs are.
             table: Everything measured of the workload.
+            known: What is measured of other arms.
         """
         if isinstance(subject, Comparison):
-            left, right = (cls.read(arm, cell_of, ledger, table) for arm in subject.arms)
+            left, right = (cls.read(arm, cell_of, ledger, table, known) for arm in subject.arms)
             return cls.paired(subject, left, right)
         seeds: dict[int, tuple[Evidence, ...]] = {}
         broken: dict[int, str] = {}
@@ -215,7 +238,7 @@ class Case:
         for cell in subject.cells():
             record = cell_of(cell)
             if record is not None and record.status == "ok":
-                seeds[cell.seed] = (Evidence.read(record, ledger),)
+                seeds[cell.seed] = (Evidence.read(record, ledger, known),)
                 continue
             seeds[cell.seed] = ()
             broken[cell.seed] = f"{cell.id}: {'not measured' if record is None else record.error}"

@@ -130,12 +130,17 @@ def same_rule(
 
 
 def arm_rule(rule_id: str, claim: str, source: str, on: str = "all") -> Callable[[Callable[[Evidence], Outcome]], Rule]:
-    """Register a check of one arm at one seed.
+    """Register a check of one arm at one seed, which sees it once (:func:`measured`).
 
     Raises:
         ValueError: The id is taken.
     """
-    return _register(rule_id, claim, source, "arm", on=on)
+
+    def register(check: Callable[[Evidence], Outcome]) -> Rule:
+        rule: Rule = _register(rule_id, claim, source, "arm", on=on)(measured(check))
+        return rule
+
+    return register
 
 
 def series_rule(

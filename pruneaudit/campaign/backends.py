@@ -10,10 +10,11 @@ from typing import Any, get_args
 import torch
 
 from pruneaudit.campaign.calibration import clock
-from pruneaudit.catalog.settings import Backend
+from pruneaudit.catalog.settings import RETIRED, Backend
 from pruneaudit.errors import AuditError, one_line
 from pruneaudit.pruning import shapes
-from pruneaudit.training.loop import BACKENDS, Hooks
+from pruneaudit.training import loop
+from pruneaudit.training.loop import Hooks
 from pruneaudit.training.many import train_many
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.precision import place
@@ -23,6 +24,8 @@ from pruneaudit.workloads.data import Dataset, facts, imitation
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
+#: All that train.
+BACKENDS: tuple[Backend, ...] = tuple(name for name in get_args(Backend) if name not in RETIRED)
 #: What the steps between two lengths take is the time of steps alone: neither stacking, capturing nor compiling.
 _FEW, _MORE = 2, 6
 #: Rounds at most, and seconds after which no other one begins.
@@ -50,7 +53,7 @@ def measure(
     precision: str = "fp32",
     models: int = 8,
     ratio: float | None = None,
-    backends: Sequence[Backend] = get_args(Backend),
+    backends: Sequence[Backend] = BACKENDS,
     rounds: int = _ROUNDS,
 ) -> list[Measured]:
     """Time backends, in turns; medians of as many rounds as the time allows.
@@ -129,9 +132,9 @@ def _see(training: Training, backend: Backend) -> None:
     Raises:
         CannotTrainError: It does not.
     """
-    if backend in BACKENDS:
+    if backend in loop.BACKENDS:
         with Meter(training.model, Consumption(), example=training.dataset.example()) as meter:
-            steps = BACKENDS[backend](training.trainer(meter, backend), Hooks())
+            steps = loop.BACKENDS[backend](training.trainer(meter, backend), Hooks())
         if isinstance(steps, str):
             raise CannotTrainError(f"not {backend}: {steps}")
 

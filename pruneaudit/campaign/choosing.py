@@ -26,7 +26,7 @@ from typing import Any
 from pruneaudit.arithmetic import PORTABLE, of_processor
 from pruneaudit.campaign.asking import asked
 from pruneaudit.catalog.discovery import Catalog
-from pruneaudit.catalog.settings import COMPILED, Backend
+from pruneaudit.catalog.settings import COMPILED, RETIRED, Backend
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.choices import Choice, choice_name, made_by
 from pruneaudit.ledger.progress import tell
@@ -89,7 +89,7 @@ class Choosing:
             keeps: Whether the ledger keeps it; who only plans writes nothing.
 
         Raises:
-            ConfigError: Numba is missing, and compiled what made the runs that the ledger holds.
+            ConfigError: What made the runs that are there cannot be had: it trains no more, or Numba is missing.
         """
         name = workload.name
         if name not in self._chosen:
@@ -102,6 +102,11 @@ class Choosing:
                 known = self.ledger.choose_once(self._name(name), choose) if keeps else choose()
             self._chosen[name] = known
         found = self._chosen[name]
+        if found.backend in RETIRED:
+            raise ConfigError(
+                f"{name}: its runs are there by {found.backend}, which trains no more: judge them as they are with "
+                "--audit-from, or train anew, beside them, with --audit-backend tiled"
+            )
         if found.backend in COMPILED and not _has_numba():
             raise ConfigError(
                 f"{name}: ledger {self.ledger.root} has its runs by {found.backend}, which needs Numba: "

@@ -8,6 +8,7 @@ know them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -110,6 +111,7 @@ class CellPlan:
         prune: The prune stage, or None for scratch arms.
         found: Runs that find the architecture of a scratch arm; their cost is not the arm's.
         trials: Retrainings (or the scratch training); more than one where the learning rate is tuned.
+        cap: Tokens that a pruning stage which only calibrates may have at most, in place of a top-up; None elsewhere.
     """
 
     base: RunSpec
@@ -117,6 +119,7 @@ class CellPlan:
     prune: RunSpec | None
     trials: tuple[RunSpec, ...]
     found: tuple[RunSpec, ...] = ()
+    cap: int | None = None
 
     @property
     def runs(self) -> list[RunSpec]:
@@ -268,6 +271,7 @@ class Campaign:
             prune=plan.prune.run_id if plan.prune else None,
             trials=tuple(run.run_id for run in plan.trials),
             result=result.run_id,
+            cap=plan.cap,
             scores=None
             if result.scores is None
             else CellScores(test=result.value, base=base.value, validation=result.validation_value),
@@ -369,7 +373,7 @@ class Planner:
             )
             for recipe in self._retraining()
         )
-        return CellPlan(base, topup_run, prune, trials)
+        return CellPlan(base, topup_run, prune, trials, cap=self._cap)
 
     def _run(self, stage: str, recipe: Recipe, seed: int | None = None, **identity: object) -> RunSpec:
         if recipe.ranks > 1 and (reason := recipe.indivisible(facts(self.workload.data).train)):
@@ -418,7 +422,8 @@ class Planner:
         assert full.steps is not None
         imposed = self.protocol.pruning == "equal-schedule"
         rates = full.lr if imposed or budget.lr is None or not budget.steps else budget.lr
-        missing = 0 if self.protocol.pruning == "own" else max(0, full.steps - budget.steps)
+        own = self.protocol.pruning == "own" or self._cap is not None
+        missing = 0 if own else max(0, full.steps - budget.steps)
         # Under one imposed schedule the method goes on where the top-up stopped; a constant rate has no position, and
         # without one S4.1 and S4.2 share their runs.
         joined = imposed and not Schedule.parse(rates).is_constant
@@ -428,6 +433,18 @@ class Planner:
             return topup, full.model_copy(update={"steps": 0})
         start = missing if joined else 0
         return topup, full.model_copy(update={"steps": budget.steps, "lr": rates, "start": start, "span": span})
+
+    @property
+    def _cap(self) -> int | None:
+        """Tokens of the pruning budget, where a method only calibrates: it is capped by them, not topped up.
+
+        Of texts, where pruning arms are compared with each other: what scratch arms are matched to keeps its length.
+        """
+        protocol, sizes = self.protocol, facts(self.workload.data)
+        topped_up = protocol.pruning == "equal-epochs" and protocol.compare == "pruning"
+        if not topped_up or not sizes.labels or self.method.budget(self.workload).steps:
+            return None
+        return self.workload.prune.images(sizes.train) * math.prod(sizes.labels)
 
     def _retraining(self) -> list[Recipe]:
         """Retraining recipes to try: one, or the whole grid where the learning rate is tuned."""

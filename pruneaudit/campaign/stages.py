@@ -37,12 +37,14 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.cost import TRAINING_PASSES
 from pruneaudit.measure.metric import BY_ACCURACY, Measure, beside
+from pruneaudit.measure.questions import task_measure
 from pruneaudit.measure.text import text_measure
 from pruneaudit.measure.trainability import jacobian, takes_batch_statistics
 from pruneaudit.method import isolation
 from pruneaudit.method.answers import adds
 from pruneaudit.method.conduct import Job
 from pruneaudit.method.contract import Method
+from pruneaudit.method.outside import closed
 from pruneaudit.method.task import RetrainingTask
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import LAYERS
@@ -225,6 +227,8 @@ class Stages:
             raise ConfigError(f"run {spec.slug}: this process computes in native arithmetic; start it again")
         # The catalogue's recipes do not matter here: the identity carries everything that changes numbers.
         scaled = self.catalog.workload(spec.workload).scaled(cast(Budget, spec.budget))
+        # Where a user's data are found is no part of an identity: it travels with none, and no record has it.
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"folder": scaled.data.folder})})
         workload = scaled.model_copy(
             update={
                 "data": spec.data,
@@ -444,13 +448,8 @@ class Stages:
 
     def _off_limits(self, spec: RunSpec) -> dict[str, list[Path]]:
         """What a method has no business with: datasets on disk, other runs, reports."""
-        reports = self.runtime.reports
-        return {
-            "data": stored_at(self.runtime.data_root, spec.data),
-            "ledger": [self.ledger.root / name for name in ("runs", "cells", "failures")],
-            "reports": [reports] if reports else [],
-            "keys": [keys_folder()],
-        }
+        data = stored_at(self.runtime.data_root, spec.data)
+        return {**closed(self.ledger.root, self.runtime.reports, data), "keys": [keys_folder()]}
 
     def _train(
         self,
@@ -659,6 +658,7 @@ class Stages:
             shown=outcome.shown,
             frozen=consumption.frozen,
             text=text_measure(dataset.test, dataset.train),
+            task=task_measure(dataset),
             pattern=_left(model, outcome),
         )
         return self.ledger.commit(record, weights)

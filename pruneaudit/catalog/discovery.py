@@ -137,11 +137,12 @@ class MethodSource:
         try:
             with listening():
                 method = self.cls(**dict(self.arguments))
+            # Of a frozen dataclass as well.
+            object.__setattr__(method, "name", self.name)
         except MethodError:
             raise
         except Exception as error:
             raise MethodError(f"method '{self.name}' cannot be created: {one_line(error)}") from error
-        method.name = self.name
         return method
 
     def anew(self) -> MethodSource:
@@ -155,17 +156,22 @@ class MethodSource:
         vars(again)["cls"] = _method_class(_module(self.path, anew=True), self.path, self.attribute)
         return again
 
+    @property
+    def code(self) -> Source:
+        """The code that it is named by."""
+        if self.path is None:
+            module, _, attribute = str(self.target).partition(":")
+            return Source(None, module, attribute)
+        return Source(self.path.resolve(), "", "")
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the source that defines the method, and of what it reads: an edited method is another method.
 
         One of this project's keeps the digest under which its numbers were first measured, see :func:`shipped`.
         """
-        if self.path is None:
-            # A class may be handed on by its package and defined in another file of it.
-            target = Source(None, self.cls.__module__, self.cls.__name__)
-        else:
-            target = Source(self.path.resolve(), "", "")
+        # A class may be handed on by its package and defined in another file of it.
+        target = Source(None, self.cls.__module__, self.cls.__name__) if self.path is None else self.code
         if target.may_read:
             # Most cannot, so that judging their runs imports no torch. What cannot be created says so elsewhere.
             with contextlib.suppress(Exception):

@@ -16,8 +16,11 @@ from pruneaudit.workloads.schema import Budget, Reading, Workload
 
 Precision = Literal["fp32", "bf16", "fp64", "pure-bf16"]
 Backend = Literal["torch", "compiled", "tiled", "grouped", "fused", "graphed"]
-#: Backends whose steps Numba compiles.
-COMPILED: tuple[Backend, ...] = ("compiled", "tiled")
+#: Those of earlier versions, which train no more: what they made is read, judged and compared. ``compiled`` was for
+#: LeNet-5 alone, which ``tiled`` trains as fast.
+RETIRED: tuple[Backend, ...] = ("compiled",)
+#: Backends whose steps are compiled for a CPU.
+COMPILED: tuple[Backend, ...] = ("tiled",)
 #: What is asked for where the backend is chosen for each workload (``campaign/choosing.py``).
 AUTO = "auto"
 #: Backends that train runs together.

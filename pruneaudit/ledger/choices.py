@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import get_args
 
-from pruneaudit.catalog.settings import Backend
+from pruneaudit.catalog.settings import RETIRED, Backend
 from pruneaudit.ledger.records import RunSpec, Stage
 from pruneaudit.schema import Frozen
 
@@ -46,8 +46,8 @@ def made_by(folders: Iterable[str], workload: str, budget: str, precision: str, 
         arithmetic: See ``budget``.
 
     Returns:
-        The backend; of several the one that is first in the list of all, ``torch`` before all others; None: there are
-        no such runs.
+        The backend; of several the one that is first in the list of all, ``torch`` before all others and those that
+        train no more behind them; None: there are no such runs.
     """
     known = re.compile(
         rf"{re.escape(workload)}-(?:{'|'.join(get_args(Stage))})(?:-.*)?-seed\d+((?:-[a-z0-9]+)*)-[0-9a-f]{{16}}"
@@ -62,4 +62,4 @@ def made_by(folders: Iterable[str], workload: str, budget: str, precision: str, 
             for backend in get_args(Backend)
             if labels == wanted | ({backend} if backend != _USUAL["backend"] else set())
         }
-    return next((backend for backend in get_args(Backend) if backend in found), None)
+    return min(found, key=lambda one: (one in RETIRED, get_args(Backend).index(one)), default=None)

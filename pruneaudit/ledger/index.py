@@ -18,13 +18,16 @@ import json
 import os
 import sqlite3
 import stat
+import sys
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
@@ -44,11 +47,48 @@ _FORGOTTEN = 90
 _PATIENCE = 1.0
 #: Rows that are written together, and files that are looked at together.
 _BATCH, _THREADS = 2000, 16
-#: Fields of a run that are read from its file when somebody asks, and those that are unpacked then: each is long.
+#: Fields of a run that are read from its file when somebody asks.
 _ELSEWHERE = frozenset({"train_loss", "train_accuracy", "validation_loss", "test_loss"})
-_PACKED = frozenset({"validation_accuracy_curve", "kept"})
 #: Models whose fields are rarely another record's, though parts of them are.
 _APART = (Conduct, Jacobian, Scores)
+
+
+def _floats(values: list[float]) -> bytes:
+    return array("d", values).tobytes()
+
+
+def _of_floats(content: bytes) -> list[float]:
+    return array("d", content).tolist()
+
+
+#: Fields of a run that are long: how each is packed, and how it is unpacked when somebody asks.
+_PACKED: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
+    "correct": (str.encode, bytes.decode),
+    "validation_accuracy_curve": (_floats, _of_floats),
+    "test_accuracy": (_floats, _of_floats),
+    "kept": (
+        lambda kept: zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1),
+        lambda content: from_json(zlib.decompress(content)),
+    ),
+}
+#: Fields that differ from record to record: all others are in texts that many have in common,
+_OWN: dict[type[BaseModel], frozenset[str]] = {
+    RunRecord: frozenset(
+        "seed parent shape_of own_images accuracy validation_accuracy best_accuracy best_epoch initial_accuracy beside "
+        "jacobian jacobian_train conduct parent_digest weights_digest resumed seconds training_seconds finished scores "
+        "shown _run_id _lengths".split()
+    ),
+    CellRecord: frozenset(
+        "seed status error accuracy base_accuracy validation_accuracy pruned_value base topup prune trials result "
+        "scores".split()
+    ),
+    Conduct: frozenset("equivalence parent_digest_after untrained renumbered".split()),
+}
+#: and these in one of their own: they go with the size of the network.
+_SIZES = frozenset(
+    "widths stay _left nonzero macs macs_recounted params executed_macs training_macs speedup total_epochs "
+    "total_macs".split()
+)
 
 Made = TypeVar("Made", bound=BaseModel)
 #: Size, times of modification and change (ns), number and device of a file.
@@ -64,7 +104,11 @@ class IndexedRun(RunRecord):
     def __getattr__(self, name: str) -> Any:
         """Give a field that was left packed, or in the file."""
         if name in _PACKED:
-            return from_json(zlib.decompress(self.__dict__["_" + name]))
+            start = 0
+            for field, length in zip(_PACKED, self.__dict__["_lengths"], strict=True):
+                if field == name:
+                    return _PACKED[name][1](self.__dict__["_packed"][start : start + length])
+                start += length
         if name in _ELSEWHERE:
             return getattr(self.whole, name)
         raise AttributeError(name)
@@ -83,6 +127,12 @@ class IndexedRun(RunRecord):
     def run_id(self) -> str:
         """As :attr:`RunSpec.run_id`, which was found when the record was verified."""
         found: str = self.__dict__["_run_id"]
+        return found
+
+    @property
+    def left(self) -> dict[str, int]:
+        """As :attr:`RunRecord.left`, for which nobody need count."""
+        found: dict[str, int] = self.__dict__["_left"]
         return found
 
     def model_dump(self, **how: Any) -> dict[str, Any]:
@@ -111,6 +161,20 @@ def _itself(record: RunRecord) -> RunRecord:
     return record
 
 
+class Row(NamedTuple):
+    """What an index knows of a record.
+
+    Attributes:
+        content: JSON builtins: the record's own values and its link.
+        packed: Its long fields.
+        texts: JSON of what it may have in common with others, by digest.
+    """
+
+    content: list[Any]
+    packed: bytes
+    texts: dict[str, str]
+
+
 class Index:
     """What is known of the files of one ledger.
 
@@ -121,11 +185,13 @@ class Index:
 
     def __init__(self, root: Path, key: bytes) -> None:
         place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-        self.path = cache_folder().resolve() / "index" / f"{place}.sqlite"
+        # Its tables have other columns than the first ones had.
+        self.path = cache_folder().resolve() / "index" / f"{place}-2.sqlite"
         self._key = key
-        self._new: list[tuple[str, Seen, bytes]] = []
+        self._new: list[tuple[str, Seen, bytes, bytes]] = []
+        self._texts: dict[str, str] = {}
 
-    def rows(self, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Any]]:
+    def rows(self, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Row]]:
         """What is known of files as they are now, each with the name of its file; nothing where no index can be read.
 
         Args:
@@ -134,54 +200,66 @@ class Index:
         if not self.path.exists():
             return
         with contextlib.suppress(sqlite3.Error), contextlib.closing(self._open("ro")) as database:
-            for name, mac, content in database.execute("SELECT name, mac, content FROM files"):
+            # A text is what its digest says, and rows, which name the digest, are signed.
+            texts = {
+                digest: text
+                for digest, text in database.execute("SELECT digest, text FROM texts")
+                if isinstance(text, str) and _digest(text) == digest
+            }
+            # Whatever stands in a damaged file, or a forged one.
+            bytes_only = " AND ".join(f"typeof({column}) = 'blob'" for column in ("mac", "content", "packed"))
+            for name, mac, content, packed in database.execute(f"SELECT * FROM files WHERE {bytes_only}"):
                 known = seen.get(name)
-                # Whatever stands in a damaged file, or a forged one.
-                if known is None or not (isinstance(mac, bytes) and isinstance(content, bytes)):
-                    continue
-                if hmac.compare_digest(mac, self._mac(name, known, content)):
-                    yield name, from_json(content)
+                if known is not None and hmac.compare_digest(mac, self._mac(name, known, content, packed)):
+                    yield name, Row(from_json(content), packed, texts)
 
-    def note(self, name: str, seen: Seen, content: Any) -> None:
+    def note(self, name: str, seen: Seen, row: Row) -> None:
         """Add what is known of a file, unless it may still change unseen."""
         if max(seen[1:3]) < time.time_ns() - _SETTLED:
-            self._new.append((name, seen, json.dumps(content, separators=(",", ":")).encode()))
+            content = json.dumps(row.content, separators=(",", ":")).encode()
+            self._new.append((name, seen, content, row.packed))
+            self._texts |= row.texts
         if len(self._new) >= _BATCH:
             self.save()
 
     def save(self) -> None:
         """Write what was noted, where that can be done: an index only saves time."""
         new, self._new = self._new, []
+        texts, self._texts = self._texts, {}
         if not new:
             return
-        rows = [(name, self._mac(name, seen, content), content) for name, seen, content in new]
+        rows = [(name, self._mac(name, seen, *parts), *parts) for name, seen, *parts in new]
         with contextlib.suppress(OSError, sqlite3.Error):
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
-                self._write(rows)
+                self._write(rows, texts)
             except sqlite3.OperationalError:
                 pass  # Another process writes, or there is no room.
             except sqlite3.DatabaseError:
                 # Damaged: what it knew is read again.
                 self.path.unlink()
-                self._write(rows)
+                self._write(rows, texts)
             for other in self.path.parent.glob("*.sqlite"):
                 if other.stat().st_mtime < time.time() - 86400 * _FORGOTTEN:
                     other.unlink()
 
-    def _write(self, rows: Iterable[tuple[str, bytes, bytes]]) -> None:
+    def _write(self, rows: Iterable[tuple[Any, ...]], texts: Mapping[str, str]) -> None:
         with contextlib.closing(self._open("rwc")) as database, database:
             # What a power cut tears is read again.
             database.execute("PRAGMA synchronous = OFF")
-            database.execute("CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, mac BLOB, content BLOB)")
-            database.executemany("REPLACE INTO files VALUES (?, ?, ?)", rows)
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, mac BLOB, content BLOB, packed BLOB)"
+            )
+            database.execute("CREATE TABLE IF NOT EXISTS texts (digest TEXT PRIMARY KEY, text TEXT)")
+            database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+            database.executemany("REPLACE INTO texts VALUES (?, ?)", texts.items())
 
     def _open(self, mode: str) -> sqlite3.Connection:
         return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_PATIENCE)
 
-    def _mac(self, name: str, seen: Seen, content: bytes) -> bytes:
-        text = f"index {_layout()} {name} {' '.join(map(str, seen))} ".encode()
-        return hmac.digest(self._key, text + content, "sha256")
+    def _mac(self, name: str, seen: Seen, content: bytes, packed: bytes) -> bytes:
+        text = f"index {_layout()} {name} {seen} {len(content)} ".encode()
+        return hmac.digest(self._key, text + content + packed, "sha256")
 
 
 def index_of(root: Path) -> Index | None:
@@ -218,16 +296,25 @@ def _layout() -> str:
     """What rows look like: those of another version are read anew."""
     kinds: tuple[type[BaseModel], ...] = (RunRecord, CellRecord, Link, *_APART)
     fields = [[(name, repr(field.default)) for name, field in kind.model_fields.items()] for kind in kinds]
-    layout = json.dumps([__version__, SCHEMA_VERSION, fields, sorted(_ELSEWHERE), sorted(_PACKED)])
+    ways = [list(names) for kind in (*kinds, IndexedRun) for names in (_shape(kind).own, *_shape(kind).groups)]
+    layout = json.dumps([__version__, SCHEMA_VERSION, sys.byteorder, fields, ways, sorted(_ELSEWHERE), list(_PACKED)])
     return hashlib.sha256(layout.encode()).hexdigest()[:16]
 
 
-def content_of(record: RunRecord | CellRecord, link: Link) -> list[Any]:
-    """A record and its link as a row has them: JSON builtins."""
-    values = _flat(record)
+def content_of(record: RunRecord | CellRecord, link: Link) -> Row:
+    """A record and its link as an index has them."""
+    texts: dict[str, str] = {}
+    more: dict[str, Any] = {}
+    parts: list[bytes] = []
     if isinstance(record, RunRecord):
-        values["_run_id"] = record.run_id
-    return [values, list(link.__dict__.values())]
+        parts = [pack(getattr(record, name)) for name, (pack, _) in _PACKED.items()]
+        more = {"_run_id": record.run_id, "_left": record.left, "_lengths": list(map(len, parts))}
+    kind = IndexedRun if isinstance(record, RunRecord) else CellRecord
+    return Row([_flat(kind, record.__dict__ | more, texts), list(link.__dict__.values())], b"".join(parts), texts)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Reader:
@@ -241,35 +328,54 @@ class Reader:
         self._read = read
         self._shared: dict[tuple[Any, str], Any] = {}
 
-    def run(self, content: list[Any]) -> tuple[RunRecord, Link]:
-        """A run and its link."""
-        values, link = content
-        found = self._made(IndexedRun, values)
-        found.__dict__["_read"] = self._read
+    def run(self, row: Row) -> tuple[RunRecord, Link]:
+        """A run and its link.
+
+        Raises:
+            KeyError: One of its texts is missing.
+        """
+        values, link = row.content
+        found = self._made(IndexedRun, values, row.texts)
+        found.__dict__["_read"], found.__dict__["_packed"] = self._read, row.packed
         return found, self._link(link)
 
-    def cell(self, content: list[Any]) -> tuple[CellRecord, Link]:
-        """A cell and its link."""
-        values, link = content
-        return self._made(CellRecord, values), self._link(link)
+    def cell(self, row: Row) -> tuple[CellRecord, Link]:
+        """A cell and its link.
+
+        Raises:
+            KeyError: One of its texts is missing.
+        """
+        values, link = row.content
+        return self._made(CellRecord, values, row.texts), self._link(link)
 
     def _link(self, values: list[Any]) -> Link:
         names = dict(zip(Link.model_fields, values, strict=True))
         # All records of a writer, and all of a key, name it.
-        names["writer"], names["key"] = self._one(names["writer"]), self._one(names["key"])
+        names["writer"], names["key"] = sys.intern(names["writer"]), sys.intern(names["key"])
         return _instance(Link, names)
 
-    def _one(self, text: str) -> Any:
-        return self._shared.setdefault((None, text), text)
+    def _made(self, kind: type[Made], row: list[Any], texts: Mapping[str, str]) -> Made:
+        shape = _shape(kind)
+        values = shape.empty.copy()
+        for names, digest in zip(shape.groups, row, strict=False):
+            key = (kind, digest)
+            if key not in self._shared:
+                common = dict(zip(names, from_json(texts[digest]), strict=True))
+                self._convert(common, shape.ways, texts)
+                self._shared[key] = common
+            values.update(self._shared[key])
+        own = dict(zip(shape.own, row[len(shape.groups) :], strict=True))
+        self._convert(own, shape.own_ways, texts)
+        values.update(own)
+        return _instance(kind, values)
 
-    def _made(self, kind: type[Made], values: dict[str, Any]) -> Made:
-        for name, way in _ways(kind):
+    def _convert(self, values: dict[str, Any], ways: Mapping[str, Way], texts: Mapping[str, str]) -> None:
+        """Make values of what stands for them in a row."""
+        for name, way in ways.items():
             value = values.get(name)
             if value is None:
                 continue
-            if way == "packed":
-                values["_" + name] = bytes.fromhex(values.pop(name))
-            elif way == "names":
+            if way == "names":
                 values[name] = tuple(value)
             elif isinstance(way, TypeAdapter):
                 key = (name, value)
@@ -277,38 +383,37 @@ class Reader:
                     self._shared[key] = way.validate_json(value)
                 values[name] = self._shared[key]
             else:
-                values[name] = self._made(way, value)
-        return _instance(kind, values)
+                values[name] = self._made(way, value, texts)
 
 
 def _instance(kind: type[Made], values: dict[str, Any]) -> Made:
     """A model of values that were validated before."""
     made: Made = kind.__new__(kind)
-    for name, value in (
-        ("__dict__", values),
-        ("__pydantic_fields_set__", _names(kind)),
-        ("__pydantic_extra__", None),
-        ("__pydantic_private__", None),
-    ):
-        object.__setattr__(made, name, value)
+    put = object.__setattr__
+    put(made, "__dict__", values)
+    put(made, "__pydantic_fields_set__", _names(kind))
+    put(made, "__pydantic_extra__", None)
+    put(made, "__pydantic_private__", None)
     return made
 
 
-def _flat(model: BaseModel) -> dict[str, Any]:
-    """A model as a row has it."""
-    kind = type(model)
-    values = {name: value for name, value in model.__dict__.items() if name not in _ELSEWHERE}
-    for name, way in _ways(kind):
+def _flat(kind: type[BaseModel], model: Mapping[str, Any], texts: dict[str, str]) -> list[Any]:
+    """The fields of a model as a row has them: digests of what it may have in common with others, and its own."""
+    shape = _shape(kind)
+    values = dict(model)
+    for name, way in (shape.ways | shape.own_ways).items():
         value = values[name]
-        if value is None:
+        if value is None or way == "names":
             continue
-        if way == "packed":
-            values[name] = zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1).hex()
-        elif isinstance(way, TypeAdapter):
-            values[name] = way.dump_json(value).decode()
-        elif way != "names":
-            values[name] = _flat(value)
-    return values
+        values[name] = (
+            way.dump_json(value).decode() if isinstance(way, TypeAdapter) else _flat(way, value.__dict__, texts)
+        )
+    digests = []
+    for names in shape.groups:
+        text = json.dumps([values[name] for name in names], separators=(",", ":"))
+        digests.append(_digest(text))
+        texts[digests[-1]] = text
+    return [*digests, *(values[name] for name in shape.own)]
 
 
 @cache
@@ -316,28 +421,56 @@ def _names(kind: type[BaseModel]) -> set[str]:
     return set(kind.model_fields)
 
 
-#: How a value stands in a row: packed; as names, a tuple; as JSON text, one object for all that have it; as a model's
-#: fields.
-Way = Literal["packed", "names"] | TypeAdapter[Any] | type[BaseModel]
+#: How a value stands in a row: as names, a tuple; as JSON text, one object for all that have it; as a model's fields.
+Way = Literal["names"] | TypeAdapter[Any] | type[BaseModel]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How the fields of a model stand in a row.
+
+    Attributes:
+        own: Those of each record.
+        groups: Those that many have in common: a text each.
+        own_ways: How those of the first stand there that do not stand as they are.
+        ways: And those of the others.
+        empty: All of them, in order, without values.
+    """
+
+    own: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    own_ways: dict[str, Way]
+    ways: dict[str, Way]
+    empty: dict[str, None]
 
 
 @cache
-def _ways(kind: type[BaseModel]) -> list[tuple[str, Way]]:
-    """How the fields of a model stand in a row that do not stand there as they are."""
-    found: list[tuple[str, Way]] = []
+def _shape(kind: type[BaseModel]) -> _Shape:
+    names = dict.fromkeys(kind.model_fields)
+    if kind is IndexedRun:
+        names = {name: None for name in names if name not in _ELSEWHERE and name not in _PACKED}
+        names |= dict.fromkeys(("_run_id", "_left", "_lengths"))
+    own = _OWN.get(RunRecord if kind is IndexedRun else kind, names.keys())
+    common = [name for name in names if name not in own]
+    groups = (tuple(set(common) & _SIZES), tuple(set(common) - _SIZES))
+    ways: dict[str, Way] = {}
     for name, field in kind.model_fields.items():
         apart = [one for one in _APART if one in (field.annotation, *get_args(field.annotation))]
-        if issubclass(kind, RunRecord) and name in _ELSEWHERE:
+        if name not in names:
             continue
-        if issubclass(kind, RunRecord) and name in _PACKED:
-            found.append((name, "packed"))
-        elif apart:
-            found.append((name, apart[0]))
+        if apart:
+            ways[name] = apart[0]
         elif name == "trials":
-            found.append((name, "names"))
+            ways[name] = "names"
         elif not _as_it_is(field.annotation):
-            found.append((name, TypeAdapter(field.rebuild_annotation())))
-    return found
+            ways[name] = TypeAdapter(field.rebuild_annotation())
+    return _Shape(
+        tuple(name for name in names if name in own),
+        tuple(tuple(sorted(group)) for group in groups if group),
+        {name: way for name, way in ways.items() if name in own},
+        {name: way for name, way in ways.items() if name not in own},
+        names,
+    )
 
 
 def _as_it_is(annotation: Any) -> bool:

@@ -215,6 +215,28 @@ class TextMeasure(Frozen):
     trained: int | None = None
 
 
+class TaskMeasure(Frozen):
+    """What a metric of questions with choices is of. Another harness joins, cuts or asks otherwise.
+
+    Attributes:
+        name: The task.
+        version: Its version, as the workload says it.
+        questions: Test questions.
+        requests: Contexts with a choice: what a network is asked.
+        digest: SHA-256 over the tokens of all requests in order, with the lengths of choices, answers and images.
+        cut: Requests that were longer than a window and lost their beginning.
+        visual: Tokens that each image has before the language model; 0 where there are no images.
+    """
+
+    name: str
+    version: str
+    questions: int
+    requests: int
+    digest: str
+    cut: int = 0
+    visual: int = 0
+
+
 class Jacobian(Frozen):
     """Singular values of the Jacobian of the logits with respect to one image (TPP, Wang & Fu 2023, sec. 4).
 
@@ -406,6 +428,7 @@ class RunRecord(RunSpec):
         kind: What it was computed with; None in older records.
         shown: What the method was handed out to score with (prune); None elsewhere and in older records.
         text: What its metric is of, where inputs are tokens with a label each; None elsewhere and in older records.
+        task: What metrics of questions are of; None where the workload has no task, and in older records.
         frozen: Parameters that had no gradient at any step: no step moved them.
         pattern: The pattern that the method says it leaves, in the network as it is when the stage ends (prune and
             retrain); None where it says none, and in older records.
@@ -467,8 +490,14 @@ class RunRecord(RunSpec):
     kind: ArithmeticKind | None = None
     shown: Shown | None = None
     text: TextMeasure | None = None
+    task: TaskMeasure | None = None
     frozen: list[str] = Field(default_factory=list)
     pattern: Pattern | None = None
+
+    @property
+    def left(self) -> dict[str, int]:
+        """Filters, or weights, that stay in each layer."""
+        return self.stay or {name: len(indices) for name, indices in self.kept.items()}
 
     @property
     def tokens(self) -> int | None:
@@ -534,6 +563,7 @@ MEASURED_LATER = frozenset(
         "pipeline",
         "pruned_value",
         "shown",
+        "task",
         "text",
     }
 )
@@ -603,6 +633,7 @@ class CellRecord(Frozen):
         prune: Run id of the prune stage, or None.
         trials: Run ids of all retrainings (or the scratch training), in the order of the grid.
         result: Run id that the accuracy comes from.
+        cap: Tokens that its pruning stage may have at most, where it only calibrates and is not topped up; else None.
         metric: What decides, as the workload stated it.
         scores: What the metric says; None where that is accuracy, or where nothing was measured.
     """
@@ -638,6 +669,7 @@ class CellRecord(Frozen):
     prune: str | None = None
     trials: tuple[str, ...] = ()
     result: str | None = None
+    cap: int | None = None
     metric: Metric = ACCURACY
     scores: CellScores | None = None
 
@@ -654,5 +686,5 @@ class CellRecord(Frozen):
     @property
     def runs(self) -> list[str]:
         """All run ids that it stands on, in order of stages."""
-        chain = [self.base, self.topup, self.prune, *self.trials]
-        return list(dict.fromkeys(run for run in chain if run is not None))
+        chain = dict.fromkeys((self.base, self.topup, self.prune, *self.trials))
+        return [run for run in chain if run is not None]

@@ -215,16 +215,18 @@ class Ledger:
             root, keys, checks = self.root, self._keys, self.checks()
             reader = Reader(lambda folder: _read(RunRecord, root / "runs" / folder / "record.json", keys)[0])
             prefix = str(root / "runs").removesuffix("runs")
-            for name, content in self._index.rows(all_seen(str(root), names)):
+            for name, row in self._index.rows(all_seen(str(root), names)):
                 path = prefix + name.replace("/", os.sep)
-                if name.startswith("cells/"):
-                    cell, self._links[path] = reader.cell(content)
-                    self._cells[name[len("cells/") : -len(".json")]] = cell
-                    continue
-                run, link = reader.run(content)
-                # What its weights contradict is refused where it is read.
-                if not checks.get(link.mac):
-                    self._records[run.run_id], self._links[path] = run, link
+                # What a damaged index knows by half is read anew.
+                with contextlib.suppress(KeyError):
+                    if name.startswith("cells/"):
+                        cell, self._links[path] = reader.cell(row)
+                        self._cells[name[len("cells/") : -len(".json")]] = cell
+                        continue
+                    run, link = reader.run(row)
+                    # What its weights contradict is refused where it is read.
+                    if not checks.get(link.mac):
+                        self._records[run.run_id], self._links[path] = run, link
 
     def keep(self) -> None:
         """Have the index know what was read since :meth:`recall`."""

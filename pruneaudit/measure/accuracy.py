@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ class Score:
         top5: Which images' labels were among the first five answers, ``[N]`` bool, where it was looked at closely;
             None where there are no more than five.
         own: What the user's function says of the split: a number, or ``[N]`` bool.
+        answered: Which questions of the workload's task were answered right, ``[N]`` bool, by metric; None where it has
+            none, or nobody asked.
     """
 
     accuracy: float
@@ -33,6 +35,7 @@ class Score:
     labels: np.ndarray | None = None
     top5: np.ndarray | None = None
     own: float | np.ndarray | None = None
+    answered: Mapping[str, np.ndarray] | None = None
 
 
 #: What a user's metric says of the logits ``[N, classes]`` and labels ``[N]`` of a split.
@@ -41,6 +44,11 @@ Function = Callable[[torch.Tensor, torch.Tensor], float | np.ndarray]
 
 #: Bytes that the logits of a batch may have, in float32.
 _LOGITS = 1 << 28
+
+
+def rows_at_once(classes: int, labels: int) -> int:
+    """Inputs with so many labels each whose logits fit: those of 2,048 tokens, of 128,000, have a gigabyte."""
+    return max(1, _LOGITS // (4 * classes * labels))
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:
@@ -72,8 +80,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
-    # Of a window of 2,048 tokens, of 128,000 that there are, logits have a gigabyte.
-    batch = max(1, min(batch, _LOGITS // (4 * dataset.classes * max(1, part.labels[:1].numel()))))
+    batch = min(batch, rows_at_once(dataset.classes, max(1, part.labels[:1].numel())))
     losses, hits = [], []
     known: list[torch.Tensor] = []
     first: list[torch.Tensor] = []

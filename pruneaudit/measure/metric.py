@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from torch import nn
 
 from pruneaudit.errors import AuditError, ConfigError, one_line
 from pruneaudit.measure.accuracy import Score, evaluate
+from pruneaudit.measure.questions import answered
 from pruneaudit.sources import Source
 from pruneaudit.workloads.data import Dataset, Split
-from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, Metric
+from pruneaudit.workloads.metrics import ACCURACY, BUILT_IN, OF_TASKS, Metric
 
 
 def _top5(score: Score) -> float:
@@ -38,12 +39,24 @@ def _perplexity(score: Score) -> float:
     return math.exp(score.loss) if score.loss < 700 else math.inf
 
 
+def _of_task(name: str) -> Callable[[Score], float]:
+    """Share of the questions that are answered right by a metric of tasks."""
+
+    def share(score: Score) -> float:
+        if score.answered is None:
+            raise AuditError(f"{name} is one of a task, and nothing was asked; choose another metric")
+        return _share(score.answered[name])
+
+    return share
+
+
 _VALUES: dict[str, Callable[[Score], float]] = {
     "accuracy": lambda score: score.accuracy,
     "top5": _top5,
     "mean-class-accuracy": _mean_class_accuracy,
     "loss": lambda score: score.loss,
     "perplexity": _perplexity,
+    **{name: _of_task(name) for name in OF_TASKS},
 }
 #: Those that follow from what every backend's evaluation knows.
 KNOWN = ("accuracy", "loss", "perplexity")
@@ -127,7 +140,11 @@ class Measure:
             AuditError: The user's function raised, or gave no number.
         """
         own = self._own if self.source is not None else None
-        return evaluate(model, dataset, part, precision, closely=closely or self.closely, function=own)
+        score = evaluate(model, dataset, part, precision, closely=closely or self.closely, function=own)
+        questions = dataset.questions_of(part) if closely or self.name in OF_TASKS else None
+        if questions is None:
+            return score
+        return replace(score, answered=answered(model, questions, dataset.classes, precision))
 
     def _own(self, logits: torch.Tensor, labels: torch.Tensor) -> float | np.ndarray:
         """What the user's function says: a number, or an outcome for each example."""
@@ -165,7 +182,8 @@ class Measure:
 
     def outcomes(self, score: Score) -> np.ndarray | None:
         """Outcome of each example ``[N]`` bool; None where the metric is no share of examples."""
-        found = score.own if self.source is not None else {"accuracy": score.correct, "top5": score.top5}.get(self.name)
+        by_name = {"accuracy": score.correct, "top5": score.top5, **(score.answered or {})}
+        found = score.own if self.source is not None else by_name.get(self.name)
         return found if isinstance(found, np.ndarray) else None
 
 
@@ -183,8 +201,9 @@ def beside(score: Score, metric: str) -> dict[str, float]:
 
     Accuracy has a place of its own in records; what is not finite, or says nothing here, is left out.
     """
-    names = [
-        name for name in BUILT_IN if name not in (metric, ACCURACY.name) and not (name == "top5" and score.top5 is None)
-    ]
+    unknown = {metric, ACCURACY.name}
+    unknown |= {"top5"} if score.top5 is None else set()
+    unknown |= set(OF_TASKS) if score.answered is None else set()
+    names = [name for name in BUILT_IN if name not in unknown]
     values = {name: _VALUES[name](score) for name in names}
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -24,8 +24,8 @@ from pruneaudit.errors import AuditError
 
 #: Sizes of what follows: facts and tensors, in bytes.
 _HEAD = struct.Struct("!QQ")
-#: Largest facts, and tensors, that the referee reads in one message.
-MOST_FACTS, MOST_TENSORS = 1 << 28, 1 << 36
+#: Largest facts, and tensors of a job without a network, that the referee reads in one message.
+MOST_FACTS, MOST_TENSORS = 1 << 26, 1 << 24
 
 
 class HungUpError(AuditError):
@@ -56,10 +56,11 @@ class Line:
 
     Args:
         end: The connected socket.
+        most: Bytes of tensors that are heard at once; None: whatever is said.
     """
 
-    def __init__(self, end: socket.socket) -> None:
-        self._socket = end
+    def __init__(self, end: socket.socket, most: int | None = MOST_TENSORS) -> None:
+        self._socket, self._most = end, most
         # Whoever speaks from several threads speaks in turns.
         self._speaks = threading.Lock()
 
@@ -138,7 +139,7 @@ class Line:
     def _receive(self, patience: float | None = None) -> tuple[bytearray, bytes]:
         until = _until(patience)
         facts, tensors = _HEAD.unpack(self._exactly(_HEAD.size, until))
-        if facts > MOST_FACTS or tensors > MOST_TENSORS:
+        if self._most is not None and (facts > MOST_FACTS or tensors > self._most):
             raise HungUpError(f"said too much at once: {facts + tensors} bytes")
         return self._exactly(facts, until), bytes(self._exactly(tensors, until))
 

@@ -567,7 +567,7 @@ def serve(line: Line) -> None:
 
 def _be_a_child(end: socket.socket) -> None:
     """What a fork does: never returns."""
-    line, status = Line(end), 1
+    line, status = Line(end, most=None), 1
     try:
         try:
             serve(line)
@@ -583,7 +583,18 @@ def _be_a_child(end: socket.socket) -> None:
         os._exit(status)
 
 
-def _watch_over(door: socket.socket, end: socket.socket) -> None:
+def _print_into(*ends: int) -> None:
+    """Print into pipes of one's own, and share no open file with who comes later: its place and flags are notes."""
+    for number, end in enumerate((os.open(os.devnull, os.O_RDONLY), *ends)):
+        os.dup2(end, number)
+        os.close(end)
+    for stream in (sys.stdout, sys.stderr):
+        # A method's process ends without asking what is still to be printed.
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _watch_over(door: socket.socket, end: socket.socket, prints: Sequence[int]) -> None:
     """Fork a method's process, and see that nothing of it is left behind its end; never returns.
 
     What it started may have left its group: whoever is orphaned becomes a child of this process.
@@ -597,9 +608,13 @@ def _watch_over(door: socket.socket, end: socket.socket) -> None:
         pid = os.fork()
         if not pid:
             door.close()
-            os.setpgid(0, 0)
+            # No terminal is its own: what is set there stays.
+            os.setsid()
+            _print_into(*prints)
             _be_a_child(end)
         end.close()
+        for one in prints:
+            os.close(one)
         door.sendall(pid.to_bytes(8, "big") + os.getpid().to_bytes(8, "big"))
         door.close()
         os.waitpid(pid, 0)
@@ -629,11 +644,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Children are not waited for: what they end with is heard on their line.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(fileno=os.dup(0)) as door, open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
+    with socket.socket(fileno=os.dup(0)) as door:
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
         door.sendall(b"!")
         while True:
-            said, ends, _, _ = socket.recv_fds(door, 1, 1)
+            said, ends, _, _ = socket.recv_fds(door, 1, 3)
             if not said:
                 return
             if said == WORKS:
@@ -642,5 +658,6 @@ def main() -> None:
             # No fork looks for garbage in what is here already, and so none copies it.
             gc.freeze()
             if not os.fork():
-                _watch_over(door, socket.socket(fileno=ends[0]))
-            os.close(ends[0])
+                _watch_over(door, socket.socket(fileno=ends[0]), ends[1:])
+            for one in ends:
+                os.close(one)

@@ -298,7 +298,8 @@ def _again(source: MethodSource, job: Job) -> tuple[Answer, str]:
     model = job.inherit()
     few = job.dataset.train.first(COMPARED_IMAGES)
     # The loop evaluates after every epoch; nothing is read from it here.
-    dataset = replace(job.dataset, validation=few, test=few)
+    asked = {name: questions.first(1) for name, questions in job.dataset.questions.items()}
+    dataset = replace(job.dataset, validation=few, test=few, questions=asked)
     layers = layers_of(model, job, method)
     with Meter(model, example=job.dataset.example()) as meter:
         # A method that declares no step and takes some all the same takes them again. One that trains still sees its

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from numbers import Integral
+from typing import Any, ClassVar, get_args
 
 import torch
 
 from pruneaudit.catalog.protocols import Protocol
-from pruneaudit.errors import MethodError
+from pruneaudit.errors import MethodError, one_line
 from pruneaudit.ledger.records import Granularity, Scope
 from pruneaudit.method.task import Kept, PruningTask, RetrainingTask
 from pruneaudit.pruning.layers import PrunableLayer
@@ -23,7 +24,11 @@ from pruneaudit.pruning.shapes import not_alone
 from pruneaudit.pruning.units import Unit
 from pruneaudit.training.loop import Hooks
 from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schedule import Schedule
 from pruneaudit.workloads.schema import Workload
+
+#: More steps or images than anybody can take.
+MOST = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,28 @@ class Budget:
         steps: Optimiser steps.
         lr: Learning-rate schedule in steps; None: the workload's learning rate of the pruning stage.
         samples: Images that pass the network with gradients besides the steps (for gradient-based scores).
+
+    Raises:
+        MethodError: Nobody can plan with it.
     """
 
     steps: int = 0
     lr: str | None = None
     samples: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < MOST:
+                raise MethodError(f"Budget({name}={value!r}): expected a whole number from 0 on")
+            # NumPy's and torch's whole numbers are none of JSON's.
+            object.__setattr__(self, name, int(value))
+        if self.lr is not None:
+            try:
+                Schedule.parse(self.lr)
+            except (ValueError, TypeError, AttributeError) as error:
+                text = one_line(error) if isinstance(self.lr, str) else "expected a schedule's text, such as '0:1e-2'"
+                raise MethodError(f"Budget(lr={self.lr!r}): {text}") from None
 
 
 @dataclass(frozen=True)
@@ -206,6 +228,13 @@ class WeightScore(Method):
 
 def refusal(method: Method, workload: Workload, protocol: Protocol) -> str | None:
     """Why a method does not apply to a workload under a protocol, or None."""
+    if method.granularity not in get_args(Granularity):
+        # Such as tokens of images: the network stays as it is, and inputs become shorter.
+        kinds = "', '".join(get_args(Granularity))
+        return (
+            f"its granularity is '{method.granularity}', and what is compared here is a network with fewer weights "
+            f"('{kinds}'); what drops tokens of its inputs is another thing, and never ranked beside it"
+        )
     reason = method.skip(workload)
     if reason or protocol.retraining != "none":
         return reason

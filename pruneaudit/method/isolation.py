@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
-from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.errors import AuditError, MethodError, one_line, printable
 from pruneaudit.ledger.records import Conduct, Renumbered, Untrained
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.method import child, conduct, conformance
@@ -44,7 +45,8 @@ from pruneaudit.method.process import Process
 from pruneaudit.method.referee import Heard, Referee, data_of, take
 from pruneaudit.method.task import Kept, PruningTask
 from pruneaudit.pruning.removal import shrink, thinned
-from pruneaudit.sources import hear_of
+from pruneaudit.schema import explained
+from pruneaudit.sources import hear_of, own_files
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import History, Progress, Trainer
@@ -69,19 +71,24 @@ PROBE_SLACK = 10.0
 # What a method says of itself.
 
 
-def described(source: MethodSource) -> type[Method]:
+def described(source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | None = None) -> type[Method]:
     """A class with all that a method's class says of itself, and nothing of its code.
+
+    Args:
+        source: The method.
+        off_limits: What it has no business with, by what it holds.
 
     Raises:
         MethodError: It cannot be imported, or says what is no answer.
     """
     # As its file is now, whoever described it before.
-    facts = _describing(source, anew=True).facts
-    hear_of(facts["read"])
-    published, parameters = facts["published"], dict(facts["parameters"])
+    facts = _describing(source, off_limits, anew=True).facts
+    code = source.code
+    hear_of(facts["read"], own_files(code.file, code.module) if code.file is not None else ())
+    published, parameters = facts["published"], facts["parameters"]
 
     def ask(what: str, *arguments: Any) -> Any:
-        process = _describing(source).process
+        process = _describing(source, off_limits).process
         process.tell(child.Ask(what, arguments))
         return process.hear().facts["value"]
 
@@ -89,32 +96,39 @@ def described(source: MethodSource) -> type[Method]:
         return _made(Budget, ask("budget", workload), source.name)
 
     def recipe(_self: Method, workload: Workload, speedup: float) -> Recipe:
-        return Recipe.model_validate(ask("recipe", workload, speedup))
+        try:
+            return Recipe.model_validate(ask("recipe", workload, speedup))
+        except ValidationError as error:
+            raise MethodError(f"method '{source.name}': recipe(): {explained(error, Recipe)}") from None
+
+    def skip(_self: Method, workload: Workload) -> str | None:
+        reason = ask("skip", workload)
+        return None if reason is None else printable(str(reason)[:1000])
 
     def prune(_self: Method, _task: PruningTask) -> Kept:
         raise MethodError(f"method '{source.name}' prunes in a process of its own")
 
     base: Any = ScratchArm if facts["scratch"] else Method
     return type(
-        str(facts["name"]),
+        facts["name"],
         (base,),
         {
-            "__module__": str(facts["module"]),
-            "__qualname__": str(facts["name"]),
-            "__doc__": str(facts["description"]),
+            "__module__": facts["module"],
+            "__qualname__": facts["name"],
+            "__doc__": facts["description"],
             # Hyper-parameters went to the process.
             "__init__": lambda _self, **_arguments: None,
             "budget": budget,
-            "skip": lambda _self, workload: ask("skip", workload),
+            "skip": skip,
             "recipe": recipe,
             "prune": prune,
             "parameters": lambda _self: dict(parameters),
-            "summary": classmethod(lambda _cls: str(facts["summary"])),
-            "published": None if published is None else _made(PublishedRecipe, published, source.name),
-            "card": _made(Card, facts["card"], source.name),
-            "follows_protocol": bool(facts["follows_protocol"]),
-            "begins": str(facts["begins"]),
-            "pattern": lambda _self: int(facts["pattern"]),
+            "summary": classmethod(lambda _cls: facts["summary"]),
+            "published": None if published is None else PublishedRecipe(**published),
+            "card": Card(**facts["card"]),
+            "follows_protocol": facts["follows_protocol"],
+            "begins": facts["begins"],
+            "pattern": lambda _self: facts["pattern"],
             **{name: facts[name] for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
         },
     )
@@ -132,7 +146,9 @@ class _Description:
 _descriptions: dict[str, _Description] = {}
 
 
-def _describing(source: MethodSource, anew: bool = False) -> _Description:
+def _describing(
+    source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | None, anew: bool = False
+) -> _Description:
     """The process that answers questions to a method, started where there is none (any more).
 
     Raises:
@@ -148,7 +164,7 @@ def _describing(source: MethodSource, anew: bool = False) -> _Description:
     if found is None:
         while len(_descriptions) >= MOST_DESCRIBING:
             _descriptions.pop(next(iter(_descriptions))).process.__exit__()
-        process = Process(source, works=False)
+        process = Process(source, off_limits, works=False)
         process.__enter__()
         try:
             process.tell(child.Describe())
@@ -236,13 +252,13 @@ def observe(
         target=target,
         declared_samples=bench.declared,
         declares_rewriting=method.rewrites,
-        rewritten=tuple(sorted(rewritten | set(map(str, facts["rewritten"])))),
-        touched=tuple(sorted(touched | set(map(str, facts["touched"])))),
+        rewritten=tuple(sorted(rewritten | set(facts["rewritten"]))),
+        touched=tuple(sorted(touched | set(facts["touched"]))),
         equivalence=apart,
-        foreign_samples=max(pictures.foreign, int(facts["foreign"])),
+        foreign_samples=max(pictures.foreign, facts["foreign"]),
         held_out_samples=pictures.compare(),
         own_samples=pictures.own,
-        reached=tuple(sorted(map(str, facts["reached"]))),
+        reached=tuple(sorted(facts["reached"])),
         replay=bench.replay(answer, model, heard),
         parent_digest_after=parent_digest(),
         added=consumption.added,
@@ -250,7 +266,7 @@ def observe(
         untrained=bench.probe() if bench.is_probed else None,
         renumbered=bench.renumbered(model, answer) if bench.is_probed else None,
     )
-    starts = [int(step) for step in facts["epoch_starts"]]
+    starts = facts["epoch_starts"]
     return Pruned(model, answer, consumption, heard.history, starts, heard.resumed, said, pictures.shown)
 
 
@@ -375,7 +391,7 @@ class _Bench:
         except AuditError as error:
             return None if is_short else Untrained(at_most=most, error=one_line(error))
         # One that trains in a loop of its own takes all its steps, and says so.
-        said = int(heard.message.facts["consumption"]["optimiser_steps"])
+        said = heard.message.facts["consumption"]["optimiser_steps"]
         fair = min(max(steps, said), job.recipe.steps or 0)
         if fair:
             plain = copy.deepcopy(fresh)
@@ -536,4 +552,4 @@ def retrain(
     facts = heard.message.facts
     consumption = Consumption(**facts["consumption"])
     consumption.training_samples = max(consumption.training_samples, heard.trained)
-    return model, consumption, heard.history, heard.resumed, float(facts["training_seconds"])
+    return model, consumption, heard.history, heard.resumed, facts["training_seconds"]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
-import stat
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Limits:
     Attributes:
         memory: Bytes of memory of its own; 0: whatever there is.
         written: Bytes of all files in the folder that it may write.
-        printed: Bytes that it may print where that goes into a file.
+        printed: Bytes that it may print.
         look: Seconds between two looks at what it has written.
     """
 
@@ -92,6 +93,58 @@ def free_memory() -> int | None:
     return min(found, default=None)
 
 
+class Printed:
+    """What a process prints: pipes of its own, so that nobody who comes after it finds what it printed, or where.
+
+    Attributes:
+        theirs: Ends that the process writes into: what it prints, and errors.
+    """
+
+    def __init__(self) -> None:
+        (printed, one), (errors, other) = os.pipe(), os.pipe()
+        self.theirs = [one, other]
+        # Where each end that is read goes to.
+        self._ours = {printed: 1, errors: 2}
+        self._bell, self._rope = os.pipe()
+
+    def hand_over(self) -> None:
+        """Close the ends that are the process's now."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def pass_on(self, wait: float) -> int:
+        """Wait for something that is printed, pass on what there is, and say how many bytes.
+
+        Args:
+            wait: Seconds, at most; nobody waits any more once it was rung for.
+        """
+        count = 0
+        for end in select.select([*self._ours, self._bell], [], [], wait)[0]:
+            if end == self._bell:
+                continue
+            found = os.read(end, 1 << 16)
+            count += len(found)
+            # Nobody may read it.
+            with suppress(OSError):
+                left = memoryview(found)
+                while left:
+                    left = left[os.write(self._ours[end], left) :]
+            if not found:
+                os.close(end)
+                del self._ours[end]
+        return count
+
+    def ring(self) -> None:
+        """Let nobody wait."""
+        os.write(self._rope, b"!")
+
+    def close(self) -> None:
+        """Read no more."""
+        for end in (*self._ours, self._bell, self._rope):
+            os.close(end)
+        self._ours = {}
+
+
 class Overseer:
     """Looks, while entered, at what a process writes and prints, and ends it where that is too much.
 
@@ -99,16 +152,17 @@ class Overseer:
         folder: The folder that it may write.
         limits: What it may take.
         end: Ends it.
+        printed: What it prints.
 
     Attributes:
         why: What it did too much of; empty: nothing.
     """
 
-    def __init__(self, folder: Path, limits: Limits, end: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, limits: Limits, end: Callable[[], None], printed: Printed) -> None:
         self.why = ""
         self._folder, self._limits, self._end = folder, limits, end
         self._over = threading.Event()
-        self._printed = _size_of_output()
+        self._printed, self._count = printed, 0
         self._thread = threading.Thread(target=self._watch, name="pruneaudit-limits", daemon=True)
 
     def __enter__(self) -> Self:
@@ -117,21 +171,32 @@ class Overseer:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._printed.ring()
         self._thread.join()
+        # What it printed last.
+        while not self._is_too_much and (found := self._printed.pass_on(0)):
+            self._count += found
+        self._printed.close()
+
+    @property
+    def _is_too_much(self) -> bool:
+        return self._count > self._limits.printed
 
     def look(self) -> bool:
         """Look now; say whether it was ended."""
         if not self.why and _size_of(self._folder, self._limits.written) > self._limits.written:
             self.why = f"writes more than {_amount(self._limits.written)} into its folder"
-        if not self.why and _size_of_output() - self._printed > self._limits.printed:
+        if not self.why and self._is_too_much:
             self.why = f"prints more than {_amount(self._limits.printed)}"
         if self.why:
             self._end()
         return bool(self.why)
 
     def _watch(self) -> None:
-        while not self._over.wait(self._limits.look) and not self.look():
-            pass
+        while not self._over.is_set() and not self.look():
+            next_look = time.monotonic() + self._limits.look
+            while not self._over.is_set() and not self._is_too_much and (left := next_look - time.monotonic()) > 0:
+                self._count += self._printed.pass_on(left)
 
 
 def _amount(size: int) -> str:
@@ -153,12 +218,3 @@ def _size_of(folder: Path, most: int) -> int:
                 if total > most:
                     break
     return total
-
-
-def _size_of_output() -> int:
-    """Bytes of the file that this process, and what it starts, print into; 0 where that is none, as a terminal."""
-    try:
-        facts = os.fstat(1)
-    except OSError:
-        return 0
-    return 512 * facts.st_blocks if stat.S_ISREG(facts.st_mode) else 0

@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from pruneaudit.catalog.discovery import MethodSource
-from pruneaudit.errors import AuditError, MethodError, one_line
+from pruneaudit.errors import AuditError, MethodError, one_line, printable
 from pruneaudit.ledger.chain import keys_folder
-from pruneaudit.method import child
-from pruneaudit.method.channel import HungUpError, Line, Message, SilentError
-from pruneaudit.method.limits import Limits, Overseer
+from pruneaudit.method import child, words
+from pruneaudit.method.channel import MOST_TENSORS, HungUpError, Line, Message, SilentError
+from pruneaudit.method.limits import Limits, Overseer, Printed
 from pruneaudit.training.loop import DivergedError
 from pruneaudit.training.runtime import Runtime
 
 #: Seconds in which all that a method started is ended.
 _GONE = 10.0
+#: Letters of what went wrong over there, and of the traceback that goes with it.
+MOST_TEXT, MOST_TRACE = 2_000, 50_000
 
 
 class ElsewhereError(Exception):
@@ -53,11 +55,13 @@ class Origin:
         """Whether it can still fork for this process."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def fork(self, works: bool = False) -> tuple[Line, int, int]:
+    def fork(self, works: bool, most: int, prints: Sequence[int]) -> tuple[Line, int, int]:
         """A new process: the line to it, its id, and the id of the process that sees that nothing is left of it.
 
         Args:
             works: Whether its job has to do with networks: what that takes is imported before it is forked.
+            most: Bytes of tensors that it may say at once.
+            prints: Where it prints to, and where it prints errors to.
 
         Raises:
             MethodError: None can be started.
@@ -67,7 +71,7 @@ class Origin:
             if not self._ready and self._door.recv(1) != b"!":
                 raise OSError("it ended while it started")
             self._ready = True
-            socket.send_fds(self._door, [child.WORKS if works else child.ANY], [theirs.fileno()])
+            socket.send_fds(self._door, [child.WORKS if works else child.ANY], [theirs.fileno(), *prints])
             ids = self._door.recv(16, socket.MSG_WAITALL)
             if len(ids) < 16:
                 raise OSError("it ended")
@@ -76,7 +80,7 @@ class Origin:
             raise MethodError(f"no process can be started for a method: {one_line(error)}") from None
         finally:
             theirs.close()
-        return Line(ours), int.from_bytes(ids[:8], "big"), int.from_bytes(ids[8:], "big")
+        return Line(ours, most), int.from_bytes(ids[:8], "big"), int.from_bytes(ids[8:], "big")
 
     def end(self) -> None:
         """Let it end."""
@@ -123,6 +127,7 @@ class Process:
         patience: Seconds that it may say nothing.
         works: Whether its job has to do with networks.
         limits: What it may take of the machine; None: what is usual.
+        tensors: Bytes of tensors that it may say at once.
         most: Seconds that it may be waited for in all: who answers slowly for ever comes to an end.
 
     Attributes:
@@ -136,6 +141,7 @@ class Process:
         patience: float = Runtime.patience,
         works: bool = True,
         limits: Limits | None = None,
+        tensors: int = MOST_TENSORS,
         most: float = Runtime.most,
     ) -> None:
         self.name = source.name
@@ -144,13 +150,21 @@ class Process:
         self._source, self._off_limits = source, {"keys": [keys_folder()], **(off_limits or {})}
         self._patience, self._works, self._limits = patience, works, limits or Limits()
         self._most = self._left = most
+        self._tensors = tensors
         self._overseer: Overseer | None = None
         self._line: Line | None = None
         self._pid = self._watcher = 0
         self._folder = ""
 
     def __enter__(self) -> Self:
-        self._line, self._pid, self._watcher = warm().fork(self._works)
+        printed = Printed()
+        try:
+            self._line, self._pid, self._watcher = warm().fork(self._works, self._tensors, printed.theirs)
+        except BaseException:
+            printed.close()
+            raise
+        finally:
+            printed.hand_over()
         self._folder = tempfile.mkdtemp(prefix="pruneaudit-")
         start = child.Start(
             replace(self._source, outside=None),
@@ -161,18 +175,19 @@ class Process:
             self._off_limits,
             self._limits,
         )
-        self._overseer = Overseer(Path(self._folder), self._limits, self._kill)
+        self._overseer = Overseer(Path(self._folder), self._limits, self._kill, printed)
         self._overseer.__enter__()
         self.tell(start)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._line is not None
-        if self._overseer is not None:
-            self._overseer.__exit__()
         self._line.close()
         self._kill()
         _wait_for(self._watcher)
+        # What it printed last is passed on, too.
+        if self._overseer is not None:
+            self._overseer.__exit__()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _kill(self) -> None:
@@ -229,8 +244,13 @@ class Process:
         assert self._line is not None
         with self._waiting() as patience:
             said = self._line.hear(patience)
+        try:
+            said = replace(said, facts=words.read(said.kind, said.facts))
+        except ValueError as error:
+            word = f"its process says '{said.kind[:100]}' and not what: {error}"
+            raise MethodError(f"method '{self.name}': {printable(word)}") from None
         if said.kind == "confined":
-            by = str(said.facts.get("by", ""))
+            by = said.facts["by"]
             self.isolation = f"process, {by}" if by else "process"
             return self.hear()
         if said.kind == "error":
@@ -238,9 +258,11 @@ class Process:
         return said
 
     def _error(self, facts: Mapping[str, Any]) -> AuditError:
-        text = " ".join(str(facts.get("text", "")).split())
+        text = printable(" ".join(facts["text"][:MOST_TEXT].split()))
         kinds: dict[str, type[AuditError]] = {"DivergedError": DivergedError}
-        kind = kinds.get(str(facts.get("type")), MethodError)
-        error = kind(f"method '{self.name}' {text}" if text.startswith("raised ") else text)
-        error.__cause__ = ElsewhereError(f"in the method's own process:\n{facts.get('traceback', '')}")
+        kind = kinds.get(facts["type"], MethodError)
+        who = f"method '{self.name}'"
+        # What a method raises may read like one of the referee's own lines, about whomever it likes.
+        error = kind(text if who in text else f"{who}{'' if text.startswith('raised ') else ':'} {text}")
+        error.__cause__ = ElsewhereError(f"in the method's own process:\n{facts['traceback'][-MOST_TRACE:]}")
         return error

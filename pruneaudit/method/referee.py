@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pruneaudit.catalog.discovery import MethodSource
-from pruneaudit.errors import MethodError
+from pruneaudit.errors import MethodError, one_line
 from pruneaudit.method import child
 from pruneaudit.method.channel import Message
 from pruneaudit.method.conduct import Job, refuse_another_network
@@ -32,6 +32,8 @@ from pruneaudit.workloads.recipes import steps_per_epoch
 MOST_PASSES = 100
 #: Passes that it may train with beyond twice what it declares, before it is stopped.
 SPARE_PASSES = 10
+#: Copies of a network that it may say at once, and bytes of what else: a state holds what its optimiser keeps.
+COPIES, SPARE_TENSORS = 16, 1 << 24
 #: What a method's process may say besides asking for batches: images that it shows, weights that it asks for.
 MOST_WORDS = 20_000
 
@@ -119,7 +121,9 @@ class Referee:
             snapshot = Snapshot(snapshot.tensors, {**facts, "history": {**facts["history"], **hidden}})
         runtime = self._work.runtime
         limits = Limits.of(runtime.device, runtime.processes)
-        with Process(self._source, off_limits, runtime.patience, limits=limits, most=runtime.most) as process:
+        images = 8 * child.SHOWN_IMAGES * math.prod(self._work.data.shape)
+        tensors = SPARE_TENSORS + COPIES * _size(self._network) + images
+        with Process(self._source, off_limits, runtime.patience, True, limits, tensors, runtime.most) as process:
             process.tell(replace(self._work, snapshot=snapshot))
             while True:
                 said = process.hear()
@@ -129,7 +133,7 @@ class Referee:
                     self._check_curves(said.facts)
                     return heard
                 if said.kind == "began":
-                    heard.began = str(said.facts["digest"])
+                    heard.began = said.facts["digest"]
                     if until_began:
                         return heard
                     continue
@@ -158,13 +162,13 @@ class Referee:
             "discard": self._discard,
             "foreign": self._foreign,
         }.get(said.kind)
-        if found is None:
+        if found is None or (said.kind == "initial" and self._job.initial is None):
             raise MethodError(f"method '{self._source.name}': its process says what is no answer")
         try:
             return found(said)
         except (KeyError, TypeError, ValueError) as error:
             raise MethodError(
-                f"method '{self._source.name}': its process says '{said.kind}' and not what: {error}"
+                f"method '{self._source.name}': its process says '{said.kind}' and not what: {one_line(error)}"
             ) from None
 
     def _batch(self, said: Message) -> Any:
@@ -245,11 +249,19 @@ class Referee:
 
     def _check_curves(self, facts: Mapping[str, Any]) -> None:
         """Take the curves of the training split from the process."""
-        said, history = dict(facts["history"]), self._heard.history
+        said, history = facts["history"], self._heard.history
         for name in ("train_loss", "train_accuracy", "nonzero"):
-            setattr(history, name, [float(value) if name != "nonzero" else int(value) for value in said[name]])
-        if len(history.train_loss) != len(history.test_accuracy):
-            raise MethodError(f"method '{self._source.name}': its process says too little of its training")
+            setattr(history, name, said[name])
+        points, starts = len(history.test_accuracy), facts.get("epoch_starts", [])
+        curves = (history.train_loss, history.train_accuracy, history.nonzero, starts)
+        others = any(len(curve) != points for curve in curves if curve or curve is history.train_loss)
+        if others or sorted(set(starts)) != starts:
+            raise MethodError(f"method '{self._source.name}': its process says too little of its training, or too much")
+
+
+def _size(model: nn.Module) -> int:
+    """Bytes of all tensors of a network."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def _is_held_out(curve: str) -> bool:

@@ -332,7 +332,10 @@ class PruningTask:
         expected = shapes_of[self.target.granularity]
         try:
             scores = scores if isinstance(scores, torch.Tensor) else torch.as_tensor(scores, dtype=torch.float64)
-            real = not scores.is_complex()
+            # Of eight bits and less torch computes nothing but conversions; of what is no plain tensor not even those.
+            scores = scores if scores.dtype.itemsize > 1 or not scores.is_floating_point() else scores.double()
+            plain = scores.layout == torch.strided and not (scores.is_nested or scores.is_quantized or scores.is_meta)
+            real = plain and not scores.is_complex()
         except (TypeError, ValueError, RuntimeError):
             real = False
         if not real:

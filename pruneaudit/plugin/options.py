@@ -211,11 +211,11 @@ def add_options(parser: pytest.Parser) -> None:
         "--audit-backend",
         **_one_of("--audit-backend", "auto", "torch", "compiled", "tiled", "grouped", "fused", "graphed"),
         default=DEFAULTS["audit_backend"],
-        help="What trains: torch, one run at a time; compiled, LeNet-5 on a CPU several times faster; tiled, "
-        "plain and residual convolutional networks on a CPU, too; grouped, runs of "
-        "one shape as one network; fused, the same in fewer kernels, compiled by torch; graphed, single runs side by "
-        "side as CUDA graphs. Results of different backends are kept apart. Default: auto, for each workload what made "
-        "the ledger's runs, else the one of the first three that is the fastest on this machine, measured in seconds.",
+        help="What trains: torch, one run at a time; tiled, plain and residual convolutional networks on a CPU "
+        "several times faster; grouped, runs of one shape as one network; fused, the same in fewer kernels, compiled "
+        "by torch; graphed, single runs side by side as CUDA graphs; compiled, of earlier versions, only judges, with "
+        "--audit-from. Results of different backends are kept apart. Default: auto, for each workload what made the "
+        "ledger's runs, else the one of the first two that is faster on this machine, measured in seconds.",
     )
     group.addoption(
         "--audit-arithmetic",

@@ -32,11 +32,12 @@ from pruneaudit.catalog.cells import Arm, Cell, Comparison, Selection
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.catalog.names import is_scratch
 from pruneaudit.catalog.protocols import FAIL_ON, Study
-from pruneaudit.catalog.settings import AUTO, COMPILED, Backend, Settings
+from pruneaudit.catalog.settings import AUTO, COMPILED, RETIRED, Backend, Settings
 from pruneaudit.errors import AuditError, ConfigError, DamagedError, DataMissingError, one_line, unknown
 from pruneaudit.ledger.records import CellRecord
 from pruneaudit.ledger.schedule import AHEAD
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.method.outside import describing
 from pruneaudit.plugin import causes
 from pruneaudit.plugin.device import visible_gpus
 from pruneaudit.plugin.keywords import absent_ratios
@@ -99,11 +100,8 @@ class ConformanceCase:
         return f"{self.workload}-{self.method}-{self.check}"
 
 
-def _described(source: MethodSource) -> Any:
-    """What an isolated method says of itself. Loads torch, which judging alone does not need."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)
+#: More seeds than anybody trains: each is a test of its own, of every arm.
+MOST_SEEDS = 10_000
 
 
 class AuditSession:
@@ -119,14 +117,23 @@ class AuditSession:
     def __init__(self, config: pytest.Config) -> None:
         option = config.option
         try:
+            self.root = project(config)
+            self.only_judges = option.audit_from is not None
+            self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
+            self.report_path = self.root / option.audit_report
             self.catalog = Catalog(
                 extra_methods=tuple(option.audit_method),
                 extra_workloads=tuple(option.audit_workload),
                 isolate=option.audit_isolate,
-                outside=_described,
+                outside=describing(self.ledger_path, self.report_path, option.audit_data_root),
             )
             self.study = self.catalog.study(option.audit_study) if option.audit_study else Study(name="")
             self.selection = self._select(option)
+            if option.audit_backend in RETIRED and option.audit_from is None:
+                raise ConfigError(
+                    f"--audit-backend {option.audit_backend}: it trains no more; tiled trains LeNet-5 as fast: "
+                    f"--audit-backend tiled. What {option.audit_backend} has made is judged with --audit-from"
+                )
             if option.audit_backend in COMPILED and importlib.util.find_spec("numba") is None:
                 raise ConfigError(
                     f"--audit-backend {option.audit_backend} needs Numba: pip install 'pruneaudit[compiled]'"
@@ -139,10 +146,6 @@ class AuditSession:
                     raise ConfigError(f"{path}: requires: {error}") from None
             for rule in self.study.waive:
                 get_rule(rule)
-            self.root = project(config)
-            self.only_judges = option.audit_from is not None
-            self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
-            self.report_path = self.root / option.audit_report
             _check_folder(self.report_path, "--audit-report")
             self.figures: str = option.audit_figures
             if not 0 < option.audit_patience < math.inf:
@@ -235,8 +238,8 @@ class AuditSession:
             protocols = ",".join(study.protocols) or "all"
         self._seeds: int | None = option.audit_seeds
         seeds = study.seeds if option.audit_seeds is None else option.audit_seeds
-        if seeds is not None and seeds < 1:
-            raise ConfigError("--audit-seeds: expected a number of at least 1")
+        if seeds is not None and not 1 <= seeds <= MOST_SEEDS:
+            raise ConfigError(f"--audit-seeds: expected a number of at least 1, and at most {MOST_SEEDS}")
         workloads = tuple(self.catalog.workload(name).name for name in study.workloads)
         if workloads:
             workloads = tuple(dict.fromkeys([*workloads, *self.catalog.extra_workload_names]))
@@ -256,6 +259,8 @@ class AuditSession:
         fewest = seeds_needed()
         if most < fewest:
             raise ConfigError(f"{where}: expected a number of at least {fewest}: fewer seeds decide nothing")
+        if most > MOST_SEEDS:
+            raise ConfigError(f"{where}: expected a number of at most {MOST_SEEDS}")
         for name in ("seeds", "baseline"):
             if getattr(option, f"audit_{name}") is not None:
                 raise ConfigError(f"{where} says which seeds are trained: leave out --audit-{name}")
@@ -389,6 +394,7 @@ class AuditSession:
             processes=self.cluster.sharing(self.device),
             patience=self.patience,
             most=self.stage_limit,
+            arithmetic=self.settings.arithmetic,
         )
         scheduler = self.cluster.scheduler(self.ledger, self.id, self.device)
         return Dispatcher(self.ledger, terms, scheduler)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from pruneaudit.catalog.discovery import Catalog, MethodSource
+from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.records import RunRecord
 from pruneaudit.ledger.store import Ledger
+from pruneaudit.method.outside import describing
 from pruneaudit.report.results import gather_ledger
 
 #: Curves of a run, by column.
@@ -47,13 +48,6 @@ class Frames:
     curves: pd.DataFrame
 
 
-def _described(source: MethodSource) -> Any:
-    """What an isolated method says of itself. Loads torch, which few need: their digests do not tell by themselves."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)
-
-
 def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[str] = ()) -> Frames:
     """Read and judge a ledger; trains nothing and writes nothing.
 
@@ -70,7 +64,7 @@ def load(ledger: str | Path, methods: Iterable[str] = (), workloads: Iterable[st
         raise ConfigError(f"no ledger at {path}; name the folder that --audit-ledger wrote")
     store = Ledger(path, writable=False)
     catalog = Catalog(
-        extra_methods=tuple(methods), extra_workloads=tuple(workloads), isolate="foreign", outside=_described
+        extra_methods=tuple(methods), extra_workloads=tuple(workloads), isolate="foreign", outside=describing(path)
     )
     results = gather_ledger(catalog, store)
     runs = sorted(store.runs(), key=lambda run: (run.workload, run.slug, run.run_id))

@@ -18,6 +18,9 @@ from pruneaudit.workloads.metrics import ACCURACY, Metric
 from pruneaudit.workloads.metrics import title as metric_title
 
 _FINDING = ("protocol", "ratio", "seed", "rule", "verdict", "required", "arms", "note", "waived")
+_CELL = ("protocol", "method", "ratio", "seed", "status", "error", "budget", "precision", "backend")
+_CELL_COST = ("speedup", "granularity", "total_epochs", "total_macs")
+_STAGES = ("base", "pruned", "end")
 #: What the page opens with, where it is there: the recommended minimum of Wang et al. 2023.
 USUAL_PROTOCOL = "s3.2"
 #: Of a run's row: what the page has elsewhere.
@@ -35,7 +38,7 @@ def payload(results: Results) -> dict[str, Any]:
 
     Rows of a workload carry its place in ``groups``, and what rests on runs their places in ``runs``.
     """
-    groups = results.groups()
+    groups, cells = results.groups(), results.cells
     number = {group: place for place, group in enumerate(groups)}
     place_of = {row["run"]: place for place, row in enumerate(results.runs)}
     base_params = {(row["workload"], *row["labels"]): row["base_params"] for row in results.architectures}
@@ -70,22 +73,19 @@ def payload(results: Results) -> dict[str, Any]:
             name: {"colour": look.colour, "dark": look.on_dark, "marker": look.marker, "dash": look.dash}
             for name, look in styles(row["method"] for row in results.cells).items()
         },
-        "cells": _columns(
+        "cells": _packed(
             {
-                "g": group(row),
-                **{name: row[name] for name in ("protocol", "method", "ratio", "seed", "status", "error", "budget")},
-                **{name: row[name] for name in ("precision", "backend")},
-                "accuracy": value(row),
-                "validation_accuracy": validation_value(row),
-                "speedup": row["speedup"],
-                **{name: row[name] for name in ("granularity", "total_epochs", "total_macs")},
-                "left": left(row),
-                **{f"jsv_{stage}": (row.get("jsv") or {}).get(stage) for stage in ("base", "pruned", "end")},
-                "ta": row.get("trainability_accuracy"),
-                "result": place_of.get(row["result"]) if row["result"] else None,
-                "runs": runs(row["runs"]),
+                "g": list(map(group, cells)),
+                **{name: [row[name] for row in cells] for name in _CELL},
+                "accuracy": list(map(value, cells)),
+                "validation_accuracy": list(map(validation_value, cells)),
+                **{name: [row[name] for row in cells] for name in _CELL_COST},
+                "left": list(map(left, cells)),
+                **{f"jsv_{stage}": [(row.get("jsv") or {}).get(stage) for row in cells] for stage in _STAGES},
+                "ta": [row.get("trainability_accuracy") for row in cells],
+                "result": [place_of.get(row["result"]) if row["result"] else None for row in cells],
+                "runs": [runs(row["runs"]) for row in cells],
             }
-            for row in results.cells
         ),
         "runs": _columns(
             {"g": group(row)}

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from pruneaudit.audit import rounds
@@ -72,6 +73,8 @@ _CELL_FIELDS = (
     "total_macs",
     "result",
 )
+
+_cell_values = itemgetter(*_CELL_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -539,37 +542,35 @@ def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord])
     """Sizes of the pruned networks, each once, and the protocols that they stand under."""
     # Arms may share a run: scratch and scratch-e, say.
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    protocols: dict[tuple[str, str], set[str]] = defaultdict(set)
     for record in records:
         name = record.prune or record.result
         if record.status != "ok" or name is None or record.method == UNPRUNED:
             continue
+        protocols[record.method, name].add(record.protocol)
+        if (record.method, name) in found:
+            continue
         run = runs[name]
         target = run.conduct.target if run.conduct is not None else None
-        stay = run.stay or {layer: len(kept) for layer, kept in run.kept.items()}
-        row = found.setdefault(
-            (record.method, name),
-            {
-                "workload": record.workload,
-                "labels": list(record.labels),
-                "method": record.method,
-                "ratio": record.ratio,
-                "seed": record.seed,
-                "granularity": run.granularity,
-                "scope": target.scope if target is not None else None,
-                "params": run.params,
-                "base_params": run.base_params,
-                "macs": run.macs,
-                "base_macs": run.base_macs,
-                "executed_macs": run.executed_macs or run.macs,
-                # Where every layer loses its share, the ratio says it all.
-                "layers": stay if target is not None and target.scope == "global" else {},
-                "run": name,
-                "protocols": [],
-            },
-        )
-        row["protocols"] = sorted({*row["protocols"], record.protocol})
+        found[record.method, name] = {
+            "workload": record.workload,
+            "labels": list(record.labels),
+            "method": record.method,
+            "ratio": record.ratio,
+            "seed": record.seed,
+            "granularity": run.granularity,
+            "scope": target.scope if target is not None else None,
+            "params": run.params,
+            "base_params": run.base_params,
+            "macs": run.macs,
+            "base_macs": run.base_macs,
+            "executed_macs": run.executed_macs or run.macs,
+            # Where every layer loses its share, the ratio says it all.
+            "layers": run.left if target is not None and target.scope == "global" else {},
+            "run": name,
+        }
     return sorted(
-        found.values(),
+        (row | {"protocols": sorted(protocols[key])} for key, row in found.items()),
         key=lambda row: (row["workload"], row["labels"], row["method"], row["ratio"], row["seed"], row["protocols"]),
     )
 
@@ -628,21 +629,31 @@ def _curve(run: RunRecord) -> Curve:
 
 def _add_trainability(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord]) -> None:
     """Add what the runs say of trainability to the rows of cells."""
+    found: dict[tuple[str | None, ...], tuple[dict[str, float | None], float | None]] = {}
     for row in rows:
-        chain = [runs[run] for run in row["runs"] if run in runs]
-        by_stage = {run.stage: run.jacobian.mean for run in chain if run.jacobian is not None}
-        in_training = {run.stage: run.jacobian_train.mean for run in chain if run.jacobian_train is not None}
-        result = runs.get(row["result"]) if row["result"] else None
-        row["jsv"] = {
-            "base": by_stage.get("pretrain") if "prune" in by_stage else None,
-            "pruned": by_stage.get("prune"),
-            "end": result.jacobian.mean if result is not None and result.jacobian is not None else None,
-        }
-        if "prune" in in_training:
-            row["jsv"] |= {"base_train": in_training.get("pretrain"), "pruned_train": in_training["prune"]}
-        row["trainability_accuracy"] = (
-            trainability_accuracy(result.curve, result.recipe) if result is not None else None
-        )
+        # Cells of many protocols stand on the same runs.
+        key = (row["result"], *row["runs"])
+        if key not in found:
+            found[key] = _trainability(row, runs)
+        row["jsv"], row["trainability_accuracy"] = found[key]
+
+
+def _trainability(
+    row: Mapping[str, Any], runs: Mapping[str, RunRecord]
+) -> tuple[dict[str, float | None], float | None]:
+    """Jacobian singular values of a cell's stages, and trainability accuracy."""
+    chain = [runs[run] for run in row["runs"] if run in runs]
+    by_stage = {run.stage: run.jacobian.mean for run in chain if run.jacobian is not None}
+    in_training = {run.stage: run.jacobian_train.mean for run in chain if run.jacobian_train is not None}
+    result = runs.get(row["result"]) if row["result"] else None
+    jsv = {
+        "base": by_stage.get("pretrain") if "prune" in by_stage else None,
+        "pruned": by_stage.get("prune"),
+        "end": result.jacobian.mean if result is not None and result.jacobian is not None else None,
+    }
+    if "prune" in in_training:
+        jsv |= {"base_train": in_training.get("pretrain"), "pruned_train": in_training["prune"]}
+    return jsv, trainability_accuracy(result.curve, result.recipe) if result is not None else None
 
 
 def _add_beside(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord], catalog: Catalog) -> None:
@@ -669,9 +680,10 @@ def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
 
 
 def _cell_row(record: CellRecord) -> dict[str, Any]:
-    row = record.model_dump(mode="json", include=set(_CELL_FIELDS))
+    # Its values are JSON's, but for one: a dump of each record takes three times as long.
+    row = dict(zip(_CELL_FIELDS, _cell_values(record.__dict__), strict=True)) | {"labels": list(record.labels)}
     after = {} if record.pruned_value is None else {"pruned_value": record.pruned_value}
-    return {name: row[name] for name in _CELL_FIELDS} | after | _scores(record) | {"runs": record.runs}
+    return row | after | _scores(record) | {"runs": record.runs}
 
 
 def _scores(record: CellRecord) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class Populations:
             "retraining": f"{self.recipe.epochs} epochs, {self.recipe.lr}, batch {self.recipe.batch}; "
             f"{self.metric.name} after the last epoch",
             "short retraining": f"{self.short_recipe.epochs} epoch(s)" if population.early else "none",
-            "steps": f"{'compiled' if self.compiled else 'torch'}, {self.precision}, {self.arithmetic} arithmetic",
+            "steps": f"{' and '.join(self._steps)}, {self.precision}, {self.arithmetic} arithmetic",
             "seeds": f"base 0; retraining 0 to {population.repeats - 1}"
             + (f", of {population.repeated} networks all but 0" if population.repeated else ""),
         }
@@ -221,12 +221,14 @@ class Populations:
             if not math.isfinite(score.loss):
                 raise ConfigError(f"study {self._name}: its base model diverged")
             weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-            return {"accuracy": score.accuracy, "loss": score.loss, "compiled": sweep.compiled, "weights": weights}
+            return {"accuracy": score.accuracy, "loss": score.loss, "steps": sweep.steps, "weights": weights}
 
         found = self._kept("base", "base model", 0, 1, trained)
         # What was measured before there were other metrics tells accuracy alone.
         self.base_value = self._value(found["accuracy"], found.get("loss", math.nan))
-        self.compiled: bool = found["compiled"]
+        # What was measured before parts told it was all made as the base was, by LeNet-5's own kernel or by torch.
+        self._base_steps: str = found.get("steps") or ("compiled" if found["compiled"] else "torch")
+        self._steps = dict.fromkeys([self._base_steps])
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 # JSON keeps every digit of a float.
@@ -425,12 +427,14 @@ class Populations:
                 return {
                     "accuracies": [score.accuracy for score in scores],
                     "losses": [score.loss for score in scores],
+                    "steps": sweep.steps,
                 }
 
             what = f"{panel_name(layers)} {wiring} {stream} {repeat}"
             part = self._kept(name, what, len(found["losses"]), len(masks), retrained)
             for key, values in found.items():
                 values += part[key]
+            self._steps[part.get("steps", self._base_steps)] = None
         measured = map(self._value, found["accuracies"], found["losses"])
         return {"merits": list(map(self.metric.merit, measured)), "losses": found["losses"]}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from pruneaudit.training.machine import Written
+from pruneaudit.training.machine import Call, Written
 from pruneaudit.training.vectors import Emitter, Real, Whole, lanes
 
 __all__ = ["crops_into_lanes", "cross_entropy", "descend", "into_lanes", "lanes"]
@@ -77,19 +77,23 @@ def crops_into_lanes(
 
 
 def _write_cross_entropy(
-    write: Emitter, logits: Any, losses: Any, hits: Any, labels: Any, classes: Whole, many: Whole, batch: Whole,
-    smoothing: Any,
+    write: Emitter, logits: Any, gradients: Any, losses: Any, hits: Any, labels: Any, tiles: Whole, step: Whole,
+    goal: Whole, classes: Whole, batch: Whole, whole: Whole, smoothing: Any,
 ) -> None:  # fmt: skip
-    builder, zero, one = write.builder, write.real(0), write.real(1)
+    builder, zero, one, lanes = write.builder, write.real(0), write.real(1), write.lanes
     smooth = write.real(smoothing)
     on, off = one - smooth, smooth / write.real(classes)
     total, below = write.number_slot(), write.number_slot()
     with builder.goto_entry_block():
         best_slot = builder.alloca(ir.IntType(64))
+
+    def place(image: Whole, number: Whole, cells: Whole) -> Whole:
+        return (image // lanes * cells + number) * lanes + image % lanes
+
     with batch.each() as image:
 
         def logit(number: Whole, image: Whole = image) -> Real:
-            return write.get(logits, number * many + image)
+            return write.get(logits, place(image, number, step))
 
         builder.store(ir.Constant(ir.IntType(64), 0), best_slot)
         with image.like(1).up_to(classes, 1) as (number, _):
@@ -114,19 +118,34 @@ def _write_cross_entropy(
             share = (logit(number) - top).function("exp") / total()
             is_label = Whole(builder, builder.icmp_signed("==", number.value, label.value))
             wanted = off + Real(builder, builder.select(is_label.value, on.value, zero.value))
-            write.put((share - wanted) / write.real(batch), logits, number * many + image)
-    with classes.each() as number, batch.up_to(many, 1) as (image, _):
-        write.put(zero, logits, number * many + image)
+            write.put((share - wanted) / write.real(whole), gradients, place(image, number, goal))
+    with classes.each() as number, batch.up_to(tiles * lanes, 1) as (image, _):
+        write.put(zero, gradients, place(image, number, goal))
 
 
-_cross_entropy = Written("cross-entropy", "reals reals bits places whole whole whole real", _write_cross_entropy)
+_cross_entropy = Written(
+    "cross-entropy", "reals reals reals bits places" + 6 * " whole" + " real", _write_cross_entropy
+)
 
 
 def cross_entropy(
-    logits: np.ndarray, labels: np.ndarray, smoothing: float, losses: np.ndarray, hits: np.ndarray
-) -> None:
-    """Losses and hits, ``[B]``, of logits ``[classes, N]``, N ≥ B, which become the gradients of the mean loss."""
-    _cross_entropy(logits, losses, hits, labels, *logits.shape, len(labels), smoothing)()
+    logits: np.ndarray, gradients: np.ndarray, losses: np.ndarray, hits: np.ndarray, labels: np.ndarray, classes: int,
+    whole: int, smoothing: float,
+) -> Call:  # fmt: skip
+    """Losses and hits of a batch, or of a part of one, and the gradients of the whole batch's mean loss.
+
+    Args:
+        logits: ``[T, cells, L]``; lanes from ``B`` on belong to no image.
+        gradients: Theirs, which are written: zero where there is no image.
+        losses: Are written, ``[B]``.
+        hits: Are written, ``[B]``.
+        labels: What is right, ``[B]``.
+        classes: Number of logits of an image.
+        whole: Images of the whole batch.
+        smoothing: Of labels.
+    """
+    sizes = (len(logits), logits.shape[1], gradients.shape[1], classes, len(labels), whole)
+    return _cross_entropy(logits, gradients, losses, hits, labels, *sizes, smoothing)
 
 
 def _write_descend(nesterov: bool) -> Any:

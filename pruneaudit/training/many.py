@@ -49,7 +49,7 @@ def train_many(
 ) -> list[Trained]:
     """Train networks; what goes wrong with one of them costs that one alone.
 
-    ``torch`` trains one after the other; ``compiled`` and ``tiled`` too, with compiled steps where there are some.
+    ``torch`` trains one after the other; ``tiled`` too, with compiled steps where there are some.
     ``grouped`` trains those of one architecture and widths, dataset, batch size and precision together: recipes, seeds
     and masks are each run's own, and who is at the end makes room for the next. ``fused`` does the same with fewer,
     compiled kernels, where torch can compile. ``graphed`` trains single models, side by side on streams of a GPU. On

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import pruneaudit.training.compiled
-import pruneaudit.training.tiled  # noqa: F401  (another)
+import pruneaudit.training.tiled_steps  # noqa: F401  (a backend)
 from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.metric import BY_ACCURACY, Measure

@@ -1,41 +1,51 @@
 """Many small networks on the same batches: trained in lockstep, and scored.
 
 A study retrains hundreds of networks that differ in which filters, or heads and neurons, they kept. All of them see the
-same examples in the same order, so that batches are made once, and LeNet-5s of one shape take turns in the same
+same examples in the same order, so that batches are made once, and networks in tiles of one form take turns in the same
 activations. Every network gets the steps that :class:`~pruneaudit.training.loop.Trainer` would give it alone, to the
 bit; what is left out is what a record needs and a study does not: curves, an evaluation after each epoch, consumption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import Score
-from pruneaudit.training.compiled import CompiledLeNet, obstacle
 from pruneaudit.training.loop import Hooks, clip_gradients
+from pruneaudit.training.tiled import EVALUATION_BATCH, TiledNetwork, Tiles, layers_of, unfit
+from pruneaudit.training.tiled_graph import form_of
+from pruneaudit.training.tiled_steps import Showing
 from pruneaudit.workloads import optimisers
 from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
 
-#: Images of an evaluation batch.
-_EVALUATION_BATCH = 128
-
 
 class _Networks(Protocol):
-    """Networks that are trained and scored together; losses and hits are by network and label."""
+    """Networks that are trained and scored together; losses and hits are by network and label.
 
-    def descend(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
-        """One step of each network on a batch."""
+    Attributes:
+        steps: What trains them, as records name it.
+    """
 
-    def answer(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    steps: str
+
+    def batches(self, seed: int, stream: str, epoch: int) -> Iterator[torch.Tensor]:
+        """An augmented pass over the training split; gives the labels ``[B]`` of each batch once it is shown."""
+
+    def inputs(self, split: Split) -> Iterator[torch.Tensor]:
+        """A pass over a split in order; gives labels as :meth:`batches` does."""
+
+    def descend(self, labels: torch.Tensor, rate: float) -> None:
+        """One step of each network on what was shown last."""
+
+    def answer(self, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Losses and hits ``[networks, B]``, of texts ``[networks, B, T]``; changes nothing."""
 
     def deliver(self) -> None:
@@ -46,13 +56,14 @@ class Sweep:
     """Networks over one dataset; trained in place.
 
     Args:
-        models: The networks, on the CPU, all of the precision's type; those that are compiled have one shape.
+        models: The networks, on the CPU, all of the precision's type.
         dataset: Their data, in memory.
         precision: ``fp32`` or ``fp64``.
         recipe: How they train; None: they are only scored.
 
     Attributes:
-        compiled: Whether compiled steps train them; torch does elsewhere, one after the other on each batch.
+        steps: What trains them: ``tiled``, or ``torch`` where one of them has no tiles, one after the other on each
+            batch.
 
     Raises:
         ConfigError: The recipe asks for what only the plain loop does.
@@ -65,12 +76,9 @@ class Sweep:
             raise ConfigError(f"networks of a study cannot train so: its recipe has {', '.join(asked)}")
         self._dataset = dataset
         self._recipe = recipe
-        self._type = next(models[0].parameters()).dtype
-        reasons = [obstacle(model, dataset, Hooks(), precision) for model in models]
-        shapes = {tuple(tuple(parameter.shape) for parameter in model.parameters()) for model in models}
-        plain = recipe is None or not recipe.only_torch
-        self.compiled = not any(reasons) and len(shapes) == 1 and plain
-        self._networks: _Networks = (_Compiled if self.compiled else _Plain)(models, recipe)
+        tiles = _tiles(models, dataset, precision, recipe)
+        self._networks: _Networks = _Tiled(models, tiles, dataset, recipe) if tiles else _Plain(models, dataset, recipe)
+        self.steps = self._networks.steps
 
     def train(self, seed: int, stream: str) -> None:
         """Train all networks to the end of the recipe.
@@ -82,19 +90,18 @@ class Sweep:
         recipe = self._recipe
         assert recipe is not None and recipe.epochs is not None
         per_epoch = steps_per_epoch(len(self._dataset.train), recipe.batch)
-        with threadpool_limits(torch.get_num_threads(), user_api="blas"), np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             for epoch in range(recipe.epochs):
-                batches = self._dataset.batches(seed, stream, epoch, recipe.batch, self._type)
-                for step, (images, labels) in enumerate(batches, epoch * per_epoch):
-                    self._networks.descend(images, labels, recipe.rate(epoch, step, per_epoch))
+                for step, labels in enumerate(self._networks.batches(seed, stream, epoch), epoch * per_epoch):
+                    self._networks.descend(labels, recipe.rate(epoch, step, per_epoch))
             self._networks.deliver()
 
     def score(self, split: Split) -> list[Score]:
         """How each network does on a split, without augmentation; a network that diverged has a loss of NaN."""
         losses, hits = [], []
-        with threadpool_limits(torch.get_num_threads(), user_api="blas"), np.errstate(all="ignore"):
-            for images, labels in self._dataset.inputs(split, self._type, _EVALUATION_BATCH):
-                some, right = self._networks.answer(images, labels)
+        with np.errstate(all="ignore"):
+            for labels in self._networks.inputs(split):
+                some, right = self._networks.answer(labels)
                 # Of texts every token counts.
                 losses.append(some.reshape(len(some), -1).sum(axis=1, dtype=np.float64))
                 hits.append(right.reshape(len(right), -1))
@@ -106,30 +113,57 @@ class Sweep:
         ]
 
 
-class _Compiled:
-    """LeNet-5s of one shape."""
+def _tiles(models: Sequence[nn.Module], dataset: Dataset, precision: str, recipe: Recipe | None) -> list[Tiles]:
+    """Tiles of each network, of those of one form the same; none where one of them has no tiles."""
+    found: list[Tiles] = []
+    known: dict[Hashable, Tiles] = {}
+    for model in models:
+        if unfit(model, Hooks(), precision) is not None:
+            return []
+        form = form_of(model)
+        if form not in known:
+            layers = layers_of(model, dataset, Hooks(), precision, recipe)
+            if isinstance(layers, str):
+                return []
+            batch, kind = 1 if recipe is None else recipe.batch, next(model.parameters()).dtype
+            known[form] = Tiles(layers, batch, kind, beside=found[0] if found else None)
+        found.append(known[form])
+    return found
 
-    def __init__(self, models: Sequence[nn.Module], recipe: Recipe | None) -> None:
-        first = CompiledLeNet(models[0])
-        self._networks = [first, *(CompiledLeNet(model, beside=first) for model in models[1:])]
+
+class _Tiled:
+    """Networks in tiles."""
+
+    steps = "tiled"
+
+    def __init__(
+        self, models: Sequence[nn.Module], tiles: Sequence[Tiles], dataset: Dataset, recipe: Recipe | None
+    ) -> None:
+        self._networks = [TiledNetwork(model, mine) for model, mine in zip(models, tiles, strict=True)]
+        self._showing = Showing(tiles[0], dataset)
         self._recipe = recipe
         for network in self._networks:
             network.fetch()
         if recipe is not None:
             self._velocities = [network.zeros() for network in self._networks]
-            self._everything = np.ones_like(self._velocities[0])
+            self._everything = [np.ones_like(velocity) for velocity in self._velocities]
 
-    def descend(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
+    def batches(self, seed: int, stream: str, epoch: int) -> Iterator[torch.Tensor]:
+        assert self._recipe is not None
+        return self._showing.batches(seed, stream, epoch, self._recipe.batch)
+
+    def inputs(self, split: Split) -> Iterator[torch.Tensor]:
+        return self._showing.inputs(split, EVALUATION_BATCH)
+
+    def descend(self, labels: torch.Tensor, rate: float) -> None:
         recipe = self._recipe
         assert recipe is not None
-        self._networks[0].show(images)
-        for network, velocity in zip(self._networks, self._velocities, strict=True):
+        for network, velocity, everything in zip(self._networks, self._velocities, self._everything, strict=True):
             network.learn(labels, recipe.label_smoothing)
-            network.descend(velocity, self._everything, rate, recipe.momentum, recipe.weight_decay, recipe.nesterov)
+            network.descend(velocity, everything, rate, recipe.momentum, recipe.weight_decay, recipe.nesterov)
 
-    def answer(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        self._networks[0].show(images)
-        found = [network.cross_entropy(network.answer(len(images)), labels) for network in self._networks]
+    def answer(self, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        found = [network.answer(labels) for network in self._networks]
         return np.stack([losses for losses, _ in found]), np.stack([hits for _, hits in found])
 
     def deliver(self) -> None:
@@ -140,13 +174,29 @@ class _Compiled:
 class _Plain:
     """Any networks, by torch."""
 
-    def __init__(self, models: Sequence[nn.Module], recipe: Recipe | None) -> None:
+    steps = "torch"
+
+    def __init__(self, models: Sequence[nn.Module], dataset: Dataset, recipe: Recipe | None) -> None:
         self._models = list(models)
+        self._dataset = dataset
+        self._type = next(models[0].parameters()).dtype
         self._recipe = recipe
         self._smoothing = 0.0 if recipe is None else recipe.label_smoothing
         self._optimisers = [] if recipe is None else [optimisers.make(recipe, model, 0.0) for model in models]
 
-    def descend(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
+    def batches(self, seed: int, stream: str, epoch: int) -> Iterator[torch.Tensor]:
+        assert self._recipe is not None
+        return self._shown(self._dataset.batches(seed, stream, epoch, self._recipe.batch, self._type))
+
+    def inputs(self, split: Split) -> Iterator[torch.Tensor]:
+        return self._shown(self._dataset.inputs(split, self._type, EVALUATION_BATCH))
+
+    def _shown(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
+        for images, labels in batches:
+            self._images = images
+            yield labels
+
+    def descend(self, labels: torch.Tensor, rate: float) -> None:
         recipe = self._recipe
         assert recipe is not None
         for model, optimiser in zip(self._models, self._optimisers, strict=True):
@@ -154,15 +204,15 @@ class _Plain:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images), labels, label_smoothing=self._smoothing).backward()
+            F.cross_entropy(model(self._images), labels, label_smoothing=self._smoothing).backward()
             clip_gradients(model, recipe)
             optimiser.step()
 
     @torch.no_grad()
-    def answer(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def answer(self, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         losses, hits = [], []
         for model in self._models:
-            logits = model.eval()(images)
+            logits = model.eval()(self._images)
             losses.append(F.cross_entropy(logits, labels, reduction="none").numpy())
             hits.append((logits.argmax(dim=1) == labels).numpy())
         return np.stack(losses), np.stack(hits)

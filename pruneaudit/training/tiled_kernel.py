@@ -280,14 +280,10 @@ def _deviations(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) 
         sums[number](write.multiply_add(apart, apart, sums[number]()))
 
 
-def _total(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    sums[0](write.builder.fadd(at.a(), sums[0]()))
-
-
 def _totals(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
-    # Two at once: a sum alone waits for itself.
-    for number, values in enumerate((at.a, at.b)):
-        sums[number](write.builder.fadd(values(), sums[number]()))
+    # Several at once: a sum alone waits for itself.
+    for values, total in zip((at.a, at.b, at.c, at.d), sums, strict=False):
+        total(write.builder.fadd(values(), total()))
 
 
 def _rectify(write: Emitter, variant: int, at: Any, scalars: Any, sums: Any) -> None:
@@ -350,7 +346,7 @@ def _run(
         count: Vectors of a run.
         starts: Addresses of the runs, at most four.
         scalars: Numbers for all lanes.
-        sums: Two vectors to which sums are added.
+        sums: Vectors to which sums are added, at most four.
     """
     many = [write.fill(scalar.value) for scalar in scalars or []]
     slots = [_Slot(write.builder, slot) for slot in sums or []]
@@ -375,6 +371,8 @@ def _lane_sum(write: Emitter, slot: Any) -> Real:
 
 #: What :func:`convolution`'s function does.
 FORWARD, TO_INPUTS, TO_WEIGHTS = range(3)
+#: Parts of a batch over which gradients of weights are summed.
+FIRST, LAST = 1, 2
 
 
 @dataclass(frozen=True)
@@ -409,7 +407,7 @@ def _pass(which: int, shape: _Geometry) -> Callable[..., None]:
 
     def emit(
         write: Emitter, one: Any, other: Any, weights: Any, bias: Any, tiles: Whole, cells: Whole, other_cells: Whole,
-        out: Whole, channels: Whole, scratch: Whole, rows_in: Whole, rows_out: Whole, adds: Whole,
+        out: Whole, channels: Whole, scratch: Whole, rows_in: Whole, rows_out: Whole, how: Whole,
     ) -> None:  # fmt: skip
         lanes, square = write.lanes, shape.kernel * shape.kernel
         plane_in, plane_out = rows_in * (shape.length * lanes), rows_out * (shape.reach * lanes)
@@ -465,7 +463,7 @@ def _pass(which: int, shape: _Geometry) -> Callable[..., None]:
                             write, is_backward, shape, some, part, _Rows(other, goal, plane, wide), rows,
                             _Rows(one, read, plane_read, wide_in), sources,
                             _Weights(weights, first_row * steps[0], *steps), begins, (begin, end, step),
-                            adds.bit().value,
+                            how.bit().value,
                         )  # fmt: skip
 
         def weight_gradients() -> None:
@@ -473,8 +471,9 @@ def _pass(which: int, shape: _Geometry) -> Callable[..., None]:
             by_tile = scratch >= out * channels * (square * lanes)
             parts, many = by_tile.choose(tiles, tiles.like(1)), by_tile.choose(tiles.like(1), tiles)
             with parts.each() as number:
-                kept = _Kept(bias, (number < 1).value, (number > parts - 2).value)
-                some_gradients(block, (number * many, many), kept)
+                begins = write.builder.and_((number < 1).value, (how % 2).bit().value)
+                ends = write.builder.and_((number > parts - 2).value, (how > 1).value)
+                some_gradients(block, (number * many, many), _Kept(bias, begins, ends))
 
         def some_gradients(block: int, some: tuple[Whole, Whole], kept: _Kept) -> None:
             def products(row: Whole, channel: Whole, tap: Whole, rows: list[Whole], among: list[Whole]) -> None:
@@ -519,7 +518,7 @@ def _compiled_pass(which: int, *geometry: int) -> Written:
 
 def convolution(
     geometry: tuple[int, int, int, int], which: int, one: np.ndarray, other: np.ndarray, weights: np.ndarray,
-    bias: np.ndarray, tall: int, high: int, adds: bool,
+    bias: np.ndarray, tall: int, high: int, adds: bool, part: int = FIRST + LAST,
 ) -> Call:  # fmt: skip
     """One of a convolution's passes between maps ``[C, tall, length]`` of inputs and ``[O, high, reach]`` of outputs.
 
@@ -534,34 +533,56 @@ def convolution(
         other: What is written; ``TO_WEIGHTS`` reads gradients of outputs there.
         weights: ``[O, C, K, K]``; ``TO_WEIGHTS`` writes them.
         bias: What sums begin with: a number for each channel of ``other``, if that is written. For ``TO_WEIGHTS``
-            scratch: with a vector for each weight one tile is read after the other, else one weight is summed up
-            after the other; sums have one order.
+            scratch: with a vector for each weight one tile is read after the other, and a batch may come in parts;
+            else one weight is summed up after the other. Sums have one order.
         tall: Rows of the inputs.
         high: Rows of the outputs.
         adds: Whether what is written is added to what is there; not to weights.
+        part: Which part of a batch it is, for ``TO_WEIGHTS``: :data:`FIRST` and :data:`LAST` added.
     """
-    sizes = (len(one), one.shape[1], other.shape[1], *weights.shape[:2], bias.size, tall, high, adds)
+    how = part if which == TO_WEIGHTS else adds
+    sizes = (len(one), one.shape[1], other.shape[1], *weights.shape[:2], bias.size, tall, high, how)
     return _compiled_pass(which, *geometry)(one, other, weights, bias, *sizes)
 
 
 def _write_bias_gradients(
-    write: Emitter, gradients: Any, of_bias: Any, tiles: Whole, step: Whole, channels: Whole, cells: Whole
-) -> None:
-    (slot,) = write.slots(1)
-    with channels.each() as channel:
-        write.clear([slot])
+    write: Emitter, gradients: Any, of_bias: Any, kept: Any, tiles: Whole, step: Whole, channels: Whole, cells: Whole,
+    part: Whole,
+) -> None:  # fmt: skip
+    # Four at once: a sum alone waits for itself.
+    slots, begins, ends = write.slots(4), (part % 2).bit(), (part > 1).value
+
+    with ((channels + 3) // 4).each() as group:
+        many = _rows(channels - group * 4, 4)
+        places = [group * 4 + number for number in many]
+        for slot, place in zip(slots, places, strict=True):
+            before = write.load(write.at(kept, place * write.lanes), 0)
+            nothing = ir.Constant(write.type, [0.0] * write.lanes)
+            write.builder.store(write.builder.select(begins.value, nothing, before), slot)
         with tiles.each() as tile:
-            start = write.at(gradients, (tile * step + channel * cells) * write.lanes)
-            _run(write, _total, 0, 1, cells, [start], sums=[slot])
-        write.put(_lane_sum(write, slot), of_bias, channel)
+            starts = [write.at(gradients, (tile * step + place * cells) * write.lanes) for place in places]
+            _run(write, _totals, 0, 1, cells, starts, sums=slots)
+        for slot, place in zip(slots, places, strict=True):
+            write.store(write.builder.load(slot), write.at(kept, place * write.lanes), 0)
+        with write.builder.if_then(ends):
+            for slot, place in zip(slots, places, strict=True):
+                write.put(_lane_sum(write, slot), of_bias, place)
 
 
-_bias_gradients = Written("bias-gradients", "reals reals whole whole whole whole", _write_bias_gradients)
+_bias_gradients = Written("bias-gradients", "reals reals reals" + 5 * " whole", _write_bias_gradients)
 
 
-def bias_gradients(gradients: np.ndarray, of_bias: np.ndarray, cells: int) -> Call:
-    """Gradients of a convolution's bias ``[O]``; a channel has so many ``cells``."""
-    return _bias_gradients(gradients, of_bias, *gradients.shape[:2], of_bias.size, cells)
+def bias_gradients(gradients: np.ndarray, of_bias: np.ndarray, kept: np.ndarray, cells: int, part: int) -> Call:
+    """Gradients of a convolution's bias ``[O]``.
+
+    Args:
+        gradients: Of the convolution's outputs, ``[T, cells, L]``.
+        of_bias: Where to write.
+        kept: A vector for each bias, from one part of a batch to the next.
+        cells: Of a channel.
+        part: Which part of a batch it is, :data:`FIRST` and :data:`LAST` added.
+    """
+    return _bias_gradients(gradients, of_bias, kept, *gradients.shape[:2], of_bias.size, cells, part)
 
 
 # Normalisation of a batch, with the sum and the ReLU that follow

@@ -52,11 +52,14 @@ class Map:
 
 @dataclass
 class Batch:
-    """A size of batches, and what they meet.
+    """Tiles of a batch that pass the layers together, and what they meet.
 
     Attributes:
-        tiles: Their number.
-        images: Theirs; all tiles but the last are full.
+        first: Number of the first tile.
+        tiles: How many there are; with all tiles of the batch, or as many as a block has.
+        images: Theirs; all tiles but the batch's last are full.
+        part: Which part of the batch they are, ``FIRST`` and ``LAST`` of :attr:`kernel` added.
+        block: Tiles that there is room for in what is not kept until the batch is over.
         learns: Whether they are trained on.
         kernel: :mod:`.tiled_kernel`.
         weight: Parameters by name.
@@ -64,8 +67,11 @@ class Batch:
         running: Statistics by name.
     """
 
+    first: int
     tiles: int
     images: int
+    part: int
+    block: int
     learns: bool
     kernel: Any
     weight: Mapping[str, np.ndarray]
@@ -73,8 +79,10 @@ class Batch:
     running: Mapping[str, np.ndarray]
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """The part of a map's room that the batch takes."""
-        return array[: self.tiles]
+        """The part of a map's room that these tiles take."""
+        # Where there is room for the whole batch each has its own place.
+        first = self.first if len(array) > self.block else 0
+        return array[first : first + self.tiles]
 
 
 @dataclass(eq=False)
@@ -96,6 +104,9 @@ class Layer:
         """The first source."""
         return self.sources[0]
 
+    def make_room(self) -> None:
+        """Have what one pass keeps for another, once all maps have their places."""
+
     def forward(self, batch: Batch) -> Iterator[Call]:
         """What makes the outputs."""
         raise NotImplementedError
@@ -103,6 +114,10 @@ class Layer:
     def backward(self, batch: Batch) -> Iterator[Call]:
         """What hands gradients of the outputs on, to weights and to sources."""
         raise NotImplementedError
+
+    def close(self, batch: Batch) -> Iterator[Call]:
+        """What is left to do with the whole batch, once all of its parts went backward."""
+        yield from ()
 
 
 @dataclass(eq=False)
@@ -112,10 +127,12 @@ class Convolution(Layer):
     Attributes:
         name: The layer's.
         layer: Torch's.
+        waits: Whether gradients of weights are summed when the whole batch went backward; its maps keep what they need.
     """
 
     name: str
     layer: nn.Conv2d | nn.Linear
+    waits: bool = field(default=False, init=False)
 
     @property
     def _geometry(self) -> tuple[int, int, int, int]:
@@ -127,6 +144,18 @@ class Convolution(Layer):
         weight = parts[f"{self.name}.weight"]
         return weight[:, :, None, None] if weight.ndim == 2 else weight
 
+    @property
+    def sums_by_tile(self) -> bool:
+        """Whether gradients of weights are summed up tile by tile, or weight by weight: what is larger is read once."""
+        return self.inputs.size + self.outputs.size > self.layer.weight.numel()
+
+    def make_room(self) -> None:
+        """See :class:`Layer`."""
+        _, _, lanes = self.inputs.values.shape
+        kind = self.inputs.values.dtype
+        self._sums = np.zeros(self.layer.weight.numel() * lanes if self.sums_by_tile else 1, kind)
+        self._bias_sums = np.zeros(self.outputs.channels * lanes, kind)
+
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         weight = self._weights(batch.weight)
@@ -136,21 +165,29 @@ class Convolution(Layer):
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
-        weight, gradients = self._weights(batch.weight), batch.of(self.outputs.gradients)
-        inputs, nothing = batch.of(self.inputs.values), np.zeros(weight.shape[1], weight.dtype)
-        # What is larger is read once: a tile's maps, or the sums over all tiles.
-        by_tile = self.inputs.size + self.outputs.size > weight.size
-        sums = np.zeros(weight.size * inputs.shape[2] if by_tile else 1, weight.dtype)
-        yield self._call(batch, batch.kernel.TO_WEIGHTS, inputs, gradients, self._weights(batch.gradient), sums)
+        if not self.waits:
+            yield from self._to_weights(batch)
+        if self.inputs.gradients is not None:
+            weight, target = self._weights(batch.weight), batch.of(self.inputs.gradients)
+            given, nothing = batch.of(self.outputs.gradients), np.zeros(weight.shape[1], weight.dtype)
+            yield self._call(batch, batch.kernel.TO_INPUTS, given, target, weight, nothing, adds=self.adds[0])
+
+    def close(self, batch: Batch) -> Iterator[Call]:
+        """See :class:`Layer`."""
+        if self.waits:
+            yield from self._to_weights(batch)
+
+    def _to_weights(self, batch: Batch) -> Iterator[Call]:
+        inputs, gradients = batch.of(self.inputs.values), batch.of(self.outputs.gradients)
+        of_weight = self._weights(batch.gradient)
+        yield self._call(batch, batch.kernel.TO_WEIGHTS, inputs, gradients, of_weight, self._sums)
         if self.layer.bias is not None:
             of_bias = batch.gradient[f"{self.name}.bias"]
-            yield batch.kernel.bias_gradients(gradients, of_bias, self.outputs.cells)
-        if self.inputs.gradients is not None:
-            target = batch.of(self.inputs.gradients)
-            yield self._call(batch, batch.kernel.TO_INPUTS, gradients, target, weight, nothing, adds=self.adds[0])
+            yield batch.kernel.bias_gradients(gradients, of_bias, self._bias_sums, self.outputs.cells, batch.part)
 
     def _call(self, batch: Batch, which: int, *arrays: Any, adds: bool = False) -> Call:
-        return batch.kernel.convolution(self._geometry, which, *arrays, self.inputs.high, self.outputs.high, adds)
+        rows = self.inputs.high, self.outputs.high
+        return batch.kernel.convolution(self._geometry, which, *arrays, *rows, adds, batch.part)
 
 
 @dataclass(eq=False)
@@ -313,12 +350,15 @@ class Largest(Layer):
 
     length: int
 
+    def make_room(self) -> None:
+        """See :class:`Layer`."""
+        self._winner = np.zeros(self.outputs.values.shape, np.int16)
+
     def forward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
         inputs, values = self.inputs, batch.of(self.outputs.values)
-        self.winner = np.zeros(values.shape, np.int16)
         sizes = inputs.channels, inputs.high, inputs.wide, self.length
-        yield batch.kernel.largest(batch.of(inputs.values), values, self.winner, *sizes)
+        yield batch.kernel.largest(batch.of(inputs.values), values, batch.of(self._winner), *sizes)
 
     def backward(self, batch: Batch) -> Iterator[Call]:
         """See :class:`Layer`."""
@@ -326,4 +366,4 @@ class Largest(Layer):
         if inputs.gradients is not None:
             given, target = batch.of(self.outputs.gradients), batch.of(inputs.gradients)
             sizes = inputs.channels, inputs.high, inputs.wide, self.length
-            yield batch.kernel.largest_backward(given, self.winner, target, *sizes, self.adds[0])
+            yield batch.kernel.largest_backward(given, batch.of(self._winner), target, *sizes, self.adds[0])

@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -257,12 +257,11 @@ class Pictures:
         windows = torch.stack(list(self._sample.values()))
         length = min(NGRAM, (windows.shape[1] + 1) // 2)
         sample = _ngrams(windows, length)
-        # Windows of a text follow each other.
+        # Windows of a text follow each other; questions of a task are as held out as its texts.
+        asked = [text for part in data.questions.values() for text in part.texts() if len(text) >= length]
         held_out, known = (
-            np.concatenate(
-                [_ngrams(torch.cat([tokens.flatten() for tokens, _ in data.inputs(part)]), length) for part in parts]
-            )
-            for parts in ((data.validation, data.test), (data.train,))
+            np.concatenate([_ngrams(text, length) for text in (*map(_joined, map(data.inputs, parts)), *more)])
+            for parts, more in (((data.validation, data.test), asked), ((data.train,), []))
         )
         only_theirs = np.isin(sample, held_out) & ~np.isin(sample, known)
         return int((only_theirs.mean(axis=1) >= SAME_TEXT).sum())
@@ -288,6 +287,11 @@ def _keys(images: torch.Tensor) -> list[bytes]:
     exact = images.detach()
     whole = (exact.double() * 64).round().to(torch.int16) if exact.is_floating_point() else exact.to(torch.int64)
     return [hashlib.sha256(image.tobytes()).digest() for image in whole.cpu().contiguous().numpy()]
+
+
+def _joined(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Tokens of a split, ``[N * T]``."""
+    return torch.cat([tokens.flatten().cpu() for tokens, _ in batches])
 
 
 def _ngrams(tokens: torch.Tensor, length: int) -> np.ndarray:

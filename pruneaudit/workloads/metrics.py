@@ -179,15 +179,21 @@ _BUILT_IN: dict[str, dict[str, Any]] = {
     "mean-class-accuracy": {"unit": "%", "direction": "higher", "margin": 0.5},
     "loss": {"unit": "nats", "direction": "lower", "margin": 0.01},
     "perplexity": {"unit": "", "direction": "lower", "margin": 0.1},
+    "acc": {"unit": "%", "direction": "higher", "margin": 0.5},
+    "acc-norm": {"unit": "%", "direction": "higher", "margin": 0.5},
+    "acc-bytes": {"unit": "%", "direction": "higher", "margin": 0.5},
 }
+#: Those of a task of questions with choices (``data.task``), under lm-eval's names: share of the questions whose
+#: likeliest choice is right, by log-likelihood, by that for each character of the choice, and for each of its bytes.
+OF_TASKS = ("acc", "acc-norm", "acc-bytes")
 #: Files of a report are named after the metric; these names it has given already.
 _TAKEN = frozenset({"cells", "findings", "verdicts", "trainability"})
-_TITLES = {"top5": "top-5 accuracy"}
+_TITLES = {"top5": "top-5 accuracy", "acc-norm": "acc_norm", "acc-bytes": "acc_bytes"}
 #: Metrics that need no code of a user's: share of the first answers that are right, of the first five, the mean of that
-#: share over classes, mean cross-entropy, and its exponential.
+#: share over classes, mean cross-entropy, its exponential, and those of tasks.
 BUILT_IN = tuple(_BUILT_IN)
 #: Those of them that have an outcome for each example, as McNemar's test needs.
-PER_EXAMPLE = frozenset({"accuracy", "top5"})
+PER_EXAMPLE = frozenset({"accuracy", "top5", *OF_TASKS})
 ACCURACY = Metric()
 
 

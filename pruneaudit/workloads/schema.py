@@ -12,12 +12,38 @@ from pydantic import Field, field_validator, model_validator
 
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.schema import Arguments, Frozen, read_toml, validate
-from pruneaudit.workloads.metrics import ACCURACY, Metric
+from pruneaudit.workloads.metrics import ACCURACY, OF_TASKS, Metric
 from pruneaudit.workloads.networks import Network, version_of
 from pruneaudit.workloads.recipes import Optimiser, Recipe, too_warm
 from pruneaudit.workloads.schedule import Schedule
 
 Budget = Literal["smoke", "short", "full"]
+
+
+class Task(Frozen):
+    """Questions with choices, which a language model answers without training on them.
+
+    Attributes:
+        name: As harnesses call it, such as ``hellaswag``.
+        version: Of the task there: prompts and choices differ between versions.
+        validation: File of the questions that tuning may look at: lines of JSON, see
+            :mod:`pruneaudit.workloads.data.questions`.
+        test: File of those that count.
+        delimiter: What stands between a context and a choice.
+        images: Folder of the images that questions name.
+    """
+
+    name: str = Field(min_length=1)
+    version: str = Field(min_length=1)
+    validation: str
+    test: str
+    delimiter: str = " "
+    images: str = ""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _as_text(cls, version: object) -> object:
+        return str(version) if isinstance(version, int | float) and not isinstance(version, bool) else version
 
 
 class DataConfig(Frozen):
@@ -43,6 +69,7 @@ class DataConfig(Frozen):
         tokenizer: Folder with the ``tokenizer.json`` of texts.
         window: Tokens of each example of texts.
         join: What stands between two documents of a split of texts.
+        task: Questions beside the texts, of metrics such as ``acc``.
         folder: Where relative paths start; no part of any identity.
     """
 
@@ -60,6 +87,7 @@ class DataConfig(Frozen):
     tokenizer: str = ""
     window: int = Field(default=0, ge=0)
     join: str = "\n\n"
+    task: Task | None = None
     folder: Path | None = Field(default=None, exclude=True)
 
     @property
@@ -238,6 +266,12 @@ class Workload(Frozen):
             for pattern, share in shares:
                 if not 0 <= share < 1:
                     raise ValueError(f"layer_ratios.{ratio:g}.{pattern}: {share:g} is outside [0, 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _asked(self) -> Self:
+        if self.metric.name in OF_TASKS and self.data.task is None:
+            raise ValueError(f"metric.name: '{self.metric.name}' is one of a task; give a table [data.task]")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import pytest
 from computing import ONLY_WHERE_WANTED, Computing, assert_same, cell_of, computed_here, long_run, wait_for
 
 from pruneaudit.campaign.executors.apart import Post
+from pruneaudit.campaign.executors.assignment import Terms
 from pruneaudit.campaign.executors.on_ray import Ray
 from pruneaudit.errors import ConfigError, RunFailedError, one_line
 from pruneaudit.ledger.store import Ledger
@@ -70,6 +71,22 @@ def test_runs_are_those_of_this_process(cluster, tmp_path):
         executor.share(specs)
         records = [executor.obtain(spec) for spec in specs]
     assert_same(records, computed_here(tmp_path / "here", specs))
+
+
+def test_processes_prepare_before_there_are_tasks(cluster, tmp_path):
+    """What fails there is left to tasks to tell; here it is asked for."""
+    import ray
+
+    terms = Terms(session="session", ledger=str(tmp_path / "ledger"), folder=os.getcwd())
+    for post in (None, Post(Ledger(tmp_path / "ledger"))):
+        found = ray_at(cluster, post=post)
+        found.prepare(terms)
+        assert ray.get(found._preparing) == [None]
+        found.cancel()
+    on_a_device = ray_at(cluster, gpus=1)
+    on_a_device.prepare(terms)
+    assert on_a_device._preparing == []
+    on_a_device.cancel()
 
 
 def test_without_a_shared_folder_runs_travel(cluster, tmp_path):

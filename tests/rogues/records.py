@@ -18,7 +18,7 @@ from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Cell
-from pruneaudit.ledger.records import CellRecord, Pattern, Shown, TextMeasure
+from pruneaudit.ledger.records import CellRecord, Pattern, Shown, TaskMeasure, TextMeasure
 from pruneaudit.workloads.recipes import Recipe
 
 #: A plan of a comparison, which may take more seeds than there are.
@@ -137,6 +137,12 @@ def preprocessed(arm: Evidence, **fields: Any) -> Evidence:
 def measured_in_windows(arm: Evidence, **fields: Any) -> Evidence:
     """The arm on a text, scored in windows."""
     return with_result(arm, text=TextMeasure(**{"window": 8, "tokens": 40, "ids": "1d" * 32, "trained": 8, **fields}))
+
+
+def asked(arm: Evidence, metric: str = "acc", **fields: Any) -> Evidence:
+    """The arm on a text, decided by a metric of a task whose images have 576 tokens each."""
+    task = {"name": "hellaswag", "version": "1.0", "questions": 10, "requests": 40, "digest": "7a" * 32, "visual": 576}
+    return with_result(measured_in_windows(arm), metric=metric, task=TaskMeasure(**{**task, **fields}))
 
 
 def calibrated(arm: Evidence, **fields: Any) -> Evidence:
@@ -326,6 +332,7 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "other-tokens": lambda arm: measured_in_windows(arm, ids="2d" * 32),
         "another-metric": lambda arm: with_result(arm, metric="loss"),
         "images": lambda arm: with_result(arm, text=None),
+        "questions-beside-texts": lambda arm: asked(arm),
     },
     "F110": {
         "four-times-as-long": lambda arm: measured_in_windows(arm, window=32),

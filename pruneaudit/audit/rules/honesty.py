@@ -114,7 +114,7 @@ def meets_target(arm: Evidence) -> Outcome:
     conduct = _conduct(arm)
     if conduct is None or arm.prune is None or arm.prune.ratio is None:
         return _not_watched()
-    stay, target = _stay(arm.prune), conduct.target
+    stay, target = arm.prune.left, conduct.target
     if target.scope == "global":
         total = sum(stay.get(name, 0) for name in conduct.channels)
         if target.share is not None:
@@ -127,11 +127,6 @@ def meets_target(arm: Evidence) -> Outcome:
         if stay.get(name, 0) != count
     ]
     return Outcome("fail" if wrong else "pass", _some(tuple(wrong)) or f"{len(conduct.channels)} layers as asked")
-
-
-def _stay(run: RunRecord) -> dict[str, int]:
-    """Filters, or weights, that stay in each layer."""
-    return run.stay or {name: len(indices) for name, indices in run.kept.items()}
 
 
 @arm_rule("F504", "Masked network equals shrunk network", "NNI, issue 5095; DepGraph (CVPR 2023), sec. 3", on="pruning")
@@ -248,7 +243,7 @@ def random_is_uniform(arm: Evidence) -> Outcome:
     conduct = _conduct(arm)
     if conduct is None or arm.prune is None or arm.prune.ratio is None:
         return _not_watched()
-    kept = _stay(arm.prune)
+    kept = arm.prune.left
     shares = []
     wrong = []
     for name, channels in conduct.channels.items():

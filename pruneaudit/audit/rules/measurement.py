@@ -157,10 +157,12 @@ def one_stack(case: Case) -> Outcome:
     Example: torch 2.15 on CPU in all runs passes; one arm on a GPU, on two of them, from last year's version, or on a
     processor with longer vectors, does not.
     """
-    sides: list[set[str]] = [set() for _ in case.subject.methods]
+    found: list[set[tuple[str, str, str]]] = [set() for _ in case.subject.methods]
     for arms in case.pairs:
-        for side, arm in zip(sides, arms, strict=True):
-            side |= _stacks(arm)
+        for side, arm in zip(found, arms, strict=True):
+            protocol = f"{arm.cell.protocol}@{arm.cell.protocol_version}"
+            side |= {(before, protocol, after) for before, after in _stacks(arm)}
+    sides = [set(map(", ".join, side)) for side in found]
     values = [" and ".join(sorted(side)) for side in sides]
     if not case.pairs:
         return Outcome("incomplete", None, None, "; ".join(dict.fromkeys(case.broken.values())))
@@ -181,10 +183,11 @@ def _one_arithmetic(case: Case, values: list[str]) -> Outcome:
 
 
 @measured
-def _stacks(arm: Evidence) -> set[str]:
+def _stacks(arm: Evidence) -> set[tuple[str, str]]:
+    """Stacks of the runs of an arm in words: what comes before the protocol, and what behind it."""
     ranks = arm.result.recipe.ranks
     shared = f", trained by {ranks} ranks" if ranks > 1 else ""
-    return {_stack(arm, run) + shared for run in arm.runs}
+    return {(_stack(run), f"{arm.cell.workload}@{run.workload_version}{shared}") for run in arm.runs}
 
 
 @measured
@@ -192,13 +195,12 @@ def _kinds(arm: Evidence) -> tuple[ArithmeticKind, ...]:
     return tuple(dict.fromkeys(run.kind for run in arm.runs if run.kind is not None))
 
 
-def _stack(arm: Evidence, run: RunRecord) -> str:
+def _stack(run: RunRecord) -> str:
     known = run.environment
     kind = f"{run.device} {known.get('device', '')}".strip() if run.device != "cpu" else "cpu"
     return (
         f"torch {known.get('torch')}, python {known.get('python')}, pruneaudit {known.get('pruneaudit')}, "
-        f"training code {run.numerics}, {kind}, {run.precision}, {arm.cell.protocol}@{arm.cell.protocol_version}, "
-        f"{arm.cell.workload}@{run.workload_version}"
+        f"training code {run.numerics}, {kind}, {run.precision}"
     )
 
 

@@ -184,8 +184,8 @@ def perform(assignment: str, luggage: Luggage, tell: Callable[[str, Told], objec
         StorageError: The node's ledger cannot be written.
     """
     given = tasks.Assignment.model_validate_json(assignment)
-    root = _own_ledger(given.terms.session)
-    ledger = Ledger(root)
+    here = on_this_node(given.terms)
+    ledger = Ledger(Path(here.ledger))
     for parcel in luggage.parcels:
         run = RunRecord.model_validate_json(parcel.record)
         if not ledger.has(run):
@@ -193,9 +193,6 @@ def perform(assignment: str, luggage: Luggage, tell: Callable[[str, Told], objec
     if luggage.choice is not None:
         spec, choice = given.spec, Choice.model_validate_json(luggage.choice)
         ledger.choose_once(choice_name(spec.workload, spec.budget, spec.precision, spec.arithmetic), lambda: choice)
-    # Names of files are meant from the session's folder, where this machine has one of this name.
-    folder = given.terms.folder if os.path.isdir(given.terms.folder) else str(root)
-    here = given.terms.model_copy(update={"ledger": str(root), "folder": folder})
     try:
         record = given.model_copy(update={"terms": here}).perform(tell and _now_and_then(given.spec.run_id, tell))
     except RunFailedError:
@@ -204,6 +201,14 @@ def perform(assignment: str, luggage: Luggage, tell: Callable[[str, Told], objec
             raise
         return Parcel(failure.model_dump_json().encode(), None)
     return Parcel.of(ledger, record)
+
+
+def on_this_node(terms: tasks.Terms) -> tasks.Terms:
+    """The terms of a session on a node, which has a ledger of its own for it."""
+    root = _own_ledger(terms.session)
+    # Names of files are meant from the session's folder, where this machine has one of this name.
+    folder = terms.folder if os.path.isdir(terms.folder) else str(root)
+    return terms.model_copy(update={"ledger": str(root), "folder": folder})
 
 
 def _now_and_then(run_id: str, tell: Callable[[str, Told], object]) -> Callable[[Told], None]:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from pruneaudit.catalog.discovery import Catalog, Isolation, MethodSource
+from pruneaudit.arithmetic import Arithmetic
+from pruneaudit.catalog.discovery import Catalog, Isolation
 from pruneaudit.errors import AuditError, ConfigError, DamagedError
 from pruneaudit.ledger.records import RunRecord, RunSpec
 from pruneaudit.ledger.store import Ledger, read_file
+from pruneaudit.method.outside import describing
 from pruneaudit.schema import Frozen, validate
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Terms(Frozen):
         processes: Tasks that share a device.
         patience: Seconds that a method in a process of its own may say nothing.
         most: Seconds that such a process may be waited for in all, in one stage.
+        arithmetic: What its runs are computed with.
     """
 
     session: str
@@ -58,6 +61,19 @@ class Terms(Frozen):
     processes: int = 1
     patience: float = 3600.0
     most: float = 7 * 24 * 3600.0
+    arithmetic: Arithmetic = "native"
+
+    def prepare(self) -> None:
+        """Load in this process what its tasks need, so that the first of them finds it ready.
+
+        Raises:
+            ConfigError: What it takes is not on this machine.
+        """
+        if self.arithmetic == "portable":
+            from pruneaudit.arithmetic import pin
+
+            pin()
+        _executor(self)
 
 
 class Assignment(Frozen):
@@ -111,10 +127,7 @@ class Assignment(Frozen):
                 executor.ledger.get(parent)
         except DamagedError as error:
             raise NotReadyError(str(error)) from None
-        # Where a user's data are found is no part of an identity, and does not travel with it.
-        found = executor.stages.catalog.workload(self.spec.workload).data.folder
-        data = self.spec.data.model_copy(update={"folder": found})
-        return executor.obtain(self.spec.model_copy(update={"data": data}))
+        return executor.obtain(self.spec)
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +142,10 @@ def _executor(terms: Terms) -> LocalExecutor:
     from pruneaudit.training.runtime import Runtime
 
     catalog = Catalog(
-        extra_methods=terms.methods, extra_workloads=terms.workloads, isolate=terms.isolate, outside=_described
+        extra_methods=terms.methods,
+        extra_workloads=terms.workloads,
+        isolate=terms.isolate,
+        outside=describing(Path(terms.ledger), _path(terms.reports), terms.data_root),
     )
     runtime = Runtime(
         device=terms.device,
@@ -148,10 +164,3 @@ def _executor(terms: Terms) -> LocalExecutor:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _described(source: MethodSource) -> Any:
-    """What an isolated method says of itself."""
-    from pruneaudit.method.isolation import described
-
-    return described(source)

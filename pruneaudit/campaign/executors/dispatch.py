@@ -49,6 +49,10 @@ class Ended:
 class Scheduler(Protocol):
     """A cluster that takes tasks."""
 
+    def prepare(self, terms: Terms) -> None:
+        """Have processes load what tasks will need, where the cluster can, while there are none yet."""
+        ...
+
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Give tasks to the cluster, to be computed in any order.
 
@@ -224,6 +228,7 @@ class Dispatching:
 
     def _work(self) -> None:
         try:
+            self._dispatcher.scheduler.prepare(self._dispatcher.terms)
             while not self._dispatcher.over.is_set():
                 self._dispatcher.step()
         except Exception as error:

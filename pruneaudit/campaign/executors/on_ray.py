@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 from pruneaudit.campaign.executors import apart
-from pruneaudit.campaign.executors.assignment import Assignment
+from pruneaudit.campaign.executors.assignment import Assignment, Terms
 from pruneaudit.campaign.executors.dispatch import Ended, RefusedError
 from pruneaudit.errors import ConfigError, RunFailedError, one_line
 from pruneaudit.ledger.records import RunSpec
@@ -35,6 +35,8 @@ PAUSE, PATIENCE = 0.1, 10.0
 LOOK = 1.0
 #: How many things lie in Ray's object store for tasks that are submitted later.
 KEPT = 64
+#: Processes that load what tasks need before there are tasks: others load it with their first one.
+MOST_PREPARED = 64
 
 
 def address_of(named: str) -> tuple[str, int]:
@@ -66,6 +68,12 @@ def perform(assignment: str) -> None:
         Assignment.model_validate_json(assignment).perform()
     except RunFailedError:
         return
+
+
+def prepare(terms: str, is_apart: bool) -> None:
+    """What a worker process of Ray does before there are tasks: it loads what they need."""
+    here = Terms.model_validate_json(terms)
+    (apart.on_this_node(here) if is_apart else here).prepare()
 
 
 class Board:
@@ -138,6 +146,10 @@ class Ray:
                 "ask for less with --audit-task, or add such a node first"
             )
         self._cpus = cpus
+        # Processes that computed on a device are not used again, and a task of somebody's own needs who knows what.
+        self._prepares = work is perform and not gpus
+        self._places = sum(int(node.get("CPU", 0) // cpus) for node in nodes) if cpus else 0
+        self._preparing: list[Any] = []
         # A worker that loaded torch for one run has it for the next.
         task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work if post is None else perform_apart)
         # One for all runs that need as many processors: to make one takes as long as to submit it.
@@ -154,6 +166,22 @@ class Ray:
         self._over: queue.SimpleQueue[tuple[str, BaseException | None, Any]] = queue.SimpleQueue()
         self._under_way: dict[str, Any] = {}
         self._errors: dict[str, BaseException | None] = {}
+
+    def prepare(self, terms: Terms) -> None:
+        """Have the processes that will compute load torch while the session sees what it wants.
+
+        One for each place that tasks have, up to some: each loads what its first task would have to load.
+        """
+        if not self._prepares:
+            return
+        import ray
+
+        loading: Any = ray.remote(num_cpus=self._cpus, max_retries=0)(prepare)
+        text = terms.model_dump_json(exclude_defaults=True)
+        # What fails here fails in a task, too, which tells it.
+        with contextlib.suppress(Exception):
+            for _ in range(min(self._places, MOST_PREPARED)):
+                self._preparing.append(loading.remote(text, self._post is not None))
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Submit tasks, in order."""
@@ -241,10 +269,11 @@ class Ray:
 
         if not ray.is_initialized():
             return
-        for task in self._under_way.values():
+        for task in (*self._under_way.values(), *self._preparing):
             # Training may not look at a polite word for long; what it has done is in the ledger.
             ray.cancel(task, force=True)
         self._under_way.clear()
+        self._preparing.clear()
         self._stored.clear()
         if self._post is not None:
             self._post.close()

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pruneaudit.campaign.executors.assignment import Assignment
+from pruneaudit.campaign.executors.assignment import Assignment, Terms
 from pruneaudit.campaign.executors.dispatch import Ended, RefusedError
 from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.store import write_json
@@ -72,6 +72,9 @@ class Slurm:
         self._under_way: dict[str, str] = {}
         # The last element of each run.
         self._tasks: dict[str, str] = {}
+
+    def prepare(self, terms: Terms) -> None:
+        """Nothing: each task is a process of its own."""
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Submit arrays, whose order is the assignments'."""

@@ -11,6 +11,7 @@ from pruneaudit.workloads.data.dataset import Dataset, Split, crops
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.loading import facts, identity, imitation, load, look_in, stored_at
 from pruneaudit.workloads.data.parts import Part
+from pruneaudit.workloads.data.questions import Question, Questions, Request
 from pruneaudit.workloads.data.shares import WHOLE, Share
 from pruneaudit.workloads.data.streamed import Streamed, is_reading
 
@@ -21,6 +22,9 @@ __all__ = [
     "Dataset",
     "Facts",
     "Part",
+    "Question",
+    "Questions",
+    "Request",
     "Share",
     "Split",
     "Streamed",

@@ -5,14 +5,15 @@ A training set always gives up a validation split; tuning may look at nothing el
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from pruneaudit.streams import generator
 from pruneaudit.workloads.data.parts import Part, are_images
 from pruneaudit.workloads.data.probes import fingerprint
+from pruneaudit.workloads.data.questions import Questions
 from pruneaudit.workloads.data.shares import WHOLE, Share
 from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order
 from pruneaudit.workloads.data.transforms import Pipeline
@@ -36,6 +37,7 @@ class Dataset:
         augment: Transforms of training images, in place of the crops and flips of ``config``; None: those.
         static: Transforms of all other images, where images are decoded or transformed one by one; None: they are not.
         mode: PIL's name of what images are decoded to, ``RGB`` or ``L``.
+        questions: Those of the workload's task, of ``validation`` and ``test``; empty where it has none.
     """
 
     config: DataConfig
@@ -47,6 +49,12 @@ class Dataset:
     augment: Pipeline | None = None
     static: Pipeline | None = None
     mode: str = "RGB"
+    questions: Mapping[str, Questions] = field(default_factory=dict)
+
+    def questions_of(self, split: Split) -> Questions | None:
+        """The task's questions that are held out with a split; None where there are none."""
+        name = next((name for name in ("test", "validation") if split is getattr(self, name)), "")
+        return self.questions.get(name)
 
     @property
     def pipeline(self) -> str | None:

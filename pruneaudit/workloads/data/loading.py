@@ -23,6 +23,7 @@ from pruneaudit.workloads.data.dataset import Dataset, Split
 from pruneaudit.workloads.data.examples import Arrays, Examples
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.parts import Part, are_images, input_shape
+from pruneaudit.workloads.data.questions import identity_of, questions_of
 from pruneaudit.workloads.data.splits import refuse_overlap, single, stratified
 from pruneaudit.workloads.data.store import kept
 from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order, usual_workers
@@ -113,6 +114,8 @@ def _check(config: DataConfig) -> None:
     is_text = config.name.startswith(f"{TEXTS}:")
     if is_text != bool(config.tokenizer) or is_text != bool(config.window):
         raise ConfigError(f"data.tokenizer and data.window: both of {TEXTS}:PATH, and of nothing else")
+    if config.task is not None and not is_text:
+        raise ConfigError(f"data.task: questions are asked of language models, on {TEXTS}:PATH; leave it out")
     if config.classes and not config.name.startswith(f"{FOLDER}:"):
         raise ConfigError(f"data.classes draws classes of a folder of images, which {config.name} is not; leave it out")
 
@@ -257,6 +260,8 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
         for name, part in splits.items()
     }
     joined = _joined(config, origin.classes, parts["train"], parts["validation"], parts["test"], augment)
+    if config.task is not None:
+        joined = replace(joined, questions=questions_of(config))
     is_transformed = is_image and (origin.is_decoded or augment is not None or bool(static.specs))
     return replace(joined, static=static, mode=origin.mode) if is_transformed else joined
 
@@ -364,6 +369,7 @@ def identity(config: DataConfig, root: Path | None = None) -> str | None:
         origin = find(config, root or _root or data_root(None))
         decodes = origin.is_decoded or transforms or bool(config.size)
         content = {"content": origin.content(), "code": origin.code(), "versions": versions() if decodes else {}}
+        content |= {} if config.task is None else {"task": identity_of(config)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() if content else None
 
 

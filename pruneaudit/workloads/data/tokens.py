@@ -45,7 +45,7 @@ def windows_of(config: DataConfig, place: Path) -> tuple[dict[str, Arrays], int,
         ConfigError: The tokenizer or a file is wrong, or a split is too short.
         DataMissingError: A split has no file.
     """
-    tokenizer, words, version = _tokenizer(config)
+    tokenizer, words, version = tokenizer_of(config)
     found = {}
     for split, paths in _files(place).items():
         documents = [document for path in paths for document in _documents(path)]
@@ -61,8 +61,12 @@ def windows_of(config: DataConfig, place: Path) -> tuple[dict[str, Arrays], int,
     return found, words, version
 
 
-def _tokenizer(config: DataConfig) -> tuple[Any, int, str]:
-    """A tokenizer of Hugging Face's, how many tokens its model has, and what tells it from another one."""
+def tokenizer_of(config: DataConfig) -> tuple[Any, int, str]:
+    """A tokenizer of Hugging Face's, how many tokens its model has, and what tells it from another one.
+
+    Raises:
+        ConfigError: There is none, or it is damaged.
+    """
     try:
         import tokenizers
     except ImportError:
@@ -132,7 +136,9 @@ def _parquet(path: Path) -> list[str]:
     try:
         return list(pandas.read_parquet(path, columns=["text"])["text"])
     except ImportError:
-        raise ConfigError(f"texts: {path} needs pyarrow: pip install pyarrow, or save it as lines of JSON") from None
+        raise ConfigError(
+            f"texts: {path} needs pyarrow: pip install 'pruneaudit[parquet]', or save it as lines of JSON"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Any], list[str]]] = {

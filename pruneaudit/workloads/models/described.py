@@ -46,12 +46,18 @@ class Decoder(nn.Module):
             if id(module) not in inside | words and not any(id(part) in inside for part in module.modules())
         )
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits of the next token behind each."""
+    def forward(self, tokens: torch.Tensor, images: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of the next token behind each.
+
+        Args:
+            tokens: ``[N, T]``.
+            images: ``[M, C, H, W]``, in the order of their places among the tokens; None: no token is one of an image.
+        """
         # Without values nobody can look whether sequences are packed.
         length = tokens.shape[1]
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta").tril() if tokens.is_meta else None
-        logits: torch.Tensor = self.net(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        more = {} if images is None else {"pixel_values": images}
+        logits: torch.Tensor = self.net(input_ids=tokens, attention_mask=mask, use_cache=False, **more).logits
         return logits.transpose(1, 2)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -11,15 +12,16 @@ import torch
 from pruneaudit import FilterScore
 
 _KEY = 0x5052
-_NOTE = Path("/dev/shm/pruneaudit-note")
+_NOTE, _WORD = Path("/dev/shm/pruneaudit-note"), b"a note of pruneaudit's tests"
 
 
 class LeavesNotes(FilterScore):
     """L1 norm, unless somebody has been here."""
 
     def prepare(self, task):
-        """Look for notes, and leave some: in shared memory, with the kernel, on a file, in a process that goes on."""
+        """Look for notes, and leave some: in shared memory, with the kernel, on files, in a process that goes on."""
         found = [_NOTE.exists(), self._of_the_kernel(), self._on_the_file(), self._of_a_process()]
+        found += [self._of_what_was_printed(), self._of_devices()]
         with contextlib.suppress(OSError):
             _NOTE.write_text("I was here")
         self.sign = -1.0 if any(found) else 1.0
@@ -52,6 +54,34 @@ class LeavesNotes(FilterScore):
             os._exit(0)
         time.sleep(0.1)
         return "pruneaudit-note" in names
+
+    def _of_what_was_printed(self):
+        """Words where it prints to, and flags of the files that were open when it began."""
+        there = False
+        for number in range(3):
+            flags = fcntl.fcntl(number, fcntl.F_GETFL)
+            there |= bool(flags & os.O_APPEND)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(number, fcntl.F_SETFL, flags | os.O_APPEND)
+            with contextlib.suppress(OSError):
+                there |= number > 0 and _WORD in os.pread(number, 1 << 20, 0)
+        print(_WORD.decode(), flush=True)
+        return there
+
+    def _of_devices(self):
+        """A file among devices, and a line in the kernel's log."""
+        there = False
+        for folder in (path for path in Path("/dev").iterdir() if path.is_dir() and path.name not in ("shm", "fd")):
+            with contextlib.suppress(OSError):
+                there |= (folder / "pruneaudit-note").exists()
+                (folder / "pruneaudit-note").write_text("I was here")
+        with contextlib.suppress(OSError):
+            log = os.open("/dev/kmsg", os.O_RDWR | os.O_NONBLOCK)
+            with contextlib.suppress(OSError):
+                while line := os.read(log, 1 << 13):
+                    there |= _WORD in line
+            os.write(log, _WORD)
+        return there
 
     def score(self, layer, task):
         """The norm of a filter, or its opposite."""

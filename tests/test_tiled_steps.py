@@ -3,7 +3,6 @@
 import dataclasses
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,24 +10,24 @@ from torch import nn
 from trainers import needs_numba
 
 from pruneaudit.streams import generator
-from pruneaudit.training.lanes import LaneNetwork, Showing
 from pruneaudit.training.metering import Meter
+from pruneaudit.training.tiled import Tiles
+from pruneaudit.training.tiled_layers import Flat, Map
+from pruneaudit.training.tiled_steps import Showing
 from pruneaudit.workloads import optimisers
 from pruneaudit.workloads.data import Dataset, Part
 from pruneaudit.workloads.recipes import Recipe
 from pruneaudit.workloads.schema import DataConfig
 
 
-class Onlooker(LaneNetwork):
-    """It takes images, and nothing else; what it was shown before is still there."""
+class Onlooker(Tiles):
+    """It takes images; what it was shown before is still there."""
 
     def __init__(self, shape, dtype):
-        super().__init__(nn.Linear(1, 1, dtype=dtype))
+        images = Map(*shape)
+        super().__init__([Flat(Map(images.size), [images])], 72, dtype)
         self._shape = shape
-        self._tiles = np.full((9, *shape, self.width), 7, self.weights.dtype)
-
-    def room(self, batch):
-        return self._tiles[: -(-batch // self.width)]
+        images.values[...] = 7
 
     def seen(self, batch):
         """Images ``[B, C, H, W]``, and lanes that have none."""
@@ -52,15 +51,15 @@ def pictures(count, shape, pad, flip, brought=False):
 
 def assert_shown(dataset, batch, dtype):
     """An epoch and an evaluation show what torch's loop is given, to the bit."""
-    network = Onlooker(dataset.shape, dtype)
-    showing = Showing(network, dataset)
+    tiles = Onlooker(dataset.shape, dtype)
+    showing = Showing(tiles, dataset)
     passes = [
         (showing.batches(3, "retrain", 2, batch), dataset.batches(3, "retrain", 2, batch, dtype)),
         (showing.inputs(dataset.test, batch), dataset.inputs(dataset.test, dtype, batch)),
     ]
     for ours, wanted in passes:
         for labels, (images, expected) in zip(ours, wanted, strict=True):
-            seen, blank = network.seen(len(labels))
+            seen, blank = tiles.seen(len(labels))
             assert torch.equal(labels, expected) and torch.equal(seen, images) and not blank.any()
 
 

@@ -1,4 +1,4 @@
-"""The compiled trainer of LeNet-5 against the plain one."""
+"""LeNet-5 in tiles against the plain trainer: maps that are large for the cache, so that batches pass in blocks."""
 
 import dataclasses
 import importlib.util
@@ -14,13 +14,12 @@ from trainers import assert_same, fit, needs_numba
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.streams import generator
-from pruneaudit.training import compiled
+from pruneaudit.training import tiled, tiled_steps
 from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
 from pruneaudit.workloads.data import Dataset, Part, load
-from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.recipes import Recipe
@@ -87,7 +86,7 @@ def network(widths=DENSE, precision="fp64", channels=1, seed=0):
 )
 def test_training_equals_torch_in_float64(widths, change):
     dataset, recipe, model = digits(), RECIPE.model_copy(update=change), network(widths)
-    plain, ours = (fit(backend, model, dataset, recipe) for backend in ("torch", "compiled"))
+    plain, ours = (fit(backend, model, dataset, recipe) for backend in ("torch", "tiled"))
     assert ours.meter.consumption.optimiser_steps >= 20
     assert_same(ours, plain)
     assert not torch.equal(ours.model.conv1.weight, model.conv1.weight)
@@ -103,7 +102,7 @@ def test_masked_weights_stay_zero():
     with torch.no_grad():
         for name, mask in masks.items():
             model.get_parameter(f"{name}.weight").mul_(mask)
-    plain, ours = (fit(backend, model, digits(), RECIPE, masks=masks) for backend in ("torch", "compiled"))
+    plain, ours = (fit(backend, model, digits(), RECIPE, masks=masks) for backend in ("torch", "tiled"))
     assert_same(ours, plain)
     assert ours.history.nonzero == [sum(int(mask.sum()) for mask in masks.values())] * 5
     for name, mask in masks.items():
@@ -113,7 +112,7 @@ def test_masked_weights_stay_zero():
 @needs_numba
 def test_a_step_equals_torch_in_float32():
     recipe, dataset, model = RECIPE.model_copy(update={"epochs": None, "steps": 1}), digits(), network(precision="fp32")
-    plain, ours = (fit(backend, model, dataset, recipe, "fp32") for backend in ("torch", "compiled"))
+    plain, ours = (fit(backend, model, dataset, recipe, "fp32") for backend in ("torch", "tiled"))
     for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
         assert one.dtype == torch.float32 and one.stride() == other.stride()
         assert float((one - other).detach().abs().max()) <= 1e-6
@@ -131,17 +130,18 @@ def test_a_step_equals_torch_in_float32():
 def test_any_widths_and_batches_equal_torch(widths, batch, train, channels):
     recipe = RECIPE.model_copy(update={"epochs": None, "steps": 3, "batch": batch})
     model, dataset = network(widths, channels=channels), noise(channels, train)
-    plain, ours = (fit(backend, model, dataset, recipe) for backend in ("torch", "compiled"))
+    plain, ours = (fit(backend, model, dataset, recipe) for backend in ("torch", "tiled"))
     assert_same(ours, plain)
 
 
 @needs_numba
 def test_evaluations_between_epochs_are_those_of_torch_and_the_last_one_is_torchs_own():
     dataset = digits(held_out=200)
-    ours = fit("compiled", network(precision="fp32"), dataset, RECIPE, precision="fp32")
+    ours = fit("tiled", network(precision="fp32"), dataset, RECIPE, precision="fp32")
     for part, curve in ((dataset.validation, "validation"), (dataset.test, "test")):
         own = evaluate(ours.model, dataset, part)
-        again = compiled.CompiledSteps(ours).score(part)
+        layers = tiled.layers_of(ours.model, dataset, Hooks(), "fp32", RECIPE)
+        again = tiled_steps.TiledSteps(ours, layers).score(part)
         assert vars(ours.history)[f"{curve}_accuracy"][-1] == own.accuracy
         assert vars(ours.history)[f"{curve}_loss"][-1] == own.loss
         assert again.loss == pytest.approx(own.loss, rel=1e-5)
@@ -151,7 +151,7 @@ def test_evaluations_between_epochs_are_those_of_torch_and_the_last_one_is_torch
 @needs_numba
 def test_divergence_is_an_error():
     with pytest.raises(DivergedError, match="in epoch 2 of 5: it diverged"):
-        fit("compiled", network(), digits(), RECIPE.model_copy(update={"lr": "0:0.01,1:1e300"}))
+        fit("tiled", network(), digits(), RECIPE.model_copy(update={"lr": "0:0.01,1:1e300"}))
 
 
 # Kill and resume
@@ -162,9 +162,7 @@ class Killed(BaseException):
 
 
 @needs_numba
-@pytest.mark.parametrize(
-    ("started", "resumed"), [("torch", "compiled"), ("compiled", "torch"), ("compiled", "compiled")]
-)
+@pytest.mark.parametrize(("started", "resumed"), [("torch", "tiled"), ("tiled", "torch"), ("tiled", "tiled")])
 def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
     dataset, checkpoint = digits(), Checkpoint(tmp_path / "state.safetensors", "cpu")
 
@@ -184,93 +182,25 @@ def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
 # Where it cannot
 
 
-def frozen(model):
-    model.conv1.bias.requires_grad_(False)
-    return model
-
-
-def listened(model):
-    model.conv2.register_forward_hook(lambda *_: None)
-    return model
-
-
-def gated(model):
-    model.conv2.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0.5,))
-    return model
-
-
-def padded(model):
-    model.conv1.padding = (1, 1)
-    return model
-
-
-def normalised(model):
-    nn.utils.parametrizations.weight_norm(model.fc1)
-    return model
-
-
-OBSTACLES = {
-    "only fp32 and fp64 are compiled, not bf16": {"precision": "bf16"},
-    "a method's hooks take part": {"hooks": Hooks(after_step=print)},
-    "only LeNet5 is compiled, not CifarResNet": {"model": lambda: build("resnet20", 1, 10).double()},
-    "weights are not those of fp64": {"model": lambda: network(precision="fp32")},
-    "some parameters are frozen": {"model": lambda: frozen(network())},
-    "other parameters than LeNet5": {"model": lambda: normalised(network())},
-    "layers do more than LeNet5's": {"model": lambda: listened(network())},
-    "layers do more than": {"model": lambda: gated(network())},
-    "do not fit each other, or the data": {"model": lambda: padded(network())},
-    "fit each other, or the data": {"model": lambda: network(channels=3)},
-}
-
-
 @needs_numba
-@pytest.mark.parametrize("reason", OBSTACLES)
-def test_what_is_not_compiled_says_why(reason):
-    case = {"model": network, "hooks": Hooks(), "precision": "fp64", **OBSTACLES[reason]}
-    assert reason in compiled.obstacle(case["model"](), digits(), case["hooks"], case["precision"])
-
-
-@needs_numba
-def test_images_of_another_size_and_labels_without_a_class_are_not_compiled():
-    assert compiled.obstacle(network(), digits(), Hooks(), "fp64") is None
-    small = load(DataConfig(name="digits", mean=(0.3054,), std=(0.3763,)))
-    assert "8 × 8, not 32 × 32" in compiled.obstacle(network(), small, Hooks(), "fp64")
-    wrong = noise(1, 10)
-    wrong.train.labels[3] = 10
-    assert "fit each other, or the data" in compiled.obstacle(network(), wrong, Hooks(), "fp64")
+def test_labels_without_a_class_are_not_compiled():
+    dataset = noise(1, 10)
+    dataset.train.labels[3] = 10
+    assert "fewer outputs than the data classes" in tiled.layers_of(network(), dataset, Hooks(), "fp64", RECIPE)
 
 
 def test_without_numba_torch_trains(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     model = network()
-    trainer = Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), "fp64", backend="compiled")
+    trainer = Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), "fp64", backend="tiled")
     trainer.fit()
     assert trainer.backend == "torch" and "pip install 'pruneaudit[compiled]'" in trainer.fallback
 
 
-@needs_numba
-def test_a_method_that_acts_in_training_is_trained_by_torch():
-    model, steps = network(), []
-    trainer = Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), "fp64", backend="compiled")
-    trainer.fit(Hooks(after_step=steps.append))
-    assert trainer.backend == "torch" and "hooks" in trainer.fallback
-    assert steps == list(range(20))
-
-
 def test_an_unknown_backend_is_an_error():
     model = network()
-    with pytest.raises(ConfigError, match="compiled"):
+    with pytest.raises(ConfigError, match="tiled"):
         Trainer(model, digits(), RECIPE, 0, "retrain", Meter(model), backend="compield")
-
-
-@needs_numba
-def test_where_nothing_can_be_kept_it_is_compiled_anyway(monkeypatch):
-    from numba.core.caching import CacheImpl
-
-    from pruneaudit.training import lenet_kernel
-
-    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
-    assert lenet_kernel.compiled(lambda number: 2 * number)(21) == 42
 
 
 SMOKE = ("suite", "-k", "lenet5-digits and s3.2 and r0.5 and not conformance", "--audit-methods", "l1,random")
@@ -279,18 +209,18 @@ SMOKE += ("--audit-protocols", "s3.2", "--audit-seeds", "1", "--audit-budget", "
 
 @needs_numba
 def test_a_session_keeps_backends_apart_and_names_them(checkout):
-    for backend in ("compiled", "torch"):
+    for backend in ("tiled", "torch"):
         outcome = checkout.pytest(*SMOKE, "--audit-backend", backend)
         assert outcome.code == 0, outcome.text
     records = [json.loads(path.read_text()) for path in (checkout.ledger / "runs").glob("*/record.json")]
     # Base model, two pruned ones and two retrained ones, each by both.
     assert len(records) == len({record["weights_digest"] for record in records}) == 10
-    compiled = [record for record in records if record["backend"] == "compiled"]
-    made_by = {record["stage"]: record["hyper_parameters"].get("steps") for record in compiled}
-    assert made_by == {"pretrain": "compiled", "prune": None, "retrain": "compiled"}
+    ours = [record for record in records if record["backend"] == "tiled"]
+    made_by = {record["stage"]: record["hyper_parameters"].get("steps") for record in ours}
+    assert made_by == {"pretrain": "tiled", "prune": None, "retrain": "tiled"}
     assert not any("steps" in record["hyper_parameters"] for record in records if record["backend"] == "torch")
     cells = [json.loads(path.read_text()) for path in (checkout.ledger / "cells").iterdir()]
-    assert sorted(cell["labels"] for cell in cells) == [["smoke"]] * 2 + [["smoke", "compiled"]] * 2
+    assert sorted(cell["labels"] for cell in cells) == [["smoke"]] * 2 + [["smoke", "tiled"]] * 2
 
 
 def test_without_numba_one_line_says_what_to_install(checkout):
@@ -299,7 +229,38 @@ def test_without_numba_one_line_says_what_to_install(checkout):
         "import importlib.util as util\n_find = util.find_spec\n"
         "util.find_spec = lambda name, *rest: None if name == 'numba' else _find(name, *rest)\n",
     )
-    outcome = checkout.pytest(*SMOKE, "--audit-backend", "compiled", "-p", "hidden")
+    outcome = checkout.pytest(*SMOKE, "--audit-backend", "tiled", "-p", "hidden")
     assert outcome.code == 4
-    assert "--audit-backend compiled needs Numba: pip install 'pruneaudit[compiled]'" in outcome.text
+    assert "--audit-backend tiled needs Numba: pip install 'pruneaudit[compiled]'" in outcome.text
     assert not checkout.ledger.exists()
+
+
+OLDER = """
+from pruneaudit.campaign import choosing
+from pruneaudit.plugin import session
+from pruneaudit.training import loop, tiled_steps
+
+session.RETIRED = choosing.RETIRED = ()
+del loop.BACKENDS["compiled"]
+"""
+
+
+@needs_numba
+def test_what_an_earlier_backend_made_is_judged_and_nothing_more_is_trained_by_it(checkout):
+    refused = checkout.pytest(*SMOKE, "--audit-backend", "compiled")
+    assert refused.code == 4 and not checkout.ledger.exists()
+    assert "--audit-backend compiled: it trains no more; tiled trains LeNet-5 as fast" in refused.text
+    # A ledger as an earlier build would have left it.
+    checkout.write("older.py", OLDER)
+    made = checkout.pytest(*SMOKE, "--audit-backend", "compiled", "-p", "older")
+    assert made.code == 0, made.text
+    kept = sorted((path, path.read_bytes()) for path in checkout.ledger.rglob("record.json"))
+    (checkout.root / "older.py").unlink()
+    for asked in ("auto", "compiled"):
+        judged = checkout.pytest(*SMOKE, "--audit-backend", asked, "--audit-from", str(checkout.ledger))
+        assert judged.code == 0, judged.text
+        page = (checkout.root / "reports/latest/report.md").read_text().replace("\\", "")
+        assert "lenet5-digits [smoke, compiled]" in page
+    more = checkout.pytest(*SMOKE, "--audit-backend", "auto")
+    assert more.code == 1 and "its runs are there by compiled, which trains no more: judge them" in more.text
+    assert sorted((path, path.read_bytes()) for path in checkout.ledger.rglob("record.json")) == kept

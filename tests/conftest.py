@@ -50,7 +50,7 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What all tests share stays: to look through it for garbage again and again is a third of what collecting takes."""
+    """What all tests share stays: to look through it for garbage again and again was a third of collecting."""
     gc.disable()
     try:
         return (yield)
@@ -194,10 +194,6 @@ def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
             copied = os.link if place.parts[:1] == ("pruneaudit",) else shutil.copyfile
             for name in names:
                 copied(f"{folder}{os.sep}{name}", root / place / name)
-    # Numba keeps its machine code beside the source: it takes seconds to compile, and is valid in copies, too.
-    kernels = Path("pruneaudit", "training", "__pycache__")
-    (ROOT / kernels).mkdir(exist_ok=True)
-    (root / kernels).symlink_to(ROOT / kernels)
     return Checkout(root, warm, compiled)
 
 

@@ -9,7 +9,8 @@ from rogues.records import retrained, software, unwatched, with_cell, with_resul
 
 from pruneaudit.audit.catalogue import get_rule, required, rules
 from pruneaudit.audit.docket import BASELINE, Docket
-from pruneaudit.audit.evidence import Table
+from pruneaudit.audit.evidence import Evidence, Table, measured
+from pruneaudit.audit.rules import attribution, comparability, honesty, measurement
 from pruneaudit.catalog.cells import Arm, Cell, Comparison
 from pruneaudit.ledger.store import Ledger
 
@@ -462,3 +463,37 @@ def test_a_verdict_over_seeds_that_were_looked_at_before_is_none():
     # Whoever must show such a table says why.
     waived = judged(found, looks=lambda protocol: {series: [6]}, waive={"F611": "a pilot"})
     assert (waived.verdict, waived.waived) == ("better", {"F611": "a pilot"})
+
+
+MEASURES = [
+    value
+    for module in (attribution, comparability, honesty, measurement)
+    for value in vars(module).values()
+    if getattr(value, "__code__", None) is measured(len).__code__
+]
+
+
+@pytest.mark.parametrize("method", ["l1", "tpp", "scratch"])
+def test_what_is_measured_of_an_arm_does_not_depend_on_its_protocol(method):
+    """So that it is measured once for all protocols that ask for the same runs."""
+    one = evidence(method)
+    other = replace(one, cell=one.cell.model_copy(update={"protocol": "s4.1", "protocol_version": 99}))
+    checks = [rule.check for rule in rules().values() if rule.scope == "arm" and rule.applies(method)]
+    shared = [rule.measure for rule in rules().values() if rule.measure is not None]
+    assert len(MEASURES) > 10 and len(checks) > 5 and len(shared) > 10
+    for measure in (*checks, *shared, *MEASURES):
+        assert measure(one) == measure(other), measure
+    assert one._measured is not other._measured
+
+
+def test_cells_that_say_the_same_of_the_same_runs_are_measured_once():
+    arm = evidence("l1")
+    shelf, known = Shelf([arm]), {}
+    one = Evidence.read(arm.cell, shelf, known)
+    elsewhere = Evidence.read(arm.cell.model_copy(update={"protocol": "s4.1", "protocol_version": 99}), shelf, known)
+    better = Evidence.read(arm.cell.model_copy(update={"accuracy": 99.0}), shelf, known)
+    assert one._measured is elsewhere._measured and one._measured is not better._measured
+    check = get_rule("F601").check
+    assert check(one).verdict == check(elsewhere).verdict == "pass" and check(better).verdict == "fail"
+    # One that differs begins anew, whatever was measured before.
+    assert check(replace(one, cell=better.cell)).verdict == "fail"

@@ -128,6 +128,17 @@ def test_smallest_p_holds_for_random_signs(n):
     assert found.smallest_p <= found.p <= 4 * found.smallest_p + 1e-4
 
 
+@pytest.mark.parametrize("n", [16, 17, 23, 100])
+def test_random_signs_are_those_of_numpy_one_by_one(n):
+    """However many are looked at together, and of whatever length."""
+    gaps = np.round(np.random.default_rng(n).normal(0.05, 0.5, (3, n)), 2)
+    signs = 2.0 * np.random.default_rng(0).integers(0, 2, (2 ** min(n, 17) - 1, n), dtype=np.int8) - 1
+    means, observed = signs @ gaps.T / n, gaps.mean(axis=1)
+    below, above = (means <= observed + 1e-8).sum(axis=0), (means >= observed - 1e-8).sum(axis=0)
+    expected = np.minimum(2 * (1 + np.minimum(below, above)) / (len(signs) + 1), 1.0)
+    assert statistics._random_sign_flips(gaps) == expected.tolist()
+
+
 @pytest.mark.parametrize("n", [2, 3, 6, 8, 20])
 def test_moments_and_interval(n):
     left, right = np.random.default_rng(n).normal(90, 0.3, (2, n))

@@ -58,9 +58,9 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
         if ledger.get(record.result).metric_digest != source.digest:
             return f"measured with another version of {metric.function}; run it again"
     runs = [ledger.get(run) for run in record.runs]
-    if any([run.numerics != NUMERICS_VERSION for run in runs]):
+    if any(run.numerics != NUMERICS_VERSION for run in runs):
         return "measured by another version of the training code; run it again"
-    if any([_builds_another(workload, run) for run in runs]):
+    if any(_builds_another(workload, run) for run in runs):
         return "measured with another version of the workload's network; run it again"
     pruning = _pruning(record, ledger)
     if pruning is not None:

@@ -17,7 +17,7 @@ from pruneaudit.ledger.store import Ledger
 from pruneaudit.workloads.metrics import ACCURACY, Metric
 
 Value = TypeVar("Value")
-#: What is measured of arms, by all that their cells say but the protocol: one that asks no more than another has its runs.
+#: What is measured of arms, by all that their cells say but the protocol: many protocols ask for the same runs.
 Known = dict[tuple[Any, ...], dict[Any, Any]]
 _but_the_protocol = itemgetter(*(name for name in CellRecord.model_fields if not name.startswith("protocol")))
 

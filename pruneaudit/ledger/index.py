@@ -71,24 +71,26 @@ _PACKED: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
         lambda content: from_json(zlib.decompress(content)),
     ),
 }
+# fmt: off
 #: Fields that differ from record to record: all others are in texts that many have in common,
 _OWN: dict[type[BaseModel], frozenset[str]] = {
-    RunRecord: frozenset(
-        "seed parent shape_of own_images accuracy validation_accuracy best_accuracy best_epoch initial_accuracy beside "
-        "jacobian jacobian_train conduct parent_digest weights_digest resumed seconds training_seconds finished scores "
-        "shown _run_id _lengths".split()
-    ),
-    CellRecord: frozenset(
-        "seed status error accuracy base_accuracy validation_accuracy pruned_value base topup prune trials result "
-        "scores".split()
-    ),
-    Conduct: frozenset("equivalence parent_digest_after untrained renumbered".split()),
+    RunRecord: frozenset({
+        "seed", "parent", "shape_of", "own_images", "accuracy", "validation_accuracy", "best_accuracy", "best_epoch",
+        "initial_accuracy", "beside", "jacobian", "jacobian_train", "conduct", "parent_digest", "weights_digest",
+        "resumed", "seconds", "training_seconds", "finished", "scores", "shown", "_run_id", "_lengths",
+    }),
+    CellRecord: frozenset({
+        "seed", "status", "error", "accuracy", "base_accuracy", "validation_accuracy", "pruned_value", "base", "topup",
+        "prune", "trials", "result", "scores",
+    }),
+    Conduct: frozenset({"equivalence", "parent_digest_after", "untrained", "renumbered"}),
 }
 #: and these in one of their own: they go with the size of the network.
-_SIZES = frozenset(
-    "widths stay _left nonzero macs macs_recounted params executed_macs training_macs speedup total_epochs "
-    "total_macs".split()
-)
+_SIZES = frozenset({
+    "widths", "stay", "_left", "nonzero", "macs", "macs_recounted", "params", "executed_macs", "training_macs",
+    "speedup", "total_epochs", "total_macs",
+})
+# fmt: on
 
 Made = TypeVar("Made", bound=BaseModel)
 #: Size, times of modification and change (ns), number and device of a file.

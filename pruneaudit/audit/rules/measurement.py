@@ -31,7 +31,8 @@ def reports_the_last_epoch(arm: Evidence) -> Outcome:
     """
     run = arm.result
     recount = 100.0 * arm.answers.bit_count() / run.test_images if run.outcomes else None
-    last = run.curve[-1] if run.curve else run.value if recount is None else recount
+    curve = run.curve
+    last = curve[-1] if curve else run.value if recount is None else recount
     reported = arm.cell.value
     # Verdicts are made of the run's own number.
     known = (run.value, last, *(() if recount is None else (recount,)))

@@ -48,9 +48,17 @@ def pytest_configure_node(node):
     node.workerinput["warm"] = node.config.stash[WARM]
 
 
-def pytest_collection_finish(session):
-    """What all tests share stays: to look through it for garbage again and again is work for nothing."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What all tests share stays: to look through it for garbage again and again was a third of collecting."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        # Tests make thousands of objects that are gone when they are over.
+        gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -186,10 +194,6 @@ def checkout(tmp_path: Path, compiled: Path, warm: str) -> Checkout:
             copied = os.link if place.parts[:1] == ("pruneaudit",) else shutil.copyfile
             for name in names:
                 copied(f"{folder}{os.sep}{name}", root / place / name)
-    # Numba keeps its machine code beside the source: it takes seconds to compile, and is valid in copies, too.
-    kernels = Path("pruneaudit", "training", "__pycache__")
-    (ROOT / kernels).mkdir(exist_ok=True)
-    (root / kernels).symlink_to(ROOT / kernels)
     return Checkout(root, warm, compiled)
 
 

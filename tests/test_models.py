@@ -20,7 +20,7 @@ from pruneaudit.pruning.layers import prunable_names
 from pruneaudit.streams import generator
 from pruneaudit.training.precision import place
 from pruneaudit.workloads.models import MODELS, build
-from pruneaudit.workloads.models.initialise import initialise
+from pruneaudit.workloads.models.initialise import initialise, undrawn
 from pruneaudit.workloads.models.mlp import MLP
 from pruneaudit.workloads.models.resnet import BasicBlock, CifarResNet
 
@@ -234,3 +234,16 @@ def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_weights():
     assert torch.allclose(found, product, rtol=0, atol=1e-12)
     network.between = MLP(size=4).between
     assert not torch.allclose(torch.autograd.functional.jacobian(network, image).reshape(3, 16), product, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20", "resnet34", "vgg16"])
+def test_a_network_of_which_nothing_is_drawn_is_built_alike(name):
+    usual = build(name, 3, 10)
+    state = torch.get_rng_state()
+    with undrawn():
+        bare = build(name, 3, 10)
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn"
+    assert str(bare) == str(usual)
+    for (key, one), (other, right) in zip(bare.named_parameters(), usual.named_parameters(), strict=True):
+        assert (key, one.shape, one.requires_grad) == (other, right.shape, right.requires_grad)
+        assert one.dim() < 2 or not one.any()

@@ -124,7 +124,7 @@ def _isolation() -> Iterator[Symptom]:
     from pruneaudit.method.process import warm
 
     try:
-        line, *_ = warm().fork()
+        line, *_ = warm().fork(works=False, most=0, prints=(1, 2))
         line.close()
     except MethodError as error:
         advice = "foreign methods cannot run here (--audit-isolate never runs them unprotected: never judged fair)"

@@ -26,7 +26,7 @@ from pruneaudit.schema import read_toml
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures
 from pruneaudit.workloads.checkpoints import found_in
-from pruneaudit.workloads.data import Question, Questions, Request, identity, load
+from pruneaudit.workloads.data import Question, Questions, Request, identity, load, stored_at
 from pruneaudit.workloads.data.questions import questions_of
 from pruneaudit.workloads.models import build
 from pruneaudit.workloads.models.tensors import take
@@ -297,6 +297,12 @@ def test_questions_that_a_method_calibrates_on_are_held_out(made):
     fresh = Pictures(dataset)
     fresh.see(dataset.train.images[:1])
     assert fresh.compare() == 0
+
+
+def test_files_of_questions_are_off_limits_for_methods(made):
+    folder, _ = made
+    closed = stored_at(None, config(folder, images="tasks"))
+    assert {folder / "tasks" / f"questions-{seed}.jsonl" for seed in (5, 6)} | {folder / "tasks"} <= set(closed)
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc-norm", "acc-bytes"])

@@ -14,6 +14,7 @@ from pruneaudit.catalog.discovery import Catalog
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "transformers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S)
 COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+TOML = [block for language, block in BLOCKS if language == "toml"]
 SUITE = [command for command in COMMANDS if command.startswith("pytest suite") and "--audit-methods" in command]
 STUDIES = [command for command in COMMANDS if command.startswith('pytest suite -k "study')]
 
@@ -62,8 +63,7 @@ def test_the_workload_by_path_is_planned_and_measured_as_the_page_says(checkout)
     """Its commands, in a folder with a small model and texts."""
     folders.model(checkout.root / "model")
     folders.texts(checkout.root / "texts")
-    (content,) = (block for language, block in BLOCKS if language == "toml")
-    checkout.write("decoder.toml", content)
+    checkout.write("decoder.toml", TOML[0])
     plan, suite = (shlex.split(command) for command in COMMANDS if "decoder.toml" in command)
     planned = checkout.python("-m", *plan)
     assert planned.code == 0, planned.text
@@ -72,3 +72,22 @@ def test_the_workload_by_path_is_planned_and_measured_as_the_page_says(checkout)
     assert [line.split(":")[1].split()[0] for line in needs] == ["pretrain", "prune", "retrain"], planned.text
     measured = checkout.pytest("suite", *suite[3:], "--audit-figures", "none")
     assert measured.code in (0, 1) and "cells: 2 selected, 2 ok" in measured.text, measured.text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs pruneaudit[transformers]")
+def test_questions_are_asked_as_the_page_says(checkout):
+    """Its two tables, its file of questions and its command."""
+    folders.model(checkout.root / "model")
+    folders.texts(checkout.root / "texts")
+    decoder, task = TOML
+    metric = decoder.partition("[metric]")[2].partition("[")[0]
+    checkout.write("zero-shot.toml", decoder.replace(f"[metric]{metric}", f"{task}\n"))
+    (rows,) = (block for language, block in BLOCKS if language == "json")
+    (checkout.root / "tasks").mkdir()
+    checkout.write("tasks/test.jsonl", rows)
+    checkout.write("tasks/validation.jsonl", rows.replace("old", "young"))
+    (command,) = (shlex.split(command) for command in COMMANDS if "zero-shot.toml" in command)
+    measured = checkout.pytest("suite", *command[3:], "--audit-figures", "none")
+    assert measured.code in (0, 1) and "cells: 2 selected, 2 ok" in measured.text, measured.text
+    report = (checkout.root / "reports" / "latest" / "report.md").read_text()
+    assert "acc_norm in percent; differences below 0.5 points do not matter" in report

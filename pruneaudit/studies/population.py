@@ -52,7 +52,7 @@ from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.recipes import Recipe
 
 #: What data can say since there are populations in ledgers: where it is not said, they keep their names.
-_SINCE = {"tokenizer", "window", "join"}
+_SINCE = {"tokenizer", "window", "join", "task"}
 #: Networks that are trained together and kept as one part: so much is lost by a stop.
 TOGETHER = 64
 #: Told what is done, in a few words, and for how many of how many networks it is done already.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -129,6 +129,8 @@ class Tiles:
         self.type = kind
         self.width = ends.lanes(torch.empty((), dtype=kind).itemsize)
         self._images, self.logits = layers[0].inputs, layers[-1].outputs
+        #: Weights of the network that acts, and what is called for them.
+        self.stage: _Stage | None = None
         self._count = -(-max(batch, EVALUATION_BATCH) // self.width)
         sizes = 2 * sum(layer.outputs.size for layer in layers) * self.width * torch.empty((), dtype=kind).itemsize
         meets = any(isinstance(layer, Normalisation) for layer in layers)
@@ -215,6 +217,29 @@ class _Plan:
     hits: np.ndarray
 
 
+@dataclass
+class _Stage:
+    """Where the network that acts has its parameters: calls know addresses, and are made once for all networks.
+
+    Attributes:
+        weights: All parameters, flat.
+        gradients: Theirs.
+        weight: Views of ``weights`` by name.
+        gradient: Views of ``gradients`` by name.
+        running: Statistics of normalisations by name.
+        owner: Whose they are.
+        plans: By the size of a batch and the smoothing of its labels; None: they are not trained on.
+    """
+
+    weights: np.ndarray
+    gradients: np.ndarray
+    weight: dict[str, np.ndarray]
+    gradient: dict[str, np.ndarray]
+    running: dict[str, np.ndarray]
+    owner: TiledNetwork
+    plans: dict[tuple[int, float | None], _Plan] = field(default_factory=dict)
+
+
 class TiledNetwork:
     """A network whose parameters lie in one flat array, in the order and shapes of its module.
 
@@ -225,10 +250,6 @@ class TiledNetwork:
 
     Attributes:
         tiles: As given.
-        weights: All parameters, once :meth:`fetch` was called.
-        gradients: Theirs, as the last :meth:`learn` left them.
-        weight: Views of ``weights`` by name.
-        gradient: Views of ``gradients`` by name.
     """
 
     def __init__(self, model: nn.Module, tiles: Tiles) -> None:
@@ -238,16 +259,17 @@ class TiledNetwork:
         self._ends, self._tiled = ends, tiled_kernel
         self.tiles = tiles
         self._parameters = dict(model.named_parameters())
-        self.weights = self.zeros()
-        self.gradients = self.zeros()
-        self.weight = self.parts(self.weights)
-        self.gradient = self.parts(self.gradients)
         buffers = dict(model.named_buffers())
         self._buffers = {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}
-        self._running = {name: buffer.numpy().copy() for name, buffer in self._buffers.items()}
         self._counters = [buffer for name, buffer in buffers.items() if name.endswith("num_batches_tracked")]
         self._learnt = 0
-        self._plans: dict[tuple[int, float | None], _Plan] = {}
+        #: Weights and statistics while another network acts.
+        self._kept: list[np.ndarray] = []
+        if tiles.stage is None:
+            weights, gradients, running = self.zeros(), self.zeros(), self._statistics()
+            tiles.stage = _Stage(weights, gradients, self.parts(weights), self.parts(gradients), running, self)
+        else:
+            self._kept = [self.zeros(), *self._statistics().values()]
 
     def answer(self, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Losses and hits ``[B]`` of images that were shown last, with their labels ``[B]``."""
@@ -257,7 +279,7 @@ class TiledNetwork:
     def learn(self, labels: torch.Tensor, label_smoothing: float) -> tuple[float, int]:
         """Forward and backward pass of images that were shown last, with their labels ``[B]``.
 
-        It changes no weights, but the statistics of normalisations.
+        It changes no weights, but the statistics of normalisations; gradients stay until another network acts.
 
         Returns:
             Sum of the images' losses, and how many of them were classified correctly.
@@ -269,7 +291,7 @@ class TiledNetwork:
     def descend(
         self, velocity: np.ndarray, mask: np.ndarray, rate: float, momentum: float, decay: float, nesterov: bool
     ) -> None:
-        """One step of SGD along :attr:`gradients`, as ``torch.optim.SGD`` defines it.
+        """One step of SGD along the gradients that :meth:`learn` left, as ``torch.optim.SGD`` defines it.
 
         Args:
             velocity: Momentum, as flat as the weights; changed in place.
@@ -279,24 +301,25 @@ class TiledNetwork:
             decay: Weight decay.
             nesterov: Whether momentum is Nesterov's.
         """
-        kind = self.weights.dtype.type
-        self._ends.descend(
-            self.weights, self.gradients, velocity, mask, kind(rate), kind(momentum), kind(decay), nesterov
-        )
+        stage = self._enter()
+        kind, arrays = stage.weights.dtype.type, (stage.weights, stage.gradients, velocity, mask)
+        self._ends.descend(*arrays, kind(rate), kind(momentum), kind(decay), nesterov)
 
     def fetch(self) -> None:
         """Take the module's weights and statistics."""
-        for name, view in self.weight.items():
+        stage = self._enter()
+        for name, view in stage.weight.items():
             view[...] = self._parameters[name].detach().numpy()
-        for name, view in self._running.items():
+        for name, view in stage.running.items():
             view[...] = self._buffers[name].numpy()
         self._learnt = 0
 
     def deliver(self) -> None:
         """Give the module the weights and statistics, and count the batches that its normalisations have seen."""
-        for name, view in self.weight.items():
+        stage = self._enter()
+        for name, view in stage.weight.items():
             self._parameters[name].detach().copy_(torch.from_numpy(view))
-        for name, view in self._running.items():
+        for name, view in stage.running.items():
             self._buffers[name].copy_(torch.from_numpy(view))
         for counter in self._counters:
             counter.add_(self._learnt)
@@ -314,24 +337,42 @@ class TiledNetwork:
             start += parameter.numel()
         return views
 
+    def _statistics(self) -> dict[str, np.ndarray]:
+        return {name: buffer.numpy().copy() for name, buffer in self._buffers.items()}
+
+    def _enter(self) -> _Stage:
+        """Take the place of the network that acted before."""
+        stage = self.tiles.stage
+        assert stage is not None
+        if stage.owner is not self:
+            shown = [stage.weights, *stage.running.values()]
+            stage.owner._kept = [array.copy() for array in shown]
+            for array, kept in zip(shown, self._kept, strict=True):
+                array[...] = kept
+            self._kept, stage.owner = [], self
+        return stage
+
     def _run(self, labels: torch.Tensor, smoothing: float | None) -> _Plan:
-        plan = self._plans.get((len(labels), smoothing)) or self._plan(len(labels), smoothing)
+        stage, key = self._enter(), (len(labels), smoothing)
+        if key not in stage.plans:
+            stage.plans[key] = self._plan(stage, *key)
+        plan = stage.plans[key]
         plan.labels[...] = labels.numpy()
         for call in plan.calls:
             call()
         return plan
 
-    def _plan(self, images: int, smoothing: float | None) -> _Plan:
+    def _plan(self, stage: _Stage, images: int, smoothing: float | None) -> _Plan:
         """What is called for batches of a size; they are trained on where there is a smoothing of labels."""
         tiles, kernel, learns = self.tiles, self._tiled, smoothing is not None
-        count, width, kind = -(-images // tiles.width), tiles.width, self.weights.dtype
+        count, width, kind = -(-images // tiles.width), tiles.width, stage.weights.dtype
         calls: list[Call] = []
         plan = _Plan(calls, np.zeros(images, np.int64), np.zeros(images, kind), np.zeros(images, bool))
 
         def batch(first: int, some: int) -> Batch:
             part = kernel.FIRST * (first == 0) + kernel.LAST * (first + some == count)
             seen = min((first + some) * width, images) - first * width
-            mine = (self.weight, self.gradient, self._running)
+            mine = (stage.weight, stage.gradient, stage.running)
             return Batch(first, some, seen, part, tiles.block, learns, kernel, *mine)
 
         for first in range(0, count, tiles.block):
@@ -346,7 +387,6 @@ class TiledNetwork:
                 calls += [call for layer in reversed(tiles.layers) for call in layer.backward(some)]
         if learns:
             calls += [call for layer in reversed(tiles.layers) for call in layer.close(batch(0, count))]
-        self._plans[images, smoothing] = plan
         return plan
 
 

@@ -10,7 +10,8 @@ nothing is computed: on maps of 2×2 pixels that is more than half of a padded 3
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,12 +20,12 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from pruneaudit.training.machine import Call, Written
-from pruneaudit.training.vectors import Emitter, Real, Whole
+from pruneaudit.training.vectors import VECTOR_BYTES, Emitter, Real, Whole
 
 #: Sums that are kept in registers, of sixteen: some are needed for what is multiplied.
 _SUMS = 8
-#: Columns of a row that are computed at once, at most.
-_COLUMNS = 8
+#: Columns of a row that are computed at once, at most; half as many of two channels. AVX-512 has 32 registers.
+_COLUMNS = 14 if VECTOR_BYTES == 64 else 10
 
 
 # Two loops in LLVM's vectors
@@ -816,23 +817,23 @@ class _Windows:
 
     Attributes:
         write: Where instructions go.
+        size: Of a window: it is compiled in.
         tiles: Tiles of a batch.
         step: Cells of a tile of the maps.
         goal: Cells of a tile of what they become.
         lines: Rows of windows, of all channels.
         reach: Windows of a row.
         length: Columns of the maps.
-        size: Of a window.
     """
 
     write: Emitter
+    size: int
     tiles: Whole
     step: Whole
     goal: Whole
     lines: Whole
     reach: Whole
     length: Whole
-    size: Whole
 
     def each(self, emit: Callable[[Whole, Whole], None]) -> None:
         """Code for each window: where its upper left corner lies, and where what it becomes."""
@@ -842,55 +843,53 @@ class _Windows:
             at = (tile * self.goal + row * self.reach + column) * lanes
             emit(corner, at)
 
-    def pixels(self, maps: Any, corner: Whole, emit: Callable[[Whole, Any], None]) -> None:
-        """Code for each pixel of a window of a map: its number and its address."""
-        with self.size.each() as row, self.size.each() as column:
-            place = corner + (row * self.length + column) * self.write.lanes
-            emit(row * self.size + column, self.write.at(maps, place))
+    def pixels(self, maps: Any, corner: Whole) -> Iterator[tuple[int, Any]]:
+        """Number and address of each pixel of a window of a map."""
+        for row, column in itertools.product(range(self.size), repeat=2):
+            place = corner + (self.length * row + column) * self.write.lanes
+            yield row * self.size + column, self.write.at(maps, place)
 
 
-def _winners(write: Emitter, array: Any, at: Whole) -> tuple[Any, Callable[[Whole], Any]]:
+def _winners(write: Emitter, array: Any, at: Whole) -> tuple[Any, Callable[[int], Any]]:
     """Address of a vector of whole numbers, and what makes such a vector of one number."""
     element = ir.IntType(16)
     pointer = write.builder.bitcast(write.at(array, at), ir.VectorType(element, write.lanes).as_pointer())
 
-    def fill(number: Whole) -> Any:
-        return write.fill(write.builder.trunc(number.value, element))
+    def fill(number: int) -> Any:
+        return ir.Constant(ir.VectorType(element, write.lanes), [number] * write.lanes)
 
     return pointer, fill
 
 
-def _write_largest(write: Emitter, maps: Any, outputs: Any, winner: Any, *sizes: Whole) -> None:
-    builder, windows = write.builder, _Windows(write, *sizes)
-    (best,) = write.slots(1)
-    with builder.goto_entry_block():
-        where = builder.alloca(ir.VectorType(ir.IntType(16), write.lanes))
+@cache
+def _largest(size: int) -> Written:
+    def emit(write: Emitter, maps: Any, outputs: Any, winner: Any, *sizes: Whole) -> None:
+        builder, windows = write.builder, _Windows(write, size, *sizes)
 
-    def choose(corner: Whole, at: Whole) -> None:
-        pointer, fill = _winners(write, winner, at)
-        builder.store(write.load(write.at(maps, corner), 0), best)
-        builder.store(fill(at.like(0)), where)
+        def choose(corner: Whole, at: Whole) -> None:
+            pointer, fill = _winners(write, winner, at)
+            best, where = None, fill(0)
+            for pixel, address in windows.pixels(maps, corner):
+                value = write.load(address, 0)
+                if best is None:
+                    best = value
+                    continue
+                # The first of equals wins, and a NaN wins over all.
+                is_nan = builder.fcmp_unordered("uno", value, value)
+                wins = builder.or_(builder.fcmp_ordered(">", value, best), is_nan)
+                best = builder.select(wins, value, best)
+                where = builder.select(wins, fill(pixel), where)
+            write.store(best, write.at(outputs, at), 0)
+            builder.store(where, pointer, align=2)
 
-        def compare(pixel: Whole, address: Any) -> None:
-            value, before = write.load(address, 0), builder.load(best)
-            # The first of equals wins, and a NaN wins over all.
-            wins = builder.or_(builder.fcmp_ordered(">", value, before), builder.fcmp_unordered("uno", value, value))
-            builder.store(builder.select(wins, value, before), best)
-            builder.store(builder.select(wins, fill(pixel), builder.load(where)), where)
+        windows.each(choose)
 
-        windows.pixels(maps, corner, compare)
-        write.store(builder.load(best), write.at(outputs, at), 0)
-        builder.store(builder.load(where), pointer, align=2)
-
-    windows.each(choose)
+    return Written(f"largest-{size}", "reals reals winners" + 6 * " whole", emit)
 
 
 def _windows(maps: np.ndarray, pooled: np.ndarray, channels: int, tall: int, length: int, size: int) -> tuple[int, ...]:
     """What :class:`_Windows` is told of maps and of what they become."""
-    return len(maps), maps.shape[1], pooled.shape[1], channels * (tall // size), length // size, length, size
-
-
-_largest = Written("largest", "reals reals winners" + 7 * " whole", _write_largest)
+    return len(maps), maps.shape[1], pooled.shape[1], channels * (tall // size), length // size, length
 
 
 def largest(
@@ -898,28 +897,26 @@ def largest(
 ) -> Call:
     """Largest pixel of each window of ``size`` × ``size``, and which one won, as torch has it."""
     sizes = _windows(maps, outputs, channels, tall, length, size)
-    return _largest(maps, outputs, winner, *sizes)
+    return _largest(size)(maps, outputs, winner, *sizes)
 
 
 @cache
-def _largest_backward(adds: bool) -> Written:
+def _largest_backward(size: int, adds: bool) -> Written:
     def emit(write: Emitter, gradients: Any, of_maps: Any, winner: Any, *sizes: Whole) -> None:
-        builder, windows = write.builder, _Windows(write, *sizes)
+        builder, windows = write.builder, _Windows(write, size, *sizes)
+        nothing = ir.Constant(write.type, [0.0] * write.lanes)
 
         def hand_on(corner: Whole, at: Whole) -> None:
             pointer, fill = _winners(write, winner, at)
             won, gradient = builder.load(pointer, align=2), write.load(write.at(gradients, at), 0)
-            nothing = ir.Constant(write.type, [0.0] * write.lanes)
-
-            def give(pixel: Whole, address: Any) -> None:
+            for pixel, address in windows.pixels(of_maps, corner):
                 value = builder.select(builder.icmp_signed("==", won, fill(pixel)), gradient, nothing)
                 write.store(builder.fadd(value, write.load(address, 0)) if adds else value, address, 0)
 
-            windows.pixels(of_maps, corner, give)
-
         windows.each(hand_on)
 
-    return Written(f"largest-backward-{'added' if adds else 'alone'}", "reals reals winners" + 7 * " whole", emit)
+    how = "added" if adds else "alone"
+    return Written(f"largest-backward-{size}-{how}", "reals reals winners" + 6 * " whole", emit)
 
 
 def largest_backward(
@@ -928,4 +925,4 @@ def largest_backward(
 ) -> Call:  # fmt: skip
     """Gradients of what the largest pixels were taken of."""
     sizes = _windows(of_maps, gradients, channels, tall, length, size)
-    return _largest_backward(adds)(gradients, of_maps, winner, *sizes)
+    return _largest_backward(size, adds)(gradients, of_maps, winner, *sizes)

@@ -67,8 +67,9 @@ class Showing:
             yield split.labels[index]
 
     def _show(self, images: torch.Tensor, index: torch.Tensor, shift: torch.Tensor, mirrored: torch.Tensor) -> None:
-        arrays = (tensor.contiguous().numpy() for tensor in (images, index, shift, mirrored))
-        self._ends.crops_into_lanes(*arrays, self._mean, self._scale, self._tiles.room(len(index)))
+        arrays = [tensor.contiguous().numpy() for tensor in (images, index, shift, mirrored)]
+        arrays += [self._mean, self._scale, self._tiles.room(len(index))]
+        self._ends.crops_into_lanes(*arrays)
 
 
 class TiledSteps:

@@ -23,7 +23,7 @@ from pruneaudit.workloads.data.dataset import Dataset, Split
 from pruneaudit.workloads.data.examples import Arrays, Examples
 from pruneaudit.workloads.data.facts import Facts
 from pruneaudit.workloads.data.parts import Part, are_images, input_shape
-from pruneaudit.workloads.data.questions import identity_of, questions_of
+from pruneaudit.workloads.data.questions import files_of, identity_of, questions_of
 from pruneaudit.workloads.data.splits import refuse_overlap, single, stratified
 from pruneaudit.workloads.data.store import kept
 from pruneaudit.workloads.data.streamed import CHUNK, Streamed, in_order, usual_workers
@@ -377,7 +377,7 @@ def stored_at(root: Path | None, config: DataConfig | None = None) -> list[Path]
     """Folders of datasets: scikit-learn's own, torchvision's below a data root, a workload's own, decoded ones."""
     own: list[Path] = []
     if config is not None and (is_brought(config.name) or _is_streamed_imagenet(config)):
-        own = [*find(config, root or _root or data_root(None)).folders, cache_folder()]
+        own = [*find(config, root or _root or data_root(None)).folders, *files_of(config), cache_folder()]
     return [bundled(), *torchvision_folders(root), *own]
 
 

@@ -149,6 +149,14 @@ def identity_of(config: DataConfig) -> list[str]:
     return [part.digest for part in questions_of(config).values()]
 
 
+def files_of(config: DataConfig) -> list[Path]:
+    """Where a task's questions and images lie."""
+    task = config.task
+    if task is None:
+        return []
+    return [_below(config, path) for path in (task.validation, task.test, task.images) if path]
+
+
 class _Reader:
     """Turns lines into questions.
 

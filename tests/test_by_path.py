@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -23,6 +25,7 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError, DataMissingError
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.measure.cost import macs_by_layer, macs_by_torch, parameters
+from pruneaudit.measure.metric import BY_ACCURACY, beside, value_of
 from pruneaudit.pruning import shapes
 from pruneaudit.training.precision import place
 from pruneaudit.training.runtime import Runtime
@@ -168,6 +171,16 @@ def test_texts_are_joined_and_cut_into_windows(made):
     assert dataset.test.images[0, 0] == 1 and (dataset.test.images == 1).sum() == 1, "a first token, once"
     assert torch.equal(dataset.test.images[0, 1:], dataset.test.labels[0, :-1])
     assert len(dataset.train) == (1 + 40 * 9 - 1) // 12
+    # Bits per byte are by the text that the scored tokens are of: the first one, of no text, is not scored.
+    (path,) = (made[0] / "texts").glob("*test*")
+    text = path.read_text()
+    ends = [word.end() for word in re.finditer(r"\w+|[^\w\s]+", text)]
+    assert dataset.bytes_of(dataset.test) == len(text[: ends[len(dataset.test) * 12 - 1]].encode()) < len(text)
+    network = build(Network(model="llama", args=(("width", 16), ("depth", 1))), 12, 80)
+    score = BY_ACCURACY.evaluate(network, dataset, dataset.test, closely=True)
+    of_all = score.loss * dataset.test.labels.numel()
+    assert value_of("bits-per-byte", score) == pytest.approx(of_all / math.log(2) / dataset.bytes_of(dataset.test))
+    assert {"loss", "bits-per-byte"} <= set(beside(score, "perplexity"))
 
 
 @pytest.mark.parametrize("window", [0, 100_000])

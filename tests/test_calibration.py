@@ -153,17 +153,18 @@ def test_noise_and_texts_of_ones_own_are_not_held_out():
 
 def test_a_text_measure_is_of_what_is_scored():
     data, _ = pictures()
-    found = text_measure(data.test, data.train)
-    assert (found.window, found.tokens, found.trained) == (24, 240, 24)
+    found = text_measure(data)
+    assert (found.window, found.tokens, found.trained, found.bytes) == (24, 240, 24, None)
     tail = dataclasses.replace(data.test, images=data.test.images[:9], labels=data.test.labels[:9])
-    without_tail = text_measure(tail, data.train)
+    without_tail = text_measure(dataclasses.replace(data, test=tail))
     assert without_tail.ids != found.ids and without_tail.tokens == 216
     halves = Part(data.test.images.view(20, 12), data.test.labels.view(20, 12))
-    in_halves = text_measure(halves, data.train)
+    in_halves = text_measure(dataclasses.replace(data, test=halves))
     assert (in_halves.ids, in_halves.window, in_halves.trained) == (found.ids, 12, 24)
-    assert text_measure(data.test, halves).trained == 12
+    assert text_measure(dataclasses.replace(data, train=halves)).trained == 12
+    assert text_measure(dataclasses.replace(data, bytes={"test": 999})).bytes == 999
     images = Part(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
-    assert text_measure(images, images) is None
+    assert text_measure(dataclasses.replace(data, train=images, test=images)) is None
 
 
 # A campaign

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,8 +160,12 @@ LOGITS = np.random.default_rng(0).normal(size=(1100, 12))
 LABELS = np.random.default_rng(1).integers(0, 7, 1100).tolist()
 
 
-def scored(measure, logits=LOGITS, labels=LABELS, closely=False):
-    data = split(labels, logits.shape[1])
+#: Of the text that labels stand for, where they are tokens.
+BYTES = 4321
+
+
+def scored(measure, logits=LOGITS, labels=LABELS, closely=False, size=None):
+    data = replace(split(labels, logits.shape[1]), bytes={} if size is None else {"test": size})
     return measure.evaluate(Answers(logits), data, data.test, "fp64", closely=closely)
 
 
@@ -176,6 +181,7 @@ def by_hand(name):
         "mean-class-accuracy": np.mean([100 * right[labels == label].mean() for label in range(7)]),
         "loss": loss,
         "perplexity": math.exp(loss),
+        "bits-per-byte": loss * len(labels) / BYTES / math.log(2),
     }[name]
 
 
@@ -183,7 +189,7 @@ def by_hand(name):
 def test_built_in_metrics_are_what_their_definitions_say(name):
     measure = Measure.of(Metric(name=name))
     # More images than are classified at once, and classes that the split does not have.
-    assert measure.value(scored(measure)) == pytest.approx(by_hand(name), rel=1e-12)
+    assert measure.value(scored(measure, size=BYTES)) == pytest.approx(by_hand(name), rel=1e-12)
 
 
 def test_a_rare_class_weighs_as_much_as_a_frequent_one():
@@ -200,6 +206,8 @@ def test_what_is_measured_beside_leaves_out_what_decides():
     assert "top5" not in beside(scored(Measure(), LOGITS[:, :5], [0] * 1100, closely=True), "accuracy")
     with pytest.raises(AuditError, match="top5 says nothing of five classes"):
         Measure("top5").value(scored(Measure("top5"), LOGITS[:, :5], [0] * 1100))
+    with pytest.raises(AuditError, match="bits-per-byte says nothing where the bytes of texts are not told"):
+        Measure("bits-per-byte").value(scored(Measure("bits-per-byte")))
 
 
 def test_a_perplexity_that_is_no_number_is_refused_in_one_line():

@@ -657,7 +657,7 @@ class Stages:
             kind=kind(self.runtime.device, spec.backend),
             shown=outcome.shown,
             frozen=consumption.frozen,
-            text=text_measure(dataset.test, dataset.train),
+            text=text_measure(dataset),
             task=task_measure(dataset),
             pattern=_left(model, outcome),
         )

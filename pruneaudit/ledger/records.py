@@ -207,12 +207,14 @@ class TextMeasure(Frozen):
         tokens: Tokens that are scored.
         ids: SHA-256 over the scored tokens in order.
         trained: Tokens of a training example, a label each; None in older records.
+        bytes: Bytes of text in UTF-8 that the scored tokens stand for; None where that is not known.
     """
 
     window: int
     tokens: int
     ids: str
     trained: int | None = None
+    bytes: int | None = None
 
 
 class TaskMeasure(Frozen):

@@ -25,6 +25,7 @@ class Score:
         top5: Which images' labels were among the first five answers, ``[N]`` bool, where it was looked at closely;
             None where there are no more than five.
         own: What the user's function says of the split: a number, or ``[N]`` bool.
+        bytes: Bytes of text that the tokens stand for, where it was looked at closely; None where that is not known.
         answered: Which questions of the workload's task were answered right, ``[N]`` bool, by metric; None where it has
             none, or nobody asked.
     """
@@ -35,6 +36,7 @@ class Score:
     labels: np.ndarray | None = None
     top5: np.ndarray | None = None
     own: float | np.ndarray | None = None
+    bytes: int | None = None
     answered: Mapping[str, np.ndarray] | None = None
 
 
@@ -107,4 +109,5 @@ def evaluate(
         labels=torch.cat(known).flatten().cpu().numpy() if known else None,
         top5=torch.cat(first).cpu().numpy() if first else None,
         own=function(torch.cat(answers), torch.cat(known)) if function is not None else None,
+        bytes=dataset.bytes_of(part) if closely else None,
     )

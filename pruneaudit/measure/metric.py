@@ -39,6 +39,13 @@ def _perplexity(score: Score) -> float:
     return math.exp(score.loss) if score.loss < 700 else math.inf
 
 
+def _bits_per_byte(score: Score) -> float:
+    """Mean cross-entropy of a byte of text, in bits: of a token, times tokens, by bytes (Gao et al. 2020, sec. 3.1)."""
+    if score.bytes is None:
+        raise AuditError("bits-per-byte says nothing where the bytes of texts are not told; choose another metric")
+    return score.loss * len(score.correct) / score.bytes / math.log(2)
+
+
 def _of_task(name: str) -> Callable[[Score], float]:
     """Share of the questions that are answered right by a metric of tasks."""
 
@@ -56,6 +63,7 @@ _VALUES: dict[str, Callable[[Score], float]] = {
     "mean-class-accuracy": _mean_class_accuracy,
     "loss": lambda score: score.loss,
     "perplexity": _perplexity,
+    "bits-per-byte": _bits_per_byte,
     **{name: _of_task(name) for name in OF_TASKS},
 }
 #: Those that follow from what every backend's evaluation knows.
@@ -203,6 +211,7 @@ def beside(score: Score, metric: str) -> dict[str, float]:
     """
     unknown = {metric, ACCURACY.name}
     unknown |= {"top5"} if score.top5 is None else set()
+    unknown |= {"bits-per-byte"} if score.bytes is None else set()
     unknown |= set(OF_TASKS) if score.answered is None else set()
     names = [name for name in BUILT_IN if name not in unknown]
     values = {name: _VALUES[name](score) for name in names}

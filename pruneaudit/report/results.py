@@ -660,10 +660,12 @@ def _add_beside(rows: list[dict[str, Any]], runs: Mapping[str, RunRecord], catal
     """Add the metrics that workloads ask to see beside the one that decides, as far as they were measured."""
     for row in rows:
         run = runs.get(row["result"]) if row["result"] else None
-        asked = catalog.workload(row["workload"]).metric.beside if run is not None else ()
-        if run is not None and asked:
-            found = {**run.beside, ACCURACY.name: run.accuracy}
-            row["beside"] = {name: found[name] for name in asked if name in found}
+        if run is None:
+            continue
+        metric, found = catalog.workload(row["workload"]).metric, {**run.beside, ACCURACY.name: run.accuracy}
+        shown = {name: found[name] for name in metric.also if name in found}
+        if shown or metric.beside:
+            row["beside"] = shown
 
 
 def _verdict_rows(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:

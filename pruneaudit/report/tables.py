@@ -77,9 +77,11 @@ def accuracy_table(results: Results, workload: str, labels: tuple[str, ...]) -> 
 
 def beside_table(results: Results, workload: str, labels: tuple[str, ...]) -> Table:
     """Mean ± sample std of the metrics that the workload asks to see beside the one that decides."""
-    names = [name for name in results.metric(workload).beside if name != results.metric(workload).name]
+    metric, rows = results.metric(workload), results.of("cells", workload, labels)
+    measured = set(metric.beside).union(*(row.get("beside") or () for row in rows))
+    names = [name for name in metric.also if name != metric.name and name in measured]
     grouped: dict[tuple[str, str, float], list[Mapping[str, float]]] = defaultdict(list)
-    for row in results.of("cells", workload, labels):
+    for row in rows:
         if row["status"] == "ok":
             grouped[row["protocol"], row["method"], row["ratio"]].append(row.get("beside") or {})
     table = []

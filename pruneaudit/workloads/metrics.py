@@ -84,6 +84,11 @@ class Metric(Frozen):
             raise ValueError("margin: a number above 0, in the metric's unit")
         return self
 
+    @property
+    def also(self) -> tuple[str, ...]:
+        """What a report shows beside it: what is asked for, and bits per byte, as perplexity is one of a tokenizer."""
+        return tuple(dict.fromkeys((*self.beside, *(("bits-per-byte",) if self.name == "perplexity" else ()))))
+
     def margin_under(self, protocol: float) -> float:
         """The margin that counts under a protocol with this margin, which is one of accuracies."""
         return protocol if self.margin is None else self.margin
@@ -179,6 +184,7 @@ _BUILT_IN: dict[str, dict[str, Any]] = {
     "mean-class-accuracy": {"unit": "%", "direction": "higher", "margin": 0.5},
     "loss": {"unit": "nats", "direction": "lower", "margin": 0.01},
     "perplexity": {"unit": "", "direction": "lower", "margin": 0.1},
+    "bits-per-byte": {"unit": "bits", "direction": "lower", "margin": 0.02},
     "acc": {"unit": "%", "direction": "higher", "margin": 0.5},
     "acc-norm": {"unit": "%", "direction": "higher", "margin": 0.5},
     "acc-bytes": {"unit": "%", "direction": "higher", "margin": 0.5},
@@ -190,7 +196,7 @@ OF_TASKS = ("acc", "acc-norm", "acc-bytes")
 _TAKEN = frozenset({"cells", "findings", "verdicts", "trainability"})
 _TITLES = {"top5": "top-5 accuracy", "acc-norm": "acc_norm", "acc-bytes": "acc_bytes"}
 #: Metrics that need no code of a user's: share of the first answers that are right, of the first five, the mean of that
-#: share over classes, mean cross-entropy, its exponential, and those of tasks.
+#: share over classes, mean cross-entropy, its exponential, its bits for each byte of text, and those of tasks.
 BUILT_IN = tuple(_BUILT_IN)
 #: Those of them that have an outcome for each example, as McNemar's test needs.
 PER_EXAMPLE = frozenset({"accuracy", "top5", *OF_TASKS})

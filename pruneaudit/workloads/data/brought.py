@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,14 @@ class Data:
         train: The training split.
         validation: The only split that tuning may look at; None: split off the training split.
         test: The split that counts; None: split off, too.
+        bytes: Of texts: bytes in UTF-8 of what the labels of a split stand for, by the split's name. With them the
+            report shows bits per byte, which networks of different tokenizers have in common.
     """
 
     train: Any
     validation: Any = None
     test: Any = None
+    bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Origin:
         is_decoded: Whether libraries decode them, whose versions then matter.
         folders: Where they lie.
         mode: What images are decoded to, ``RGB`` or ``L``.
+        bytes: Of texts: bytes that the labels of splits stand for, where that is known.
     """
 
     where: str
@@ -80,6 +85,7 @@ class Origin:
     is_decoded: bool = False
     folders: tuple[Path, ...] = ()
     mode: str = "RGB"
+    bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Examples]:
@@ -205,7 +211,7 @@ def _folder(config: DataConfig, root: Path | None) -> Origin:
 
 def _texts(config: DataConfig, root: Path | None) -> Origin:
     place = place_of(config, root)
-    found, words, tokenizer = windows_of(config, place)
+    found, sizes, words, tokenizer = windows_of(config, place)
     return Origin(
         config.name,
         found["train"],
@@ -214,6 +220,7 @@ def _texts(config: DataConfig, root: Path | None) -> Origin:
         words,
         code=lambda: tokenizer,
         folders=(place,),
+        bytes=sizes,
     )
 
 
@@ -343,7 +350,22 @@ def _function(config: DataConfig, root: Path | None) -> Origin:
         classes,
         code=lambda: source.digest,
         is_decoded=any(isinstance(split, Items) for split in splits.values()),
+        bytes=_bytes(data, splits, f"data {source}"),
     )
+
+
+#: Whose labels are bytes. Said here: what gives them is part of runs' identity, and says nothing new about them.
+_OF_BYTES = frozenset({"pruneaudit.workloads.data.texts:shakespeare"})
+
+
+def _bytes(data: Data, splits: Mapping[str, Examples], where: str) -> dict[str, int]:
+    """What is said of the length of texts."""
+    if where.removeprefix("data ") in _OF_BYTES:
+        return {name: int(split.labels.size) for name, split in splits.items()}
+    for name, count in data.bytes.items():
+        if name not in splits or isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise ConfigError(f"{where}: bytes {{{name!r}: {count!r}}}; expected a split's name and a number of bytes")
+    return {name: int(count) for name, count in data.bytes.items()}
 
 
 def _split(part: Any, where: str) -> Examples:

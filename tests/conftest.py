@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,9 @@ settings.load_profile("patient")
 
 def pytest_configure(config):
     """Have one Python wait with its imports done for all workers, which are told where; keys are kept elsewhere."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in what a shell runs in the background. Programs that tests start, and interrupt, inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         folder = tempfile.TemporaryDirectory(prefix="pruneaudit-tests-")
         config.add_cleanup(folder.cleanup)

@@ -250,8 +250,6 @@ def interrupted(installed, command, folder, options):
 
 def test_the_first_week_goes_as_it_is_told(installed, tmp_path):
     """Every command of the transcript, with what it shows: methods, own workload, Ctrl-C, strict warnings, print."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        pytest.skip("SIGINT is ignored in what a shell runs in the background; run the tests in the foreground")
     write_files(WEEK, tmp_path)
     (tmp_path / "pyproject.toml").rename(tmp_path / "thursday.toml")
     options = "--audit-budget smoke --audit-figures none -p no:cacheprovider"

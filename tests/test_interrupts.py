@@ -55,8 +55,6 @@ def processes(checkout, kind):
 @pytest.fixture
 def stopped(checkout):
     """Starts a long session, sends signals to it in the middle of an epoch: exit code, text, seconds that it took."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        pytest.skip("SIGINT is ignored in what a shell runs in the background; run the tests in the foreground")
     with (checkout.root / "conftest.py").open("a") as file:
         file.write(NOTED)
     checkout.write("reports/latest/report.html", "the last good one")
@@ -121,8 +119,6 @@ def test_a_second_ctrl_c_is_no_traceback(stopped):
 
 def test_ctrl_c_in_a_function_before_its_first_line(checkout):
     """CPython 3.11 has no line for such a place, and pytest 9.2.0 fails where it shows the traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        pytest.skip("SIGINT is ignored in what a shell runs in the background; run the tests in the foreground")
     checkout.write(
         "suite/test_early.py",
         textwrap.dedent("""

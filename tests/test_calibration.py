@@ -201,7 +201,7 @@ def test_what_was_pruned_is_what_is_tested_and_all_score_with_the_same(campaign)
         assert (result.stage, result.optimiser_steps, result.samples, result.epochs) == ("retrain", 0, 0, 0.0)
         assert result.weights_digest == prune.weights_digest and result.value == prune.value == cell.pruned_value
         assert result.kept == prune.kept and result.macs == prune.macs
-        assert result.text == text_measure(data.test, data.train)
+        assert result.text == text_measure(data)
     (_, wanda, _), (_, llm, _) = records["wanda-sp"], records["llm-pruner"]
     assert wanda.shown == llm.shown and 0 < wanda.shown.tokens == 12 * wanda.shown.examples
     assert records["l1"][1].shown.examples == 0

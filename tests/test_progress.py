@@ -721,7 +721,8 @@ def assert_nothing_is_left(terminal):
 def test_bars_come_and_go_and_leave_pytests_own_output(project, warm, workers):
     code, written, terminal = on_a_terminal(project, *workers, python=warm)
     assert code == 1
-    assert "run-" in written and "━" in written and "epoch 3/5 · 93.0 %" in written
+    # Which epochs it is drawn at is a matter of time.
+    assert "run-" in written and "━" in written and re.search(r"epoch [0-4]/5 · 9[0-4]\.0 %", written)
     assert_nothing_is_left(terminal)
     rows = terminal.text.splitlines()
     (dots,) = [row for row in rows if row.endswith("[100%]")]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CLUSTER := .pruneaudit/cluster
 WORKERS ?= auto
-TESTERS ?= $(if $(filter auto,$(WORKERS)),$(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1),$(WORKERS))
+TESTERS ?= $(if $(filter auto,$(WORKERS)),$(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 2),$(WORKERS))
 # References are made in arithmetic that all x86-64 machines have in common.
 ARITHMETIC ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable,native)
 
@@ -50,7 +50,7 @@ units: $(READY)
 	# Two workers with two threads each are several times slower than with one. Each begins with files of its own, and
 	# helps the others at the end: what the tests of a file share is made once.
 	# No test looks at what is logged, and to listen to all of torch's loggers in all phases of thousands takes its time.
-	# One more than there are cores: tests of programs wait for them a fifth of their time.
+	# Two more than there are cores: tests of programs wait for them a fifth of their time.
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(TESTERS) --dist worksteal -p no:logging -q $(COVER)
 
 # The same, and it fails where tests run less than 90 % of the package: [tool.coverage] in pyproject.toml says of what.

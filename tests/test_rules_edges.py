@@ -458,6 +458,10 @@ def test_who_only_calibrates_is_capped_not_topped_up(samples, scores, verdict):
     # Who trains has the budget and what it scores with, and no more.
     longer = with_run(trained, "prune", samples=51 + trained.result.train_images // 2)
     assert outcome("F411", longer, arm).verdict == "fail"
+    scoring = with_run(trained, "prune", samples=50 + trained.result.train_images // 2)
+    assert outcome("F411", scoring, arm).verdict == verdict
+    # Of two that only calibrate the smaller budget holds.
+    assert outcome("F411", arm, with_cell(arm, cap=8)).note.endswith("of at most 8 tokens")
     # Nobody knows of runs that do not tell.
     assert outcome("F411", with_run(arm, "prune", text=None), trained).verdict == "not measured"
     # Images are topped up, and compared by epochs.

@@ -64,6 +64,6 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def printable(text: str) -> str:
-    """A line of somebody else's, without what a terminal would obey: its controls become question marks."""
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+def printable(text: str, instead: str = "?") -> str:
+    """A line of somebody else's, without what a terminal would obey: its controls become question marks, or spaces."""
+    return text if text.isprintable() else "".join(mark if mark.isprintable() else instead for mark in text)

@@ -122,14 +122,14 @@ class Source:
         files = own_files(path, self.module)
         read = sorted({data for file in files for data in _read_by.get(file, ()) if data.is_file()} - set(files))
         parts = [code_digest(one.read_bytes()) for one in files]
-        parts += [_digest_of(one) for one in read]
+        parts += [file_digest(one) for one in read]
         names = sorted({name for file in files for name in _variables(file)})
         # Those of pytest change with every test: rules on what a method does see to that.
         parts += [f"{name}={os.environ[name]}" for name in names if name in os.environ and name[:7] != "PYTEST_"]
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _digest_of(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file, which may be larger than memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from trainers import assert_same, fit, needs_numba
+from trainers import assert_goes_on, assert_same, fit, needs_numba
 
 from pruneaudit.arithmetic import kind
 from pruneaudit.streams import generator
 from pruneaudit.training import tiled
-from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
@@ -309,26 +308,10 @@ def test_gradients_that_were_handed_on_leave_their_room_to_later_ones():
 # Kill and resume
 
 
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
-
-
 @needs_numba
 @pytest.mark.parametrize(("started", "resumed"), [("torch", "tiled"), ("tiled", "torch"), ("tiled", "tiled")])
 def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
-    dataset, checkpoint = noise(), Checkpoint(tmp_path / "state.safetensors", "cpu")
-
-    def kill(done, total, accuracy):
-        if done == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fit(started, resnet(), dataset, RECIPE, checkpoint=checkpoint, progress=kill)
-    whole = fit(resumed, resnet(), dataset, RECIPE)
-    # Another initialisation: everything has to come out of the checkpoint.
-    halves = fit(resumed, resnet(seed=9), dataset, RECIPE, checkpoint=checkpoint)
-    assert halves.resumed_from == 2
-    assert_same(halves, whole, tolerance=0.0 if started == resumed else 1e-10)
+    assert_goes_on(tmp_path, started, resumed, resnet, noise(), RECIPE)
 
 
 # Where it cannot

@@ -9,13 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from trainers import assert_same, fit, needs_numba
+from trainers import assert_goes_on, assert_same, fit, needs_numba
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.accuracy import evaluate
 from pruneaudit.streams import generator
 from pruneaudit.training import tiled, tiled_steps
-from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import DivergedError, Hooks, Trainer
 from pruneaudit.training.metering import Meter
 from pruneaudit.training.precision import place
@@ -157,26 +156,10 @@ def test_divergence_is_an_error():
 # Kill and resume
 
 
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
-
-
 @needs_numba
 @pytest.mark.parametrize(("started", "resumed"), [("torch", "tiled"), ("tiled", "torch"), ("tiled", "tiled")])
 def test_a_run_goes_on_with_either_backend(tmp_path, started, resumed):
-    dataset, checkpoint = digits(), Checkpoint(tmp_path / "state.safetensors", "cpu")
-
-    def kill(done, total, accuracy):
-        if done == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fit(started, network(), dataset, RECIPE, checkpoint=checkpoint, progress=kill)
-    whole = fit(resumed, network(), dataset, RECIPE)
-    # Another initialisation: everything has to come out of the checkpoint.
-    halves = fit(resumed, network(seed=9), dataset, RECIPE, checkpoint=checkpoint)
-    assert halves.resumed_from == 2
-    assert_same(halves, whole, tolerance=0.0 if started == resumed else 1e-10)
+    assert_goes_on(tmp_path, started, resumed, network, digits(), RECIPE)
 
 
 # Where it cannot

@@ -6,6 +6,7 @@ import importlib.util
 import pytest
 
 import pruneaudit.training.tiled_steps  # noqa: F401  (a backend)
+from pruneaudit.training.checkpoint import Checkpoint
 from pruneaudit.training.loop import Trainer
 from pruneaudit.training.metering import Meter
 
@@ -42,3 +43,24 @@ def assert_same(one, other, tolerance=1e-10):
     for name, curve in vars(one.history).items():
         assert curve == pytest.approx(vars(other.history)[name], rel=0, abs=tolerance), name
     assert one.meter.consumption == other.meter.consumption
+
+
+class Killed(BaseException):
+    """A kill that no ``except Exception`` catches."""
+
+
+def assert_goes_on(folder, started, resumed, network, dataset, recipe):
+    """A run that is killed after two epochs by one backend and goes on by another ends as one that was not."""
+    checkpoint = Checkpoint(folder / "state.safetensors", "cpu")
+
+    def kill(done, total, accuracy):
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(started, network(), dataset, recipe, checkpoint=checkpoint, progress=kill)
+    whole = fit(resumed, network(), dataset, recipe)
+    # Another initialisation: everything has to come out of the checkpoint.
+    halves = fit(resumed, network(seed=9), dataset, recipe, checkpoint=checkpoint)
+    assert halves.resumed_from == 2
+    assert_same(halves, whole, tolerance=0.0 if started == resumed else 1e-10)

@@ -440,9 +440,10 @@ class Planner:
 
         Of texts, where pruning arms are compared with each other: what scratch arms are matched to keeps its length.
         """
-        protocol, sizes = self.protocol, facts(self.workload.data)
-        topped_up = protocol.pruning == "equal-epochs" and protocol.compare == "pruning"
-        if not topped_up or not sizes.labels or self.method.budget(self.workload).steps:
+        if self.protocol.pruning != "equal-epochs" or self.protocol.compare != "pruning":
+            return None
+        sizes = facts(self.workload.data)
+        if not sizes.labels or self.method.budget(self.workload).steps:
             return None
         return self.workload.prune.images(sizes.train) * math.prod(sizes.labels)
 

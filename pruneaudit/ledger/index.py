@@ -457,9 +457,9 @@ def _shape(kind: type[BaseModel]) -> _Shape:
     groups = (tuple(set(common) & _SIZES), tuple(set(common) - _SIZES))
     ways: dict[str, Way] = {}
     for name, field in kind.model_fields.items():
-        apart = [one for one in _APART if one in (field.annotation, *get_args(field.annotation))]
         if name not in names:
             continue
+        apart = [one for one in _APART if one in (field.annotation, *get_args(field.annotation))]
         if apart:
             ways[name] = apart[0]
         elif name == "trials":

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 
-from pruneaudit.errors import StorageError
+from pruneaudit.errors import StorageError, printable
 from pruneaudit.ledger.schedule import Job, in_turn, makespan
 from pruneaudit.ledger.store import Ledger, process_space, read_file
 from pruneaudit.workloads.metrics import ACCURACY, shown
@@ -37,7 +37,7 @@ _UNSETTLED = 1.0
 
 def plain(text: str) -> str:
     """Text for a terminal or a page, in one line: names may come from strangers."""
-    return "".join(mark if mark.isprintable() else " " for mark in text)
+    return printable(text, " ")
 
 
 Plain = Annotated[str, AfterValidator(plain)]

@@ -13,6 +13,7 @@ from torch import nn
 from pruneaudit.ledger.records import TaskMeasure
 from pruneaudit.measure.accuracy import rows_at_once, widened
 from pruneaudit.workloads.data import Dataset, Questions
+from pruneaudit.workloads.metrics import OF_TASKS
 
 #: Requests at once, at most.
 _REQUESTS = 64
@@ -80,7 +81,7 @@ def answered(model: nn.Module, questions: Questions, words: int, precision: str 
         words: Tokens that there are.
         precision: Arithmetic.
     """
-    right: dict[str, list[bool]] = {"acc": [], "acc-norm": [], "acc-bytes": []}
+    right: dict[str, list[bool]] = {name: [] for name in OF_TASKS}
     likelihoods = log_likelihoods(model, questions, words, precision)
     for question, found in zip(questions.each, likelihoods, strict=True):
         lengths = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneaudit.catalog.names import UNPRUNED, is_scratch
+from pruneaudit.errors import printable
 from pruneaudit.report.results import Results, Statistic, statistic
 from pruneaudit.report.tables import file_name, title
 from pruneaudit.report.values import value
@@ -93,7 +94,7 @@ def _split(values: Sequence[Any], parts: int) -> list[Sequence[Any]]:
 def escaped(text: str, longest: int = _LONGEST) -> str:
     """Text from records for LaTeX: what is special is escaped, what is not ASCII is spelled near it or left out."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
-    plain = " ".join("".join(mark if mark.isprintable() else " " for mark in plain).split())
+    plain = " ".join(printable(plain, " ").split())
     short = plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
     return "".join(_SPECIAL.get(mark, mark) for mark in short) or "?"
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from pruneaudit.errors import printable
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
@@ -416,8 +418,8 @@ def _wrapped(text: str, inches: float) -> list[str]:
 def _printable(text: str) -> str:
     """One line of marks that the font has; � for others, so that nothing is lost unseen."""
     # Accents are part of a letter or go: hundreds on one letter would tower over the figure.
-    whole = (mark for mark in unicodedata.normalize("NFC", text) if unicodedata.category(mark) not in ("Mn", "Me"))
-    line = " ".join("".join(mark if mark.isprintable() else " " for mark in whole).split())
+    marks = (mark for mark in unicodedata.normalize("NFC", text) if unicodedata.category(mark) not in ("Mn", "Me"))
+    line = " ".join(printable("".join(marks), " ").split())
     known = _glyphs()
     return "".join(mark if ord(mark) in known else "�" for mark in line) or "?"
 

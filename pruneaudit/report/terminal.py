@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from pruneaudit.errors import printable
 from pruneaudit.report.results import Results
 from pruneaudit.report.tables import (
     FEW_SEEDS,
@@ -71,7 +72,7 @@ def summary(results: Results, fails: Callable[[Mapping[str, Any]], bool] = lambd
                 named = [rule for rule in named_rules(matrix) if rule in results.rules]
                 lines += [f"  {rule} {results.rules[rule]['claim']}" for rule in named]
     # One line each, whatever is in a name or an error message: those of a merged ledger come from strangers.
-    return ["".join(mark if mark.isprintable() else " " for mark in line) for line in lines]
+    return [printable(line, " ") for line in lines]
 
 
 def _verdicts(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> list[str]:

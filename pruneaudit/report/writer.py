@@ -15,6 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from pruneaudit.errors import printable
 from pruneaudit.report import latex
 from pruneaudit.report.badge import badge
 from pruneaudit.report.drawing import Drawing
@@ -379,7 +380,7 @@ def _problems(results: Results) -> list[tuple[str, str]]:
 @lru_cache(maxsize=2**16)
 def as_text(value: str) -> str:
     """Text from records, safe inside Markdown: method names and error messages come from strangers."""
-    plain = " ".join("".join(mark if mark.isprintable() else " " for mark in value).split())
+    plain = " ".join(printable(value, " ").split())
     escaped = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # Links and images too: a report must not fetch what an error message names. An underscore inside a word is text.
     return re.sub(r"[\\|`\[\]!*~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", escaped)

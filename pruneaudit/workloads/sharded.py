@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruneaudit import sources
 from pruneaudit.errors import ConfigError
 from pruneaudit.workloads.networks import config_of
 
@@ -97,8 +98,7 @@ def file_digest(path: Path) -> str:
         ConfigError: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sources.file_digest(path)
     except OSError as error:
         raise ConfigError(f"base {path}: {error.strerror}; copy the folder again") from None
 

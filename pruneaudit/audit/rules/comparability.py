@@ -410,9 +410,9 @@ def same_pruning_epochs(left: Evidence, right: Evidence) -> Outcome:
     Example: TPP's 281 epochs against L1 topped up with 281 epochs of plain training pass; against 0 they do not. Of
     texts, 8,192 tokens of calibration under a budget of 204,800 pass; 409,600 do not.
     """
-    caps = {arm.cell.cap for arm in (left, right)} - {None}
+    caps = [arm.cell.cap for arm in (left, right) if arm.cell.cap is not None]
     if caps:
-        return _within(min(cap for cap in caps if cap is not None), left, right)
+        return _within(min(caps), left, right)
     (ours, our_steps, our_tokens), (theirs, their_steps, their_tokens) = _pruning_length(left), _pruning_length(right)
     tokens = _with_a_loss(our_tokens, their_tokens)
     if (

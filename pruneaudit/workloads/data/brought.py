@@ -350,7 +350,7 @@ def _function(config: DataConfig, root: Path | None) -> Origin:
         classes,
         code=lambda: source.digest,
         is_decoded=any(isinstance(split, Items) for split in splits.values()),
-        bytes=_bytes(data, splits, f"data {source}"),
+        bytes=_bytes(data, splits, source),
     )
 
 
@@ -358,13 +358,15 @@ def _function(config: DataConfig, root: Path | None) -> Origin:
 _OF_BYTES = frozenset({"pruneaudit.workloads.data.texts:shakespeare"})
 
 
-def _bytes(data: Data, splits: Mapping[str, Examples], where: str) -> dict[str, int]:
+def _bytes(data: Data, splits: Mapping[str, Examples], source: Source) -> dict[str, int]:
     """What is said of the length of texts."""
-    if where.removeprefix("data ") in _OF_BYTES:
+    if str(source) in _OF_BYTES:
         return {name: int(split.labels.size) for name, split in splits.items()}
     for name, count in data.bytes.items():
         if name not in splits or isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise ConfigError(f"{where}: bytes {{{name!r}: {count!r}}}; expected a split's name and a number of bytes")
+            raise ConfigError(
+                f"data {source}: bytes {{{name!r}: {count!r}}}; expected a split's name and a number of bytes"
+            )
     return {name: int(count) for name, count in data.bytes.items()}
 
 

@@ -260,9 +260,7 @@ def _brought(config: DataConfig, root: Path | None, download: bool) -> Dataset:
         for name, part in splits.items()
     }
     joined = _joined(config, origin.classes, parts["train"], parts["validation"], parts["test"], augment)
-    joined = replace(joined, bytes=origin.bytes)
-    if config.task is not None:
-        joined = replace(joined, questions=questions_of(config))
+    joined = replace(joined, questions=questions_of(config), bytes=origin.bytes)
     is_transformed = is_image and (origin.is_decoded or augment is not None or bool(static.specs))
     return replace(joined, static=static, mode=origin.mode) if is_transformed else joined
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class Questions:
 
     def first(self, count: int) -> Questions:
         """The first questions."""
-        return Questions(self.each[:count], self.cut, self.visual, self.model)
+        return replace(self, each=self.each[:count])
 
     def pixels(self, paths: Sequence[Path]) -> torch.Tensor:
         """Images as the model takes them, ``[N, C, H, W]``, by its ``preprocessor_config.json``.

@@ -22,7 +22,7 @@ import sys
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -244,6 +244,37 @@ class Index:
             for other in self.path.parent.glob("*.sqlite"):
                 if other.stat().st_mtime < time.time() - 86400 * _FORGOTTEN:
                     other.unlink()
+
+    def derived(self) -> dict[str, bytes]:
+        """What was derived of records, by name; nothing where no index can be read."""
+        found: dict[str, bytes] = {}
+        if self.path.exists():
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._open("ro")) as database:
+                whole = "typeof(mac) = 'blob' AND typeof(content) = 'blob'"
+                for name, mac, content in database.execute(f"SELECT * FROM derived WHERE {whole}"):
+                    if hmac.compare_digest(mac, self._mac_of_derived(name, content)):
+                        found[name] = content
+        return found
+
+    def keep_derived(self, new: Mapping[str, bytes], asked: Set[str]) -> None:
+        """Add to it, and forget what nobody asked for once that is the larger part.
+
+        Args:
+            new: What was derived, by name.
+            asked: Names that were asked for.
+        """
+        rows = [(name, self._mac_of_derived(name, content), content) for name, content in new.items()]
+        # What it cannot write is derived again.
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(self._open("rw")) as database, database:
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute("CREATE TABLE IF NOT EXISTS derived (name TEXT PRIMARY KEY, mac BLOB, content BLOB)")
+            database.executemany("REPLACE INTO derived VALUES (?, ?, ?)", rows)
+            others = [(name,) for (name,) in database.execute("SELECT name FROM derived") if name not in asked]
+            if len(others) > len(asked):
+                database.executemany("DELETE FROM derived WHERE name = ?", others)
+
+    def _mac_of_derived(self, name: str, content: bytes) -> bytes:
+        return hmac.digest(self._key, f"derived {name} ".encode() + content, "sha256")
 
     def _write(self, rows: Iterable[tuple[Any, ...]], texts: Mapping[str, str]) -> None:
         with contextlib.closing(self._open("rwc")) as database, database:

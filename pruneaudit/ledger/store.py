@@ -37,7 +37,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -232,6 +232,28 @@ class Ledger:
         """Have the index know what was read since :meth:`recall`."""
         if self._index is not None:
             self._index.save()
+
+    def derived(self) -> dict[str, bytes] | None:
+        """What an index holds that was derived of its records, by name; None: it has no index."""
+        return None if self._index is None else self._index.derived()
+
+    def keep_derived(self, new: Mapping[str, bytes], asked: Set[str]) -> None:
+        """Have the index hold what was derived of its records, and forget what nobody asked for any more."""
+        if self._index is not None:
+            self._index.keep_derived(new, asked)
+
+    def marks(self) -> dict[str, str]:
+        """What no other record has, nor this one once it is edited, by id of a run and key of a cell.
+
+        Of those that were read, and that a key which is here signed.
+        """
+        found = {}
+        for path, link in self._links.items():
+            if link is not None and link.key in self._keys:
+                folder, _, name = path.rpartition(os.sep)
+                name = folder.rpartition("-")[2] if name == "record.json" else name.removesuffix(".json")
+                found[name] = link.mac
+        return found
 
     def folders(self) -> list[str]:
         """Names of the folders of all runs, finished or not, see :attr:`RunSpec.folder`."""

@@ -18,6 +18,7 @@ from pruneaudit.audit.currency import method_digests, stored_cell, why_outdated
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Table
 from pruneaudit.audit.judge import Finding
+from pruneaudit.audit.precedents import Precedents
 from pruneaudit.audit.rounds import Standing
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import Arm, Cell, Comparison, pairs
@@ -388,7 +389,8 @@ def gather_ledger(
         begin: As :func:`gather`'s.
     """
     ledger.recall()
-    stored = ledger.cells()
+    by_key = ledger.cells_by_key()
+    stored = list(by_key.values())
     # A file that cannot be read costs its own cells, not the report.
     damaged = {id(record): problem for record in stored if (problem := ledger.damage(record)) is not None}
     ledger.keep()
@@ -399,6 +401,7 @@ def gather_ledger(
     for record in everything:
         if not outdated[id(record)]:
             tables[record.workload, record.labels][record.cell] = record
+    precedents = Precedents(ledger, by_key)
     groups = []
     for (workload, labels), members in sorted(tables.items()):
         points: dict[tuple[str, float], list[Cell]] = defaultdict(list)
@@ -415,9 +418,8 @@ def gather_ledger(
             ]
         table = Table(members, catalog.strictness)
         waive = study.waive if study is not None else {}
-        docket = Docket(
-            catalog, ledger, members.get, labels, waive, table, looks=rounds.looks(ledger, workload, labels)
-        )
+        looks = rounds.looks(ledger, workload, labels)
+        docket = Docket(catalog, ledger, members.get, labels, waive, table, looks=looks, precedents=precedents)
         groups.append((docket, list(_as_planned(docket, workload, subjects).values())))
     rows = [
         _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
@@ -428,7 +430,9 @@ def gather_ledger(
         for record in stored
         if id(record) in damaged
     ]
-    return _results(catalog, ledger, rows, groups, Asked(study=study), begin)
+    results = _results(catalog, ledger, rows, groups, Asked(study=study), begin)
+    precedents.keep()
+    return results
 
 
 def _as_planned(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from operator import attrgetter
 
@@ -161,7 +161,9 @@ class Docket:
                 parts = list(map(self.precedents.mark, self._records_of(subject)))
             else:
                 parts = [self._name(arm) for arm in subject.arms]
-            self._names[subject] = name_of(astuple(subject), self._asked_of(subject), parts) if all(parts) else ""
+            self._names[subject] = (
+                name_of(list(vars(subject).values()), self._asked_of(subject), parts) if all(parts) else ""
+            )
         return self._names[subject]
 
     def _asked_of(self, subject: Arm | Comparison) -> list[object]:
@@ -169,16 +171,15 @@ class Docket:
         protocol, metric = self.catalog.protocol(subject.protocol), self.catalog.workload(subject.workload).metric
         standing = self.standings.get(subject.protocol)
         plan = None if standing is None else standing.family.model_dump(mode="json")
-        stop = standing.of(subject) if standing is not None and isinstance(subject, Comparison) else None
         models = [protocol.model_dump(mode="json"), metric.model_dump(mode="json")]
-        return [*models, self.labels, self.waive, self.looks(subject.protocol), plan, repr(stop)]
+        return [*models, self.labels, self.waive, self.looks(subject.protocol), plan]
 
     @cached_property
     def _table_name(self) -> str:
         """The same of all that was measured."""
         if self.precedents is None or self.table is None:
             return ""
-        cells = [(*astuple(cell), self.precedents.mark(record)) for cell, record in self.table.cells.items()]
+        cells = [(*vars(cell).values(), self.precedents.mark(record)) for cell, record in self.table.cells.items()]
         return name_of(cells, self.table.order) if all(mark for *_, mark in cells) else ""
 
     def _records_of(self, arm: Arm) -> list[CellRecord | None]:

@@ -103,8 +103,8 @@ class Precedents:
         """
 
         def read(content: bytes) -> list[Finding]:
-            common = {"workload": subject.workload, "protocol": subject.protocol, "ratio": subject.ratio}
-            common |= {"arms": subject.methods, "seeds": subject.seeds, "labels": labels}
+            common: dict[str, Any] = {"workload": subject.workload, "protocol": subject.protocol}
+            common |= {"ratio": subject.ratio, "arms": subject.methods, "seeds": subject.seeds, "labels": labels}
             own = [dict(zip(_OWN, values, strict=True)) for values in from_json(content)]
             return [Finding(**common, **values, runs=runs(values["seed"])) for values in own]
 
@@ -116,7 +116,7 @@ class Precedents:
 
     def knows(self, name: str) -> bool:
         """Whether something is known under a name."""
-        return bool(self._known) and name in (self._known or {})
+        return self._known is not None and name in self._known
 
     def _once(
         self,

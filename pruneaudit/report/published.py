@@ -204,7 +204,8 @@ def welch(difference: float, left: tuple[float, int], right: tuple[float, int]) 
         left: Sample standard deviation and number of repetitions of one mean.
         right: Those of the other.
     """
-    from scipy import stats
+    # All of scipy.stats, whose t.ppf is this, takes half a second to load.
+    from scipy.special import stdtrit
 
     parts = [(std**2 / n, n) for std, n in (left, right)]
     variance = sum(part for part, _ in parts)
@@ -212,7 +213,7 @@ def welch(difference: float, left: tuple[float, int], right: tuple[float, int]) 
         return difference, difference
     # Welch and Satterthwaite's degrees of freedom.
     freedom = variance**2 / sum(part**2 / (n - 1) for part, n in parts)
-    half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    half = float(stdtrit(freedom, (1 + _CONFIDENCE) / 2)) * math.sqrt(variance)
     return difference - half, difference + half
 
 

@@ -86,8 +86,7 @@ class Docket:
         chosen = [rule.id for rule in self.rules(subject) if rule.whole_table == whole_table]
 
         def judged() -> list[Finding]:
-            case = self._case(subject) if chosen else None
-            return [self._judge(rule_id, case, subject.protocol) for rule_id in chosen if case is not None]
+            return [self._judge(rule_id, self._case(subject), subject.protocol) for rule_id in chosen]
 
         if self.precedents is None or not chosen:
             return judged()
@@ -161,9 +160,8 @@ class Docket:
                 parts = list(map(self.precedents.mark, self._records_of(subject)))
             else:
                 parts = [self._name(arm) for arm in subject.arms]
-            self._names[subject] = (
-                name_of(list(vars(subject).values()), self._asked_of(subject), parts) if all(parts) else ""
-            )
+            what = [*vars(subject).values()], self._asked_of(subject)
+            self._names[subject] = name_of(*what, parts) if all(parts) else ""
         return self._names[subject]
 
     def _asked_of(self, subject: Arm | Comparison) -> list[object]:

@@ -38,11 +38,12 @@ RunsAt = Callable[[int | None], tuple[str, ...]]
 
 @cache
 def _code() -> str:
-    """Digest of all that judges; empty: some of it is nobody knows whose."""
+    """Digest of all that judges; empty: some of it is none of this project's files."""
     if not all(rule.check.__module__.startswith("pruneaudit.") for rule in rules().values()):
         return ""
     package = Path(__file__).resolve().parents[1]
-    found = hashlib.sha256(f"{sys.version} numpy {version('numpy')} scipy {version('scipy')}".encode())
+    libraries = {name: version(name) for name in ("numpy", "scipy", "statsmodels")}
+    found = hashlib.sha256(f"{sys.version} {libraries}".encode())
     for path in sorted(package.rglob("*.py")):
         text = path.read_bytes()
         found.update(f" {path.relative_to(package)} {len(text)} ".encode() + text)
@@ -139,7 +140,8 @@ class Precedents:
 
     def keep(self) -> None:
         """Have the index know what was judged."""
-        self.ledger.keep_derived(self._new, self._asked)
+        if self._known is not None:
+            self.ledger.keep_derived(self._new, self._asked)
 
 
 def essence(findings: Sequence[Finding]) -> bytes:

@@ -6,7 +6,8 @@ does not look at is not in it: such a field of a record is read from the record'
 
 It lies in the user's cache folder and not in the ledger. Ledgers come from strangers and lie on network drives: SQLite
 should open no file of the former, and its locks do not hold on the latter. Each row has an HMAC with this user's key
-(:mod:`.chain`), without which nobody can have a record believed that was never verified.
+(:mod:`.chain`), without which nobody can have a record believed that was never verified. What others derive of records
+lies beside the rows (:meth:`Index.derived`), under names that say what it was derived from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time and memory that a report over 10,000 cells takes: by phase, and as the whole command with figures and without.
 
     python benchmarks/report.py [--cells 10000] [--methods core] [--workloads NAMES|all] [--ledger DIR] [--to DIR]
-                                [--against CHECKOUT]
+                                [--against CHECKOUT] [--warm 3]
 
 The ledger is what a campaign over all protocols and ratios would leave after training for months: cells and runs are
 planned by the campaign itself, and only what a run measures is made up (curves of its full length, answers of every
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -36,6 +37,8 @@ from resident import largest_set
 
 #: Every so many runs do not come to an end.
 FAILING = 2000
+#: Sizes of networks with zeros, by workload and by what stays.
+_SIZES: dict[tuple[Any, ...], Any] = {}
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, help="keep the made-up ledger here")
     parser.add_argument("--to", type=Path, help="keep the report here")
     parser.add_argument("--against", type=Path, help="another checkout, to compare with")
+    parser.add_argument("--warm", type=int, default=3, help="reports with the file cache that are compared")
     parser.add_argument("--only", choices=("make", "measure"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only == "make":
@@ -66,7 +70,7 @@ def compare(options: argparse.Namespace, ledger: Path, to: Path) -> None:
         chosen = ["--cells", str(options.cells), "--methods", options.methods, "--workloads", options.workloads]
         subprocess.run([*myself, *chosen, "--only", "make"], check=True)
     if options.against:
-        side_by_side(ledger, to, options.against)
+        side_by_side(ledger, to, options.against, options.warm)
         return
     done = subprocess.run([*myself, "--only", "measure"], stdout=subprocess.PIPE, text=True, check=True)
     show(json.loads(done.stdout))
@@ -91,11 +95,11 @@ def timed(command: list[str], environment: dict[str, str] | None = None) -> tupl
         return took, usage.ru_utime + usage.ru_stime, float(told.read_text(encoding="ascii"))
 
 
-def side_by_side(ledger: Path, to: Path, against: Path) -> None:
+def side_by_side(ledger: Path, to: Path, against: Path, warm: int) -> None:
     """Reports of this checkout and of another in turn, each with caches of its own; their files must be the same."""
     builds = {"other": against, "this": Path(__file__).resolve().parents[1]}
     with tempfile.TemporaryDirectory() as caches:
-        for state in ("first", "warm", "warm", "warm", "cold"):
+        for state in ("first", *["warm"] * warm, "cold"):
             if state == "cold" and not emptied():
                 print("cold: not measured; only root may empty the system's file cache")
                 break
@@ -180,14 +184,17 @@ def make(root: Path, cells: int, methods: str, workloads: str) -> None:
     from pruneaudit.catalog.settings import Settings
     from pruneaudit.ledger.store import Ledger
 
-    catalog, ledger = Catalog(), Ledger(root)
+    catalog = Catalog()
     names = tuple(catalog.workloads) if workloads == "all" else tuple(workloads.split(","))
     once = Selection(catalog, catalog.select_methods(methods), tuple(catalog.protocols), 1, names)
     selection = replace(once, seeds=math.ceil(cells / len(once.cells())))
-    campaign = Campaign(catalog, ledger, Settings(), MadeUp(catalog, ledger))
-    # By seed: the last one is the one that is not complete.
-    for cell in sorted(selection.cells(), key=lambda cell: cell.seed)[:cells]:
-        campaign.obtain(cell)
+    # By seed: the last one is the one that is not complete. Each has a ledger, which keeps in memory what it wrote.
+    wanted = sorted(selection.cells(), key=lambda cell: cell.seed)[:cells]
+    for _, of_seed in itertools.groupby(wanted, key=lambda cell: cell.seed):
+        ledger = Ledger(root)
+        campaign = Campaign(catalog, ledger, Settings(), MadeUp(catalog, ledger))
+        for cell in of_seed:
+            campaign.obtain(cell)
 
 
 class MadeUp:
@@ -334,12 +341,10 @@ class MadeUp:
         """Size of a network with zeros; counting takes a second, so each once."""
         from pruneaudit.pruning import shapes
 
-        if not hasattr(self, "_sizes"):
-            self._sizes: dict[tuple[Any, ...], Any] = {}
         key = (workload.name, *stay.items())
-        if key not in self._sizes:
-            self._sizes[key] = shapes.shape_of_weights(workload, stay)
-        return self._sizes[key]
+        if key not in _SIZES:
+            _SIZES[key] = shapes.shape_of_weights(workload, stay)
+        return _SIZES[key]
 
 
 def _rates(recipe: Any, per_epoch: int) -> list[tuple[float, int]]:

@@ -47,7 +47,7 @@ _FORGOTTEN = 90
 #: Seconds to wait for another process that writes to it.
 _PATIENCE = 1.0
 #: Rows that are written together, and files that are looked at together.
-_BATCH, _THREADS = 2000, 16
+_BATCH, _THREADS = 2000, 4
 #: Fields of a run that are read from its file when somebody asks.
 _ELSEWHERE = frozenset({"train_loss", "train_accuracy", "validation_loss", "test_loss"})
 #: Models whose fields are rarely another record's, though parts of them are.

@@ -95,7 +95,7 @@ def test_each_order_is_told_by_its_pixels_and_another_resizer_is_left_to_pillow(
         array, name = np.asarray(image), Image.Resampling(resample).name.lower()
         return Image.fromarray(resampling.resized(array, (0, 0, *array.shape[:2]), size[::-1], name, wanted))
 
-    for wanted in (resampling.rows_where_they_shrink_more, resampling.columns_first):
+    for wanted in (resampling.vertical_first_where_height_shrinks_more, resampling.horizontal_first):
         resampling.order.cache_clear()
         monkeypatch.setattr(Image.Image, "resize", in_order)
         assert resampling.order() is wanted

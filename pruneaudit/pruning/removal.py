@@ -64,7 +64,8 @@ def cut(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> None:
         MethodError: Groups of a convolution or normalisation would not be alike.
     """
     gone = places_left(units, kept)
-    for name in dict.fromkeys(name for name, _ in gone):
+    # Attention before its layers, which tell it what it was: another unit may name them first.
+    for name in sorted({name for name, _ in gone}, key=lambda name: (name.count("."), name)):
         module = network.get_submodule(name)
         left = {
             side: others(gone[name, side], channels_of(module, side)).tolist()
@@ -189,8 +190,9 @@ def silence_inputs(network: nn.Module, kept: Kept, units: Iterable[Unit]) -> lis
     """
     hooks = []
     for (name, side), gone in places_left(units, kept).items():
-        if side == "inputs":
-            module = network.get_submodule(name)
+        module = network.get_submodule(name)
+        # A normalisation over all channels reads them, too.
+        if side == "inputs" or isinstance(module, nn.RMSNorm):
             # Torch's attention never calls the layer that reads its heads.
             open_heads(network.get_submodule(name.rpartition(".")[0]))
             factors = torch.ones(channels_of(module, side))

@@ -153,7 +153,7 @@ def _costs(model: Network, data: DataConfig, prunable: tuple[str, ...], skip: tu
         {
             unit.name: _branch(owner, modules[owner], macs_of)
             for unit in units
-            if (owner := block_name(network, unit.name)) is not None
+            if not unit.normalised and (owner := block_name(network, unit.name)) is not None
         },
     )
 
@@ -231,6 +231,12 @@ def not_alone(workload: Workload) -> str | None:
     """Why a workload is nothing for methods that take layers which lose filters alone and are read alone, or None."""
     modules = dict(_bare(workload.network, workload.data).named_modules())
     return next((problem for unit in units(workload).units if (problem := joined(unit, modules))), None)
+
+
+def not_normalised(workload: Workload) -> str | None:
+    """Why a workload is nothing for methods that rotate what only normalisations see, or None."""
+    other = next((unit.name for unit in units(workload).units if not unit.normalised), None)
+    return other and f"the channels of {other} are read one by one, and not through normalisations of all of them"
 
 
 def blocks_attend(workload: Workload) -> bool:

@@ -18,10 +18,13 @@ Places = Sequence[int]
 def channels_of(module: nn.Module, side: str) -> int:
     """Channels that a module writes (``outputs``) or reads (``inputs``)."""
     kind = "out" if side == "outputs" else "in"
-    for name in (f"{kind}_channels", f"{kind}_features", "num_features", "num_channels", "num_parameters"):
+    names = (f"{kind}_channels", f"{kind}_features", "num_features", "num_channels", "num_parameters", "embedding_dim")
+    for name in names:
         found = getattr(module, name, None)
         if isinstance(found, int):
             return found
+    if isinstance(module, nn.RMSNorm):
+        return module.normalized_shape[-1]
     attention = attention_of(module)
     if attention is None:
         raise MethodError(f"{type(module).__name__} has no channels")
@@ -138,6 +141,23 @@ def _group_normalisation(module: nn.GroupNorm, outputs: Places | None, inputs: P
     module.num_channels, module.num_groups = len(outputs), len(left)
 
 
+def _rms_normalisation(module: nn.RMSNorm, outputs: Places | None, inputs: Places | None) -> None:
+    """Scaled, so that it gives what it gave where the others are zero: their squares are missing, not their number."""
+    assert outputs is not None
+    wider = module.normalized_shape[0] / len(outputs)
+    _select(module, "weight", 0, outputs)
+    with torch.no_grad():
+        module.weight.mul_(wider**0.5)
+    module.eps = wider * (torch.finfo(module.weight.dtype).eps if module.eps is None else module.eps)
+    module.normalized_shape = (len(outputs),)
+
+
+def _embedding(module: nn.Embedding, outputs: Places | None, inputs: Places | None) -> None:
+    assert outputs is not None
+    _select(module, "weight", 1, outputs)
+    module.embedding_dim = len(outputs)
+
+
 def _prelu(module: nn.PReLU, outputs: Places | None, inputs: Places | None) -> None:
     assert outputs is not None
     _select(module, "weight", 0, outputs)
@@ -151,4 +171,6 @@ _KINDS: dict[type[nn.Module], Callable[..., None]] = {
     nn.modules.instancenorm._InstanceNorm: _normalisation,
     nn.GroupNorm: _group_normalisation,
     nn.PReLU: _prelu,
+    nn.RMSNorm: _rms_normalisation,
+    nn.Embedding: _embedding,
 }

@@ -27,7 +27,13 @@ from pruneaudit.pruning.slicing import channels_of
 Side = Literal["outputs", "inputs"]
 
 #: Modules that pass every channel on by itself.
-_PASSING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.PReLU)
+_PASSING = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.PReLU,
+    nn.Embedding,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,8 @@ class Unit:
         bundle: So many neighbours go or stay together: a group of a group normalisation stays whole, or its
             statistics would be others.
         parts: Of so many equal parts each loses the same number: the groups of grouped convolutions stay alike.
+        normalised: A normalisation computes over all of them (the residual width of a decoder): one that loses channels
+            is scaled, and gives what it gave where they are zero.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Unit:
     members: tuple[Member, ...]
     bundle: int = 1
     parts: int = 1
+    normalised: bool = False
 
     @property
     def step(self) -> int:
@@ -280,13 +289,16 @@ class Wiring:
         for item in self.group(name):
             module = item.dep.target.module
             if isinstance(module, nn.Parameter):
-                return f"its channels meet the parameter '{self._parameters.get(module, '?')}', which is no layer's"
+                own = self._parameters.get(module, "?")
+                module = self.modules.get(own.rpartition(".")[0])
+                if not isinstance(module, nn.RMSNorm):
+                    return f"its channels meet the parameter '{own}', which is no layer's"
             if type(module).__name__ == "_OutputOp":
                 return _CLASSIFIER
             if module not in self._names:
                 continue  # An operation without weights: a sum, a concatenation.
             who = f"{type(module).__name__} '{self._names[module]}'"
-            if not isinstance(module, (*LAYERS, *_PASSING)):
+            if not isinstance(module, (*LAYERS, *_PASSING, nn.RMSNorm)):
                 kind = "computes over its channels" if isinstance(module, nn.LayerNorm) else "cannot lose channels"
                 return f"{who} {kind}"
             if isinstance(module, nn.PReLU) and module.num_parameters == 1:
@@ -299,9 +311,18 @@ class Wiring:
         if not any(member.side == "inputs" for member in members):
             return _CLASSIFIER
         bundle = parts = 1
+        normalised = False
+        tensors: dict[nn.Parameter, str] = {}
         for member in members:
             module = self.modules[member.module]
             who = f"{type(module).__name__} '{member.module}'"
+            other = tensors.setdefault(module.weight, member.module) if module.weight is not None else member.module
+            if other != member.module:
+                return f"{who} and '{other}' share their weights, and would no longer"
+            if isinstance(module, nn.RMSNorm):
+                if tuple(module.normalized_shape) != (channels,) or member.places.shape[1] > 1:
+                    return f"{who} computes over other channels, too"
+                normalised = True
             if isinstance(module, nn.GroupNorm):
                 size = module.num_channels // module.num_groups
                 if not _is_whole(member.places, size):
@@ -321,7 +342,9 @@ class Wiring:
             and isinstance(self.modules[member.module], LAYERS)
             and not is_depthwise(self.modules[member.module])
         ]
-        return Unit(name, channels, tuple(sorted(producers, key=order.__getitem__)), tuple(members), bundle, parts)
+        return Unit(
+            name, channels, tuple(sorted(producers, key=order.__getitem__)), tuple(members), bundle, parts, normalised
+        )
 
 
 def _heads_unit(name: str, attention: Attention, reader: str) -> Unit:

@@ -72,6 +72,8 @@ WATCHED = {
     "reads_rivals": Caught({"F511": "ledger: "}),
     "starts_program": Caught({"F511": "program: true"}),
     "forks": Caught({"F511": "program: os.fork"}),
+    # A pass of the dense network, at three times the multiply-adds of the pruned one's.
+    "hidden_teacher": Caught({"F514": "retrain: in code of its own it computes "}),
     "phones_home": Caught({"F511": "host: ('127.0.0.1', 9)"}),
 }
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from trainers import Killed
 
 from pruneaudit.catalog.discovery import Catalog, MethodSource
 from pruneaudit.errors import MethodError
@@ -867,10 +868,6 @@ def test_a_method_that_raises_is_watched_no_longer(tmp_path):
     from pruneaudit.training import watch
 
     assert watch._listening == []
-
-
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
 
 
 @pytest.mark.parametrize("name", ["tpp", "greg-1"])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from builders import changed
 from small import BATCH, few_digits, network, prune
+from trainers import Killed
 
 from pruneaudit.audit.catalogue import get_rule, required
 from pruneaudit.audit.evidence import Case
@@ -171,10 +172,6 @@ def test_removed_weights_stay_zero_through_retraining(real, nesterov):
     assert (settings["masks"], settings["momentum"], settings["weight_decay"]) == ("held at zero", 0.9, 5e-3)
     before, _ = split(real, pruned_by(real, "magnitude-global"))
     assert all(bool((tensors[name] != before[name]).any()) for name in before), "the others are trained"
-
-
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
 
 
 @pytest.mark.parametrize("stage", ["retrain", "scratch"])

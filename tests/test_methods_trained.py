@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torch_pruning
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, few_digits, network, prune
 from torch import nn
+from trainers import Killed
 
 from pruneaudit.method import conduct
 from pruneaudit.method.contract import Budget
@@ -124,10 +125,6 @@ def test_it_spends_what_it_declares(method, name):
 @pytest.mark.parametrize(("method", "name"), [*CASES, ("greg-1", "lenet5"), ("tpp", "lenet5"), ("tpp", "resnet20")])
 def test_what_stays_does_not_depend_on_the_order_of_filters(method, name, seed):
     assert_equivariant(method, name, seed, steps=5, lr="0:1e-2")
-
-
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
 
 
 @pytest.mark.parametrize(("method", "steps"), [*((method, 10) for method in METHODS), ("greg-2", 36)])

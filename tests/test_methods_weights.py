@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from small import BATCH, CATALOG, WORKLOADS, assert_equivariant, few_digits, network, prune
 from torch import nn
+from trainers import Killed
 
 from pruneaudit.method.conduct import Job, digest, observe
 from pruneaudit.pruning import shapes
@@ -408,10 +409,6 @@ def test_the_budget_of_an_iterative_ticket_is_the_workloads():
         budget = method.budget(workload)
         assert (budget.steps, budget.samples) == (workload.prune.steps, 0), name
         assert float(budget.lr.removeprefix("0:")) == workload.pretrain.rate(0, 0), name
-
-
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 5])

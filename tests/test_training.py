@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from trainers import Killed
 
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.errors import AuditError
@@ -199,10 +200,6 @@ def test_divergence_is_an_error_that_names_the_epoch(tmp_path):
 
 
 # Kill and resume
-
-
-class Killed(BaseException):
-    """A kill that no ``except Exception`` catches."""
 
 
 def kill_after(epochs):

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from court import LENET, Court, arm
 from test_isolation import IsolatedCourt
-from test_training import Killed, assert_same_weights, digits, kill_after, network
+from test_training import assert_same_weights, digits, kill_after, network
 from torch import nn
+from trainers import Killed
 
 from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.catalog.cells import Cell, Comparison
@@ -309,6 +310,10 @@ def test_equal_training_macs_include_the_teachers(court):
     small, dense = (court.evidence(arm("l1-distilled")).result.macs, court.evidence(arm("l1")).base.macs)
     assert soft.epochs == max(1, round(plain.epochs * 3 * small / (3 * small + dense))) <= plain.epochs
     assert plans["l1"].trials == court.campaign.plan(Cell(LENET, "sx-a", "l1", 0.5, 0)).trials
+    # A cosine of fewer epochs would end at a larger rate.
+    vit = court.campaign.plan(Cell("vit-digits", "sx-b", "l1-distilled", 0.5, 0)).trials[0].recipe
+    usual = court.campaign.plan(Cell("vit-digits", "sx-b", "l1", 0.5, 0)).trials[0].recipe
+    assert vit.last_rate(34) == pytest.approx(usual.last_rate(34), rel=1e-12)
     scratch, ours = arm("scratch", protocol="sx-b"), arm("l1-distilled", protocol="sx-b")
     court.measure(scratch)
     court.measure(ours)
@@ -316,6 +321,7 @@ def test_equal_training_macs_include_the_teachers(court):
     found = get_rule("F802").check(left, right)
     assert found.verdict == "pass"
     assert f"{left.result.taught.macs} are passes of its teacher" in found.note
+    assert get_rule("F604").check(left, right).verdict == "pass"
     lighter = left.result.model_copy(update={"training_macs": 3 * left.result.training_macs})
     assert get_rule("F802").check(dataclasses.replace(left, result=lighter), right).verdict == "fail"
 

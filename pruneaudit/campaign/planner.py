@@ -467,13 +467,17 @@ class Planner:
     def _taught(self, recipe: Recipe, soft: Distillation) -> Recipe:
         """A retraining recipe with a teacher: each image passes the dense network once as well.
 
-        Where training MACs are matched to those of a scratch arm, it is so much shorter (to the nearest whole epoch).
+        Where training MACs are matched to those of a scratch arm, it is so much shorter (to the nearest whole epoch), and
+        ends at the rate that both have (F604).
         """
         if self.protocol.scratch == "equal-macs" and recipe.epochs:
             method = self.method
             small = shapes.target(self.workload, self.cell.ratio, method.granularity, method.scope).macs
             share = TRAINING_PASSES * small / (TRAINING_PASSES * small + shapes.shape(self.workload).macs)
-            recipe = recipe.for_epochs(max(1, round(recipe.epochs * share)))
+            last = recipe.last_rate(steps_per_epoch(facts(self.workload.data).train, recipe.batch))
+            epochs = max(1, round(recipe.epochs * share))
+            recipe = recipe.for_epochs(epochs)
+            recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, epochs))})
         return recipe.over(1).model_copy(update={"distillation": soft})
 
     def _scratch_plan(self, arm: ScratchArm) -> CellPlan:

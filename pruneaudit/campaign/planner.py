@@ -467,8 +467,8 @@ class Planner:
     def _taught(self, recipe: Recipe, soft: Distillation) -> Recipe:
         """A retraining recipe with a teacher: each image passes the dense network once as well.
 
-        Where training MACs are matched to those of a scratch arm, it is so much shorter (to the nearest whole epoch), and
-        ends at the rate that both have (F604).
+        Where training MACs are matched to those of a scratch arm, it is so much shorter (to the nearest whole epoch),
+        and ends at the rate that both have (F604).
         """
         if self.protocol.scratch == "equal-macs" and recipe.epochs:
             method = self.method

@@ -1,7 +1,7 @@
 """Images of a training epoch per second of one core, and what a process holds of an index of a million files.
 
 Against PIL, torchvision's v1 transforms and a DataLoader, as training scripts have them: JPEGs of 500x375 pixels and
-quality 90, RandomResizedCrop(224), flip, normalised. CPU time, in turn, best of three: other work on the machine does
+quality 90, RandomResizedCrop(224), flip, normalised. CPU time, in turn, best of six: other work on the machine does
 not count.
 
     python benchmarks/pictures.py [--images 256]
@@ -22,7 +22,7 @@ import numpy as np
 from resident import largest_set
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BATCH, REPEATS = 64, 3
+BATCH, REPEATS = 64, 6
 TRAIN, TEST = ("RandomResizedCrop(224)", "RandomHorizontalFlip"), ("Resize(256)", "CenterCrop(224)")
 
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "pruneaudit"
 # face, which hands on names from any room and which no room imports: only the scaffold, whose files do, asks for them.
 FLOORS = [
     {"errors", "sandbox", "state", "streams", "version"},
-    {"schema", "sources"},
+    {"kernels", "schema", "sources"},
     {"arithmetic"},
     {"workloads"},
     {"catalog"},

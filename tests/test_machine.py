@@ -13,7 +13,7 @@ pytestmark = needs_numba
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache folder, and all that was compiled."""
-    from pruneaudit.training import machine
+    from pruneaudit.kernels import machine
 
     monkeypatch.setenv("PRUNEAUDIT_CACHE", str(tmp_path / "cache"))
     compiled, compile_module = [], machine._compiled
@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 def doubled(name="doubled"):
     """A function that adds a number to twice an array's numbers."""
-    from pruneaudit.training.machine import Written
+    from pruneaudit.kernels.machine import Written
 
     def write(emit, values, size, added):
         with size.each() as number:
@@ -77,7 +77,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_anyway(cache, tmp_path):
 
 
 def test_code_for_another_processor_is_not_taken(cache, tmp_path, monkeypatch):
-    from pruneaudit.training import machine
+    from pruneaudit.kernels import machine
 
     doubled()(np.ones(2), 2, 0)()
     monkeypatch.setattr(machine, "_processor", lambda: ("x86-64", ""))
@@ -98,7 +98,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from test_tiled import RECIPE, noise, resnet
 from trainers import fit
-from pruneaudit.training import machine
+from pruneaudit.kernels import machine
 
 compiled, compile_module = [], machine._compiled
 

@@ -213,8 +213,8 @@ def test_divergence_is_an_error():
 @needs_numba
 @pytest.mark.parametrize("adds", [False, True], ids=["alone", "added"])
 def test_pooling_takes_the_first_of_equals_and_any_nan_as_torch_does(adds):
+    from pruneaudit.kernels.vectors import lanes
     from pruneaudit.training import tiled_kernel
-    from pruneaudit.training.vectors import lanes
 
     tiles, width, draw = 2, lanes(8), generator(0, "pooling")
     # Three values in windows of four: most have more than one largest pixel.
@@ -240,7 +240,7 @@ def test_pooling_takes_the_first_of_equals_and_any_nan_as_torch_does(adds):
 
 def in_lanes(maps):
     """Maps ``[B, C, H, W]`` as ``[T, cells, L]``; ``B`` fills its tiles."""
-    from pruneaudit.training.vectors import lanes
+    from pruneaudit.kernels.vectors import lanes
 
     return maps.detach().reshape(-1, lanes(8), maps[0].numel()).permute(0, 2, 1).contiguous().numpy()
 
@@ -255,8 +255,8 @@ def in_lanes(maps):
     adds=st.booleans(),
 )
 def test_passes_over_long_rows_equal_torch_and_weights_are_summed_in_one_order(channels, out, tall, tiles, adds):
+    from pruneaudit.kernels.vectors import lanes
     from pruneaudit.training import tiled_kernel as kernel
-    from pruneaudit.training.vectors import lanes
 
     draw = generator(channels, "rows")
     images = torch.randn(tiles * lanes(8), channels, tall, 8, dtype=torch.float64, generator=draw, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What every network in lanes has at its ends: images, the loss and the step, written in LLVM (:mod:`.machine`)."""
+"""What every network in lanes has at its ends: images, the loss and the step, written in LLVM (llvmlite)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from pruneaudit.training.machine import Call, Written
-from pruneaudit.training.vectors import Emitter, Real, Whole, lanes
+from pruneaudit.kernels.machine import Call, Written
+from pruneaudit.kernels.vectors import Emitter, Real, Whole, lanes
 
 __all__ = ["crops_into_lanes", "cross_entropy", "descend", "into_lanes", "lanes"]
 

@@ -1,4 +1,4 @@
-"""Layers of convolutional networks, forward and backward, written for the CPU in LLVM's instructions (:mod:`.machine`).
+"""Layers of convolutional networks, forward and backward, written for the CPU in LLVM's instructions (llvmlite).
 
 Maps lie as ``[T, cells, L]``: T tiles of L images, a cell for each channel, row and column of an image (with some to
 spare, so that tiles do not compete for the same sets of a cache). Widths and heights are arguments; the length of a
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from pruneaudit.training.machine import Call, Written
-from pruneaudit.training.vectors import VECTOR_BYTES, Emitter, Real, Whole
+from pruneaudit.kernels.machine import Call, Written
+from pruneaudit.kernels.vectors import VECTOR_BYTES, Emitter, Real, Whole
 
 #: Sums that are kept in registers, of sixteen: some are needed for what is multiplied.
 _SUMS = 8

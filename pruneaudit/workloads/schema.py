@@ -64,7 +64,7 @@ class DataConfig(Frozen):
             ``flip``: ``"RandomResizedCrop(224)"``.
         test: Transforms of images that are not augmented.
         pixels: What transforms act on: images as PIL has them (``pil``: one resizer, the same on every machine), or
-            tensors (``tensor``: faster; other pixels wherever something is resized, and the processor's).
+            tensors (``tensor``: other pixels wherever something is resized, and the processor's).
         classes: So many classes, drawn once and for all, of a folder that has more (0: all).
         tokenizer: Folder with the ``tokenizer.json`` of texts.
         window: Tokens of each example of texts.

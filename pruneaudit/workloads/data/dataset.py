@@ -139,13 +139,15 @@ class Dataset:
             channels = (-1, *[1] * (images.dim() - 2))
             return (images.to(dtype) - mean.view(channels)) / std.view(channels)
         mean, scale = self.scaling(dtype, images.device)
-        # One value per pixel and channel of an image: rows of three channels are too short to vectorise.
-        mean, scale = (values.expand(images.shape[1:]).flatten() for values in (mean, scale))
+        bands, part = (1, max(len(images), 1)) if images.is_cuda else _parts(*images.shape[1:])
+        # One value per pixel and channel of a band: rows of three channels are too short to vectorise.
+        band = (images.shape[1] // bands, *images.shape[2:])
+        mean, scale = (values.expand(band).flatten() for values in (mean, scale))
         # Within one tensor: a second one of this size costs as much as all else. On a processor part by part, so that
         # what was converted is still at hand when it is shifted and scaled.
         pixels = torch.empty(images.shape, dtype=dtype, device=images.device)
-        part = len(images) if images.is_cuda else max(1, _AT_HAND // max(images.shape[1:].numel(), 1))
-        for stored, found in zip(images.flatten(1).split(part), pixels.flatten(1).split(part), strict=True):
+        whole = (len(images) * bands, len(mean))
+        for stored, found in zip(images.reshape(whole).split(part), pixels.view(whole).split(part), strict=True):
             found.copy_(stored).sub_(mean).mul_(scale)
         return pixels.permute(0, 3, 1, 2)
 
@@ -300,6 +302,15 @@ def crops(windows: torch.Tensor, index: torch.Tensor, shift: torch.Tensor, flip:
     """
     images = windows[index, shift[..., 0], shift[..., 1]]
     return images if flip is None else torch.where(flip[..., None, None, None], images.flip(-2), images)
+
+
+def _parts(height: int, width: int, channels: int) -> tuple[int, int]:
+    """Into how many bands of rows an image is cut, and how many bands are normalised at one time."""
+    row = width * channels
+    bands = next(
+        (count for count in range(1, height) if not height % count and height // count * row <= _AT_HAND), height
+    )
+    return bands, max(1, _AT_HAND // (height // bands * row))
 
 
 # Values that are normalised at one time: half of a usual second-level cache, in fp32.

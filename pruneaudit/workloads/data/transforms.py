@@ -12,7 +12,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from pruneaudit.errors import ConfigError, nearest, one_line
 _OTHERS = frozenset({"Compose", "CutMix", "FiveCrop", "Lambda", "MixUp", "TenCrop", "Transform"})
 #: They leave PIL images as they are, with a warning at best.
 _OF_TENSORS = frozenset({"RandomErasing"})
+#: They do the same to images of PIL and to tensors, and draw the same for it.
+_ALIKE = frozenset({"RandomHorizontalFlip", "RandomVerticalFlip"})
 
 
 class Pipeline:
@@ -87,7 +89,8 @@ class Pipeline:
         """The first step, and the example as it takes it.
 
         Nine tenths of an epoch's first steps cut something out and resize it: what is not needed is cut off before
-        an array becomes an image of PIL, or is resized row by row, which gives the same pixels.
+        an array becomes an image of PIL, or is resized row by row, which gives the same pixels. So does
+        :mod:`.resampling`, without an image of PIL unless a later step needs one.
         """
         from torchvision.transforms import v2
 
@@ -101,13 +104,43 @@ class Pipeline:
             return step, given(image)
         cut = step.make_params([_as_tensor(image)])
         top, left, height, width = (cut[name] for name in ("top", "left", "height", "width"))
+        if not is_tensor and image.shape[2] == 3:
+            resized = _resizer(step.interpolation, (top, left, height, width), tuple(step.size))
+            if resized is not None:
+                return (lambda whole: self._second(torch.from_numpy(resized(whole.contiguous().numpy())))), image
         # Whole pixels side by side are resized in half the time that strided ones take, to the same bits.
         part = image[top : top + height, left : left + width].contiguous()
         options = {"size": step.size, "interpolation": step.interpolation, "antialias": step.antialias}
         return partial(v2.functional.resize, **options), given(part)
 
+    def _second(self, image: torch.Tensor) -> Any:
+        """An image ``[H, W, 3]`` for the steps behind the first: as PIL has it, or as a tensor where that will do."""
+        are_alike = all(type(step).__name__ in _ALIKE for step in self._steps[1:])
+        return image.permute(2, 0, 1) if are_alike else _as_pil(image)
+
     def __str__(self) -> str:
         return ("" if self.pixels == "pil" or not self.specs else f"{self.pixels}: ") + "+".join(self.specs)
+
+
+def _resizer(
+    interpolation: Any, box: tuple[int, int, int, int], size: tuple[int, ...]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What resizes a part of an image as PIL does, without PIL; None: PIL has to."""
+    resampling, name = _resampling(), getattr(interpolation, "value", interpolation)
+    if resampling is None or name not in resampling.FILTERS or not resampling.wide_enough(box[3], size[1]):
+        return None
+    order = resampling.order()
+    return None if order is None else partial(resampling.resized, box=box, size=size, name=name, order=order)
+
+
+@cache
+def _resampling() -> Any:
+    """The module that resizes; None without the extra "compiled": everything is the same, more slowly."""
+    try:
+        from pruneaudit.workloads.data import resampling
+    except ImportError:
+        return None
+    return resampling
 
 
 def stored(example: Any, channels_first: bool = False) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import inspect
 import os
 import struct
 import tempfile
@@ -26,13 +27,14 @@ import numpy as np
 from llvmlite import binding, ir
 
 from pruneaudit import state
-from pruneaudit.training.vectors import Emitter, Whole
+from pruneaudit.kernels.vectors import Emitter, Whole
 
 Call = Callable[[], object]
 
 #: Arrays of fixed types, by the sign that a function's parameters have.
 _ARRAYS = {
-    name: np.dtype(kind) for name, kind in (("pixels", "u1"), ("bits", "?"), ("winners", "i2"), ("places", "i8"))
+    name: np.dtype(kind)
+    for name, kind in (("pixels", "u1"), ("bits", "?"), ("winners", "i2"), ("weights", "i4"), ("places", "i8"))
 }
 _REALS = (np.dtype("f4"), np.dtype("f8"))
 _COMPILING = threading.Lock()
@@ -44,8 +46,8 @@ class Written:
     Args:
         name: What its code is kept as.
         parameters: Of what kind they are: ``reals`` (an array), ``real`` (one number), ``whole`` (an integer),
-            ``pixels``, ``bits``, ``winners`` or ``places`` (arrays of uint8, bool, int16, int64). Arrays come first,
-            one of ``reals`` before all others.
+            ``pixels``, ``bits``, ``winners``, ``weights`` or ``places`` (arrays of uint8, bool, int16, int32, int64).
+            Arrays come first, one of ``reals`` before all others where there are any.
         write: Writes its instructions, given an emitter and the parameters: addresses, numbers, and :class:`Whole`.
     """
 
@@ -62,7 +64,7 @@ class Written:
         Raises:
             TypeError: An array is of another type, or not in C order.
         """
-        kind = arguments[0].dtype
+        kind = arguments[0].dtype if "reals" in self._arrays else _REALS[0]
         if kind not in _REALS:
             raise TypeError(f"{self.name}: float32 and float64 are compiled, not {kind}")
         given = list(arguments)
@@ -83,7 +85,8 @@ class Written:
         """What ctypes calls, for numbers of so many bytes, and how its parameters lie in memory."""
         with _COMPILING:
             if size not in self._compiled:
-                address = _loaded(f"{self.name}-{8 * size}", lambda symbol: self._module(symbol, size))
+                sources = _sources(Path(__file__).parent, Path(inspect.getfile(self._write)).parent)
+                address = _loaded(f"{self.name}-{8 * size}", lambda symbol: self._module(symbol, size), sources)
                 # Held as by any other extension: who gives the lock up may wait for it longer than a kernel takes.
                 function = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
                 signs = {"whole": "q", "real": "f4x" if size == 4 else "d"}
@@ -144,9 +147,9 @@ def _engine() -> Any:
     return binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
 
 
-def _loaded(symbol: str, module: Callable[[str], ir.Module]) -> int:
+def _loaded(symbol: str, module: Callable[[str], ir.Module], sources: str) -> int:
     """Address of a function, whose code was kept or is compiled now."""
-    place = state.cache_folder() / "kernels" / f"{symbol}-{_identity(symbol)[:32]}.o"
+    place = state.cache_folder() / "kernels" / f"{symbol}-{_identity(symbol, sources)[:32]}.o"
     code = _kept(place)
     if code is None:
         code = _compiled(module(symbol))
@@ -168,16 +171,16 @@ def _compiled(module: ir.Module) -> bytes:
     return bytes(machine.emit_object(read))
 
 
-def _identity(symbol: str) -> str:
+def _identity(symbol: str, sources: str) -> str:
     """Digest of everything that can change a function's code."""
-    said = [symbol, *_processor(), binding.get_process_triple(), llvmlite.__version__, _sources()]
+    said = [symbol, *_processor(), binding.get_process_triple(), llvmlite.__version__, sources]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()
 
 
 @cache
-def _sources() -> str:
-    """Digest of what writes functions: all of this package, since it cannot be told what a function asks for."""
-    files = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+def _sources(*folders: Path) -> str:
+    """Digest of what writes a function: all that lies in these, since it cannot be told what one asks for."""
+    files = (path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py")))
     return hashlib.sha256(b"\0".join(files)).hexdigest()
 
 

@@ -1,0 +1,1 @@
+"""How kernels of our own are written, compiled and kept; what they compute is said in the rooms that need them."""

@@ -223,5 +223,5 @@ def test_honest_methods_pass(root, name, protocol):
     elif name == "unpruned":
         assert watched == {"F501", "F512"}
     else:
-        expected = {"F501", "F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511", "F512", "F513"}
+        expected = {"F501", "F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511", "F512", "F513", "F514"}
         assert watched == expected | ({"F510"} if name == "random" else set())

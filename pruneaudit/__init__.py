@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pruneaudit.method.contract import (
         Budget,
         Card,
+        Distillation,
         FilterScore,
         Hooks,
         Kept,
@@ -38,6 +39,7 @@ __all__ = [
     "Budget",
     "Card",
     "Data",
+    "Distillation",
     "FilterScore",
     "Hooks",
     "IterativeScore",

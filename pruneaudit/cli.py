@@ -98,7 +98,11 @@ def methods(
     if name:
         reasons = cards.refusals(catalog, name, catalog.workloads.values())
         rows[0]["not_for"] = [f"{', '.join(places)}: {reason}" for reason, places in reasons.items()]
-    more = ["in_retraining", "published_recipe", "parameters", "not_for", "defined_in", "description"] if name else []
+    more = (
+        ["in_retraining", "teacher", "published_recipe", "parameters", "not_for", "defined_in", "description"]
+        if name
+        else []
+    )
     _show(rows, [*cards.COLUMNS, *more], as_json)
 
 

@@ -90,11 +90,11 @@ def judged(found, *comparisons, **options):
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("l1", BEHAVIOUR | {"F315", "F513"}),
-        ("tpp", BEHAVIOUR | {"F315", "F513"}),
-        ("random", BEHAVIOUR | {"F315", "F510", "F513"}),
-        ("random-uniform", BEHAVIOUR | {"F315", "F510", "F513"}),
-        ("randomised-greedy", BEHAVIOUR | {"F315", "F513"}),
+        ("l1", BEHAVIOUR | {"F315", "F513", "F514"}),
+        ("tpp", BEHAVIOUR | {"F315", "F513", "F514"}),
+        ("random", BEHAVIOUR | {"F315", "F510", "F513", "F514"}),
+        ("random-uniform", BEHAVIOUR | {"F315", "F510", "F513", "F514"}),
+        ("randomised-greedy", BEHAVIOUR | {"F315", "F513", "F514"}),
         ("scratch", {"F506"}),
         ("scratch-e", {"F506"}),
         ("unpruned", set()),

@@ -512,6 +512,8 @@ NOTHING = {
     "added": {},
     "own_macs": 0,
     "frozen": [],
+    "taught_samples": 0,
+    "steps_macs": {},
 }
 CURVES = {field.name: [] for field in fields(History)}
 DECIDED = {

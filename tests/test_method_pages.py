@@ -67,9 +67,14 @@ def test_a_card_of_a_stranger_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("studies", "granularities"),
     [
-        # What was made for heads and neurons, or for language models, has a table of its own.
+        # What was made for heads and neurons, or for language models, has tables of its own; so has what is taught.
         (
-            ("all-filters-digits", "post-training-shakespeare", "post-training-width-shakespeare"),
+            (
+                "all-filters-digits",
+                "post-training-shakespeare",
+                "post-training-width-shakespeare",
+                "distillation-digits",
+            ),
             ("filters", "blocks", "nothing"),
         ),
         (("all-weights-digits", "post-training-weights-shakespeare"), ("weights",)),

@@ -49,6 +49,7 @@ OTHER = {
     "metric_digest": "ef" * 32,
     "arithmetic": "portable",
     "calibration": 128,
+    "teacher": "0123456789abcdef",
 }
 
 

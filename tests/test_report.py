@@ -207,6 +207,7 @@ def test_a_session_lists_every_selected_cell(ledger):
         "F110",
         "F321",
         "F323",
+        "F324",
         "F611",
     ]
     assert [one["verdict"] for one in results.verdicts] == ["not comparable"]
@@ -527,9 +528,9 @@ def test_the_matrix_has_columns_for_what_does_not_hold_only(ledger):
     matrix = audit_matrix(gather_ledger(CATALOG, ledger), *WHERE)
     assert matrix[0] == ["protocol", "comparison", "required", "F321", "not controlled"]
     assert {line[1]: line[2:4] for line in matrix[1]} == {
-        "l1 vs random": ["all 16 ok", "ok"],
-        "l1 vs tpp": ["15 of 16 ok", "FAIL"],
-        "random vs tpp": ["15 of 16 ok", "FAIL"],
+        "l1 vs random": ["all 17 ok", "ok"],
+        "l1 vs tpp": ["16 of 17 ok", "FAIL"],
+        "random vs tpp": ["16 of 17 ok", "FAIL"],
     }
     assert legend(matrix) == "FAIL: required and broken; ok: holds"
     everything_fine = (["method", "rules"], [["l1", "all 3 ok"]])
@@ -988,7 +989,7 @@ def test_the_summary_says_what_is_missing_and_why(ledger):
     assert "  skipped (1): no data" in lines
     assert "  missing (1): not measured" in lines
     assert "  failed (1): run lenet5-digits-prune-random failed: RuntimeError: a | b" in lines
-    assert "findings: 7 required checks, 1 fail, 6 pass" in lines
+    assert "findings: 8 required checks, 1 fail, 7 pass" in lines
     (line,) = [line for line in lines if line.startswith("  F321 fail: ")]
     assert line.startswith("  F321 fail: lenet5-digits s3.2 ratio 0.5 seed 0: l1: 0.01×4")
     assert "lenet5-digits: test accuracy in percent at the last epoch, mean ± sample std" in lines

@@ -72,6 +72,8 @@ WATCHED = {
     "reads_rivals": Caught({"F511": "ledger: "}),
     "starts_program": Caught({"F511": "program: true"}),
     "forks": Caught({"F511": "program: os.fork"}),
+    # A pass of the dense network, at three times the multiply-adds of the pruned one's.
+    "hidden_teacher": Caught({"F514": "retrain: in code of its own it computes "}),
     "phones_home": Caught({"F511": "host: ('127.0.0.1', 9)"}),
 }
 
@@ -221,5 +223,5 @@ def test_honest_methods_pass(root, name, protocol):
     elif name == "unpruned":
         assert watched == {"F501", "F512"}
     else:
-        expected = {"F501", "F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511", "F512", "F513"}
+        expected = {"F501", "F502", "F503", "F504", "F505", "F507", "F508", "F509", "F511", "F512", "F513", "F514"}
         assert watched == expected | ({"F510"} if name == "random" else set())

@@ -27,7 +27,7 @@ class Cost:
         epochs: Training passes over the training split; the last may be a part of one.
         passes: How many times the network is evaluated for the curves: after each epoch, a part of one included.
         macs: MACs of the trained network on one image.
-        training_macs: MACs of all training steps.
+        training_macs: MACs of all training steps, a teacher's passes included.
         evaluation_macs: MACs of the passes over validation and test, the last one for the record included.
         calls: How often a layer is called on a batch: of a training step thrice, as its MACs count thrice.
     """
@@ -69,11 +69,14 @@ def cost(run: RunSpec, catalog: Catalog) -> Cost:
     held_out = sizes.validation + sizes.test
     steps = run.recipe.total_steps(per_epoch)
     batches = TRAINING_PASSES * steps + (passes + 1) * math.ceil(held_out / run.recipe.batch)
+    # A teacher is the dense network, which images pass without gradients.
+    batches += steps if run.teacher is not None else 0
+    taught = images * costs.of_widths({}) if run.teacher is not None else 0
     return Cost(
         images / sizes.train,
         passes,
         macs,
-        TRAINING_PASSES * macs * images,
+        TRAINING_PASSES * macs * images + taught,
         macs * (passes + 1) * held_out,
         batches * len(costs.macs),
     )

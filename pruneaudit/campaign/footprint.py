@@ -26,7 +26,7 @@ class Footprint:
     """Memory of a stage on one device, in GiB.
 
     Attributes:
-        weights: Of the network that trains, or is scored and pruned.
+        weights: Of the network that trains, or is scored and pruned, and of the one that teaches it.
         gradients: As many.
         optimiser: What it keeps between steps.
         activations: What a batch leaves for its backward pass, its logits in float32 included, at most: where attention
@@ -71,7 +71,12 @@ def footprint(run: RunSpec, catalog: Catalog) -> Footprint:
     # What is only evaluated keeps nothing for a backward pass.
     left = batch * (saved + logits) if steps or run.stage == "prune" else logits
     has_gradients = (bool(steps) or run.stage == "prune") and not is_read
-    return Footprint(weights, weights if has_gradients else 0.0, states * weights, left / _GIB)
+    teacher = (
+        sum(each.numel() for each in shapes.dense_network(workload).parameters()) if run.teacher is not None else 0
+    )
+    return Footprint(
+        weights + teacher * kind.itemsize / _GIB, weights if has_gradients else 0.0, states * weights, left / _GIB
+    )
 
 
 def _saved(model: nn.Module, example: torch.Tensor) -> tuple[int, int]:

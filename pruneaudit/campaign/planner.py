@@ -30,12 +30,13 @@ from pruneaudit.ledger.records import (
     total,
 )
 from pruneaudit.ledger.store import Ledger
-from pruneaudit.method.contract import Method, ScratchArm, refusal
+from pruneaudit.measure.cost import TRAINING_PASSES
+from pruneaudit.method.contract import Method, ScratchArm, refusal, taught
 from pruneaudit.pruning import shapes
 from pruneaudit.sources import Source
 from pruneaudit.workloads.checkpoints import base_path, fitted, found_in, read
 from pruneaudit.workloads.data import facts, identity
-from pruneaudit.workloads.recipes import Optimiser, Recipe, steps_per_epoch
+from pruneaudit.workloads.recipes import Distillation, Optimiser, Recipe, steps_per_epoch
 from pruneaudit.workloads.schedule import Schedule
 from pruneaudit.workloads.schema import DataConfig, Workload
 
@@ -359,14 +360,16 @@ class Planner:
             operating_point=self._operating_point(),
             calibration=self.protocol.calibration,
         )
+        soft = taught(self.method)
         # Retraining depends on the method's code only where the method acts in it.
         acts: dict[str, Any] = {"method_digest": self.source.digest, "method_parameters": self.method.parameters()}
         trials = tuple(
             self._run(
                 "retrain",
-                # What a method adds acts in one process, and is compared as that (F322, F608).
-                recipe.over(1) if self.method.in_retraining else recipe,
+                # What a method adds acts in one process, as a teacher does, and is compared as that (F322, F608).
+                self._taught(recipe, soft) if soft else recipe.over(1) if self.method.in_retraining else recipe,
                 parent=prune.run_id,
+                teacher=base.run_id if soft else None,
                 method=self.cell.method,
                 ratio=self.cell.ratio,
                 **(acts if self.method.in_retraining else {}),
@@ -460,6 +463,22 @@ class Planner:
         elif self.protocol.retraining == "method":
             published = self.catalog.method(self.protocol.recipe_of).create().published
         return [usual if published is None else own_recipe(published, self.workload, self.catalog)]
+
+    def _taught(self, recipe: Recipe, soft: Distillation) -> Recipe:
+        """A retraining recipe with a teacher: each image passes the dense network once as well.
+
+        Where training MACs are matched to those of a scratch arm, it is so much shorter (to the nearest whole epoch),
+        and ends at the rate that both have (F604).
+        """
+        if self.protocol.scratch == "equal-macs" and recipe.epochs:
+            method = self.method
+            small = shapes.target(self.workload, self.cell.ratio, method.granularity, method.scope).macs
+            share = TRAINING_PASSES * small / (TRAINING_PASSES * small + shapes.shape(self.workload).macs)
+            last = recipe.last_rate(steps_per_epoch(facts(self.workload.data).train, recipe.batch))
+            epochs = max(1, round(recipe.epochs * share))
+            recipe = recipe.for_epochs(epochs)
+            recipe = recipe.model_copy(update={"lr": str(recipe.schedule.ending_at(last, epochs))})
+        return recipe.over(1).model_copy(update={"distillation": soft})
 
     def _scratch_plan(self, arm: ScratchArm) -> CellPlan:
         """A scratch arm: the architecture of uniform pruning, or the one that a method found."""

@@ -30,6 +30,7 @@ from pruneaudit.ledger.records import (
     RunSpec,
     Scores,
     Shown,
+    Taught,
     own_training,
     pack,
 )
@@ -53,10 +54,11 @@ from pruneaudit.pruning.removal import shrink, thinned, zeros_left
 from pruneaudit.streams import generator
 from pruneaudit.training import ranks
 from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.distillation import Teacher
 from pruneaudit.training.grouped import jacobians
 from pruneaudit.training.loop import BACKENDS, History, Hooks, Observer, Progress, Trainer
 from pruneaudit.training.many import train_many
-from pruneaudit.training.metering import Consumption, Meter
+from pruneaudit.training.metering import Consumption, Meter, beside_the_network, training_macs
 from pruneaudit.training.precision import place
 from pruneaudit.training.runs import Trained, Training
 from pruneaudit.training.runtime import Runtime
@@ -102,6 +104,9 @@ class Outcome:
     measured: bool = True
     shown: Shown | None = None
     pattern: tuple[int, int] | None = None
+    taught: Taught | None = None
+    own_images: float | None = None
+    own_per_image: float | None = None
 
 
 @dataclass(frozen=True)
@@ -299,17 +304,29 @@ class Stages:
         # Its source is part of the run's identity where the method acts in retraining, and only there.
         source = self._method(spec) if spec.method_digest else None
         method = source.create() if source is not None else None
+        teacher = self._teacher(spec, workload)
+        # Before the method has the network.
+        each = training_macs(model, dataset.example()) if method is not None else 0
         state: dict[str, Any] = {}
-        hooks = None
+        hooks, digest = None, ""
         if source is not None and source.outside is not None:
-            outcome = self._retrain_outside(source, model, spec, workload, dataset, parent, masks, progress)
+            outcome, digest = self._retrain_outside(
+                source, model, spec, workload, dataset, parent, masks, progress, teacher
+            )
         else:
             if method is not None:
                 model = self._place(model, spec)
                 assert spec.ratio is not None
                 steps = spec.recipe.total_steps(steps_per_epoch(len(dataset.train), spec.recipe.batch))
                 hooks = adds(method, RetrainingTask(model, workload, spec.ratio, steps, state))
-            outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state)
+            outcome = yield from self._train(model, spec, dataset, "retrain", progress, masks, hooks, state, teacher)
+        if teacher is not None:
+            samples = outcome.consumption.taught_samples
+            macs = samples * self.ledger.get(str(spec.teacher)).macs
+            outcome.taught = Taught(digest=digest or teacher.digest, samples=samples, macs=macs)
+        if method is not None:
+            own = beside_the_network(outcome.consumption.steps_macs, each)
+            outcome.own_images, outcome.own_per_image = own
         outcome.kept, outcome.granularity = parent.kept, parent.granularity
         outcome.pattern = _pattern_of(parent)
         outcome.widths = {name: len(kept) for name, kept in parent.kept.items()}
@@ -326,8 +343,9 @@ class Stages:
         parent: RunRecord,
         masks: dict[str, torch.Tensor],
         progress: Progress | None,
-    ) -> Outcome:
-        """Retrain with what a method adds, in the method's own process."""
+        teacher: Teacher | None,
+    ) -> tuple[Outcome, str]:
+        """Retrain with what a method adds, in the method's own process; tell the digest of its teacher there, too."""
         job = Job.of(
             spec,
             lambda: self._place(copy.deepcopy(model), spec),
@@ -338,10 +356,10 @@ class Stages:
         )
         widths = {name: len(indices) for name, indices in parent.kept.items()}
         retrained = isolation.retrain(
-            source, job, widths, self._off_limits(spec), self._checkpoint(spec), progress, self.runtime
+            source, job, widths, self._off_limits(spec), self._checkpoint(spec), progress, self.runtime, teacher
         )
-        trained, consumption, history, resumed, seconds = retrained
-        return Outcome(
+        trained, consumption, history, resumed, seconds, digest = retrained
+        outcome = Outcome(
             trained,
             consumption,
             history,
@@ -350,6 +368,15 @@ class Stages:
             resumed=resumed,
             training_seconds=seconds,
         )
+        return outcome, digest
+
+    def _teacher(self, spec: RunSpec, workload: Workload) -> Teacher | None:
+        """The dense network that teaches in a run, where one does."""
+        if spec.teacher is None or spec.recipe.distillation is None:
+            return None
+        network, masks = self._inherit(workload, self.ledger.get(spec.teacher))
+        beside = {f"{_MASK}{name}": mask for name, mask in masks.items()}
+        return Teacher(self._place(network, spec), spec.recipe.distillation, spec.precision, beside)
 
     def _method(self, spec: RunSpec) -> MethodSource:
         """The method of a run, as it was when the run was planned.
@@ -461,6 +488,7 @@ class Stages:
         masks: dict[str, torch.Tensor] | None = None,
         hooks: Hooks | None = None,
         state: dict[str, Any] | None = None,
+        teacher: Teacher | None = None,
     ) -> _Stage:
         model, checkpoint = self._place(model, spec), self._checkpoint(spec)
         asked = time.perf_counter()
@@ -478,6 +506,7 @@ class Stages:
             hooks,
             self._measure(spec),
             self._observer if spec.stage == "retrain" else None,
+            teacher,
         )
         return Outcome(
             model,
@@ -598,16 +627,21 @@ class Stages:
         test, validation = self._scores_of(spec, model, dataset, measure, digest)
         curve = history.test_accuracy or [test.accuracy]
         best = max(range(len(curve)), key=curve.__getitem__)
-        training_macs = TRAINING_PASSES * training_shape * consumption.training_samples
-        training_macs += training_shape * consumption.scoring_samples
+        cost = TRAINING_PASSES * training_shape * consumption.training_samples
+        cost += training_shape * consumption.scoring_samples
+        cost += outcome.taught.macs if outcome.taught is not None else 0
+        own_images = outcome.own_images
+        if outcome.conduct is not None:
+            own_images = consumption.own_macs / (TRAINING_PASSES * training_shape)
         record = RunRecord(
             **dict(spec),
             epochs=consumption.training_samples / len(dataset.train) if outcome.measured else None,
             samples=consumption.training_samples,
             scoring_samples=consumption.scoring_samples,
-            own_images=consumption.own_macs / (TRAINING_PASSES * training_shape) if outcome.conduct else None,
+            own_images=own_images,
+            own_per_image=outcome.own_per_image,
             optimiser_steps=consumption.optimiser_steps,
-            training_macs=training_macs if outcome.measured else None,
+            training_macs=cost if outcome.measured else None,
             learning_rates=[(rate, int(steps)) for rate, steps in consumption.rates],
             hyper_parameters=_hyper_parameters(spec, dataset, outcome),
             fallback=outcome.reason,
@@ -660,6 +694,7 @@ class Stages:
             text=text_measure(dataset),
             task=task_measure(dataset),
             pattern=_left(model, outcome),
+            taught=outcome.taught,
         )
         return self.ledger.commit(record, weights)
 

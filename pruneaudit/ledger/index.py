@@ -76,9 +76,10 @@ _PACKED: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
 #: Fields that differ from record to record: all others are in texts that many have in common,
 _OWN: dict[type[BaseModel], frozenset[str]] = {
     RunRecord: frozenset({
-        "seed", "parent", "shape_of", "own_images", "accuracy", "validation_accuracy", "best_accuracy", "best_epoch",
-        "initial_accuracy", "beside", "jacobian", "jacobian_train", "conduct", "parent_digest", "weights_digest",
-        "resumed", "seconds", "training_seconds", "finished", "scores", "shown", "_run_id", "_lengths",
+        "seed", "parent", "shape_of", "teacher", "own_images", "own_per_image", "taught", "accuracy",
+        "validation_accuracy", "best_accuracy", "best_epoch", "initial_accuracy", "beside", "jacobian",
+        "jacobian_train", "conduct", "parent_digest", "weights_digest", "resumed", "seconds", "training_seconds",
+        "finished", "scores", "shown", "_run_id", "_lengths",
     }),
     CellRecord: frozenset({
         "seed", "status", "error", "accuracy", "base_accuracy", "validation_accuracy", "pruned_value", "base", "topup",

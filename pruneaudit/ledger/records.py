@@ -106,6 +106,7 @@ class RunSpec(Frozen):
         arithmetic: Whether its numbers depend on the processor (``native``) or are every machine's (``portable``).
         calibration: Training examples that every method scores with, the same ones for all (prune); 0: each draws its
             own.
+        teacher: Id of the run whose dense network teaches, frozen (retrain); None: nobody does.
     """
 
     workload: str
@@ -140,6 +141,7 @@ class RunSpec(Frozen):
     metric_digest: str | None = None
     arithmetic: Arithmetic = "native"
     calibration: int = 0
+    teacher: str | None = None
 
     @property
     def run_id(self) -> str:
@@ -150,7 +152,7 @@ class RunSpec(Frozen):
     @property
     def needs(self) -> tuple[str, ...]:
         """Ids of the runs that must be finished before this one."""
-        return tuple(run for run in (self.parent, self.shape_of) if run is not None)
+        return tuple(run for run in (self.parent, self.shape_of, self.teacher) if run is not None)
 
     @property
     def slug(self) -> str:
@@ -183,6 +185,20 @@ class Shown(Frozen):
     examples: int = 0
     tokens: int = 0
     digest: str = ""
+
+
+class Taught(Frozen):
+    """What a declared teacher did in a retraining.
+
+    Attributes:
+        digest: SHA-256 of its weights when the retraining was over, as of the record of its run.
+        samples: Images that passed it.
+        macs: Multiply-adds of all these passes: a part of the run's ``training_macs``.
+    """
+
+    digest: str
+    samples: int
+    macs: int
 
 
 class Pattern(Frozen):
@@ -378,9 +394,12 @@ class RunRecord(RunSpec):
         samples: Images that passed with gradients.
         scoring_samples: Images that passed without gradients, for a method's scores.
         own_images: Of a pruning stage, training images that cost as many multiply-adds as what the method's own code
-            computed, passes included; None elsewhere, and in older records.
+            computed, passes included. Of a retraining that a method acts in, the same of all that was computed in its
+            steps beside the network's own passes. None elsewhere, and in older records.
+        own_per_image: Of such a retraining, how much of that goes with the number of images in a step, for each image:
+            0 of a penalty on weights; None where all steps had as many images, elsewhere, and in older records.
         optimiser_steps: Steps of any optimiser.
-        training_macs: 3 × MACs × samples + MACs × scoring samples; None where not measured.
+        training_macs: 3 × MACs × samples + MACs × scoring samples, and a teacher's passes; None where not measured.
         learning_rates: Learning rate of every step, run-length coded as ``[rate, steps]``.
         hyper_parameters: Optimiser settings seen at the steps, batch, augmentation, precision, label smoothing; what
             made the steps, where it was not torch; what the loop did beside a plain step (clipping, averaging, mixing).
@@ -434,6 +453,7 @@ class RunRecord(RunSpec):
         frozen: Parameters that had no gradient at any step: no step moved them.
         pattern: The pattern that the method says it leaves, in the network as it is when the stage ends (prune and
             retrain); None where it says none, and in older records.
+        taught: What the teacher did, where the run has one.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -441,6 +461,7 @@ class RunRecord(RunSpec):
     samples: int
     scoring_samples: int
     own_images: float | None = None
+    own_per_image: float | None = None
     optimiser_steps: int
     training_macs: int | None
     learning_rates: list[tuple[float, int]]
@@ -495,6 +516,7 @@ class RunRecord(RunSpec):
     task: TaskMeasure | None = None
     frozen: list[str] = Field(default_factory=list)
     pattern: Pattern | None = None
+    taught: Taught | None = None
 
     @property
     def left(self) -> dict[str, int]:
@@ -561,6 +583,7 @@ MEASURED_LATER = frozenset(
         "epoch_starts",
         "frozen",
         "own_images",
+        "own_per_image",
         "pattern",
         "pipeline",
         "pruned_value",

@@ -53,7 +53,7 @@ def rows(catalog: Catalog, names: Iterable[str] = ()) -> list[dict[str, Any]]:
 
 
 def _row(source: MethodSource) -> dict[str, Any]:
-    from pruneaudit.method.contract import ScratchArm
+    from pruneaudit.method.contract import ScratchArm, taught
 
     method = source.create()
     card, published = method.card, method.published
@@ -68,6 +68,7 @@ def _row(source: MethodSource) -> dict[str, Any]:
         "base": card.base,
         "training": card.training,
         "in_retraining": method.in_retraining,
+        "teacher": f"the dense base; {soft}" if (soft := taught(method)) else "",
         "source": card.source,
         "summary": method.summary(),
         "description": inspect.getdoc(type(method)) or "",
@@ -106,6 +107,7 @@ def page(catalog: Catalog) -> str:
         facts = [f"Source: {card['source']}."]
         facts += [f"Beside the authors' code: {measured[card['name']]}"] if card["name"] in measured else []
         facts += [f"In retraining: {card['in_retraining']}."] if card["in_retraining"] else []
+        facts += [f"Teacher in retraining: {card['teacher']}."] if card["teacher"] else []
         facts += [f"Retraining under S1 and S2: {card['published_recipe']}."] if card["removes"] != "nothing" else []
         if card["parameters"]:
             values = ", ".join(f"`{key} = {value!r}`" for key, value in card["parameters"].items())

@@ -36,13 +36,14 @@ from pruneaudit.measure.metric import Measure
 from pruneaudit.method.answers import adds, decide
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.conduct import REPEATED_STEPS, digest, own_modules
-from pruneaudit.method.contract import Budget, Method, ScratchArm
+from pruneaudit.method.contract import Budget, Method, ScratchArm, taught
 from pruneaudit.method.limits import Limits
 from pruneaudit.method.task import PruningTask, RetrainingTask
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.layers import prunable_layers
 from pruneaudit.sources import heard_by, listening
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
+from pruneaudit.training.distillation import Teacher
 from pruneaudit.training.loop import Hooks, Trainer
 from pruneaudit.training.memory import is_out_of_memory
 from pruneaudit.training.metering import Consumption, Meter
@@ -162,6 +163,7 @@ class Work:
         knows_initial: Whether the referee can give the base model's earlier weights.
         clipped: Whether the recipe's steps are all that there are, fewer than the method declares.
         calibration: Examples that all methods score with; 0: each draws its own.
+        teacher: Where the recipe has distillation, weights of the dense base, and what is kept beside them.
     """
 
     workload: Workload
@@ -182,6 +184,7 @@ class Work:
     knows_initial: bool = False
     clipped: bool = False
     calibration: int = 0
+    teacher: tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -366,6 +369,7 @@ def describe(line: Line, source: MethodSource) -> None:
         card=asdict(method.card),
         parameters=parameters,
         pattern=int(method.pattern()),
+        distillation=None if (soft := taught(method)) is None else soft.model_dump(),
         read={str(reader): sorted(map(str, found)) for reader, found in heard_by().items()},
         **{name: getattr(method, name) for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
     )
@@ -460,7 +464,12 @@ def retrain(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
     state: dict[str, Any] = {}
     steps = work.recipe.total_steps(steps_per_epoch(work.data.count, work.recipe.batch))
     hooks = adds(method, RetrainingTask(model, work.workload, work.ratio, steps, state))
-    with Meter(model, example=dataset.example()) as meter:
+    teacher = None
+    if work.teacher is not None and work.recipe.distillation is not None:
+        state_of_base, beside = work.teacher
+        base = _network(replace(work, state=state_of_base, widths={}))
+        teacher = Teacher(base, work.recipe.distillation, work.precision, beside)
+    with Meter(model, example=dataset.example(), by_step=True) as meter:
         trainer = Trainer(
             model,
             dataset,
@@ -474,6 +483,7 @@ def retrain(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
             state,
             work.held,
             measure=_measure(work, line),
+            teacher=teacher,
         )
         trainer.fit(hooks)
     line.say(
@@ -482,6 +492,7 @@ def retrain(line: Line, source: MethodSource, work: Work, reach: Reach) -> None:
         consumption=asdict(meter.consumption),
         history=asdict(trainer.history),
         training_seconds=trainer.training_seconds,
+        taught="" if teacher is None else teacher.digest,
         reached=sorted(reach.found),
     )
 

@@ -14,6 +14,7 @@ from numbers import Integral
 from typing import Any, ClassVar, get_args
 
 import torch
+from pydantic import ValidationError
 
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.errors import MethodError, one_line
@@ -22,8 +23,9 @@ from pruneaudit.method.task import Kept, PruningTask, RetrainingTask
 from pruneaudit.pruning.layers import PrunableLayer
 from pruneaudit.pruning.shapes import not_alone
 from pruneaudit.pruning.units import Unit
+from pruneaudit.schema import explained
 from pruneaudit.training.loop import Hooks
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.recipes import Distillation, Recipe
 from pruneaudit.workloads.schedule import Schedule
 from pruneaudit.workloads.schema import Workload
 
@@ -156,6 +158,13 @@ class Method(ABC):
         """Of every so many neighbouring inputs of an output as many weights go as the ratio says (n:m); 0: at will."""
         return 0
 
+    def distillation(self) -> Distillation | None:
+        """How the frozen dense base teaches while the pruned network retrains; None: it does not.
+
+        The harness has the teacher, adds its soft labels to the loss, and counts its passes: the method does nothing.
+        """
+        return None
+
     @abstractmethod
     def prune(self, task: PruningTask) -> Kept:
         """Decide which filters (or weights) stay.
@@ -226,6 +235,23 @@ class WeightScore(Method):
         return task.keep(scores, self.scope)
 
 
+def taught(method: Method) -> Distillation | None:
+    """How the base teaches while a method's pruned network retrains, as the method declares it; None: it does not.
+
+    Raises:
+        MethodError: It declares what is none.
+    """
+    try:
+        found = method.distillation()
+    except ValidationError as error:
+        raise MethodError(f"method '{method.name}': distillation(): {explained(error, Distillation)}") from None
+    if found is not None and not isinstance(found, Distillation):
+        raise MethodError(
+            f"method '{method.name}': distillation() must return a Distillation or None, not {type(found).__name__}"
+        )
+    return found
+
+
 def refusal(method: Method, workload: Workload, protocol: Protocol) -> str | None:
     """Why a method does not apply to a workload under a protocol, or None."""
     if method.granularity not in get_args(Granularity):
@@ -235,12 +261,14 @@ def refusal(method: Method, workload: Workload, protocol: Protocol) -> str | Non
             f"its granularity is '{method.granularity}', and what is compared here is a network with fewer weights "
             f"('{kinds}'); what drops tokens of its inputs is another thing, and never ranked beside it"
         )
+    if isinstance(method, ScratchArm) and taught(method):
+        return "it trains from random weights: the base that would teach it is what it is compared with"
     reason = method.skip(workload)
     if reason or protocol.retraining != "none":
         return reason
     if isinstance(method, ScratchArm):
         return f"it trains from random weights, and {protocol.name} trains nothing"
-    trains = method.budget(workload).steps or method.in_retraining
+    trains = method.budget(workload).steps or method.in_retraining or taught(method)
     return f"it trains, and {protocol.name} compares what is only scored" if trains else None
 
 

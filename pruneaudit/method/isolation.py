@@ -49,12 +49,13 @@ from pruneaudit.schema import explained
 from pruneaudit.sources import hear_of, own_files
 from pruneaudit.streams import generator
 from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.distillation import Teacher
 from pruneaudit.training.loop import History, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.training.watch import Pictures, changes
 from pruneaudit.workloads.models.initialise import initialise
-from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+from pruneaudit.workloads.recipes import Distillation, Recipe, steps_per_epoch
 from pruneaudit.workloads.schema import Workload
 
 #: A method is tried on an untrained network: what it leaves then must be no better than plain training of as many
@@ -85,7 +86,8 @@ def described(source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | N
     facts = _describing(source, off_limits, anew=True).facts
     code = source.code
     hear_of(facts["read"], own_files(code.file, code.module) if code.file is not None else ())
-    published, parameters = facts["published"], facts["parameters"]
+    published, parameters, soft = facts["published"], facts["parameters"], facts["distillation"]
+    distillation = None if soft is None else Distillation(**soft)
 
     def ask(what: str, *arguments: Any) -> Any:
         process = _describing(source, off_limits).process
@@ -129,6 +131,7 @@ def described(source: MethodSource, off_limits: Mapping[str, Sequence[Path]] | N
             "follows_protocol": facts["follows_protocol"],
             "begins": facts["begins"],
             "pattern": lambda _self: facts["pattern"],
+            "distillation": lambda _self: distillation,
             **{name: facts[name] for name in ("prunes", "rewrites", "granularity", "scope", "in_retraining")},
         },
     )
@@ -518,7 +521,8 @@ def retrain(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     runtime: Runtime | None = None,
-) -> tuple[nn.Module, Consumption, History, int, float]:
+    teacher: Teacher | None = None,
+) -> tuple[nn.Module, Consumption, History, int, float, str]:
     """Retrain a pruned network with what an isolated method adds.
 
     Args:
@@ -529,9 +533,11 @@ def retrain(
         checkpoint: State of the stage, or None.
         progress: Called after every epoch, or None.
         runtime: Device, data, and how long a method may say nothing.
+        teacher: Who adds to the loss where the recipe has distillation; else None.
 
     Returns:
-        The network, what was measured, its curves, epochs that an earlier attempt had done, seconds of its steps.
+        The network, what was measured, its curves, epochs that an earlier attempt had done, seconds of its steps, and
+        the digest of its teacher when they were over.
 
     Raises:
         MethodError: The method raised, or its process left another network.
@@ -541,6 +547,7 @@ def retrain(
         _Bench(source, replace(job, prunable=()), {}, runtime or Runtime()).work(model),
         widths=dict(widths),
         retrains=True,
+        teacher=None if teacher is None else (_on_cpu(teacher.network.state_dict()), _on_cpu(teacher.beside)),
     )
     referee = Referee(source, job, copy.deepcopy(model), work, "retrain", 0, None, checkpoint, progress)
     heard = referee.hear_out(off_limits or {})
@@ -552,4 +559,8 @@ def retrain(
     facts = heard.message.facts
     consumption = Consumption(**facts["consumption"])
     consumption.training_samples = max(consumption.training_samples, heard.trained)
-    return model, consumption, heard.history, heard.resumed, facts["training_seconds"]
+    return model, consumption, heard.history, heard.resumed, facts["training_seconds"], facts["taught"]
+
+
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from pruneaudit.errors import printable
 from pruneaudit.ledger.records import Granularity, Scope
 from pruneaudit.schema import Frozen, explained
+from pruneaudit.workloads.recipes import Distillation
 
 
 def _finite(value: Any) -> Any:
@@ -81,6 +82,8 @@ class _Consumption(Frozen):
     added: dict[Name, Count]
     own_macs: Count
     frozen: list[Name]
+    taught_samples: Count
+    steps_macs: dict[Name, tuple[Count, Count]]
 
 
 class _History(Frozen):
@@ -128,6 +131,7 @@ class Described(Frozen):
     granularity: Granularity
     scope: Scope
     in_retraining: Line
+    distillation: Distillation | None
 
 
 class Answer(Frozen):
@@ -185,6 +189,7 @@ class Retrained(Frozen):
     consumption: _Consumption
     history: _History
     training_seconds: Annotated[Finite, Field(ge=0)]
+    taught: Line
     reached: list[Line]
 
 

@@ -20,6 +20,7 @@ from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.streams import derive, isolated
 from pruneaudit.training.averaging import Average
 from pruneaudit.training.checkpoint import Checkpoint, Snapshot
+from pruneaudit.training.distillation import Teacher
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.training.mixing import Mixing
 from pruneaudit.workloads import optimisers
@@ -136,6 +137,7 @@ class Trainer:
         measure: The workload's metric.
         share: What of every batch this process trains on, where several train together (:mod:`.ranks`).
         observer: Looks at the network after every epoch, or None.
+        teacher: Who adds to the loss where the recipe has distillation; else None.
 
     Attributes:
         backend: What makes the steps; once fitted, what made them: ``torch`` where the other one could not.
@@ -165,9 +167,12 @@ class Trainer:
         measure: Measure | None = None,
         share: Share = WHOLE,
         observer: Observer | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
+        if (recipe.distillation is None) != (teacher is None):
+            raise ValueError("a recipe with distillation and a teacher go together")
         self.model = model
         self.dataset = dataset
         self.recipe = recipe
@@ -183,6 +188,7 @@ class Trainer:
         self.measure = measure or BY_ACCURACY
         self.share = share
         self.observer = observer
+        self.teacher = teacher
         self.fallback: str | None = None
         self.history = History()
         self.resumed_from = 0
@@ -401,7 +407,8 @@ class TorchSteps:
                 if self._mixing is not None:
                     images, labels = self._mixing(images, labels, trainer.seed, trainer.stream, epoch, step)
                     images, labels = images[share.before :], labels[share.before :]
-                self._step(images, labels, epoch, step)
+                with trainer.meter.stepping(len(labels)):
+                    self._step(images, labels, epoch, step)
                 seen += len(labels)
                 step += 1
         losses, hits = zip(*self._sums, strict=True)
@@ -445,7 +452,8 @@ class TorchSteps:
                     logits = self._network(some)
                 logits = widened(logits)
                 loss = F.cross_entropy(logits, of_some, label_smoothing=recipe.label_smoothing)
-                objective = loss if len(parts) == 1 else loss * (len(some) / len(images))
+                objective = loss if trainer.teacher is None else trainer.teacher(loss, logits, some, trainer.meter)
+                objective = objective if len(parts) == 1 else objective * (len(some) / len(images))
                 if (weight := self._weight(step)) != 1:
                     objective = objective * weight
                 if not number:
@@ -492,6 +500,7 @@ def _besides(recipe: Recipe) -> dict[str, Any]:
         "ema": f"{recipe.ema:g}{every}" if recipe.ema else "",
         "clip": f"{recipe.clip_by} {recipe.clip:g}" if recipe.clip else "",
         "accumulation": recipe.accumulate if recipe.accumulate > 1 else 0,
+        "distillation": f"the dense base teaches: {recipe.distillation}" if recipe.distillation else "",
     }
     return {key: value for key, value in found.items() if value}
 

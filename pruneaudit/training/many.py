@@ -142,7 +142,8 @@ def _alone(training: Training, steps: str = "torch") -> Trained:
     if training.recipe.ranks > 1:
         return _by_ranks(training, steps)
     trained, started = Trained("torch"), time.perf_counter()
-    with Meter(training.model, trained.consumption, example=training.dataset.example()) as meter:
+    example, acts = training.dataset.example(), training.hooks is not None
+    with Meter(training.model, trained.consumption, example=example, by_step=acts) as meter:
         try:
             trainer = training.trainer(meter, steps)
             try:

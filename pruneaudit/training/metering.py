@@ -7,6 +7,7 @@ without either is counted by its operations.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from pruneaudit.streams import isolated
 from pruneaudit.training.operations import Operations, unheard
 
 
@@ -40,6 +42,9 @@ class Consumption:
         own_macs: Multiply-adds of what the code under the meter computed by itself, in passes of the network and
             elsewhere, forward and backward; where that is asked for.
         frozen: Parameters of the network that had no gradient at any step, by name; nothing where there was no step.
+        taught_samples: Images that passed a declared teacher.
+        steps_macs: By number of images in a step, how many steps there were and the multiply-adds of all that was
+            computed in them; where that is asked for.
     """
 
     training_samples: int = 0
@@ -51,6 +56,8 @@ class Consumption:
     added: dict[str, int] = field(default_factory=dict)
     own_macs: int = 0
     frozen: list[str] = field(default_factory=list)
+    taught_samples: int = 0
+    steps_macs: dict[str, list[int]] = field(default_factory=dict)
 
     def step(self, rate: float) -> None:
         """Count one optimiser step."""
@@ -83,6 +90,8 @@ class Meter:
         witness: Called with every batch of images that passes the network and that the harness did not hand out.
         example: One input, to see how often a pass of the network calls each layer; None: once.
         by_operation: Whether every operation is counted as well, but those of the harness (:meth:`harness`).
+        by_step: Whether instead all operations of each of the harness's steps are: a method acts in them, in whatever
+            hook.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class Meter:
         witness: Callable[[torch.Tensor], None] | None = None,
         example: torch.Tensor | None = None,
         by_operation: bool = False,
+        by_step: bool = False,
     ) -> None:
         self.consumption = consumption if consumption is not None else Consumption()
         self._model = model
@@ -107,6 +117,8 @@ class Meter:
         self._handles: list[Any] = []
         # Not for who pauses the meter: a method can.
         self._operations = Operations(self.consumption.compute) if by_operation else None
+        self._step_macs = 0
+        self._of_steps = Operations(self._compute_in_step) if by_step else None
         self._entered = ExitStack()
         self._training: list[int] = []
         self._scoring: list[int] = []
@@ -162,7 +174,23 @@ class Meter:
 
     def harness(self) -> AbstractContextManager[None]:
         """Where the harness computes for it: passes and steps are counted, operations are not."""
-        return nullcontext() if self._operations is None else unheard()
+        return nullcontext() if self._operations is None and self._of_steps is None else unheard()
+
+    def _compute_in_step(self, macs: int) -> None:
+        self._step_macs += macs
+
+    @contextmanager
+    def stepping(self, images: int) -> Iterator[None]:
+        """A step of the harness on so many images: what is computed in it is counted, where that is asked for."""
+        if self._of_steps is None:
+            yield
+            return
+        self._step_macs = 0
+        with self._of_steps:
+            yield
+        counted = self.consumption.steps_macs.setdefault(str(images), [0, 0])
+        counted[0] += 1
+        counted[1] += self._step_macs
 
     def _reading(self) -> list[Any]:
         """A hook where tokens enter: the first layer that is counted sees only what they became."""
@@ -255,6 +283,44 @@ class Meter:
             yield
         finally:
             self._paused = before
+
+
+def training_macs(model: nn.Module, example: torch.Tensor) -> int:
+    """Multiply-adds of a plain training step for each of its images, by the operations that reach torch's kernels.
+
+    Args:
+        model: The network; not changed.
+        example: One input, ``[1, ...]``.
+    """
+    counted = Consumption()
+    network, parameter = copy.deepcopy(model).train(), next(model.parameters())
+    inputs = example.to(parameter) if example.is_floating_point() else example.to(parameter.device)
+    # Two: statistics of one image of one pixel are none.
+    with isolated(0, parameter.device), Operations(counted.compute), torch.enable_grad():
+        logits = network(inputs.expand(2, *inputs.shape[1:]))
+        logits.float().sum().backward()
+    return counted.own_macs // 2
+
+
+def beside_the_network(steps: Mapping[str, Sequence[int]], each: int) -> tuple[float, float | None]:
+    """What was computed in steps beside the passes of the network, in training images that cost as much.
+
+    Args:
+        steps: By number of images in a step, how many steps there were and their multiply-adds.
+        each: Multiply-adds of the network's own passes for an image, see :func:`training_macs`.
+
+    Returns:
+        All of it; and how much of it goes with the number of images, for each of them (None where all steps had as
+        many): what images pass costs more for more of them, and what is computed of weights does not.
+    """
+    images = sum(int(size) * count for size, (count, _) in steps.items())
+    macs = sum(found for _, found in steps.values())
+    means = sorted((int(size), found / count) for size, (count, found) in steps.items())
+    slope = None
+    if len(means) > 1:
+        (few, least), (many, most) = means[0], means[-1]
+        slope = max(0.0, (most - least) / (many - few) / each - 1)
+    return max(0.0, macs / each - images), slope
 
 
 def _is_setting(key: str, groups: Sequence[Mapping[str, Any]]) -> bool:

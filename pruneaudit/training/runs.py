@@ -16,6 +16,7 @@ from pruneaudit.catalog.settings import Backend
 from pruneaudit.measure.accuracy import Score
 from pruneaudit.measure.metric import BY_ACCURACY, Measure
 from pruneaudit.training.checkpoint import Checkpoint
+from pruneaudit.training.distillation import Teacher
 from pruneaudit.training.loop import History, Hooks, Observer, Progress, Trainer
 from pruneaudit.training.metering import Consumption, Meter
 from pruneaudit.workloads.data import Dataset, Split
@@ -40,6 +41,7 @@ class Training:
         hooks: What a method adds to training, or None.
         measure: The workload's metric.
         observer: Looks at the network after every epoch, or None; not where several ranks train it.
+        teacher: Who adds to the loss where the recipe has distillation; else None.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Training:
     hooks: Hooks | None = None
     measure: Measure = BY_ACCURACY
     observer: Observer | None = None
+    teacher: Teacher | None = None
 
     def trainer(self, meter: Meter, steps: str = "torch") -> Trainer:
         """The plain loop over it; ``steps`` is the trainer's backend."""
@@ -73,6 +76,7 @@ class Training:
             steps,
             self.measure,
             observer=self.observer,
+            teacher=self.teacher,
         )
 
 

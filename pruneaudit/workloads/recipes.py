@@ -50,6 +50,25 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+class Distillation(Frozen):
+    """What a recipe with a teacher minimises, after Hinton et al. 2015 (arXiv 1503.02531), sec. 2.
+
+    (1 - weight) · cross entropy + weight · T² · KL(teacher ‖ network), both distributions softened by the
+    temperature T: softmax(logits / T). T² keeps the share of the soft targets' gradients as it is when T changes. Of
+    texts the mean is over tokens.
+
+    Attributes:
+        temperature: T.
+        weight: Share of the soft targets.
+    """
+
+    temperature: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=0.9, gt=0, le=1)
+
+    def __str__(self) -> str:
+        return f"temperature {self.temperature:g}, weight {self.weight:g}"
+
+
 class Recipe(Frozen):
     """How one stage trains, by epochs or by steps: SGD with momentum where nothing else is said.
 
@@ -77,6 +96,7 @@ class Recipe(Frozen):
         ranks: Processes that train together, each on a device of its own and on its part of every batch.
         sync_batch_norm: Whether batch normalisation takes its statistics over all ranks (``SyncBatchNorm``); else each
             rank normalises by its own part, and the running statistics are those of rank 0.
+        distillation: What a teacher adds to the loss: the dense base, frozen (retraining); None: labels alone.
     """
 
     epochs: int | None = Field(default=None, ge=1)
@@ -100,6 +120,7 @@ class Recipe(Frozen):
     accumulate: int = Field(default=1, ge=1)
     ranks: int = Field(default=1, ge=1)
     sync_batch_norm: bool = False
+    distillation: Distillation | None = None
 
     @field_validator("lr")
     @classmethod
@@ -132,6 +153,8 @@ class Recipe(Frozen):
                 raise ValueError(f"{key}: does nothing without {needed}")
         if self.sync_batch_norm and self.ranks == 1:
             raise ValueError("sync_batch_norm: does nothing without ranks")
+        if self.distillation is not None and self.ranks > 1:
+            raise ValueError("distillation: one process trains with a teacher; leave out ranks")
         if reason := too_warm(self.schedule, self.epochs):
             raise ValueError(f"lr: {reason}")
         return self
@@ -230,6 +253,7 @@ class Recipe(Frozen):
             "cutmix": bool(self.cutmix),
             "ema": bool(self.ema),
             "accumulate": self.accumulate > 1,
+            "distillation": self.distillation is not None,
             f"{self.ranks} ranks": self.ranks > 1,
         }
         return [name for name, is_asked in asked.items() if is_asked]

@@ -281,6 +281,10 @@ class Workload(Frozen):
                 raise ValueError(f"{stage} is measured in epochs")
         if not self.prune.steps:
             raise ValueError("prune is measured in steps, at least 1")
+        if any(getattr(self, stage).distillation is not None for stage in ("pretrain", "prune", "retrain", "scratch")):
+            raise ValueError(
+                "distillation: a method declares its teacher, see distillation() of a method; leave it out"
+            )
         if self.prune.ranks > 1:
             raise ValueError("prune.ranks: methods prune in one process; give ranks to the other stages")
         if self.retrain.lr not in self.tune.schedules:

@@ -18,8 +18,8 @@ from pruneaudit.audit.catalogue import get_rule
 from pruneaudit.audit.evidence import Case, Evidence, Table
 from pruneaudit.audit.sequential import Plan
 from pruneaudit.catalog.cells import Cell
-from pruneaudit.ledger.records import CellRecord, Pattern, Shown, TaskMeasure, TextMeasure
-from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.ledger.records import CellRecord, Pattern, Shown, TaskMeasure, Taught, TextMeasure
+from pruneaudit.workloads.recipes import Distillation, Recipe
 
 #: A plan of a comparison, which may take more seeds than there are.
 PLAN = Plan(seeds=12, comparisons=1, margin=0.5)
@@ -143,6 +143,13 @@ def asked(arm: Evidence, metric: str = "acc", **fields: Any) -> Evidence:
     """The arm on a text, decided by a metric of a task whose images have 576 tokens each."""
     task = {"name": "hellaswag", "version": "1.0", "questions": 10, "requests": 40, "digest": "7a" * 32, "visual": 576}
     return with_result(measured_in_windows(arm), metric=metric, task=TaskMeasure(**{**task, **fields}))
+
+
+def taught(arm: Evidence, teacher: str | None = None, **fields: Any) -> Evidence:
+    """The arm retrained with a teacher: its base, with one pass for each image, where nothing else is said."""
+    recipe = arm.result.recipe.model_copy(update={"distillation": Distillation()})
+    told = {"digest": arm.base.weights_digest, "samples": arm.result.samples, "macs": 1000 * arm.result.samples}
+    return with_result(arm, recipe=recipe, teacher=teacher or arm.base.run_id, taught=Taught(**{**told, **fields}))
 
 
 def calibrated(arm: Evidence, **fields: Any) -> Evidence:
@@ -397,6 +404,10 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
         "one-layer-frozen": lambda arm: with_result(arm, frozen=["conv1.weight"]),
         "all-but-one-frozen": lambda arm: with_result(arm, frozen=["conv1.weight", "conv2.weight"]),
     },
+    "F324": {
+        "taught-by-the-base": taught,
+        "taught-by-another-network": lambda arm: taught(arm, teacher="0123456789abcdef"),
+    },
     "F322": {
         "batch": lambda arm: hyper(arm, batch=32),
         "weight-decay": lambda arm: hyper(arm, weight_decay=0.0),
@@ -487,6 +498,13 @@ ROGUES: dict[str, dict[str, Callable[..., Any]]] = {
     "F513": {
         "mask-of-no-pattern": lambda arm: patterned(arm, pruned=12, tested=12),
         "recovery-fills-zeros-in": lambda arm: patterned(arm, tested=1),
+    },
+    "F514": {
+        "another-network-taught": lambda arm: taught(arm, teacher="0123456789abcdef"),
+        "a-base-that-trained-on": lambda arm: taught(arm, digest="7e" * 32),
+        "passes-that-nobody-counted": lambda arm: taught(arm, samples=0),
+        "nobody-says-what-it-did": lambda arm: with_result(taught(arm), taught=None),
+        "images-pass-something-in-a-hook": lambda arm: with_result(arm, own_images=100.0, own_per_image=0.34),
     },
     "F601": {
         "best-epoch-in-the-cell": lambda arm: with_cell(
@@ -629,6 +647,12 @@ VERDICT = {
 }
 #: Other rules that must notice a rogue as well, by rule or by rogue.
 RELATED = {
+    # Only who has a teacher can have another one.
+    "F324/taught-by-another-network": {"F514"},
+    "F514/another-network-taught": {"F324"},
+    "F514/a-base-that-trained-on": {"F324"},
+    "F514/passes-that-nobody-counted": {"F324"},
+    "F514/nobody-says-what-it-did": {"F324"},
     # A longer stage is a larger total.
     "F311": {"F801"},
     "F411": {"F801"},

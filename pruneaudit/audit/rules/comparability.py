@@ -392,6 +392,37 @@ def same_part_trained(arm: Evidence) -> str:
 
 
 @measured
+def _teacher(arm: Evidence) -> str:
+    """Who taught the result while it was retrained, in words."""
+    soft = arm.result.recipe.distillation
+    if arm.result.teacher is None or soft is None:
+        return "no teacher"
+    base = arm.base is not None and arm.result.teacher == arm.base.run_id
+    return f"{'the base' if base else f'run {arm.result.teacher}'}, {soft}"
+
+
+@rule(
+    "F324",
+    "Same teacher in retraining",
+    "Isomorphic Pruning (Fang et al. 2024), code: retrained for 300 epochs with a RegNetY-160 as teacher",
+    always=True,
+)
+def same_teacher(left: Evidence, right: Evidence) -> Outcome:
+    """Who taught the result while it was retrained, and what the soft labels count in the loss.
+
+    Soft labels say more of each image than its class: what an arm gains by them is no advantage of its pruning. A
+    network from scratch has no base that could teach it; beside one, the teacher's passes are training MACs (F802).
+
+    Example: no teacher in either arm passes, and so does the base in both; the base beside none, or another
+    temperature, does not.
+    """
+    ours, theirs = _teacher(left), _teacher(right)
+    if ours != theirs and (left.base is None or right.base is None):
+        return Outcome("pass", ours, theirs, "a teacher's passes are training MACs, see F802")
+    return equal(ours, theirs)
+
+
+@measured
 def _pruning_length(arm: Evidence) -> tuple[float | None, int, str]:
     """Epochs, optimiser steps, and of texts the tokens with a loss in words."""
     steps = sum(run.optimiser_steps for run in arm.pruning_stage)
@@ -508,13 +539,19 @@ def _total_epochs(arm: Evidence) -> tuple[float | None, str]:
 def same_total_epochs(left: Evidence, right: Evidence) -> Outcome:
     """Measured epochs over all stages; half an epoch apart is rounding. Of texts the tokens with a loss stand beside.
 
+    Images that pass a declared teacher are no epochs, and stand beside them.
+
     Example: 200 + 281 + 120 epochs against 601 from scratch pass; against the usual 200 they do not.
     """
     (ours, our_tokens), (theirs, their_tokens) = _total_epochs(left), _total_epochs(right)
     if ours is None or theirs is None:
         return Outcome("not measured", ours, theirs, "an external base model: its pretraining cost was not measured")
     same = abs(ours - theirs) <= 0.5
-    return Outcome("pass" if same else "fail", ours, theirs, _with_a_loss(our_tokens, their_tokens))
+    beside = [_with_a_loss(our_tokens, their_tokens)]
+    for arm in (left, right):
+        if (taught := arm.result.taught) is not None:
+            beside.append(f"{arm.cell.method}: {taught.samples} images passed its teacher")
+    return Outcome("pass" if same else "fail", ours, theirs, "; ".join(text for text in beside if text))
 
 
 @measured
@@ -525,7 +562,11 @@ def _total_macs(arm: Evidence) -> tuple[int | None, str]:
     if own >= 1:
         beside.append(f"its code cost as much as the training of {own:.0f} images, passes for scores included")
     if acts := arm.result.hyper_parameters.get("method"):
-        beside.append(f"nobody counted what it does in retraining ({acts})")
+        added = arm.result.own_images
+        counted = "nobody counted what it does" if added is None else f"what it does costs {added:.0f} training images"
+        beside.append(f"{counted} in retraining ({acts})")
+    if arm.result.taught is not None:
+        beside.append(f"{arm.result.taught.macs} are passes of its teacher")
     return total(run.training_macs for run in arm.stages), f"{arm.cell.method}: {'; '.join(beside)}" if beside else ""
 
 
@@ -533,8 +574,8 @@ def _total_macs(arm: Evidence) -> tuple[int | None, str]:
 def same_total_macs(left: Evidence, right: Evidence) -> Outcome:
     """Measured training MACs over all stages; half an epoch of the pruned network apart is rounding.
 
-    They are those of the network. What a method computes in code of its own, such as the passes of a teacher, stands
-    beside them; F501 bounds it in the pruning stage.
+    They are those of the network, and of a declared teacher: one dense pass for each image. What a method computes in
+    code of its own stands beside them; F501 bounds it in the pruning stage, and F514 what images pass in retraining.
 
     Example: K1 = 481 dense and K2 = 120 pruned epochs at a speedup of 2 equal 481 · 2 + 120 = 1082 epochs from
     scratch; Liu et al.'s budget leaves out K2 and does not pass.

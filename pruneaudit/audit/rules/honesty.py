@@ -15,6 +15,9 @@ from pruneaudit.workloads.recipes import steps_per_epoch
 #: worth several passes), and for each that it trains on (a penalty on weights costs as much for a small batch as for a
 #: large one: an orthogonality of convolutions six times the batches of a LeNet-5).
 OWN_SCORING, OWN_TRAINING = 4, 8
+#: Share of a training image that the code of a method may compute for each image of a retraining: a pass of the network
+#: is a third.
+OWN_PER_IMAGE = 0.1
 _ALGOPERF = "AlgoPerf, submission rules (what information is used, what action is taken on it)"
 
 
@@ -315,3 +318,49 @@ def pattern_holds(arm: Evidence) -> Outcome:
         return Outcome("not measured", name, note="the run does not say what is left of it")
     value = f"{name}, {pruned.crowded} fuller groups when pruned, {tested.crowded} when tested"
     return Outcome("fail" if pruned.crowded or tested.crowded else "pass", value)
+
+
+@arm_rule(
+    "F514",
+    "A teacher is declared, and is the frozen base",
+    "Hinton et al. 2015 (arXiv 1503.02531), sec. 2: soft targets carry what the teacher was trained on",
+    on="pruning",
+)
+def teacher_is_the_base(arm: Evidence) -> Outcome:
+    """The network that taught each retraining: its run and weights against the base's, its passes against the images.
+
+    The harness has a declared teacher, evaluates it without gradients, and digests its weights when the retraining is
+    over: one that was trained, or trained longer, or on other data, has others than the base. An undeclared one costs
+    more for more images, and the last batch of an epoch has fewer: of what is computed in the steps beside the
+    network's own passes, what goes with the number of images may be a tenth of what their training costs. A penalty on
+    weights costs the same for any batch.
+
+    Example: no teacher passes, and so does the base with one pass for each image; another network in a hook is caught.
+    """
+    problems = [text for run in arm.runs if (text := _taught_otherwise(run, arm.base))]
+    if problems:
+        return Outcome("fail", "; ".join(dict.fromkeys(problems)))
+    taught = arm.result.taught
+    if taught is None and arm.result.own_images and arm.result.own_per_image is None:
+        return Outcome("not measured", None, note="all of its batches are alike: nobody can tell what goes with images")
+    return Outcome("pass", "no teacher" if taught is None else f"{taught.digest[:12]}, {taught.samples} images")
+
+
+def _taught_otherwise(run: RunRecord, base: RunRecord | None) -> str:
+    """What is wrong with who taught a run, or nothing."""
+    if (run.own_per_image or 0.0) > OWN_PER_IMAGE:
+        return (
+            f"{run.stage}: in code of its own it computes {run.own_per_image:.2f} of what training on an image costs, "
+            "for each image, as a teacher does; nobody declared one"
+        )
+    if run.teacher is None:
+        return ""
+    if base is None or run.teacher != base.run_id:
+        return f"{run.stage}: run {run.teacher} taught, which is not its base"
+    if run.taught is None:
+        return f"{run.stage}: the run does not say what its teacher did"
+    if run.taught.digest != base.weights_digest:
+        return f"{run.stage}: weights {run.taught.digest[:12]} taught, those of the base are {base.weights_digest[:12]}"
+    if run.taught.samples != run.samples:
+        return f"{run.stage}: {run.taught.samples} images passed the teacher, {run.samples} the network"
+    return ""

@@ -8,10 +8,7 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import evidence
 from court import LENET, Court, arm
-from rogues.records import taught as taught_by_its_base
-from rogues.records import with_result
 from test_isolation import IsolatedCourt
 from test_training import assert_same_weights, digits, kill_after, network
 from torch import nn
@@ -366,37 +363,3 @@ def test_a_process_of_its_own_changes_no_bit(tmp_path):
     assert here.own_images > 0 and here.own_per_image == 0
     assert {get_rule("F514").check(one).verdict for one in found} == {"pass"}
     assert found[0].result.hyper_parameters == found[1].result.hyper_parameters
-
-
-# What rules say of records
-
-
-@pytest.mark.parametrize(
-    ("own", "word"),
-    [
-        ({}, "pass"),
-        ({"own_images": 40.0, "own_per_image": 0.0}, "pass"),
-        ({"own_images": 40.0, "own_per_image": 0.1}, "pass"),
-        ({"own_images": 40.0, "own_per_image": 0.101}, "fail"),
-        # Steps of one size only: a penalty and a pass of images look alike.
-        ({"own_images": 40.0}, "not measured"),
-        ({"own_images": 0.0}, "pass"),
-    ],
-)
-def test_what_is_computed_for_each_image_is_bounded(own, word):
-    assert get_rule("F514").check(with_result(evidence("l1"), **own)).verdict == word
-
-
-def test_beside_a_scratch_arm_a_teacher_is_a_matter_of_cost():
-    ours, scratch = taught_by_its_base(evidence("l1", "sx-b")), evidence("scratch", "sx-b")
-    found = get_rule("F324").check(ours, scratch)
-    assert (found.verdict, found.note) == ("pass", "a teacher's passes are training MACs, see F802")
-    assert get_rule("F324").check(ours, evidence("tpp", "sx-b")).verdict == "fail"
-    assert "images passed its teacher" in get_rule("F801").check(ours, scratch).note
-
-
-def test_what_a_method_did_in_retraining_is_counted_beside_total_macs():
-    left, right = evidence("l1", "sx-b"), evidence("scratch", "sx-b")
-    left = with_result(left, hyper_parameters={"method": "mine: a penalty"}, own_images=12.4, own_per_image=0.0)
-    note = get_rule("F802").check(left, right).note
-    assert note == "l1: what it does costs 12 training images in retraining (mine: a penalty)"

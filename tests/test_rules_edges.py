@@ -15,6 +15,7 @@ from rogues.records import (
     overall,
     patterned,
     retrained,
+    taught,
     thinned,
     untrained,
     unwatched,
@@ -571,3 +572,52 @@ def test_training_anywhere_behind_the_base_makes_another_network_of_each_seed():
 
 def test_how_many_networks_there_are_is_told():
     assert outcome("F612", copies(3, 0))[1:3] == ("1 networks of 3 seeds", "3 networks of 3 seeds")
+
+
+# Teachers
+
+
+@pytest.mark.parametrize(
+    ("own", "word"),
+    [
+        ({}, "pass"),
+        ({"own_images": 40.0, "own_per_image": 0.0}, "pass"),
+        ({"own_images": 40.0, "own_per_image": 0.1}, "pass"),
+        ({"own_images": 40.0, "own_per_image": 0.101}, "fail"),
+        # Steps of one size only: a penalty and a pass of images look alike.
+        ({"own_images": 40.0}, "not measured"),
+        ({"own_images": 0.0}, "pass"),
+    ],
+)
+def test_what_is_computed_for_each_image_is_bounded(own, word):
+    assert outcome("F514", with_result(evidence("l1"), **own)).verdict == word
+
+
+def test_beside_a_scratch_arm_a_teacher_is_a_matter_of_cost():
+    ours, scratch = taught(evidence("l1", "sx-b")), evidence("scratch", "sx-b")
+    found = outcome("F324", ours, scratch)
+    assert (found.verdict, found.note) == ("pass", "a teacher's passes are training MACs, see F802")
+    assert outcome("F324", ours, evidence("tpp", "sx-b")).verdict == "fail"
+    assert "images passed its teacher" in outcome("F801", ours, scratch).note
+
+
+def test_what_a_method_did_in_retraining_is_counted_beside_total_macs():
+    left, right = evidence("l1", "sx-b"), evidence("scratch", "sx-b")
+    left = with_result(left, hyper_parameters={"method": "mine: a penalty"}, own_images=12.4, own_per_image=0.0)
+    note = outcome("F802", left, right).note
+    assert note == "l1: what it does costs 12 training images in retraining (mine: a penalty)"
+
+
+def test_who_taught_is_told_and_compared():
+    alone, ours, theirs = evidence("l1"), taught(evidence("l1")), taught(evidence("tpp"))
+    assert outcome("F324", alone, evidence("tpp"))[:3] == ("pass", "no teacher", "no teacher")
+    assert outcome("F324", ours, theirs)[:3] == ("pass", *["the base, temperature 4, weight 0.9"] * 2)
+    other = taught(evidence("tpp"), "0123456789abcdef")
+    found = outcome("F324", ours, other)
+    assert (found.verdict, found.right) == ("fail", "run 0123456789abcdef, temperature 4, weight 0.9")
+    # A network from scratch beside another one: neither has a teacher.
+    scratch = evidence("scratch", "sx-b")
+    assert outcome("F324", scratch, scratch)[:2] == ("pass", "no teacher")
+    assert outcome("F324", scratch, evidence("l1", "sx-b")).note == ""
+    assert outcome("F514", ours).verdict == "pass"
+    assert outcome("F514", with_result(ours, own_images=40.0)).verdict == "pass"

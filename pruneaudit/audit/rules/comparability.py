@@ -394,11 +394,10 @@ def same_part_trained(arm: Evidence) -> str:
 @measured
 def _teacher(arm: Evidence) -> str:
     """Who taught the result while it was retrained, in words."""
-    soft = arm.result.recipe.distillation
-    if arm.result.teacher is None or soft is None:
+    if arm.result.teacher is None:
         return "no teacher"
     base = arm.base is not None and arm.result.teacher == arm.base.run_id
-    return f"{'the base' if base else f'run {arm.result.teacher}'}, {soft}"
+    return f"{'the base' if base else f'run {arm.result.teacher}'}, {arm.result.recipe.distillation}"
 
 
 @rule(

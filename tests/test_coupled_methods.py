@@ -52,9 +52,9 @@ def of_kind(kind, granularity="filter"):
 SCORES = of_kind(FilterScore)
 #: Methods that pass on to the next layer what a filter computed take layers that lose filters alone.
 ALONE = ("channel-regression", "thinet")
-TRAINED = [
-    name for name in of_kind(Method) if name not in (*SCORES, *ALONE, *of_kind(ScratchArm), "oracle", "unpruned")
-]
+#: None of these networks has the residual width that SliceGPT rotates.
+OTHERS = ("oracle", "slicegpt", "unpruned")
+TRAINED = [name for name in of_kind(Method) if name not in (*SCORES, *ALONE, *of_kind(ScratchArm), *OTHERS)]
 
 
 def assert_prunes(found, name, method):

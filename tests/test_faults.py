@@ -186,7 +186,7 @@ def test_a_full_disk_stops_a_session_with_one_line(checkout):
     # Where it happened, and where the session says what is kept.
     failed, stopped = [line for line in done.lines if line.startswith(f"ledger {checkout.ledger}: No space")]
     assert failed.endswith("give the same command again: what is finished is kept")
-    assert stopped == f"{failed}: 1 of 42 items are done"
+    assert stopped == f"{failed}: 1 of 44 items are done"
     assert "to go on: pytest" in done.text and "Traceback" not in done.text and len(done.lines) < 40
     assert (checkout.report / "report.html").read_text() == "the last good one"
     ledger = Ledger(checkout.ledger, writable=False)

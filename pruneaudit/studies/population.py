@@ -50,9 +50,10 @@ from pruneaudit.workloads.metrics import Metric
 from pruneaudit.workloads.models.initialise import initialise
 from pruneaudit.workloads.models.lenet import LeNet5
 from pruneaudit.workloads.recipes import Recipe
+from pruneaudit.workloads.schema import DataConfig
 
-#: What data can say since there are populations in ledgers: where it is not said, they keep their names.
-_SINCE = {"tokenizer", "window", "join", "task"}
+#: What data and recipes can say since there are populations in ledgers: where it is not said, they keep their names.
+_SINCE = {"tokenizer", "window", "join", "task", "distillation"}
 #: Networks that are trained together and kept as one part: so much is lost by a stop.
 TOGETHER = 64
 #: Told what is done, in a few words, and for how many of how many networks it is done already.
@@ -160,14 +161,11 @@ class Populations:
     @cached_property
     def folder(self) -> str:
         """Name of what the ledger keeps of it: everything that can change a number is in it."""
-        workload = self.workload.model_dump(mode="json", include={"model", "model_args", "data", "pretrain"})
-        for name in _SINCE & workload["data"].keys():
-            if getattr(self.workload.data, name) == type(self.workload.data).model_fields[name].default:
-                del workload["data"][name]
+        workload = self.workload.model_dump(mode="json", include={"model", "model_args"})
         facts = {
             "population": self.population.identity,
-            "workload": workload,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "workload": {**workload, "data": _said(self.workload.data), "pretrain": _said(self.workload.pretrain)},
+            "recipe": _said(self.recipe),
             "data": identity(self.workload.data, self._runtime.data_root),
             "precision": self.precision,
             "numerics": NUMERICS_VERSION,
@@ -542,6 +540,13 @@ class Populations:
         images, labels = next(self.dataset.inputs(train, weight_type(self.precision), len(train)))
         stay = {layer: len(one) for layer, one in zip(layers, masks[0], strict=True)}
         return search(self.base, layers, stay, masks, images, labels)
+
+
+def _said(config: DataConfig | Recipe) -> dict[str, Any]:
+    """All that it says, and nothing that is new and not said."""
+    known = type(config).model_fields
+    new = {name for name in _SINCE & known.keys() if getattr(config, name) == known[name].default}
+    return config.model_dump(mode="json", exclude=new)
 
 
 def _highest(scores: Sequence[torch.Tensor], like: Mask) -> Mask:

@@ -46,11 +46,18 @@ Function = Callable[[torch.Tensor, torch.Tensor], float | np.ndarray]
 
 #: Bytes that the logits of a batch may have, in float32.
 _LOGITS = 1 << 28
+#: Windows of text that pass a network at one time on a processor, whose caches hold so much of them.
+_AT_HAND = 64
 
 
 def rows_at_once(classes: int, labels: int) -> int:
     """Inputs with so many labels each whose logits fit: those of 2,048 tokens, of 128,000, have a gigabyte."""
     return max(1, _LOGITS // (4 * classes * labels))
+
+
+def _at_once(inputs: torch.Tensor) -> int:
+    """How many of some inputs pass a network at one time: the bits are the same."""
+    return len(inputs) if inputs.is_floating_point() or inputs.is_cuda else min(len(inputs), _AT_HAND)
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:
@@ -89,8 +96,8 @@ def evaluate(
     answers: list[torch.Tensor] = []
     for images, labels in dataset.inputs(part, parameter.dtype, batch):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images)
-        logits = widened(logits)
+            parts = [model(part) for part in images.split(_at_once(images))]
+        logits = widened(torch.cat(parts) if len(parts) > 1 else parts[0])
         losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         hits.append(logits.argmax(dim=1) == labels)
         if closely or function is not None:

@@ -853,7 +853,7 @@ def _rechecked(path: Path, catalog: Any, seconds: float, data_root: str | None) 
     from pruneaudit.plugin.device import visible_gpus
 
     store = Ledger(path, when_needed=True)
-    store.recall()
+    store.recall(cells=False)
     runs = []
     for run_id in sorted(store.finished()):
         # Whoever stands on a record that cannot be read says so.

@@ -13,6 +13,7 @@ from builders import CATALOG, evidence, kind, run_record, run_spec, store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pruneaudit.cli import _rechecked
 from pruneaudit.errors import DamagedError
 from pruneaudit.ledger import index as index_module
 from pruneaudit.ledger import store as store_module
@@ -114,6 +115,26 @@ def test_a_cell_that_is_measured_anew_is_seen_by_whoever_looks_again(root):
     store(Ledger(root), arm, accuracy=61.25)
     rows = gather_ledger(CATALOG, watching).cells
     assert [row["accuracy"] for row in rows if (row["method"], row["seed"]) == ("l1", 0)] == [61.25]
+
+
+def test_a_reporting_command_asks_of_each_record_once_and_opens_none(root, opened, monkeypatch):
+    """Before it judges it looks at which weights nobody evaluated again, and for that it needs no cell."""
+    plain = report(root)
+    asked = []
+    all_seen = store_module.all_seen
+
+    def noting(place, names):
+        asked.extend(names)
+        return all_seen(place, names)
+
+    monkeypatch.setattr(store_module, "all_seen", noting)
+    opened.clear()
+    ledger, _ = _rechecked(root, CATALOG, 0, None)
+    assert json.dumps(gather_ledger(CATALOG, ledger).as_json()) == plain
+    assert sorted(asked) == sorted(
+        str(path.relative_to(root)) for part in ("runs/*/record.json", "cells/*") for path in root.glob(part)
+    )
+    assert opened == []
 
 
 def test_a_ledger_in_the_working_directory_has_an_index_too(root, opened, monkeypatch):

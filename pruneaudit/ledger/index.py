@@ -195,11 +195,12 @@ class Index:
         self._new: list[tuple[str, Seen, bytes, bytes]] = []
         self._texts: dict[str, str] = {}
 
-    def rows(self, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Row]]:
+    def rows(self, folder: str, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Row]]:
         """What is known of files as they are now, each with the name of its file; nothing where no index can be read.
 
         Args:
-            seen: The files, by name.
+            folder: The folder in which all of them are.
+            seen: The files, by name: paths from the root of the ledger.
         """
         if not self.path.exists():
             return
@@ -212,7 +213,8 @@ class Index:
             }
             # Whatever stands in a damaged file, or a forged one.
             bytes_only = " AND ".join(f"typeof({column}) = 'blob'" for column in ("mac", "content", "packed"))
-            for name, mac, content, packed in database.execute(f"SELECT * FROM files WHERE {bytes_only}"):
+            asked = f"SELECT * FROM files WHERE substr(name, 1, ?) = ? AND {bytes_only}"
+            for name, mac, content, packed in database.execute(asked, (len(folder) + 1, f"{folder}/")):
                 known = seen.get(name)
                 if known is not None and hmac.compare_digest(mac, self._mac(name, known, content, packed)):
                     yield name, Row(from_json(content), packed, texts)

@@ -198,10 +198,14 @@ class Ledger:
         runs = self.root / "runs"
         return [name for name in self.folders() if os.path.exists(f"{runs}/{name}/record.json")]
 
-    def recall(self) -> None:
+    def recall(self, cells: bool = True) -> None:
         """Take what an index knows of its files, so that only what is new, or changed since, is read.
 
         For who asks for all of them. A ledger of few runs has no index (:mod:`.index`).
+
+        Args:
+            cells: Also of cells. A run is read once; a cell whenever all are asked for, as it may have been measured
+                anew, so that who asks for none need not know them.
         """
         self._cells = {}
         with contextlib.suppress(OSError):
@@ -209,24 +213,28 @@ class Ledger:
             self._index = self._index or (index_of(self.root) if len(folders) >= LEAST else None)
             if self._index is None:
                 return
-            # A run is read once, a cell whenever all are asked for: it may have been measured anew.
-            names = [f"runs/{name}/record.json" for name in folders if name.rpartition("-")[2] not in self._records]
-            names += [f"cells/{name}" for name in os.listdir(self.root / "cells")]
-            root, keys, checks = self.root, self._keys, self.checks()
+            root, keys = self.root, self._keys
             reader = Reader(lambda folder: _read(RunRecord, root / "runs" / folder / "record.json", keys)[0])
-            prefix = str(root / "runs").removesuffix("runs")
-            for name, row in self._index.rows(all_seen(str(root), names)):
-                path = prefix + name.replace("/", os.sep)
+            names = [f"runs/{name}/record.json" for name in folders if name.rpartition("-")[2] not in self._records]
+            checks = self.checks()
+            for path, row in self._rows(self._index, "runs", names):
                 # What a damaged index knows by half is read anew.
                 with contextlib.suppress(KeyError):
-                    if name.startswith("cells/"):
-                        cell, self._links[path] = reader.cell(row)
-                        self._cells[name[len("cells/") : -len(".json")]] = cell
-                        continue
                     run, link = reader.run(row)
                     # What its weights contradict is refused where it is read.
                     if not checks.get(link.mac):
                         self._records[run.run_id], self._links[path] = run, link
+            names = [f"cells/{name}" for name in os.listdir(self.root / "cells")] if cells else []
+            for path, row in self._rows(self._index, "cells", names):
+                with contextlib.suppress(KeyError):
+                    cell, self._links[path] = reader.cell(row)
+                    self._cells[path.rpartition(os.sep)[2].removesuffix(".json")] = cell
+
+    def _rows(self, index: Index, folder: str, names: list[str]) -> Iterator[tuple[str, Row]]:
+        """What an index knows of files as they are now, each with its path."""
+        prefix = str(self.root / folder).removesuffix(folder)
+        for name, row in index.rows(folder, all_seen(str(self.root), names)) if names else ():
+            yield prefix + name.replace("/", os.sep), row
 
     def keep(self) -> None:
         """Have the index know what was read since :meth:`recall`."""

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -407,8 +408,16 @@ def _csv(columns: list[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     # By column: of most texts and lists there are few, and each is looked at once.
-    writer.writerows(zip(*(_fields([row.get(column) for row in rows], column) for column in columns), strict=True))
+    writer.writerows(zip(*(_fields(_column(rows, column), column) for column in columns), strict=True))
     yield from lines
+
+
+def _column(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    # Nearly all rows have nearly all columns, and these are got in a third of the time.
+    try:
+        return list(map(itemgetter(column), rows))
+    except KeyError:
+        return [row.get(column) for row in rows]
 
 
 def _fields(values: list[Any], column: str) -> list[Any]:

@@ -27,6 +27,7 @@ from pruneaudit.catalog.settings import Settings
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.report import writer
 from pruneaudit.report.drawing import Drawing
+from pruneaudit.report.payload import payload
 from pruneaudit.report.results import Asked, Results, gather, gather_ledger
 from pruneaudit.report.schema import CellRow
 from pruneaudit.report.standings import profiles
@@ -167,6 +168,19 @@ def section(results, start):
 
 
 # Rows
+
+
+def test_columns_of_the_page_are_as_long_as_each_other_where_rows_differ(ledger):
+    """A base model that was trained elsewhere says so, and no other run does."""
+    results = gather_ledger(CATALOG, filled(ledger))
+    some = results.runs[1]
+    some["provenance"] = "external"
+    runs = payload(results)["runs"]
+    assert {len(values["at"] if isinstance(values, dict) else values) for values in runs.values()} == {
+        len(results.runs)
+    }
+    elsewhere = [runs["provenance"]["of"][place] for place in runs["provenance"]["at"]]
+    assert elsewhere == [row.get("provenance") for row in results.runs] and "external" in elsewhere
 
 
 def test_rows_have_the_promised_columns(ledger):

@@ -49,7 +49,7 @@ from pruneaudit.catalog.discovery import suite_command
 from pruneaudit.errors import ConfigError, DamagedError, StorageError
 from pruneaudit.ledger.chain import Account, Link, Writer, account, known_keys
 from pruneaudit.ledger.choices import Choice, choice_name
-from pruneaudit.ledger.index import LEAST, Index, Reader, Seen, all_seen, content_of, index_of, seen
+from pruneaudit.ledger.index import LEAST, Index, Reader, Row, Seen, all_seen, content_of, index_of, seen
 from pruneaudit.ledger.locks import KINDS, Kind, Locks, kind_for
 from pruneaudit.ledger.migration import OLDEST, NewerError, check, migrated
 from pruneaudit.ledger.records import SCHEMA_VERSION, CellRecord, FailureRecord, RunRecord, RunSpec

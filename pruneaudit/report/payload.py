@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from pruneaudit.catalog.discovery import cell_test
@@ -87,11 +88,18 @@ def payload(results: Results) -> dict[str, Any]:
                 "runs": [runs(row["runs"]) for row in cells],
             }
         ),
-        "runs": _columns(
-            {"g": group(row)}
-            | {name: found for name, found in row.items() if name not in _RUN_LEFT_OUT}
-            | {"accuracy": value(row), "validation_accuracy": validation_value(row)}
-            for row in results.runs
+        "runs": _packed(
+            {
+                "g": list(map(group, results.runs)),
+                # Some rows have more than others.
+                **{
+                    name: [row.get(name) for row in results.runs]
+                    for name in dict.fromkeys(chain.from_iterable(results.runs))
+                    if name not in _RUN_LEFT_OUT
+                },
+                "accuracy": list(map(value, results.runs)),
+                "validation_accuracy": list(map(validation_value, results.runs)),
+            }
         ),
         "curves": _columns(_curves(results, group)),
         "findings": _packed(

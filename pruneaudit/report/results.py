@@ -469,11 +469,14 @@ def _results(
     begin: Callable[[Results], None],
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
-    runs = {run: ledger.get(run) for record in records if record.status == "ok" for run in record.runs}
-    environments = sorted({_environment(run) for run in runs.values()})
+    # Most runs serve several cells.
+    names = dict.fromkeys(run for record in records if record.status == "ok" for run in record.runs)
+    runs = {run: ledger.get(run) for run in names}
+    environment_of = _environments(runs)
+    environments = sorted(set(environment_of.values()))
     _add_trainability(rows, runs)
     _add_beside(rows, runs, catalog)
-    names = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
+    protocols = sorted({row["protocol"] for row in rows if row["status"] != "outdated"})
     metrics = _metrics(catalog, rows)
     measured = Results(
         cells=sorted(
@@ -482,7 +485,7 @@ def _results(
         ),
         findings=list(map(_finding_row, _findings(groups, asked, RISING))),
         architectures=_architectures(records, runs),
-        runs=_run_rows(records, runs, environments),
+        runs=_run_rows(records, runs, {name: environments.index(one) for name, one in environment_of.items()}),
         curves={name: _curve(run) for name, run in runs.items()},
         protocols={
             name: {
@@ -493,7 +496,7 @@ def _results(
                 "requires": list(required(catalog.protocol(name))),
                 "margin": catalog.protocol(name).margin,
             }
-            for name in names
+            for name in protocols
         },
         environments=[dict(environment) for environment in environments],
         study=asked.study.model_dump(mode="json") if asked.study is not None and asked.study.name else None,
@@ -580,7 +583,7 @@ def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord])
 
 
 def _run_rows(
-    records: Iterable[CellRecord], runs: Mapping[str, RunRecord], environments: Sequence[tuple[tuple[str, str], ...]]
+    records: Iterable[CellRecord], runs: Mapping[str, RunRecord], environments: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """What each run cost and reached. Runs of one workload under different settings have different ids."""
     labels = {run: list(record.labels) for record in records if record.status == "ok" for run in record.runs}
@@ -601,7 +604,7 @@ def _run_rows(
             "accuracy": run.accuracy,
             "validation_accuracy": run.validation_accuracy,
             **({} if run.scores is None else {"value": run.value, "validation_value": run.validation_value}),
-            "environment": environments.index(_environment(run)),
+            "environment": environments[name],
             **({"provenance": run.provenance} if run.provenance != "trained here" else {}),
         }
         for name, run in runs.items()
@@ -609,10 +612,18 @@ def _run_rows(
     return sorted(rows, key=lambda row: (row["workload"], row["slug"], row["run"]))
 
 
-def _environment(run: RunRecord) -> tuple[tuple[str, str], ...]:
-    """Versions and hardware of a run, and what it was computed with where that is told."""
-    told = {} if run.kind is None else {"arithmetic": f"{run.arithmetic}: {run.kind}"}
-    return tuple(sorted({**run.environment, **told}.items()))
+def _environments(runs: Mapping[str, RunRecord]) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Versions and hardware of each run, and what it was computed with where that is told."""
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    # Records of one index have them in common.
+    known: dict[tuple[Any, ...], tuple[tuple[str, str], ...]] = {}
+    for name, run in runs.items():
+        key = (id(run.environment), run.arithmetic, run.kind)
+        if key not in known:
+            told = {} if run.kind is None else {"arithmetic": f"{run.arithmetic}: {run.kind}"}
+            known[key] = tuple(sorted({**run.environment, **told}.items()))
+        found[name] = known[key]
+    return found
 
 
 def _curve(run: RunRecord) -> Curve:

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "pruneaudit"
 # From the ground up. Rooms of one floor do not know each other; `pruneaudit/__init__.py` and `config.py` are the public
 # face, which hands on names from any room and which no room imports: only the scaffold, whose files do, asks for them.
 FLOORS = [
-    {"errors", "sandbox", "state", "streams", "version"},
+    {"cores", "errors", "sandbox", "state", "streams", "version"},
     {"kernels", "schema", "sources"},
     {"arithmetic"},
     {"workloads"},

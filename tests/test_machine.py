@@ -1,6 +1,10 @@
 """Functions that are written in LLVM's instructions: when they are compiled, what is kept, and what is refused."""
 
+import gc
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +95,50 @@ def test_code_for_another_processor_is_not_taken(cache, tmp_path, monkeypatch):
 def test_arrays_that_code_would_misread_are_refused(array):
     with pytest.raises(TypeError, match=r"^doubled: "):
         doubled()(array, 3, 0)
+
+
+def test_calls_that_follow_one_another_are_one_and_keep_their_order_and_what_they_need():
+    """Calls of other functions between them stay where they are."""
+    from pruneaudit.kernels.machine import chained
+
+    function, values, seen = doubled(), np.ones(3), []
+    calls = [function(values, 3, number) for number in (1, 2)]
+    calls += [lambda: seen.append(values.tolist()), function(values, 2, 3), function(values.copy(), 1, 0)]
+    few = chained(calls)
+    del calls, function
+    gc.collect()
+    assert len(few) == 3
+    for call in few:
+        call()
+    assert seen == [[8, 8, 8]] and values.tolist() == [19, 19, 8]
+
+
+def test_other_threads_run_while_calls_do():
+    from pruneaudit.kernels.machine import chained
+
+    function, values, counted = doubled(), np.zeros(1 << 14), [0]
+    (call,) = chained([function(values, len(values), 0)] * 1000)
+    during = []
+
+    def run():
+        for _ in range(1000):
+            before = counted[0]
+            call()
+            if counted[0] > before:
+                during.append(True)
+                return
+
+    thread, interval = threading.Thread(target=run), sys.getswitchinterval()
+    # Nobody is asked to give the interpreter's lock up.
+    sys.setswitchinterval(3600)
+    try:
+        thread.start()
+        while thread.is_alive():
+            counted[0] += 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(interval)
+    assert during
 
 
 PROGRAM = """

@@ -75,16 +75,24 @@ def test_each_network_gets_the_steps_that_it_would_get_alone(make):
 
 
 @needs_numba
-def test_steps_beside_others_have_the_bits_of_the_tiled_trainer_alone():
-    dataset, models = digits(train=70), [network((3, 4, 5, 6), "fp32", seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_steps_beside_others_have_the_bits_of_the_tiled_trainer_alone(threads):
+    """However many threads share them, of which some may be left without a network."""
+    widths = [(3, 4, 5, 6), (3, 4, 5, 6), (2, 4, 5, 6)]
+    dataset, models = digits(train=70), [network(some, "fp32", seed=seed) for seed, some in enumerate(widths)]
     wanted = []
     for model in copy.deepcopy(models):
         with Meter(model) as meter:
             Trainer(model, dataset, SMALL, 5, "retrain", meter, "fp32", backend="tiled").fit()
         wanted.append(model.state_dict())
-    Sweep(models, dataset, "fp32", SMALL).train(5, "retrain")
+    sweep = Sweep(models, dataset, "fp32", SMALL, threads)
+    sweep.train(5, "retrain")
     for model, other in zip(models, wanted, strict=True):
         assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
+    scores = sweep.score(dataset.test)
+    assert [score.loss for score in scores] == [
+        Sweep([model], dataset, "fp32").score(dataset.test)[0].loss for model in models
+    ]
 
 
 def test_where_one_has_no_tiles_torch_trains_all():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from pruneaudit.campaign.stages import Stages
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.settings import Settings
+from pruneaudit.cores import cores
 from pruneaudit.errors import AuditError, ConfigError
 from pruneaudit.ledger.records import RunSpec
 from pruneaudit.ledger.schedule import Job, in_turn, makespan
@@ -251,7 +251,5 @@ def _calibrated(work: Work, runs: Sequence[RunSpec]) -> Calibration:
 
 def _places(work: Work) -> int:
     """How many runs can be at work side by side: on GPUs, or on cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    places = work.gpus if work.runtime.device == "cuda" else cores
+    places = work.gpus if work.runtime.device == "cuda" else cores()
     return max(places // (work.settings.ranks or 1), 1)

@@ -17,8 +17,9 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,24 @@ _REALS = (np.dtype("f4"), np.dtype("f8"))
 _COMPILING = threading.Lock()
 
 
+class _Compiled(partial[None]):
+    """A call of a compiled function.
+
+    Attributes:
+        entry: Addresses of the function and of its parameters.
+    """
+
+    def __new__(cls, function: Callable[..., None], entry: tuple[int, int], kept: object) -> _Compiled:
+        call = super().__new__(cls, function, entry[1])
+        call.entry = entry
+        # An address keeps nothing alive.
+        call.kept = kept
+        return call
+
+    entry: tuple[int, int]
+    kept: object
+
+
 class Written:
     """A function that is compiled for ``float32`` or ``float64``, when it is first asked for with such arrays.
 
@@ -49,14 +68,17 @@ class Written:
             ``pixels``, ``bits``, ``winners``, ``weights`` or ``places`` (arrays of uint8, bool, int16, int32, int64).
             Arrays come first, one of ``reals`` before all others where there are any.
         write: Writes its instructions, given an emitter and the parameters: addresses, numbers, and :class:`Whole`.
+        lasts: Whether it takes long enough to let other threads of this process run meanwhile.
     """
 
-    def __init__(self, name: str, parameters: str, write: Callable[..., None]) -> None:
+    def __init__(self, name: str, parameters: str, write: Callable[..., None], lasts: bool = False) -> None:
         self.name = name
+        # Whoever gives Python's lock up may wait for it longer than a kernel takes.
+        self._kind = ctypes.CFUNCTYPE if lasts else ctypes.PYFUNCTYPE
         self._parameters = parameters.split()
         self._arrays = [parameter for parameter in self._parameters if parameter not in ("whole", "real")]
         self._write = write
-        self._compiled: dict[int, tuple[Any, struct.Struct]] = {}
+        self._compiled: dict[int, tuple[int, Any, struct.Struct]] = {}
 
     def __call__(self, *arguments: Any) -> Call:
         """A call with these arguments: arrays in C order, which it keeps, and numbers.
@@ -74,24 +96,20 @@ class Written:
                 raise TypeError(f"{self.name}: an array of {array.dtype} where {parameter} in C order are taken")
             given[place] = array.ctypes.data
         size = kind.itemsize
-        function, layout = self._compiled.get(size) or self._compile(size)
+        address, function, layout = self._compiled.get(size) or self._compile(size)
         block = ctypes.create_string_buffer(layout.pack(*given))
-        call = partial(function, ctypes.addressof(block))
-        # An address keeps nothing alive.
-        call.kept = arguments, block  # type: ignore[attr-defined]
-        return call
+        return _Compiled(function, (address, ctypes.addressof(block)), (arguments, block))
 
-    def _compile(self, size: int) -> tuple[Any, struct.Struct]:
-        """What ctypes calls, for numbers of so many bytes, and how its parameters lie in memory."""
+    def _compile(self, size: int) -> tuple[int, Any, struct.Struct]:
+        """Its address for numbers of so many bytes, what ctypes calls, and how its parameters lie in memory."""
         with _COMPILING:
             if size not in self._compiled:
                 sources = _sources(Path(__file__).parent, Path(inspect.getfile(self._write)).parent)
                 address = _loaded(f"{self.name}-{8 * size}", lambda symbol: self._module(symbol, size), sources)
-                # Held as by any other extension: who gives the lock up may wait for it longer than a kernel takes.
-                function = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
+                function = self._kind(None, ctypes.c_void_p)(address)
                 signs = {"whole": "q", "real": "f4x" if size == 4 else "d"}
                 layout = struct.Struct("@" + "".join(signs.get(parameter, "P") for parameter in self._parameters))
-                self._compiled[size] = function, layout
+                self._compiled[size] = address, function, layout
             return self._compiled[size]
 
     def _module(self, symbol: str, size: int) -> ir.Module:
@@ -112,6 +130,33 @@ class Written:
         self._write(Emitter(builder, size), *values)
         builder.ret_void()
         return module
+
+
+def _write_chain(write: Emitter, entries: Any, count: Whole) -> None:
+    builder, parameters = write.builder, ir.IntType(64).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [parameters]).as_pointer()
+    with count.each() as number:
+        function, block = (builder.load(write.at(entries, number * 2 + part)) for part in (0, 1))
+        builder.call(builder.inttoptr(function, kind), [builder.inttoptr(block, parameters)])
+
+
+_chain = Written("chain", "places whole", _write_chain, lasts=True)
+
+
+def chained(calls: Iterable[Call]) -> list[Call]:
+    """The same calls in the same order: those of compiled functions that follow one another are one.
+
+    Python does not come between them, and other threads of this process run meanwhile.
+    """
+    found: list[Call] = []
+    for compiled, some in groupby(calls, key=lambda call: isinstance(call, _Compiled)):
+        several = list(some)
+        if compiled and len(several) > 1:
+            one = _chain(np.array([call.entry for call in several], np.int64), len(several))  # type: ignore[attr-defined]
+            one.kept = one.kept, several  # type: ignore[attr-defined]
+            several = [one]
+        found += several
+    return found
 
 
 @cache

@@ -24,6 +24,7 @@ from pruneaudit.catalog.discovery import Catalog
 from pruneaudit.catalog.protocols import Study
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.catalog.studies import OWN_CRITERIA, Wiring, panel_name
+from pruneaudit.cores import threads
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.ledger.records import NUMERICS_VERSION
 from pruneaudit.ledger.store import Ledger
@@ -416,7 +417,7 @@ class Populations:
 
             def retrained(some: Sequence[Mask] = some, name: str = name) -> dict[str, Any]:
                 networks = self.networks(self.base, layers, some, l1, wiring)
-                sweep = Sweep(networks, self.dataset, self.precision, recipe)
+                sweep = Sweep(networks, self.dataset, self.precision, recipe, threads())
                 sweep.train(repeat, stream)
                 # A choice is made before the test set is looked at.
                 scores = sweep.score(self.dataset.validation if stream == "early" else self.dataset.test)
@@ -460,7 +461,7 @@ class Populations:
         self, layers: tuple[str, ...], base: nn.Module, masks: Sequence[Mask], l1: Mask, wiring: Wiring
     ) -> list[float]:
         networks = self.networks(base, layers, masks, l1, wiring)
-        scores = Sweep(networks, self.dataset, self.precision).score(self.dataset.train)
+        scores = Sweep(networks, self.dataset, self.precision, threads=threads()).score(self.dataset.train)
         # A loss may overflow where a network was put together wrongly: it is the worst there is.
         return [score.loss if math.isfinite(score.loss) else float(2**100) for score in scores]
 

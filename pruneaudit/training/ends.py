@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from pruneaudit.kernels.machine import Call, Written
+from pruneaudit.kernels.machine import Call, Written, chained
 from pruneaudit.kernels.vectors import Emitter, Real, Whole, lanes
 
-__all__ = ["crops_into_lanes", "cross_entropy", "descend", "into_lanes", "lanes"]
+__all__ = ["chained", "crops_into_lanes", "cross_entropy", "descend", "into_lanes", "lanes"]
 
 
 def into_lanes(images: np.ndarray, tiles: np.ndarray) -> None:

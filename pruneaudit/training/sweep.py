@@ -8,8 +8,9 @@ bit; what is left out is what a record needs and a study does not: curves, an ev
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from pruneaudit.training.tiled_steps import Showing
 from pruneaudit.workloads import optimisers
 from pruneaudit.workloads.data import Dataset, Split
 from pruneaudit.workloads.recipes import Recipe, steps_per_epoch
+
+Answer = TypeVar("Answer")
 
 
 class _Networks(Protocol):
@@ -60,6 +63,7 @@ class Sweep:
         dataset: Their data, in memory.
         precision: ``fp32`` or ``fp64``.
         recipe: How they train; None: they are only scored.
+        threads: Cores for networks in tiles: each thread has some of them, and no number depends on how many there are.
 
     Attributes:
         steps: What trains them: ``tiled``, or ``torch`` where one of them has no tiles, one after the other on each
@@ -70,14 +74,22 @@ class Sweep:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], dataset: Dataset, precision: str = "fp32", recipe: Recipe | None = None
+        self,
+        models: Sequence[nn.Module],
+        dataset: Dataset,
+        precision: str = "fp32",
+        recipe: Recipe | None = None,
+        threads: int = 1,
     ) -> None:
         if recipe is not None and (asked := recipe.around_steps):
             raise ConfigError(f"networks of a study cannot train so: its recipe has {', '.join(asked)}")
         self._dataset = dataset
         self._recipe = recipe
-        tiles = _tiles(models, dataset, precision, recipe)
-        self._networks: _Networks = _Tiled(models, tiles, dataset, recipe) if tiles else _Plain(models, dataset, recipe)
+        threads = min(threads, len(models))
+        tiles = _tiles(models, dataset, precision, recipe, threads)
+        self._networks: _Networks = (
+            _Tiled(models, tiles, dataset, recipe, threads) if tiles else _Plain(models, dataset, recipe)
+        )
         self.steps = self._networks.steps
 
     def train(self, seed: int, stream: str) -> None:
@@ -113,14 +125,16 @@ class Sweep:
         ]
 
 
-def _tiles(models: Sequence[nn.Module], dataset: Dataset, precision: str, recipe: Recipe | None) -> list[Tiles]:
-    """Tiles of each network, of those of one form the same; none where one of them has no tiles."""
+def _tiles(
+    models: Sequence[nn.Module], dataset: Dataset, precision: str, recipe: Recipe | None, threads: int
+) -> list[Tiles]:
+    """Tiles of each network, of those of one form and thread the same; none where one of them has no tiles."""
     found: list[Tiles] = []
     known: dict[Hashable, Tiles] = {}
-    for model in models:
+    for place, model in enumerate(models):
         if unfit(model, Hooks(), precision) is not None:
             return []
-        form = form_of(model)
+        form = form_of(model), place % threads
         if form not in known:
             layers = layers_of(model, dataset, Hooks(), precision, recipe)
             if isinstance(layers, str):
@@ -137,8 +151,15 @@ class _Tiled:
     steps = "tiled"
 
     def __init__(
-        self, models: Sequence[nn.Module], tiles: Sequence[Tiles], dataset: Dataset, recipe: Recipe | None
+        self,
+        models: Sequence[nn.Module],
+        tiles: Sequence[Tiles],
+        dataset: Dataset,
+        recipe: Recipe | None,
+        threads: int,
     ) -> None:
+        self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._shares = [range(first, len(models), threads) for first in range(threads)]
         self._networks = [TiledNetwork(model, mine) for model, mine in zip(models, tiles, strict=True)]
         self._showing = Showing(tiles[0], dataset)
         self._recipe = recipe
@@ -158,13 +179,31 @@ class _Tiled:
     def descend(self, labels: torch.Tensor, rate: float) -> None:
         recipe = self._recipe
         assert recipe is not None
-        for network, velocity, everything in zip(self._networks, self._velocities, self._everything, strict=True):
+
+        def descend(place: int) -> None:
+            network = self._networks[place]
             network.learn(labels, recipe.label_smoothing)
-            network.descend(velocity, everything, rate, recipe.momentum, recipe.weight_decay, recipe.nesterov)
+            arrays = self._velocities[place], self._everything[place]
+            network.descend(*arrays, rate, recipe.momentum, recipe.weight_decay, recipe.nesterov)
+
+        self._of_each(descend)
 
     def answer(self, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        found = [network.answer(labels) for network in self._networks]
+        found = self._of_each(lambda place: self._networks[place].answer(labels))
         return np.stack([losses for losses, _ in found]), np.stack([hits for _, hits in found])
+
+    def _of_each(self, act: Callable[[int], Answer]) -> list[Answer]:
+        """What each network answers: those of one thread one after the other."""
+
+        def some(places: range) -> list[Answer]:
+            # What NumPy is silent about, it is silent about in one thread.
+            with np.errstate(all="ignore"):
+                return [act(place) for place in places]
+
+        if self._threads is None:
+            return some(self._shares[0])
+        found = list(self._threads.map(some, self._shares))
+        return [found[place % len(found)][place // len(found)] for place in range(len(self._networks))]
 
     def deliver(self) -> None:
         for network in self._networks:

@@ -387,6 +387,7 @@ class TiledNetwork:
                 calls += [call for layer in reversed(tiles.layers) for call in layer.backward(some)]
         if learns:
             calls += [call for layer in reversed(tiles.layers) for call in layer.close(batch(0, count))]
+        plan.calls = self._ends.chained(calls)
         return plan
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from pruneaudit.cores import share_of_cores
 from pruneaudit.errors import ConfigError
 from pruneaudit.streams import derive
 from pruneaudit.workloads.data.examples import Examples
@@ -150,10 +150,7 @@ def is_reading() -> bool:
 
 def usual_workers() -> int:
     """Worker processes that this process may have: cores beside its own, those of other sessions' workers apart."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return max(0, min(cores // processes - 1, _MOST_WORKERS))
+    return max(0, min(share_of_cores() - 1, _MOST_WORKERS))
 
 
 @dataclass(frozen=True)

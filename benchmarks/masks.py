@@ -6,7 +6,8 @@ What an oracle study's minutes are made of: LeNet5-Mini with five of the ten fil
 retrained for 3 epochs on 2,000 images and tested on 4,000, twice. Ours is what the study does with them; the reference
 (see reference.py) trains and tests some of the networks one after the other, once with the resizing that papers leave
 to the loader, once with images that are resized beforehand. Variants run interleaved in one process on one thread;
-times are CPU times of a network and ratios medians over rounds. Both must come out equally good.
+times are CPU times of a network and ratios medians over rounds. Both must come out equally good. The last
+column is wall time on all threads that a process may have, as a study has them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from pruneaudit.catalog.discovery import Catalog
+from pruneaudit.cores import threads
 from pruneaudit.errors import DataMissingError
 from pruneaudit.pruning import shapes
 from pruneaudit.pruning.removal import units_named
@@ -63,9 +65,9 @@ def main() -> None:
     }
     print(
         f"CPU, 1 thread, fp32, batch {recipe.batch}, {EPOCHS} epochs of {TRAIN:,} images and a test pass of {TEST:,}, "
-        f"medians of {ROUNDS} rounds, torch {torch.__version__}\n{'':8}"
+        f"all sets on {threads()} threads (wall time), medians of {ROUNDS} rounds, torch {torch.__version__}\n{'':8}"
         + "".join(f"{name:>26}" for name in variants)
-        + f"{'a plain loop / ours':>21}{'all sets, twice':>17}"
+        + f"{'a plain loop / ours':>21}{'all sets, twice':>17}{'on all threads':>16}"
     )
     for layer in LAYERS:
         networks = [wired(base, {layer: kept}, {layer: EVERY[0]}, units, "correct") for kept in EVERY[:TOGETHER]]
@@ -84,11 +86,18 @@ def main() -> None:
             assert reference.is_as_good(accuracies[name], accuracies["a plain loop"]), (name, accuracies)
         middle = {name: statistics.median(spent) for name, spent in times.items()}
         gain = statistics.median(a / b for a, b in zip(times["a plain loop"], times["ours"], strict=True))
+        walls = []
+        for seed in range(ROUNDS):
+            some = [copy.deepcopy(network) for network in networks]
+            started = time.perf_counter()
+            together(some, few(resized), recipe, seed, threads())
+            walls.append((time.perf_counter() - started) / TOGETHER)
         images = EPOCHS * TRAIN
         print(
             f"{layer:8}"
             + "".join(f"{middle[name]:>9.3f} s {images / middle[name]:>8,.0f} img/s" for name in variants)
             + f"{gain:>20.1f}x{len(EVERY) * REPEATS * middle['ours']:>15.0f} s"
+            + f"{len(EVERY) * REPEATS * statistics.median(walls):>14.0f} s"
         )
 
 
@@ -116,9 +125,9 @@ def plain(
     return found
 
 
-def together(networks: Sequence[nn.Module], data: Dataset, recipe: Recipe, seed: int) -> list[float]:
+def together(networks: Sequence[nn.Module], data: Dataset, recipe: Recipe, seed: int, threads: int = 1) -> list[float]:
     """As the study does."""
-    sweep = Sweep(networks, data, "fp32", recipe)
+    sweep = Sweep(networks, data, "fp32", recipe, threads)
     assert sweep.steps == "tiled"
     sweep.train(max(seed, 0), "retrain")
     return [score.accuracy for score in sweep.score(data.test)]

@@ -29,7 +29,9 @@ def stored_cell(cell: Cell, catalog: Catalog, settings: Settings, ledger: Ledger
 
 def method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecord]) -> dict[str, str]:
     """Source digest that counts for each method: its file's today, else the one that ran last."""
-    runs = [ledger.get(pruning) for record in records if (pruning := _pruning(record, ledger)) is not None]
+    # Under every protocol stand cells on the same ones.
+    pruned = {run: None for record in records if (run := _pruning(record, ledger)) is not None}
+    runs = map(ledger.get, pruned)
     latest = {str(run.method): str(run.method_digest) for run in sorted(runs, key=lambda run: run.finished)}
     files = {name: source for name, source in catalog.methods.items() if name in latest and source.path is not None}
     return latest | {name: source.digest for name, source in files.items()}

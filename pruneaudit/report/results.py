@@ -148,6 +148,7 @@ class Results:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _bases: dict[Group, Statistic | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _removed: dict[Group, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _grouped: dict[str, dict[Group, list[dict[str, Any]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -260,7 +261,10 @@ class Results:
 
     def removed(self, workload: str, labels: tuple[str, ...]) -> dict[str, str]:
         """What each method with a result removed: ``filter``, ``block`` or ``weight``."""
-        return {row["method"]: row["granularity"] for row in self._measured(workload, labels)}
+        if (workload, labels) not in self._removed:
+            rows = self._measured(workload, labels)
+            self._removed[workload, labels] = {row["method"]: row["granularity"] for row in rows}
+        return self._removed[workload, labels]
 
     def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:
         """The metric of the dense base models that arms share (S1's own ones left out); None where there are none."""

@@ -222,7 +222,7 @@ def tables(
         _show(found.bases(), ["data", "network", "papers", "base_from", "base_to", "spread", "units"], False)
         return
     if not files:
-        raise ConfigError("pruneaudit tables: give a file, such as README.md or results.csv")
+        raise ConfigError("give a file, such as README.md or results.csv")
     from pruneaudit.tables.columns import check_mapping
     from pruneaudit.tables.command import audit_files, failing, sarif
 
@@ -286,7 +286,7 @@ def judge(
         typer.echo(given.template(), nl=False)
         return
     if file is None:
-        raise ConfigError("pruneaudit judge: give a file of runs; --template prints one to begin with")
+        raise ConfigError("give a file of runs; --template prints one to begin with")
     if margin == 0:
         raise ConfigError("--margin 0: no difference would be too small to matter; give one above 0")
     from pruneaudit.catalog.discovery import Catalog

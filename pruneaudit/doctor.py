@@ -166,6 +166,9 @@ def _disk(ledger: Path) -> Iterator[Symptom]:
 
 
 def _ledger(path: Path) -> Iterator[Symptom]:
+    if path.exists() and not path.is_dir():
+        yield Symptom("ledger", "wrong", f"{path} is no folder", "choose another one with --audit-ledger")
+        return
     if not (path / "ledger.json").exists():
         yield Symptom("ledger", "ok", f"{path} is none yet")
         return

@@ -70,6 +70,8 @@ def test_a_broken_ledger_and_none_are_told(tmp_path):
     (tmp_path / "ledger.json").write_text("[]")
     (told,) = doctor._ledger(tmp_path)
     assert told.state == "wrong" and "ledger.json is damaged" in told.found
+    (told,) = doctor._ledger(tmp_path / "ledger.json")
+    assert told.state == "wrong" and told.found.endswith("is no folder") and "--audit-ledger" in told.advice
 
 
 def test_a_disk_that_is_full_or_read_only_is_told(tmp_path, monkeypatch):

@@ -70,6 +70,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or tables within each other too deeply to be read") from None
     if "name" in content:
         raise ConfigError(f"{path}: name: the file name is the name; delete this key")
     return content

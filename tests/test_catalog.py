@@ -10,7 +10,7 @@ import pytest
 from pruneaudit.catalog import discovery as catalog_module
 from pruneaudit.catalog.cells import Selection, pairs
 from pruneaudit.catalog.discovery import Catalog, MethodSource, content_root
-from pruneaudit.catalog.names import CORE_METHODS, method_id
+from pruneaudit.catalog.names import CORE_METHODS, finder, method_id
 from pruneaudit.errors import ConfigError, MethodError
 from pruneaudit.sources import code_digest
 
@@ -238,6 +238,24 @@ def test_id_that_cannot_be_selected(tmp_path, stem):
     path = write(tmp_path / f"{stem}.py", METHOD.format(name="Mine"))
     with pytest.raises(ConfigError, match="use lower-case letters, digits"):
         _ = Catalog(extra_methods=(str(path),)).methods
+
+
+@pytest.mark.parametrize(
+    ("stem", "said"),
+    [("all", "all methods"), ("scratch-of-l1", "what 'l1' found"), ("scratch-e-of-mine", "what 'mine' found")],
+)
+def test_a_name_that_says_something_else_is_refused(tmp_path, stem, said):
+    """Whoever asked for it would get the other thing."""
+    path = write(tmp_path / f"{stem}.py", METHOD.format(name="Mine"))
+    with pytest.raises(ConfigError, match=f"^method name '{stem}': it says .*{said}; choose another$"):
+        _ = Catalog(extra_methods=(str(path),)).methods
+
+
+def test_a_name_with_of_in_it_is_a_name(tmp_path):
+    path = write(tmp_path / "sum-of-norms.py", METHOD.format(name="Mine"))
+    catalog = Catalog(extra_methods=(str(path),))
+    assert catalog.method("sum-of-norms").path == path and finder("sum-of-norms") is None
+    assert catalog.method("scratch-of-sum-of-norms").found_by == "sum-of-norms"
 
 
 # Files that hold no method

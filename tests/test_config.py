@@ -290,6 +290,12 @@ def test_broken_toml_names_the_file(tmp_path, load, content):
     assert message.startswith(f"{path}: not valid TOML")
 
 
+def test_toml_that_is_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text(f"ratios = {'[' * 5000}{']' * 5000}")
+    assert refusal(load_workload, path) == f"{path}: lists or tables within each other too deeply to be read"
+
+
 def test_protocol_value_outside_its_choices(tmp_path):
     shipped = (content_root() / "protocols" / "s2.toml").read_text(encoding="utf-8")
     path = tmp_path / "mine.toml"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pruneaudit.catalog.cells import Cell
 from pruneaudit.catalog.discovery import Catalog
-from pruneaudit.catalog.names import FOUND_BY
+from pruneaudit.catalog.names import finder
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.catalog.settings import Settings
 from pruneaudit.errors import ConfigError
@@ -21,7 +21,7 @@ def stored_cell(cell: Cell, catalog: Catalog, settings: Settings, ledger: Ledger
     """The record of a cell as the ledger holds it; None where it holds none that still counts."""
     record = ledger.cell(settings.key(cell, catalog.workload(cell.workload)))
     # A scratch arm of a found architecture depends on the method that found it.
-    pruner = cell.method.partition(FOUND_BY)[2] or cell.method
+    pruner = finder(cell.method) or cell.method
     source = catalog.methods.get(pruner)
     digests = {pruner: source.digest} if source is not None and source.path is not None else {}
     return None if record is None or why_outdated(record, catalog, ledger, digests) else record
@@ -82,6 +82,6 @@ def _builds_another(workload: Workload, run: RunRecord) -> bool:
 
 def _pruning(record: CellRecord, ledger: Ledger) -> str | None:
     """The prune run that a cell's network comes from; None where it has none."""
-    if record.prune is not None or record.result is None or FOUND_BY not in record.method:
+    if record.prune is not None or record.result is None or finder(record.method) is None:
         return record.prune
     return ledger.get(record.result).shape_of

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pruneaudit.catalog.claims import PublishedTable, load_table
 from pruneaudit.catalog.courses import Course
-from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, is_scratch, method_id
+from pruneaudit.catalog.names import CORE_METHODS, CROSS_PREFIX, FOUND_BY, finder, method_id
 from pruneaudit.catalog.protocols import Protocol, Study, load_protocol, load_study
 from pruneaudit.catalog.workloads import WORKLOADS_GROUP, Brought, brought, installed
 from pruneaudit.errors import ConfigError, MethodError, one_line, unknown
@@ -277,9 +277,12 @@ def _slug(value: object) -> str:
 
 
 def _check_name(kind: str, name: str) -> None:
-    """Refuse a name that could not be selected with ``-k``."""
+    """Refuse a name that could not be selected, or that says something else."""
     if not _ID.fullmatch(name):
         raise ConfigError(f"{kind} name '{name}': use lower-case letters, digits, '.' and '-' only")
+    if kind == "method" and (name == "all" or finder(name) is not None):
+        said = "all methods" if name == "all" else f"the scratch arm of what '{finder(name)}' found"
+        raise ConfigError(f"method name '{name}': it says {said}; choose another")
 
 
 @dataclass
@@ -415,9 +418,9 @@ class Catalog:
 
         ``scratch-of-METHOD`` (and so for every scratch arm) trains the architecture that METHOD found.
         """
-        arm, of, finder = name.partition(FOUND_BY)
-        if of and arm in self.methods and is_scratch(arm):
-            return replace(self.methods[arm], name=name, found_by=self.method(finder).name)
+        found_by, arm = finder(name), name.partition(FOUND_BY)[0]
+        if found_by is not None and arm in self.methods:
+            return replace(self.methods[arm], name=name, found_by=self.method(found_by).name)
         if name not in self.methods:
             raise unknown("method", name, self.methods)
         return self.methods[name]

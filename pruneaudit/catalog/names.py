@@ -45,6 +45,12 @@ def is_scratch(method: str) -> bool:
     return method == SCRATCH_PREFIX or method.startswith(f"{SCRATCH_PREFIX}-")
 
 
+def finder(method: str) -> str | None:
+    """METHOD of ``scratch-of-METHOD``, and so of every scratch arm; None: the name is another one."""
+    arm, of, found_by = method.partition(FOUND_BY)
+    return found_by if of and is_scratch(arm) else None
+
+
 def method_id(stem: str) -> str:
     """Id from a file stem or class name: ``greg_1`` and ``Greg1`` style names become lower-case with hyphens."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", stem)

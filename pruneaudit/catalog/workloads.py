@@ -39,7 +39,7 @@ def brought(spec: str, told: str = "") -> list[Brought]:
     """
     told = told or f"--audit-workload {spec}"
     path = Path(spec).expanduser()
-    if spec.endswith(".toml") or path.is_dir():
+    if spec and (spec.endswith(".toml") or path.is_dir()):
         return _in_path(path, told)
     module, colon, attribute = spec.partition(":")
     if not (colon and module and attribute):

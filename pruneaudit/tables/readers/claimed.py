@@ -26,6 +26,8 @@ def read(path: Path, text: str) -> list[Grid]:
         content = tomllib.loads(text, parse_float=str)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or tables within each other too deeply to be read") from None
     if "claims" in content:
         return [_claims(path, text, content)]
     if "points" in content and "rows" in content:

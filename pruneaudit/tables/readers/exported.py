@@ -36,6 +36,8 @@ def _parsed(path: Path, text: str) -> Any:
         return json.loads(text, parse_float=str, parse_int=str, parse_constant=str, object_pairs_hook=_once)
     except (json.JSONDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or objects within each other too deeply to be read") from None
 
 
 def _lines(path: Path, text: str) -> list[Any]:

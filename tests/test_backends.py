@@ -61,6 +61,28 @@ def test_a_backend_that_breaks_is_told_and_not_chosen(measured, monkeypatch):
     assert found["torch"].seconds is not None
 
 
+def test_where_a_step_takes_long_or_only_torch_trains_nothing_is_timed(measured, monkeypatch):
+    """What one would wait for is no gain."""
+    asked = []
+
+    def count(trainings, backend):
+        asked.append((backend, trainings[0].recipe.batch * trainings[0].recipe.steps))
+        return train_many(trainings, backend)
+
+    monkeypatch.setattr(backends, "train_many", count)
+    both = {"backends": ("tiled", "torch"), "rounds": 3}
+    found = measured(longest=1e-9, **both)
+    assert found["torch"].seconds == 0 and found["tiled"].seconds is None
+    assert found["tiled"].note.startswith("not timed, since a step of torch's takes ")
+    # A few small batches of torch's alone.
+    assert {backend for backend, _ in asked} == {"torch"} and max(images for _, images in asked) == 24
+    asked.clear()
+    found = measured("vit-digits", longest=1000.0, **both)
+    assert found["torch"].seconds == 0 and "torch's loop alone does" in found["tiled"].note
+    assert asked == []
+    assert all(one.seconds > 0 for one in measured(longest=1000.0, **both).values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -67,6 +67,17 @@ def test_the_fastest_is_chosen_where_it_is_so_by_more_than_a_tenth(measured, tmp
         assert choice.why == f"measured here, {gain:.1f} times as fast as torch (dense and at ratio 0.9)"
 
 
+def test_where_nothing_else_was_timed_the_choice_says_why(measured, tmp_path, monkeypatch):
+    measured()
+    notes = {"tiled": "not timed, since a step of torch's takes 70 seconds here", "torch": ""}
+    answered = choosing.asked
+    monkeypatch.setattr(
+        choosing, "asked", lambda *job: [{**row, "note": notes[row["backend"]]} for row in answered(*job)]
+    )
+    choice = chooser(tmp_path / "ledger").settle(LENET)
+    assert (choice.backend, choice.why) == ("torch", notes["tiled"])
+
+
 def test_a_ledger_keeps_its_choice_whatever_is_fast_later(measured, tmp_path):
     jobs = measured(tiled=0.5)
     first = chooser(tmp_path / "ledger")

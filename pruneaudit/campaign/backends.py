@@ -30,6 +30,8 @@ BACKENDS: tuple[Backend, ...] = tuple(name for name in get_args(Backend) if name
 _FEW, _MORE = 2, 6
 #: Rounds at most, and seconds after which no other one begins.
 _ROUNDS, _SECONDS = 9, 20.0
+#: Images of the batches from which it is told how long a step of torch's takes.
+_A_FEW_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def measure(
     ratio: float | None = None,
     backends: Sequence[Backend] = BACKENDS,
     rounds: int = _ROUNDS,
+    longest: float | None = None,
 ) -> list[Measured]:
     """Time backends, in turns; medians of as many rounds as the time allows.
 
@@ -66,6 +69,8 @@ def measure(
         ratio: Pruning ratio of the network; None: the dense one.
         backends: Which are timed.
         rounds: How often at most; 0: nothing is trained, and all seconds are 0 of those that can.
+        longest: To choose one of them: where a step of torch's takes longer, or nothing else trains such networks,
+            torch alone is left, and nothing timed. None: all are timed.
 
     Returns:
         One for each backend.
@@ -76,11 +81,11 @@ def measure(
     per_epoch = steps_per_epoch(facts(workload.data).train, batch)
     widths = shapes.widths_at(workload, ratio) if ratio is not None else {}
 
-    def made(steps: int) -> list[Training]:
-        return [_training(workload, widths, data, device, precision, steps, seed) for seed in range(models)]
+    def made(steps: int, images: int = batch) -> list[Training]:
+        return [_training(workload, widths, data, device, precision, steps, images, seed) for seed in range(models)]
 
-    def seconds(backend: Backend, steps: int) -> float:
-        trainings = made(steps)
+    def seconds(backend: Backend, steps: int, images: int = batch) -> float:
+        trainings = made(steps, images)
         started = clock(device)
         results = train_many(trainings, backend)
         taken = clock(device) - started
@@ -91,16 +96,35 @@ def measure(
                 raise CannotTrainError(result.reason)
         return taken
 
-    found: dict[Backend, list[float]] = {}
+    def a_step() -> float:
+        """Seconds of a step of torch's, as a few images tell them."""
+        images = min(batch, _A_FEW_IMAGES)
+        # The first of all loads what others find ready.
+        _, one, three = (seconds("torch", steps, images) for steps in (1, 1, 3))
+        return (three - one) / 2 / models * batch / images
+
     notes: dict[Backend, str] = {}
     for backend in backends:
         try:
             _see(made(1)[0], backend)
+        except Exception as error:
+            notes[backend] = _told(error)
+    others = [backend for backend in backends if backend != "torch" and backend not in notes]
+    if longest is not None and others and rounds and (step := a_step()) > longest:
+        notes |= dict.fromkeys(others, f"not timed, since a step of torch's takes {step:.0f} seconds here")
+        others = []
+    if longest is not None and not others:
+        rounds = 0
+    found: dict[Backend, list[float]] = {}
+    for backend in backends:
+        if backend in notes:
+            continue
+        try:
             if rounds:
                 # Its first steps compile, capture and load what later ones find ready.
                 seconds(backend, _FEW)
         except Exception as error:
-            notes[backend] = str(error) if isinstance(error, CannotTrainError) else one_line(error)
+            notes[backend] = _told(error)
         else:
             found[backend] = []
     began = clock(device)
@@ -126,6 +150,10 @@ class CannotTrainError(AuditError):
     """A backend leaves these networks to another one; the message says why."""
 
 
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, CannotTrainError) else one_line(error)
+
+
 def _see(training: Training, backend: Backend) -> None:
     """Ask a backend that makes the steps of single runs whether it makes these, before any is made.
 
@@ -146,9 +174,10 @@ def _training(
     device: str,
     precision: str,
     steps: int,
+    images: int,
     seed: int,
 ) -> Training:
-    recipe: dict[str, Any] = {"epochs": None, "steps": steps, "lr": "0:1e-4"}
+    recipe: dict[str, Any] = {"epochs": None, "steps": steps, "batch": images, "lr": "0:1e-4"}
     model = place(shapes.network(workload, widths), device, precision)
     return Training(
         model, data, Recipe.model_validate({**workload.retrain.model_dump(), **recipe}), seed, "probe", precision

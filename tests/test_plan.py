@@ -142,15 +142,19 @@ def test_a_real_campaign_takes_what_was_predicted_within_30_percent(tmp_path):
     ratios = []
     for attempt in range(ATTEMPTS):
         campaign = campaign_in(tmp_path / str(attempt))
-        calibration = Calibration(CATALOG, "cpu")
         runs = campaign.runs(CELLS)
-        calibration.probe(runs, seconds=3.0)
-        estimates = [calibration.estimate(run) for run in runs]
+        # A slow machine, on which coverage traces besides, needs longer until every network was timed.
+        for seconds in (3.0, 10.0, 30.0):
+            calibration = Calibration(CATALOG, "cpu")
+            calibration.probe(runs, seconds=seconds)
+            estimates = [calibration.estimate(run) for run in runs]
+            if all(estimate.basis == "timed" for estimate in estimates):
+                break
+        assert {estimate.basis for estimate in estimates} == {"timed"}
         started = time.process_time()
         for cell in CELLS:
             assert campaign.obtain(cell).error == ""
         took = time.process_time() - started
-        assert {estimate.basis for estimate in estimates} == {"timed"}
         ratios.append(sum(estimate.seconds for estimate in estimates) / took)
         if sum(abs(ratio - 1) <= 0.3 for ratio in ratios) == 2:
             break  # the median of three will be, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -65,16 +65,34 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_OF_TOML:
             raise ConfigError(f"{path}: is larger than {MOST_OF_TOML >> 20} MiB; no file of settings is")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: lists or tables within each other too deeply to be read") from None
+    content = parse_toml(path, text)
     if "name" in content:
         raise ConfigError(f"{path}: name: the file name is the name; delete this key")
     return content
+
+
+def parse_toml(path: Path, text: str, number: Callable[[str], Any] = float) -> dict[str, Any]:
+    """What a text says that a file holds.
+
+    Args:
+        path: The file, for the error.
+        text: Its content.
+        number: What is made of a float as it is written.
+
+    Raises:
+        ConfigError: It is no TOML, or too deep.
+    """
+    try:
+        return tomllib.loads(text, parse_float=number)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or tables within each other too deeply to be read") from None
 
 
 def validate(kind: type[Model], content: dict[str, Any], path: Path) -> Model:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 from pruneaudit.catalog.discovery import cell_test
+from pruneaudit.report.columns import column, names_of
 from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Results
@@ -91,12 +91,7 @@ def payload(results: Results) -> dict[str, Any]:
         "runs": _packed(
             {
                 "g": list(map(group, results.runs)),
-                # Some rows have more than others.
-                **{
-                    name: [row.get(name) for row in results.runs]
-                    for name in dict.fromkeys(chain.from_iterable(results.runs))
-                    if name not in _RUN_LEFT_OUT
-                },
+                **{name: column(results.runs, name) for name in names_of(results.runs) if name not in _RUN_LEFT_OUT},
                 "accuracy": list(map(value, results.runs)),
                 "validation_accuracy": list(map(validation_value, results.runs)),
             }
@@ -215,11 +210,8 @@ def _measured(values: Mapping[str, Any], arms: Iterable[str]) -> tuple[str | Non
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    columns: dict[str, list[Any]] = defaultdict(list)
-    for row in rows:
-        for name, entry in row.items():
-            columns[name].append(entry)
-    return _packed(columns)
+    found = list(rows)
+    return _packed({name: column(found, name) for name in names_of(found)})
 
 
 def _packed(columns: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tabulate import tabulate
 from pruneaudit.errors import printable
 from pruneaudit.report import latex
 from pruneaudit.report.badge import badge
+from pruneaudit.report.columns import column, names_of
 from pruneaudit.report.drawing import Drawing
 from pruneaudit.report.page import page
 from pruneaudit.report.published import PUBLISHED_NOTE, published_notes, published_table
@@ -97,8 +97,8 @@ def _write(results: Results, folder: Path, figures: Drawing) -> list[Path]:
             folder / "report.md": markdown(results),
             folder / "badge.svg": mark.svg,
             folder / "badge.json": mark.endpoint,
-            folder / "tables" / "cells.csv": _csv(_columns(results.cells), results.cells),
-            folder / "tables" / "findings.csv": _csv(_columns(results.findings), results.findings),
+            folder / "tables" / "cells.csv": _csv(names_of(results.cells), results.cells),
+            folder / "tables" / "findings.csv": _csv(names_of(results.findings), results.findings),
             folder / "tables" / "verdicts.csv": _verdicts_csv(results),
             **{folder / "tables" / f"{name}.csv": rows for name, rows in _metric_csvs(results).items()},
             **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
@@ -392,11 +392,6 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(safe, [as_text(name) for name in header], tablefmt="pipe", disable_numparse=True)
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """All columns that some row has, in the order in which they come up."""
-    return list(dict.fromkeys(column for columns in dict.fromkeys(map(tuple, rows)) for column in columns))
-
-
 class _Lines(list[str]):
     """What a csv writer writes to: a StringIO takes four bytes for each character of all of it."""
 
@@ -408,16 +403,8 @@ def _csv(columns: list[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     # By column: of most texts and lists there are few, and each is looked at once.
-    writer.writerows(zip(*(_fields(_column(rows, column), column) for column in columns), strict=True))
+    writer.writerows(zip(*(_fields(column(rows, name), name) for name in columns), strict=True))
     yield from lines
-
-
-def _column(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
-    # Nearly all rows have nearly all columns, and these are got in a third of the time.
-    try:
-        return list(map(itemgetter(column), rows))
-    except KeyError:
-        return [row.get(column) for row in rows]
 
 
 def _fields(values: list[Any], column: str) -> list[Any]:
@@ -448,7 +435,7 @@ def _verdicts_csv(results: Results) -> Iterator[str]:
     for row in (*results.verdicts, *results.regressions):
         flat = {key: value for key, value in row.items() if key not in ("difference", "images", "outlook", "besides")}
         rows.append(flat | (row["difference"] or {}))
-    return _csv(_columns(rows), rows)
+    return _csv(names_of(rows), rows)
 
 
 def _metric_csvs(results: Results) -> dict[str, Iterator[str]]:
@@ -470,4 +457,4 @@ def _metric_csvs(results: Results) -> dict[str, Iterator[str]]:
                     "std": statistic.std,
                 }
             )
-    return {name: _csv(_columns(found), found) for name, found in (rows or {ACCURACY.name: []}).items()}
+    return {name: _csv(names_of(found), found) for name, found in (rows or {ACCURACY.name: []}).items()}

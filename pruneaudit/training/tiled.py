@@ -367,7 +367,7 @@ class TiledNetwork:
         tiles, kernel, learns = self.tiles, self._tiled, smoothing is not None
         count, width, kind = -(-images // tiles.width), tiles.width, stage.weights.dtype
         calls: list[Call] = []
-        plan = _Plan(calls, np.zeros(images, np.int64), np.zeros(images, kind), np.zeros(images, bool))
+        plan = _Plan((), np.zeros(images, np.int64), np.zeros(images, kind), np.zeros(images, bool))
 
         def batch(first: int, some: int) -> Batch:
             part = kernel.FIRST * (first == 0) + kernel.LAST * (first + some == count)

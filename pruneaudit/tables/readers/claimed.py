@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from pruneaudit.catalog.claims import load_table
 from pruneaudit.errors import ConfigError
-from pruneaudit.schema import validate
+from pruneaudit.schema import parse_toml, validate
 from pruneaudit.tables.claims import ClaimsFile
 from pruneaudit.tables.grid import Cell, Grid, build
 
@@ -21,13 +20,8 @@ def read(path: Path, text: str) -> list[Grid]:
     Raises:
         ConfigError: It is no TOML, or neither a file of claims nor a published table.
     """
-    try:
-        # As written: the digits of a number say how exact it is.
-        content = tomllib.loads(text, parse_float=str)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: lists or tables within each other too deeply to be read") from None
+    # As written: the digits of a number say how exact it is.
+    content = parse_toml(path, text, str)
     if "claims" in content:
         return [_claims(path, text, content)]
     if "points" in content and "rows" in content:

@@ -37,8 +37,32 @@ def method_digests(catalog: Catalog, ledger: Ledger, records: Iterable[CellRecor
     return latest | {name: source.digest for name, source in files.items()}
 
 
+def outdated(
+    records: Iterable[CellRecord], catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]
+) -> dict[int, str]:
+    """Why each of some cells no longer counts, or nothing, by its ``id``."""
+    # Under many protocols stand cells on the same runs.
+    known: dict[tuple[str | None, ...], str] = {}
+    found: dict[int, str] = {}
+    for record in records:
+        why = _why_itself(record, catalog)
+        if not why:
+            chain = (record.workload, record.method, record.base, record.topup, record.prune, record.result)
+            key = (*chain, *record.trials)
+            if key not in known:
+                known[key] = _why_its_runs(record, catalog, ledger, digests)
+            why = known[key]
+        found[id(record)] = why
+    return found
+
+
 def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]) -> str:
     """Why a cell no longer counts, or nothing."""
+    return _why_itself(record, catalog) or _why_its_runs(record, catalog, ledger, digests)
+
+
+def _why_itself(record: CellRecord, catalog: Catalog) -> str:
+    """What it names has another version by now."""
     find: tuple[tuple[str, str, int, Callable[[str], Workload | Protocol]], ...] = (
         ("workload", record.workload, record.workload_version, catalog.workload),
         ("protocol", record.protocol, record.protocol_version, catalog.protocol),
@@ -51,10 +75,16 @@ def why_outdated(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: 
             return f"{kind} {name} is not here{how}"
         if current != version:
             return f"measured under {kind} version {version}, now {current}; run it again"
-    workload = catalog.workload(record.workload)
-    metric = workload.metric
+    metric = catalog.workload(record.workload).metric
     if not metric.decides_as(record.metric):
         return f"measured by {record.metric.title}, now {metric.title} decides; run it again"
+    return ""
+
+
+def _why_its_runs(record: CellRecord, catalog: Catalog, ledger: Ledger, digests: Mapping[str, str]) -> str:
+    """What its runs trained is another by now."""
+    workload = catalog.workload(record.workload)
+    metric = workload.metric
     if metric.function and record.result is not None:
         source = Source.parse(metric.function, workload.folder or Path())
         if ledger.get(record.result).metric_digest != source.digest:

@@ -19,11 +19,12 @@ import json
 import os
 import sqlite3
 import stat
+import struct
 import sys
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -94,6 +95,9 @@ _SIZES = frozenset({
 })
 # fmt: on
 
+#: What is signed of a file and of its row: :data:`Seen`, and the length of the row's content.
+_FACTS = struct.Struct("<QqqQQQ")
+
 Made = TypeVar("Made", bound=BaseModel)
 #: Size, times of modification and change (ns), number and device of a file.
 Seen = tuple[int, int, int, int, int]
@@ -108,14 +112,19 @@ class IndexedRun(RunRecord):
     def __getattr__(self, name: str) -> Any:
         """Give a field that was left packed, or in the file."""
         if name in _PACKED:
-            start = 0
-            for field, length in zip(_PACKED, self.__dict__["_lengths"], strict=True):
-                if field == name:
-                    return _PACKED[name][1](self.__dict__["_packed"][start : start + length])
-                start += length
+            return _PACKED[name][1](self._part(name))
         if name in _ELSEWHERE:
             return getattr(self.whole, name)
         raise AttributeError(name)
+
+    def _part(self, name: str) -> bytes:
+        """A field that was left packed, as it lies there."""
+        start, values = 0, self.__dict__
+        for field, length in zip(_PACKED, values["_lengths"], strict=True):
+            if field == name:
+                break
+            start += length
+        return values["_packed"][start : start + length]
 
     @property
     def whole(self) -> RunRecord:
@@ -132,6 +141,11 @@ class IndexedRun(RunRecord):
         """As :attr:`RunSpec.run_id`, which was found when the record was verified."""
         found: str = self.__dict__["_run_id"]
         return found
+
+    @property
+    def curve(self) -> Sequence[float]:
+        """As :attr:`RunRecord.curve`; of hundreds of numbers few are looked at, so that they are not all unpacked."""
+        return array("d", self._part("test_accuracy")) if self.scores is None else self.scores.test_curve
 
     @property
     def left(self) -> dict[str, int]:
@@ -295,8 +309,9 @@ class Index:
         return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_PATIENCE)
 
     def _mac(self, name: str, seen: Seen, content: bytes, packed: bytes) -> bytes:
-        text = f"index {_layout()} {name} {seen} {len(content)} ".encode()
-        return hmac.digest(self._key, text + content + packed, "sha256")
+        facts = _FACTS.pack(*seen, len(content))
+        whole = b"".join((b"index ", _layout(), facts, name.encode(), b"\0", content, packed))
+        return hmac.digest(self._key, whole, "sha256")
 
 
 def index_of(root: Path) -> Index | None:
@@ -313,7 +328,8 @@ def seen(path: str) -> Seen | None:
         return None
     if not stat.S_ISREG(facts.st_mode):
         return None
-    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
+    # Some systems number files with more bits.
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino % 2**64, facts.st_dev % 2**64
 
 
 def all_seen(root: str, names: list[str]) -> dict[str, Seen]:
@@ -329,13 +345,13 @@ def all_seen(root: str, names: list[str]) -> dict[str, Seen]:
 
 
 @cache
-def _layout() -> str:
+def _layout() -> bytes:
     """What rows look like: those of another version are read anew."""
     kinds: tuple[type[BaseModel], ...] = (RunRecord, CellRecord, Link, *_APART)
     fields = [[(name, repr(field.default)) for name, field in kind.model_fields.items()] for kind in kinds]
     ways = [list(names) for kind in (*kinds, IndexedRun) for names in (_shape(kind).own, *_shape(kind).groups)]
     layout = json.dumps([__version__, SCHEMA_VERSION, sys.byteorder, fields, ways, sorted(_ELSEWHERE), list(_PACKED)])
-    return hashlib.sha256(layout.encode()).hexdigest()[:16]
+    return hashlib.sha256(layout.encode()).digest()[:16]
 
 
 def content_of(record: RunRecord | CellRecord, link: Link) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -539,7 +539,7 @@ class RunRecord(RunSpec):
         return self.validation_accuracy if self.scores is None else self.scores.validation
 
     @property
-    def curve(self) -> list[float]:
+    def curve(self) -> Sequence[float]:
         """The metric on the test split after each epoch."""
         return self.test_accuracy if self.scores is None else self.scores.test_curve
 

@@ -649,7 +649,7 @@ class Ledger:
                 if place != "runs" and not name.endswith(".json"):
                     continue
                 # Of a hundred thousand files, paths and their patterns would take ten times as long.
-                path = os.path.join(folder, name, "record.json") if place == "runs" else os.path.join(folder, name)
+                path = f"{folder}{os.sep}{name}" + (f"{os.sep}record.json" if place == "runs" else "")
                 if path not in self._links and Path(path) not in self.damaged:
                     # Whether it holds what it promises is told where it is read.
                     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):

@@ -41,6 +41,10 @@ _PICKED = {
 }
 
 
+#: Method, ratio and setup.
+_Arm = tuple[str, float, str]
+
+
 def published(
     catalog: Catalog,
     cells: Iterable[Mapping[str, Any]],
@@ -60,18 +64,17 @@ def published(
         curves: How each of these runs went, by id.
     """
     by_id = {row["run"]: row for row in runs}
-    groups: dict[tuple[str, tuple[str, ...]], dict[tuple[str, float], list[Mapping[str, Any]]]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], dict[_Arm, list[Mapping[str, Any]]]] = {}
     for cell in cells:
         arms = groups.setdefault((cell["workload"], tuple(cell["labels"])), defaultdict(list))
         if cell["status"] == "ok":
-            arms[cell["method"], cell["ratio"]].append(cell)
+            arms[cell["method"], cell["ratio"], cell["protocol"]].append(cell)
     rows = []
     for (workload, labels), arms in sorted(groups.items()):
         for name, table in catalog.claims.items():
             for claim in table.claims():
                 if claim.point.workload == workload:
-                    members = arms.get((claim.row.method, claim.point.ratio), [])
-                    found = [] if _unlike(catalog, claim) else _same(catalog, claim, members, by_id, curves)
+                    found = [] if _unlike(catalog, claim) else _same(catalog, claim, arms, by_id, curves)
                     rows.append(_row(catalog, name, claim, labels, found))
     return rows
 
@@ -83,7 +86,7 @@ _Found = tuple[Mapping[str, Any], Mapping[str, Any]]
 def _same(
     catalog: Catalog,
     claim: Claim,
-    cells: Sequence[Mapping[str, Any]],
+    arms: Mapping[_Arm, Sequence[Mapping[str, Any]]],
     runs: Mapping[str, Mapping[str, Any]],
     curves: Mapping[str, Curve],
 ) -> list[_Found]:
@@ -92,8 +95,8 @@ def _same(
     setups = [wanted.name, *(name for name, protocol in catalog.protocols.items() if _tries(protocol, wanted))]
     found: dict[int, _Found] = {}
     # The claim's own setup first: a seed that several measured counts once.
-    known = [cell for setup in setups for cell in cells if cell["protocol"] == setup]
-    for cell in known:
+    points = [(claim.row.method, claim.point.ratio, setup) for setup in setups]
+    for cell in (cell for point in points for cell in arms.get(point, ())):
         recipe = _recipe(catalog, claim, cell)
         for run in cell["runs"]:
             row = runs.get(run)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pruneaudit.audit import rounds
 from pruneaudit.audit.catalogue import get_rule, required
-from pruneaudit.audit.currency import method_digests, stored_cell, why_outdated
+from pruneaudit.audit.currency import method_digests, outdated, stored_cell
 from pruneaudit.audit.docket import Docket
 from pruneaudit.audit.evidence import Table
 from pruneaudit.audit.judge import Finding
@@ -400,10 +400,10 @@ def gather_ledger(
     ledger.keep()
     everything = [record for record in stored if id(record) not in damaged]
     digests = method_digests(catalog, ledger, everything)
-    outdated = {id(record): why_outdated(record, catalog, ledger, digests) for record in everything}
+    why = outdated(everything, catalog, ledger, digests)
     tables: dict[tuple[str, tuple[str, ...]], dict[Cell, CellRecord]] = defaultdict(dict)
     for record in everything:
-        if not outdated[id(record)]:
+        if not why[id(record)]:
             tables[record.workload, record.labels][record.cell] = record
     precedents = Precedents(ledger, by_key)
     groups = []
@@ -426,7 +426,7 @@ def gather_ledger(
         docket = Docket(catalog, ledger, members.get, labels, waive, table, looks=looks, precedents=precedents)
         groups.append((docket, list(_as_planned(docket, workload, subjects).values())))
     rows = [
-        _cell_row(record) | ({"status": "outdated", "error": outdated[id(record)]} if outdated[id(record)] else {})
+        _cell_row(record) | ({"status": "outdated", "error": why[id(record)]} if why[id(record)] else {})
         for record in everything
     ]
     rows += [
@@ -474,8 +474,8 @@ def _results(
 ) -> Results:
     records = [record for docket, _ in groups if docket.table for record in docket.table.cells.values()]
     # Most runs serve several cells.
-    names = dict.fromkeys(run for record in records if record.status == "ok" for run in record.runs)
-    runs = {run: ledger.get(run) for run in names}
+    labels = {run: row["labels"] for row in rows if row["status"] == "ok" for run in row["runs"]}
+    runs = {run: ledger.get(run) for run in labels}
     environment_of = _environments(runs)
     environments = sorted(set(environment_of.values()))
     _add_trainability(rows, runs)
@@ -489,7 +489,7 @@ def _results(
         ),
         findings=list(map(_finding_row, _findings(groups, asked, RISING))),
         architectures=_architectures(records, runs),
-        runs=_run_rows(records, runs, {name: environments.index(one) for name, one in environment_of.items()}),
+        runs=_run_rows(runs, labels, {name: environments.index(one) for name, one in environment_of.items()}),
         curves={name: _curve(run) for name, run in runs.items()},
         protocols={
             name: {
@@ -587,10 +587,9 @@ def _architectures(records: Iterable[CellRecord], runs: Mapping[str, RunRecord])
 
 
 def _run_rows(
-    records: Iterable[CellRecord], runs: Mapping[str, RunRecord], environments: Mapping[str, int]
+    runs: Mapping[str, RunRecord], labels: Mapping[str, list[str]], environments: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """What each run cost and reached. Runs of one workload under different settings have different ids."""
-    labels = {run: list(record.labels) for record in records if record.status == "ok" for run in record.runs}
     rows = [
         {
             "run": name,

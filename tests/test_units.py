@@ -69,6 +69,9 @@ EXPECTED = {
         ("layer2.0.conv2", 128, ("layer2.0.downsample.0", "layer2.1.conv2"), 1, 1),
         ("layer2.1.conv1", 128, (), 1, 1),
     ],
+    "lstm": [("features.0", 6, (), 1, 1), ("hidden", 8, (), 1, 1)],
+    "gru": [("features.0", 6, (), 1, 1), ("hidden", 8, (), 1, 1)],
+    "gru-cell": [("features.0", 6, (), 1, 1), ("hidden", 8, (), 1, 1)],
 }
 
 
@@ -137,6 +140,9 @@ def test_behind_a_flattened_map_a_channel_has_a_place_for_each_pixel():
         ("layer-norm", "fc", "it is the classifier"),
         ("basic-blocks", "fc", "it is the classifier"),
         ("signals", "conv2", "not every one of its channels reaches Conv3d 'conv3' alike"),
+        ("lstm", "features.2", "LSTM 'rows' cannot lose channels"),
+        ("gru", "features.2", "GRU 'rows' cannot lose channels"),
+        ("gru-cell", "features.2", "torch-pruning cannot follow its channels to what reads them"),
     ],
 )
 def test_what_cannot_be_removed_is_left_out_and_told(name, layer, why):

@@ -1,5 +1,7 @@
 """Small networks of every wiring that units must get right, and some that they must refuse."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -195,6 +197,36 @@ class Signals(nn.Module):
         return self.fc(torch.sigmoid(self.bn3(self.conv3(volume))).mean((2, 3, 4)))
 
 
+class Rows(nn.Module):
+    """Reads the rows of a picture's maps one after the other: the last output, or what is remembered of all."""
+
+    def __init__(self, recurrence, remembered=False, channels=1, classes=10):
+        super().__init__()
+        first, second = nn.Conv2d(channels, 6, 3, 4, 1), nn.Conv2d(6, 4, 3, padding=1)
+        self.features = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.rows = recurrence(32, 12, batch_first=True)
+        self.hidden, self.fc = nn.Linear(12, 8), nn.Linear(8, classes)
+        self.remembered = remembered
+
+    def forward(self, images):
+        read, state = self.rows(self.features(images).transpose(1, 2).flatten(2))
+        return self.fc(F.relu(self.hidden(state[0][-1] if self.remembered else read[:, -1])))
+
+
+class Steps(Rows):
+    """The same with a cell that is called for each row."""
+
+    def __init__(self, channels=1, classes=10):
+        super().__init__(nn.GRU, channels=channels, classes=classes)
+        self.rows = nn.GRUCell(32, 12)
+
+    def forward(self, images):
+        state = None
+        for row in self.features(images).transpose(1, 2).flatten(2).unbind(1):
+            state = self.rows(row, state)
+        return self.fc(F.relu(self.hidden(state)))
+
+
 #: Builds a network for images [1, 32, 32]; no name is one of the registry.
 NETWORKS = {
     "basic-blocks": resnet18,
@@ -210,6 +242,9 @@ NETWORKS = {
     "layer-norm": LayerNorms,
     "instance-norm": instance_norms,
     "signals": Signals,
+    "lstm": partial(Rows, nn.LSTM, True),
+    "gru": partial(Rows, nn.GRU),
+    "gru-cell": Steps,
 }
 
 

@@ -1,8 +1,9 @@
 """MACs and parameters. One counter, one unit: multiply-accumulates of one input, of all that multiplies matrices.
 
-These are convolutions, linear layers and the two products of attention. fvcore and torch both miss the latter where
-they are fused (``scaled_dot_product_attention`` on a CPU; a whole encoder layer where nothing asks for gradients), and
-so agree on a number that is too small: ViT-B/16 has 17.56 G, they say 16.9 and 11.3.
+These are convolutions, linear layers, recurrences and the two products of attention. fvcore and torch both miss the
+latter where they are fused (``scaled_dot_product_attention`` on a CPU; a whole encoder layer where nothing asks for
+gradients), and so agree on a number that is too small: ViT-B/16 has 17.56 G, they say 16.9 and 11.3. What else both
+miss is in :mod:`.products`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneaudit.measure import products
 from pruneaudit.measure.skeleton import on_fakes, on_skeleton
 
 #: A training step costs a forward pass and twice as much again for the backward pass.
 TRAINING_PASSES = 3
 #: What fvcore calls the operators that multiply matrices; of the others it knows (normalisation, pooling), none counts.
-_PRODUCTS = ("conv", "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention")
+_PRODUCTS = ("conv", "linear", "mm", "bmm", "addmm", "scaled_dot_product_attention")
 
 
 def macs(model: nn.Module, example: torch.Tensor) -> int:
@@ -55,7 +57,7 @@ def _count_by_fvcore(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(network, inputs)
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention, **products.handles())
         analysis.unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
         counted = analysis.by_module_and_operator()
@@ -70,7 +72,7 @@ def _count_by_fvcore(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]
 
 
 def _multiplied(counts: Mapping[str, int]) -> int:
-    return sum(int(counts.get(operator, 0)) for operator in _PRODUCTS)
+    return sum(int(counts.get(operator, 0)) for operator in (*_PRODUCTS, *products.NAMES))
 
 
 def _attention(inputs: Sequence[Any], _outputs: Sequence[Any]) -> int:
@@ -88,7 +90,9 @@ def _one_by_one() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        # Whether a package is installed must not order what is multiplied.
+        with torch.backends.opt_einsum.flags(enabled=False):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -124,7 +128,7 @@ def _count_by_torch(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    mode = FlopCounterMode(display=False, depth=999)
+    mode = FlopCounterMode(display=False, depth=999, custom_mapping=products.formulas())
     # Of the kernels of attention only this one is made of products that are counted on every device.
     with torch.no_grad(), _one_by_one(), sdpa_kernel(SDPBackend.MATH), mode as counter:
         network(inputs)

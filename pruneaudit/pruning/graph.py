@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneaudit.errors import ConfigError, MethodError
+from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
 
 
 @contextmanager
@@ -35,6 +35,8 @@ with _absent("timm"):
 
 #: Layers that read channels and write others.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+#: Layers that read a sequence step by step.
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 #: Seconds after which tracing is given up: with some wirings torch-pruning 1.6.1 never ends.
 PATIENCE = 120.0
 #: Seconds after which a thread that did not hear that it is given up is told again.
@@ -59,17 +61,63 @@ def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
     for each in frozen:
         # Its tracing follows autograd's graph, in which frozen layers do not appear.
         each.requires_grad_(True)
+    # Hooks of ours come first.
+    hooks = [each.register_forward_hook(_as_one) for each in model.modules() if isinstance(each, _RECURRENT)]
     try:
         with torch.enable_grad(), _within(PATIENCE):
             # Called by us: torch-pruning first tries a batch image by image, and hears no exception.
             graph = torch_pruning.DependencyGraph().build_dependency(
-                model.eval(), inputs, lambda network, images: network(images), verbose=False
+                model.eval(),
+                inputs,
+                lambda network, images: network(images),
+                customized_pruners={kind: _Whole() for kind in _RECURRENT},
+                verbose=False,
             )
     finally:
+        for hook in hooks:
+            hook.remove()
         for each in frozen:
             each.requires_grad_(False)
         model.train(was_training)
     return graph
+
+
+class _Whole(torch_pruning.BasePruningFunc):
+    """What torch-pruning does with a recurrence: nothing, it loses no channels."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        raise NotImplementedError
+
+    def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        raise NotImplementedError
+
+    def get_out_channels(self, layer: Any) -> int:
+        return int(layer.hidden_size)
+
+    def get_in_channels(self, layer: Any) -> int:
+        return int(layer.input_size)
+
+
+class _Opaque(torch.autograd.Function):
+    """One step of autograd's graph, whatever was computed in it."""
+
+    @staticmethod
+    def forward(ctx: Any, given: torch.Tensor, *computed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(each.clone() for each in computed)
+
+
+def _as_one(_: nn.Module, given: Any, computed: Any) -> Any:
+    """Have a recurrence be one step: torch-pruning would follow each of its own, and lose its way."""
+    first, (outputs, state) = given[0], computed
+    if not isinstance(first, torch.Tensor):
+        return computed  # Packed sequences, which torch-pruning does not take.
+    states = state if isinstance(state, tuple) else (state,)
+    outputs, *states = _Opaque.apply(first, outputs.detach(), *(each.detach() for each in states))
+    return outputs, tuple(states) if isinstance(state, tuple) else states[0]
+
+
+class NotFollowedError(AuditError):
+    """Which channels go together with some is not to be found; the message says why, of a layer."""
 
 
 class _GivenUpError(BaseException):
@@ -123,10 +171,17 @@ def group_of(graph: Any, module: nn.Module, removed: Sequence[int] | None = None
 
     Raises:
         ConfigError: Finding it does not end.
+        NotFollowedError: Torch-pruning loses the channels in between.
     """
     indices = list(range(width_of(module))) if removed is None else list(removed)
     with _within(PATIENCE):
-        return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
+        try:
+            return graph.get_pruning_group(module, _prune_function(module), idxs=indices)
+        except Exception as error:
+            # Where a recurrence's operators read a flattened map, say.
+            raise NotFollowedError(
+                f"torch-pruning cannot follow its channels to what reads them ({one_line(error)})"
+            ) from error
 
 
 def coupled_layers(name: str, layers: Sequence[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 from pruneaudit.pruning.attention import Attention, attentions, joined_name
 from pruneaudit.pruning.graph import (
     LAYERS,
+    NotFollowedError,
     coupled_layers,
     dependency_graph,
     group_of,
@@ -223,9 +224,12 @@ class Wiring:
     def norm(self, name: str) -> nn.modules.batchnorm._BatchNorm | None:
         """The batch normalisation that loses channels together with a layer, one for each filter, or None."""
         module = self.modules[name]
-        if name in self._heads:
+        if name in self._heads or module not in self._graph.module2node:
             return None
-        return norm_in(self.group(name), width_of(module)) if module in self._graph.module2node else None
+        try:
+            return norm_in(self.group(name), width_of(module))
+        except NotFollowedError:
+            return None
 
     def readers(self, unit: Unit) -> dict[str, nn.Module]:
         """Layers that read the channels of a unit, by name."""
@@ -253,7 +257,11 @@ class Wiring:
             if self.modules[name] not in self._graph.module2node:
                 refused[name] = "the network does not use it"
                 continue
-            written_by = self._writers(name)
+            try:
+                written_by = self._writers(name)
+            except NotFollowedError as error:
+                refused[name] = str(error)
+                continue
             if not written_by:
                 refused[name] = "it passes on channels that no layer writes"
             writers.update(written_by)

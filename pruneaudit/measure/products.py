@@ -1,0 +1,166 @@
+"""MACs of operators that multiply matrices and of which a counter has no formula, or a wrong one.
+
+Left to themselves fvcore 0.1.5 and torch 2.14 agree that an LSTM, a bilinear layer and ``torch.mv`` cost nothing. Of a
+GRU only torch has a number, and of vectors and of matrices that are broadcast fvcore's is wrong, if it comes to one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+Shape = Sequence[int]
+#: What fvcore calls the operators of :func:`handles`.
+NAMES = (
+    *("matmul", "mv", "dot", "vdot", "addmv", "baddbmm", "inner", "tensordot", "einsum", "bilinear"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+)
+#: MACs of an operator, from what goes into it and what comes out, as values of a trace.
+Handle = Callable[[Sequence[Any], Sequence[Any]], int]
+
+
+def of_matmul(left: Shape, right: Shape) -> int:
+    """Of ``[..., n, k] @ [..., k, m]``, leading sizes broadcast; of a vector, as of a matrix of one row or column."""
+    *before, rows, inner = [1, *left] if len(left) == 1 else left
+    *after, _, columns = [*right, 1] if len(right) == 1 else right
+    return math.prod(torch.broadcast_shapes(before, after)) * rows * inner * columns
+
+
+def of_contraction(left: Shape, right: Shape, summed: Iterable[int]) -> int:
+    """Of two tensors over some dimensions of the first, each of which goes with one of the second."""
+    return math.prod(left) * math.prod(right) // math.prod(left[dimension] for dimension in summed)
+
+
+def of_einsum(equation: str, shapes: Sequence[Shape]) -> int:
+    """Of ``torch.einsum``, whose operands are multiplied from left to right, two at a time.
+
+    What occurs in one operand alone and not in the result is summed before; without anything to sum over, numbers are
+    multiplied one by one, which is no product of matrices.
+
+    Args:
+        equation: What :func:`torch.einsum` takes, as letters.
+        shapes: Of the operands.
+    """
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    operands = [_sizes(term, shape) for term, shape in zip(terms.split(","), shapes, strict=True)]
+    met = Counter(letter for letter in terms if letter.isalpha())
+    kept = set(result) if arrow else {letter for letter, count in met.items() if count == 1}
+    if not arrow or "..." in result:
+        kept |= {letter for operand in operands for letter in operand if not letter.isalpha()}
+    found, *rest = operands
+    count = 0
+    for number, other in enumerate(rest, start=1):
+        later = (letter for operand in rest[number:] for letter, size in operand.items() if size > 1)
+        needed = kept.union(later)
+        summed = {letter for letter in found.keys() - needed if min(found[letter], other.get(letter, 1)) > 1}
+        together = {
+            letter: max(found.get(letter, 1), other.get(letter, 1))
+            for letter in found | other
+            if letter in needed or letter in summed
+        }
+        count += math.prod(together.values()) if summed else 0
+        found = {letter: size for letter, size in together.items() if letter in needed}
+    return count
+
+
+def _sizes(term: str, shape: Shape) -> dict[str, int]:
+    """Sizes of what an operand has, by letter; what its ellipsis stands for, by number from the last."""
+    before, _, after = term.partition("...")
+    more = map(str, range(len(shape) - len(before) - len(after), 0, -1))
+    return dict(zip((*before, *more, *after), shape, strict=True))
+
+
+def of_recurrence(inputs: Shape, weights: Iterable[Shape]) -> int:
+    """Of an LSTM, a GRU or a plain recurrence: each step multiplies by each matrix of weights once.
+
+    Args:
+        inputs: ``[..., features]``; all sizes but the last one are steps, of however many sequences.
+        weights: Of all layers and directions; biases are not counted.
+    """
+    return math.prod(inputs[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+
+def handles() -> dict[str, Handle]:
+    """Formulas for fvcore, by name of the operator in a trace."""
+    from fvcore.nn.jit_handles import get_shape
+
+    def shapes(values: Iterable[Any]) -> list[Shape]:
+        found: list[Shape] = [shape for shape in map(get_shape, values) if shape is not None]
+        return found
+
+    def listed(value: Any) -> list[Shape]:
+        return shapes(value.node().inputs()) if value.node().kind() == "prim::ListConstruct" else []
+
+    def matmul(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        return of_matmul(*shapes(inputs[:2]))
+
+    def added(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        return of_matmul(*shapes(inputs[1:3]))
+
+    def inner(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        left, right = shapes(inputs[:2])
+        return of_contraction(left, right, [len(left) - 1])
+
+    def tensordot(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        left, right = shapes(inputs[:2])
+        return of_contraction(left, right, [each.toIValue() for each in inputs[2].node().inputs()])
+
+    def einsum(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        return of_einsum(inputs[0].toIValue(), listed(inputs[1]))
+
+    def bilinear(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        left, _, weight = shapes(inputs[:3])
+        return math.prod(left[:-1]) * math.prod(weight)
+
+    def recurrence(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        # Packed sequences come with their lengths before the state.
+        return of_recurrence(shapes(inputs[:1])[0], [shape for each in inputs[1:] for shape in listed(each)])
+
+    def cell(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        first, *others = inputs
+        # The state of an LSTM is two tensors in a list, else one: neither is of weights.
+        return of_recurrence(shapes([first])[0], shapes(others[1:]))
+
+    by_name = {"addmv": added, "baddbmm": added, "inner": inner, "tensordot": tensordot, "einsum": einsum}
+    by_name |= {"bilinear": bilinear, **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrence)}
+    by_name |= {name: cell for name in NAMES if name.endswith("_cell")}
+    return {f"aten::{name}": by_name.get(name, matmul) for name in NAMES}
+
+
+def formulas() -> dict[Any, Callable[..., int]]:
+    """Formulas for torch's counter, which counts two operations for each MAC, by operator that is executed."""
+
+    def matmul(left: Shape, right: Shape, *_: Any, **__: Any) -> int:
+        return 2 * of_matmul(left, right)
+
+    def added(_: Shape, left: Shape, right: Shape, *__: Any, **___: Any) -> int:
+        return 2 * of_matmul(left, right)
+
+    def trilinear(first: Shape, second: Shape, third: Shape, *expanded: Any, **_: Any) -> int:
+        sizes = []
+        for shape, places in zip((first, second, third), expanded, strict=False):
+            rest = iter(shape)
+            sizes.append([1 if place in places else next(rest) for place in range(len(shape) + len(places))])
+        return 2 * math.prod(torch.broadcast_shapes(*sizes))
+
+    def recurrence_of_onednn(inputs: Shape, *weights: Any, **_: Any) -> int:
+        return 2 * of_recurrence(inputs, weights[:2])
+
+    def recurrence_on_device(inputs: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+        return 2 * of_recurrence(inputs, weights)
+
+    operators = torch.ops.aten
+    return {
+        operators.mv: matmul,
+        operators.dot: matmul,
+        operators.vdot: matmul,
+        operators.addmv: added,
+        operators._trilinear: trilinear,
+        operators.mkldnn_rnn_layer: recurrence_of_onednn,
+        operators._cudnn_rnn: recurrence_on_device,
+        operators.miopen_rnn: recurrence_on_device,
+    }

@@ -1,0 +1,177 @@
+"""MACs of what multiplies matrices without being a layer that every counter knows: both counters, and by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch
+from pruneaudit.measure.products import formulas, of_einsum, of_matmul
+
+torch.set_num_threads(1)
+
+#: Steps of a sequence, numbers at each, and numbers of a state.
+STEPS, FEATURES, STATE = 5, 6, 7
+
+
+class Reading(nn.Module):
+    """A recurrence over a sequence, whose last output a layer reads."""
+
+    def __init__(self, recurrence, outputs, packed=False):
+        super().__init__()
+        self.recurrence, self.last, self.packed = recurrence, nn.Linear(outputs, 3), packed
+
+    def forward(self, sequence):
+        if self.packed:
+            lengths = torch.tensor([sequence.shape[1]])
+            packed = nn.utils.rnn.pack_padded_sequence(sequence, lengths, batch_first=True)
+            return self.last(self.recurrence(packed)[0].data[-1:])
+        return self.last(self.recurrence(sequence)[0][:, -1])
+
+
+class Stepping(nn.Module):
+    """The same, step by step."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.last = cell, nn.Linear(STATE, 3)
+
+    def forward(self, sequence):
+        state = None
+        for step in sequence.unbind(1):
+            state = self.cell(step, state)
+        return self.last(state[0] if isinstance(state, tuple) else state)
+
+
+def one(gates, inputs=FEATURES, state=STATE):
+    """MACs of one step of one recurrence."""
+    return gates * state * (inputs + state)
+
+
+RECURRENCES = {
+    "LSTM": (Reading(nn.LSTM(FEATURES, STATE, batch_first=True), STATE), one(4)),
+    "GRU": (Reading(nn.GRU(FEATURES, STATE, batch_first=True), STATE), one(3)),
+    "RNN": (Reading(nn.RNN(FEATURES, STATE, batch_first=True), STATE), one(1)),
+    "RNN, ReLU": (Reading(nn.RNN(FEATURES, STATE, nonlinearity="relu", batch_first=True), STATE), one(1)),
+    "two layers": (Reading(nn.LSTM(FEATURES, STATE, 2, batch_first=True), STATE), one(4) + one(4, STATE)),
+    "both ways": (Reading(nn.LSTM(FEATURES, STATE, batch_first=True, bidirectional=True), 2 * STATE), 2 * one(4)),
+    "no biases": (Reading(nn.LSTM(FEATURES, STATE, bias=False, batch_first=True), STATE), one(4)),
+    "projected": (
+        Reading(nn.LSTM(FEATURES, STATE, proj_size=2, batch_first=True), 2),
+        4 * STATE * (FEATURES + 2) + STATE * 2,
+    ),
+    "packed": (Reading(nn.GRU(FEATURES, STATE, batch_first=True), STATE, packed=True), one(3)),
+    "LSTM cell": (Stepping(nn.LSTMCell(FEATURES, STATE)), one(4)),
+    "GRU cell": (Stepping(nn.GRUCell(FEATURES, STATE)), one(3)),
+    "RNN cell": (Stepping(nn.RNNCell(FEATURES, STATE)), one(1)),
+}
+
+
+@pytest.mark.parametrize(("model", "step"), RECURRENCES.values(), ids=RECURRENCES)
+def test_a_recurrence_counts_at_every_step(model, step):
+    example = torch.zeros(1, STEPS, FEATURES)
+    last = model.last.weight.numel()
+    assert macs(model, example) == macs_by_torch(model, example) == STEPS * step + last
+    name = "recurrence" if isinstance(model, Reading) else "cell"
+    assert macs_by_layer(model, example) == {name: STEPS * step, "last": last}
+
+
+class Multiplies(nn.Module):
+    """A network of one operation."""
+
+    def __init__(self, operation, *shapes):
+        super().__init__()
+        self.operation = operation
+        self.weights = nn.ParameterList([torch.ones(shape) for shape in shapes])
+
+    def forward(self, values):
+        return self.operation(values[0], *self.weights)
+
+
+#: Values are ``[4, 6]``.
+OPERATIONS = {
+    "mv": (Multiplies(torch.mv, (6,)), 24),
+    "addmv": (Multiplies(lambda x, bias, vector: torch.addmv(bias, x, vector), (4,), (6,)), 24),
+    "dot": (Multiplies(lambda x, vector: torch.dot(x[0], vector), (6,)), 6),
+    "matrix @ vector": (Multiplies(torch.matmul, (6,)), 24),
+    "vector @ matrix": (Multiplies(lambda x, matrix: x[0] @ matrix, (6, 5)), 30),
+    "vector @ matrices": (Multiplies(lambda x, matrices: x[0] @ matrices, (3, 6, 5)), 90),
+    "mm": (Multiplies(torch.mm, (6, 5)), 120),
+    "matrix @ matrices": (Multiplies(torch.matmul, (3, 6, 5)), 360),
+    "broadcast": (Multiplies(lambda x, matrices: x.expand(2, 1, 4, 6) @ matrices, (3, 6, 5)), 720),
+    "baddbmm": (
+        Multiplies(lambda x, bias, matrices: torch.baddbmm(bias, x[None], matrices), (1, 4, 5), (1, 6, 5)),
+        120,
+    ),
+    "bilinear": (Multiplies(lambda x, weight: F.bilinear(x, x, weight), (5, 6, 6)), 4 * 5 * 6 * 6),
+    "inner": (Multiplies(torch.inner, (5, 6)), 120),
+    "tensordot": (Multiplies(lambda x, weight: torch.tensordot(x, weight, dims=([1, 0], [0, 2])), (6, 5, 4)), 120),
+    "einsum": (Multiplies(lambda x, weight: torch.einsum("...i,ij->...j", x, weight), (6, 5)), 120),
+    "einsum, summed before": (Multiplies(lambda x, weight: torch.einsum("ni,ij->j", x, weight), (6, 5)), 30),
+    "einsum, no product": (Multiplies(lambda x, weight: torch.einsum("ni,j->nij", x, weight), (5,)), 0),
+}
+
+
+@pytest.mark.parametrize(("model", "count"), OPERATIONS.values(), ids=OPERATIONS)
+def test_a_product_counts_whatever_writes_it(model, count):
+    example = torch.ones(1, 4, 6)
+    assert macs(model, example) == macs_by_torch(model, example) == count
+
+
+def by_torch(operation):
+    """MACs that torch executes."""
+    with FlopCounterMode(display=False, custom_mapping=formulas()) as counter:
+        operation()
+    return counter.get_total_flops() // 2
+
+
+@st.composite
+def equations(draw):
+    """An equation of ``torch.einsum`` and shapes of its operands."""
+    sizes = draw(st.fixed_dictionaries({letter: st.integers(1, 4) for letter in "abcd"}))
+    more = draw(st.lists(st.integers(1, 3), max_size=2))
+    terms, shapes = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        letters = draw(st.lists(st.sampled_from("abcd"), max_size=3, unique=True))
+        place = draw(st.integers(0, len(letters))) if draw(st.booleans()) else None
+        shape = [draw(st.sampled_from([1, sizes[letter]])) for letter in letters]
+        term = "".join(letters)
+        if place is not None:
+            own = more[draw(st.integers(0, len(more))) :]
+            term, shape = f"{term[:place]}...{term[place:]}", [*shape[:place], *own, *shape[place:]]
+        terms.append(term)
+        shapes.append(shape)
+    used = sorted({letter for term in terms for letter in term} - {"."})
+    result = draw(st.permutations(used)) if used else []
+    result = "".join(result[: draw(st.integers(0, len(result)))])
+    return ",".join(terms) + draw(st.sampled_from(["", f"->{result}", f"->...{result}"])), shapes
+
+
+@given(equations())
+def test_an_einsum_counts_what_torch_executes(case):
+    equation, shapes = case
+    tensors = [torch.ones(shape) for shape in shapes]
+    with torch.backends.opt_einsum.flags(enabled=False):
+        try:
+            torch.einsum(equation, *tensors)
+        except RuntimeError:  # Sizes that do not go together.
+            return
+        assert of_einsum(equation, shapes) == by_torch(lambda: torch.einsum(equation, *tensors))
+
+
+@given(st.lists(st.integers(1, 3), max_size=4), st.lists(st.integers(1, 3), max_size=4), st.integers(1, 4))
+def test_a_product_counts_what_torch_executes(left, right, inner):
+    left, right = [*left, inner], [*right[:-1], inner, *right[-1:]]
+    try:
+        torch.broadcast_shapes(left[:-2], right[:-2])
+    except RuntimeError:
+        return
+    ours = of_matmul(left, right)
+    assert ours == by_torch(lambda: torch.ones(left) @ torch.ones(right))
+    # As many as a plain loop over all results would do.
+    assert ours == math.prod((torch.empty(left) @ torch.empty(right)).shape) * inner

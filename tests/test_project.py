@@ -62,6 +62,22 @@ def test_no_value_of_an_option_moves_the_project_and_collecting_writes_nothing(f
     assert below(everything) == before
 
 
+def test_a_checkout_has_its_suite_under_the_same_name(foreign):
+    """Installed with ``pip install -e``, its suite lies beside the package; the project is still the one at hand."""
+
+    def collected(path, where):
+        options = [where if word == "pruneaudit.suite" else word for word in COLLECT]
+        outcome = foreign.pytest(*options, PYTHONPATH=f"{foreign.root}:{path}")
+        assert outcome.code == 0, outcome.text
+        assert f"root {foreign.root}" in outcome.lines
+        return [line.strip() for line in outcome.lines if "<Function test_" in line]
+
+    for where in ("pruneaudit.suite", "pruneaudit.suite.test_cells", "pruneaudit.suite.test_cells::test_cell"):
+        assert collected(ROOT, where) == collected(foreign.root.parent / "site", where) != []
+    outcome = foreign.pytest("--pyargs", "pruneaudit.suit", PYTHONPATH=str(ROOT))
+    assert outcome.code == 4 and "module or package not found: pruneaudit.suit" in outcome.text
+
+
 def test_a_new_ledger_below_another_one_says_so(foreign):
     """In a sub-folder of a project without configuration."""
     (foreign.root / "pytest.ini").unlink()

@@ -52,6 +52,21 @@ def suite_arguments() -> list[str]:
     return ["--pyargs", "pruneaudit.suite"] if root == _PACKAGE else [str(root / "suite")]
 
 
+def as_path(argument: str) -> str:
+    """Where a module of the suite lies in a checkout, for what pytest takes with ``--pyargs``; else the argument.
+
+    Args:
+        argument: ``pruneaudit.suite``, ``pruneaudit.suite.test_cells::test_cell``, or another.
+    """
+    module, colons, test = argument.partition("::")
+    package, dot, name = module.partition("pruneaudit.")
+    root = content_root()
+    if package or not dot or root == _PACKAGE or name.partition(".")[0] != "suite":
+        return argument
+    path = root.joinpath(*name.split("."))
+    return f"{path if path.is_dir() else path.with_suffix('.py')}{colons}{test}"
+
+
 def suite_command() -> str:
     """What runs the suite from here, for people."""
     *options, where = suite_arguments()

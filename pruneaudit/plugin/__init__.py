@@ -50,6 +50,11 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | int | None:
     """Start again where pytest took the value of an option of ours for the folder of the tests."""
+    if config.option.pyargs:
+        from pruneaudit.catalog.discovery import as_path
+
+        # An installed checkout has its suite beside the package and not in it.
+        config.args[:] = map(as_path, config.args)
     given = list(config.invocation_params.args)
     arguments = joined(given, with_values())
     if arguments == given or not misled(config):

@@ -110,7 +110,8 @@ def _on_skeleton(
         except AuditError:
             raise
         except Exception:
-            # It looks at values, or holds tensors that are no buffers. What else is wrong with it is wrong again.
+            # It looks at values, holds tensors that are no buffers, or is traced and has convolutions, which torch 2.14
+            # does not trace so. What else is wrong with it is wrong again.
             pass
     return ask(copy.deepcopy(model).eval(), inputs), False
 

@@ -123,6 +123,30 @@ def test_a_product_counts_whatever_writes_it(model, count):
     assert macs(model, example) == macs_by_torch(model, example) == count
 
 
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (4, 1), (3, 2)])
+def test_a_convolution_counts_whose_padding_is_a_word(kernel, groups):
+    model = nn.Conv2d(4, 6, kernel, padding="same", groups=groups)
+    example = torch.zeros(1, 4, 9, 9)
+    assert macs(model, example) == macs_by_torch(model, example) == 81 * model.weight.numel()
+
+
+class Handed(nn.Module):
+    """A network one of whose layers is given a parameter: a class token, say."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.ones(1, 6)), nn.Linear(6, 3)
+
+    def forward(self, values):
+        return self.layer(self.token) + self.layer(values[:, 0])
+
+
+def test_what_is_given_to_a_module_may_be_a_parameter():
+    model, example = Handed(), torch.zeros(1, 4, 6)
+    assert macs(model, example) == macs_by_torch(model, example) == 2 * 18
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def by_torch(operation):
     """MACs that torch executes."""
     with FlopCounterMode(display=False, custom_mapping=formulas()) as counter:

@@ -1,6 +1,6 @@
 """MACs of operators that multiply matrices and of which a counter has no formula, or a wrong one.
 
-Left to themselves fvcore 0.1.5 and torch 2.14 agree that an LSTM, a bilinear layer and ``torch.mv`` cost nothing. Of a
+Left to themselves, fvcore 0.1.5 and torch 2.14 agree that an LSTM, a bilinear layer and ``torch.mv`` cost nothing. Of a
 GRU only torch has a number, and of vectors and of matrices that are broadcast fvcore's is wrong, if it comes to one.
 """
 
@@ -16,7 +16,19 @@ import torch
 Shape = Sequence[int]
 #: What fvcore calls the operators of :func:`handles`.
 NAMES = (
-    *("matmul", "mv", "dot", "vdot", "addmv", "baddbmm", "inner", "tensordot", "einsum", "bilinear"),
+    *(
+        "_convolution_mode",
+        "matmul",
+        "mv",
+        "dot",
+        "vdot",
+        "addmv",
+        "baddbmm",
+        "inner",
+        "tensordot",
+        "einsum",
+        "bilinear",
+    ),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 )
 #: MACs of an operator, from what goes into it and what comes out, as values of a trace.
@@ -116,6 +128,11 @@ def handles() -> dict[str, Handle]:
         left, _, weight = shapes(inputs[:3])
         return math.prod(left[:-1]) * math.prod(weight)
 
+    def convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+        # Padding is a word there ("same"), which fvcore does not know.
+        weight, found = shapes([inputs[1], outputs[0]])
+        return math.prod(found) // weight[0] * math.prod(weight)
+
     def recurrence(inputs: Sequence[Any], _: Sequence[Any]) -> int:
         # Packed sequences come with their lengths before the state.
         return of_recurrence(shapes(inputs[:1])[0], [shape for each in inputs[1:] for shape in listed(each)])
@@ -125,7 +142,14 @@ def handles() -> dict[str, Handle]:
         # The state of an LSTM is two tensors in a list, else one: neither is of weights.
         return of_recurrence(shapes([first])[0], shapes(others[1:]))
 
-    by_name = {"addmv": added, "baddbmm": added, "inner": inner, "tensordot": tensordot, "einsum": einsum}
+    by_name: dict[str, Handle] = {
+        "_convolution_mode": convolution,
+        "addmv": added,
+        "baddbmm": added,
+        "inner": inner,
+        "tensordot": tensordot,
+        "einsum": einsum,
+    }
     by_name |= {"bilinear": bilinear, **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrence)}
     by_name |= {name: cell for name in NAMES if name.endswith("_cell")}
     return {f"aten::{name}": by_name.get(name, matmul) for name in NAMES}

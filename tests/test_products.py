@@ -131,17 +131,17 @@ def test_a_convolution_counts_whose_padding_is_a_word(kernel, groups):
 
 
 class Handed(nn.Module):
-    """A network one of whose layers is given a parameter: a class token, say."""
+    """A network one of whose layers is given a view of a parameter: a class token, say."""
 
     def __init__(self):
         super().__init__()
         self.token, self.layer = nn.Parameter(torch.ones(1, 6)), nn.Linear(6, 3)
 
     def forward(self, values):
-        return self.layer(self.token) + self.layer(values[:, 0])
+        return self.layer(self.token.expand(len(values), -1)) + self.layer(values[:, 0])
 
 
-def test_what_is_given_to_a_module_may_be_a_parameter():
+def test_what_is_given_to_a_module_may_be_a_view_of_a_parameter():
     model, example = Handed(), torch.zeros(1, 4, 6)
     assert macs(model, example) == macs_by_torch(model, example) == 2 * 18
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -129,7 +129,7 @@ def _count_by_torch(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     mode = FlopCounterMode(display=False, depth=999, custom_mapping=products.formulas())
-    # It asks for a gradient's node of every parameter that a module is given as its input, which nothing has here.
+    # It asks for the gradient of what a module is given, which a view of a parameter seems to have, and has not here.
     network.requires_grad_(False)
     # Of the kernels of attention only this one is made of products that are counted on every device.
     with torch.no_grad(), _one_by_one(), sdpa_kernel(SDPBackend.MATH), mode as counter:

@@ -5,8 +5,10 @@ A training set always gives up a validation split; tuning may look at nothing el
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 
@@ -139,6 +141,8 @@ class Dataset:
             channels = (-1, *[1] * (images.dim() - 2))
             return (images.to(dtype) - mean.view(channels)) / std.view(channels)
         mean, scale = self.scaling(dtype, images.device)
+        if (normalised := _quicker(images, dtype)) is not None:
+            return normalised(images, mean, scale).permute(0, 3, 1, 2)
         bands, part = (1, max(len(images), 1)) if images.is_cuda else _parts(*images.shape[1:])
         # One value per pixel and channel of a band: rows of three channels are too short to vectorise.
         band = (images.shape[1] // bands, *images.shape[2:])
@@ -304,6 +308,24 @@ def crops(windows: torch.Tensor, index: torch.Tensor, shift: torch.Tensor, flip:
     return images if flip is None else torch.where(flip[..., None, None, None], images.flip(-2), images)
 
 
+def _quicker(images: torch.Tensor, dtype: torch.dtype) -> Callable[..., torch.Tensor] | None:
+    """What normalises large images in one pass; None: torch does, as of small ones it takes next to no time."""
+    is_large = math.prod(images.shape[1:]) >= _LARGE and images.shape[2] * images.shape[3] >= 64
+    if images.device.type != "cpu" or not is_large or dtype not in (torch.float32, torch.float64):
+        return None
+    # One thread does it, in a quarter of the time of torch's.
+    return _compiled() if torch.get_num_threads() < _MANY else None
+
+
+@cache
+def _compiled() -> Callable[..., torch.Tensor] | None:
+    try:
+        from pruneaudit.workloads.data.normalising import normalised
+    except ImportError:
+        return None
+    return normalised
+
+
 def _parts(height: int, width: int, channels: int) -> tuple[int, int]:
     """Into how many bands of rows an image is cut, and how many bands are normalised at one time."""
     row = width * channels
@@ -313,6 +335,8 @@ def _parts(height: int, width: int, channels: int) -> tuple[int, int]:
     return bands, max(1, _AT_HAND // (height // bands * row))
 
 
+# Values of an image for which it pays to load llvmlite, and threads with which torch is as quick.
+_LARGE, _MANY = 1 << 15, 4
 # Values that are normalised at one time: half of a usual second-level cache, in fp32.
 _AT_HAND = 1 << 17
 # One padded training set at a time: workers run one workload after the other.

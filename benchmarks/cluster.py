@@ -6,7 +6,7 @@ processor time is shown beside it. Checks that short runs have the same accuraci
 
 Needs Ray: pip install 'pruneaudit[cluster]'.
 
-Usage: python benchmarks/cluster.py [--noops 1000] [--seeds 40]
+Usage: python benchmarks/cluster.py [--noops 1000] [--seeds 40] [--budget smoke]
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--noops", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--budget", choices=("smoke", "short"), default="smoke", help="how long a run is")
     parser.add_argument("--of", choices=("local", "ray"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--address", default="", help=argparse.SUPPRESS)
@@ -67,7 +68,7 @@ def main() -> None:
             cluster.add_node(num_cpus=1)
         with tempfile.TemporaryDirectory() as folder:
             compare_noops(Path(folder), chosen.noops, cluster.address)
-            compare_sessions(Path(folder), chosen.seeds, cluster.address)
+            compare_sessions(Path(folder), chosen.seeds, chosen.budget, cluster.address)
     finally:
         cluster.shutdown()
 
@@ -172,7 +173,7 @@ def measured(executor: LocalExecutor | RemoteExecutor, runs: Sequence[RunSpec]) 
     return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor, "memory": memory}
 
 
-def compare_sessions(folder: Path, seeds: int, address: str) -> None:
+def compare_sessions(folder: Path, seeds: int, budget: str, address: str) -> None:
     """A campaign of short runs, by two workers and by two nodes."""
     seconds, results = {}, {}
     ways = {"-n 2": ("-n", "2"), "ray, two nodes": ("--audit-executor", f"ray:{address}")}
@@ -180,7 +181,7 @@ def compare_sessions(folder: Path, seeds: int, address: str) -> None:
         ledger = folder / f"session-{number}"
         command = [sys.executable, "-m", "pytest", *suite_arguments(), "-q", "-p", "no:cacheprovider"]
         command += ["-k", f"{WORKLOAD} and r0.5 and s3.2 and not conformance", "--audit-seeds", str(seeds)]
-        command += ["--audit-methods", "l1,random", "--audit-protocols", "s3.2", "--audit-budget", "smoke"]
+        command += ["--audit-methods", "l1,random", "--audit-protocols", "s3.2", "--audit-budget", budget]
         command += ["--audit-backend", "torch", "--audit-figures", "none", "--audit-recheck", "0"]
         command += ["--audit-ledger", str(ledger), "--audit-report", str(folder / f"report-{number}"), *options]
         started = time.perf_counter()

@@ -7,7 +7,9 @@ from pruneaudit.workloads.data import dataset as dataset_module
 from pruneaudit.workloads.data import imitation
 from pruneaudit.workloads.schema import DataConfig
 
-normalising = pytest.importorskip("pruneaudit.workloads.data.normalising")
+pytest.importorskip("llvmlite", reason='needs the extra "compiled"')
+from pruneaudit.workloads.data import normalising
+
 MEANS = {1: ((0.31,), (0.27,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 CIFAR10 = DataConfig(name="cifar10", pad=4, flip=True, validation=5000, mean=MEANS[3][0], std=MEANS[3][1])
 

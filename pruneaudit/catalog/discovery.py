@@ -59,11 +59,11 @@ def as_path(argument: str) -> str:
         argument: ``pruneaudit.suite``, ``pruneaudit.suite.test_cells::test_cell``, or another.
     """
     module, colons, test = argument.partition("::")
-    package, dot, name = module.partition("pruneaudit.")
+    package, *names = module.split(".")
     root = content_root()
-    if package or not dot or root == _PACKAGE or name.partition(".")[0] != "suite":
+    if package != "pruneaudit" or names[:1] != ["suite"] or root == _PACKAGE:
         return argument
-    path = root.joinpath(*name.split("."))
+    path = root.joinpath(*names)
     return f"{path if path.is_dir() else path.with_suffix('.py')}{colons}{test}"
 
 

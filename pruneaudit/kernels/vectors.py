@@ -53,6 +53,11 @@ class Emitter:
         """Address of an array's element, counted as if it were flat."""
         return self.place(pointer, place) if isinstance(place, int) else self.builder.gep(pointer, [place.value])
 
+    def vector_at(self, pointer: ir.Value, place: Whole, count: int) -> ir.Value:
+        """Address of so many elements of an array, counted as if it were flat, as one vector."""
+        address = self.at(pointer, place)
+        return self.builder.bitcast(address, ir.VectorType(address.type.pointee, count).as_pointer())
+
     def slots(self, count: int) -> list[ir.Value]:
         """Vectors that LLVM keeps in registers."""
         with self.builder.goto_entry_block():

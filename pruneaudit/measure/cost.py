@@ -8,11 +8,9 @@ miss is in :mod:`.products`.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,8 +20,8 @@ from pruneaudit.measure.skeleton import on_fakes, on_skeleton
 
 #: A training step costs a forward pass and twice as much again for the backward pass.
 TRAINING_PASSES = 3
-#: What fvcore calls the operators that multiply matrices; of the others it knows (normalisation, pooling), none counts.
-_PRODUCTS = ("conv", "linear", "mm", "bmm", "addmm", "scaled_dot_product_attention")
+#: What fvcore calls the operators that multiply matrices as it counts them; of the others (normalisation), none counts.
+_PRODUCTS = ("conv", "linear", "mm", "bmm", "addmm")
 
 
 def macs(model: nn.Module, example: torch.Tensor) -> int:
@@ -57,31 +55,23 @@ def _count_by_fvcore(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(network, inputs)
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention, **products.handles())
+        handles = products.handles()
+        analysis.set_op_handle(**{f"aten::{name}": handle for name, handle in handles.items()})
         analysis.unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
         counted = analysis.by_module_and_operator()
+    products_of = {
+        name: sum(int(counts.get(operator, 0)) for operator in (*_PRODUCTS, *handles))
+        for name, counts in counted.items()
+    }
     found = {}
     for name, module in network.named_modules():
         # What a module counts holds what those in it do; one that several hold counts all in the first.
         inner = (f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
-        own = _multiplied(counted[name]) - sum(_multiplied(counted[each]) for each in inner if each in counted)
+        own = products_of[name] - sum(products_of[each] for each in inner if each in products_of)
         if own or isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             found[name] = own
     return found
-
-
-def _multiplied(counts: Mapping[str, int]) -> int:
-    return sum(int(counts.get(operator, 0)) for operator in (*_PRODUCTS, *products.NAMES))
-
-
-def _attention(inputs: Sequence[Any], _outputs: Sequence[Any]) -> int:
-    """MACs of ``softmax(Q Kᵀ) V`` with ``Q [..., H, L, E]``, ``K [..., S, E]``, ``V [..., S, D]``: H L S (E + D)."""
-    from fvcore.nn.jit_handles import get_shape
-
-    query, key, value = (get_shape(each) for each in inputs[:3])
-    *heads, length, width = query
-    return math.prod(heads) * length * key[-2] * (width + value[-1])
 
 
 @contextmanager

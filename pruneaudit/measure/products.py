@@ -14,23 +14,6 @@ from typing import Any
 import torch
 
 Shape = Sequence[int]
-#: What fvcore calls the operators of :func:`handles`.
-NAMES = (
-    *(
-        "_convolution_mode",
-        "matmul",
-        "mv",
-        "dot",
-        "vdot",
-        "addmv",
-        "baddbmm",
-        "inner",
-        "tensordot",
-        "einsum",
-        "bilinear",
-    ),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-)
 #: MACs of an operator, from what goes into it and what comes out, as values of a trace.
 Handle = Callable[[Sequence[Any], Sequence[Any]], int]
 
@@ -96,8 +79,14 @@ def of_recurrence(inputs: Shape, weights: Iterable[Shape]) -> int:
     return math.prod(inputs[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
 
+def of_attention(query: Shape, key: Shape, value: Shape) -> int:
+    """Of ``softmax(Q Kᵀ) V`` with ``Q [..., H, L, E]``, ``K [..., S, E]``, ``V [..., S, D]``: H L S (E + D)."""
+    *heads, length, width = query
+    return math.prod(heads) * length * key[-2] * (width + value[-1])
+
+
 def handles() -> dict[str, Handle]:
-    """Formulas for fvcore, by name of the operator in a trace."""
+    """Formulas for fvcore, by name of the operator of torch in a trace."""
     from fvcore.nn.jit_handles import get_shape
 
     def shapes(values: Iterable[Any]) -> list[Shape]:
@@ -142,17 +131,22 @@ def handles() -> dict[str, Handle]:
         # The state of an LSTM is two tensors in a list, else one: neither is of weights.
         return of_recurrence(shapes([first])[0], shapes(others[1:]))
 
-    by_name: dict[str, Handle] = {
+    def attention(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        return of_attention(*shapes(inputs[:3]))
+
+    recurrences = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    return {
         "_convolution_mode": convolution,
-        "addmv": added,
-        "baddbmm": added,
+        **dict.fromkeys(("matmul", "mv", "dot", "vdot"), matmul),
+        **dict.fromkeys(("addmv", "baddbmm"), added),
         "inner": inner,
         "tensordot": tensordot,
         "einsum": einsum,
+        "bilinear": bilinear,
+        "scaled_dot_product_attention": attention,
+        **dict.fromkeys(recurrences, recurrence),
+        **dict.fromkeys((f"{name}_cell" for name in recurrences), cell),
     }
-    by_name |= {"bilinear": bilinear, **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrence)}
-    by_name |= {name: cell for name in NAMES if name.endswith("_cell")}
-    return {f"aten::{name}": by_name.get(name, matmul) for name in NAMES}
 
 
 def formulas() -> dict[Any, Callable[..., int]]:

@@ -17,19 +17,15 @@ from pruneaudit.kernels.vectors import Emitter, Whole
 def _write(write: Emitter, found: Any, mean: Any, scale: Any, stored: Any, rows: Whole, length: Whole) -> None:
     """Rows of so many values, a vector at a time; the last one of a row may begin within the one before."""
     builder, lanes = write.builder, write.lanes
-    bytes_, numbers = (ir.VectorType(ir.IntType(bits), lanes) for bits in (8, 32))
-
-    def vector(pointer: ir.Value, place: Whole, kind: ir.Type, align: int) -> ir.Value:
-        return builder.load(builder.bitcast(write.at(pointer, place), kind.as_pointer()), align=align)
-
+    numbers = ir.VectorType(ir.IntType(32), lanes)
     with rows.each() as row, ((length + (lanes - 1)) // lanes).each() as block:
         column = (block * lanes).at_most(length - lanes)
         place = row * length + column
-        value = builder.sitofp(builder.zext(vector(stored, place, bytes_, 1), numbers), write.type)
+        value = builder.zext(builder.load(write.vector_at(stored, place, lanes), align=1), numbers)
+        less, times = (builder.load(write.vector_at(each, column, lanes), align=write.bytes) for each in (mean, scale))
         # Not to be contracted with anything: each is rounded, as torch's are.
-        shifted = builder.fsub(value, vector(mean, column, write.type, write.bytes))
-        scaled = builder.fmul(shifted, vector(scale, column, write.type, write.bytes))
-        builder.store(scaled, builder.bitcast(write.at(found, place), write.type.as_pointer()), align=write.bytes)
+        scaled = builder.fmul(builder.fsub(builder.sitofp(value, write.type), less), times)
+        builder.store(scaled, write.vector_at(found, place, lanes), align=write.bytes)
 
 
 _kernel = Written("normalise-images", "reals reals reals pixels whole whole", _write, lasts=True)

@@ -40,14 +40,8 @@ def _lanes_of(write: Emitter, vector: ir.Value, lanes: list[int]) -> ir.Value:
     return write.builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
 
 
-def _vector(write: Emitter, pointer: ir.Value, place: Whole, count: int) -> ir.Value:
-    """Address of so many elements of an array as one vector."""
-    address = write.at(pointer, place)
-    return write.builder.bitcast(address, ir.VectorType(address.type.pointee, count).as_pointer())
-
-
 def _bytes(write: Emitter, pointer: ir.Value, place: Whole, count: int) -> ir.Value:
-    return write.builder.load(_vector(write, pointer, place, count), align=1)
+    return write.builder.load(write.vector_at(pointer, place, count), align=1)
 
 
 def _summed(write: Emitter, taps: Whole, pixels: Callable[..., Any], weights: Callable[..., Any]) -> ir.Value:
@@ -88,13 +82,13 @@ def _write_horizontal(
                 return builder.shuffle_vector(*halves, ir.Constant(_NUMBERS, list(range(_LANES))))
 
             def factors(tap: Whole, column: Whole = column) -> ir.Value:
-                four = builder.load(_vector(write, weights, tap * width + column, _PIXELS), align=4)
+                four = builder.load(write.vector_at(weights, tap * width + column, _PIXELS), align=4)
                 return _lanes_of(write, four, [lane // 4 for lane in range(_LANES)])
 
             found = _summed(write, taps, pixels, factors)
             for one in range(_PIXELS):
                 # The fourth byte is overwritten by the pixel behind it, and the last one's is to spare.
-                place = _vector(write, target, (row * width + column + one) * 3, 4)
+                place = write.vector_at(target, (row * width + column + one) * 3, 4)
                 builder.store(_lanes_of(write, found, list(range(4 * one, 4 * one + 4))), place, align=1)
 
 
@@ -113,11 +107,11 @@ def _write_vertical(
                 return _bytes(write, source, start + (first + tap) * pitch + column, _LANES)
 
             def factors(tap: Whole, row: Whole = row) -> ir.Value:
-                one = builder.load(_vector(write, weights, tap * height + row, 1), align=4)
+                one = builder.load(write.vector_at(weights, tap * height + row, 1), align=4)
                 return _lanes_of(write, one, [0] * _LANES)
 
             found = _summed(write, taps, pixels, factors)
-            builder.store(found, _vector(write, target, row * length + column, _LANES), align=1)
+            builder.store(found, write.vector_at(target, row * length + column, _LANES), align=1)
 
 
 _horizontal = Written("horizontal", "pixels pixels pixels places weights" + 6 * " whole", _write_horizontal)

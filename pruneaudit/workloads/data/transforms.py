@@ -99,9 +99,8 @@ class Pipeline:
             if not is_tensor:
                 return step, image
             image = stored(image)
-        given = _as_tensor if is_tensor and _is_picture(image) else _as_pil
         if type(step) is not v2.RandomResizedCrop or not hasattr(step, "make_params") or not _is_picture(image):
-            return step, given(image)
+            return step, _as_tensor(image) if is_tensor and _is_picture(image) else _as_pil(image)
         cut = step.make_params([_of_size(*image.shape[:2])])
         top, left, height, width = (cut[name] for name in ("top", "left", "height", "width"))
         if not is_tensor and image.shape[2] == 3:

@@ -225,7 +225,7 @@ def test_figures_begun_before_all_is_judged_are_those_of_the_whole_report(tmp_pa
     store(ledger, scored(retrained(evidence("l1"), UNCONVERGED), 91.0))
     whole = gather_ledger(Catalog(), ledger, begin=begun.append)
     assert "rising" in ids(ElementTree.fromstring(svg_of(whole, "curves")))
-    (workload,) = whole.groups()
+    (workload,) = whole.groups
     # Verdicts are known at the end only: their figure comes last.
     early, late = figures(begun[0].drawn(*workload)), figures(whole)
     assert early.items() < late.items()

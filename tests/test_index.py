@@ -203,16 +203,16 @@ def test_a_forged_row_is_not_believed(root, opened, monkeypatch, tmp_path, edite
         monkeypatch.setattr(index_module, "own_key", lambda: b"another key")
     with sqlite3.connect(index_file()) as database:
         if edited == "content":
-            database.execute("UPDATE files SET content = CAST(replace(content, '75.0', '95.0') AS BLOB)")
+            database.execute("UPDATE runs SET content = CAST(replace(content, '75.0', '95.0') AS BLOB)")
         elif edited == "kind":
-            database.execute("UPDATE files SET content = 75, mac = NULL")
+            database.execute("UPDATE runs SET content = 75, mac = NULL")
         elif edited == "name":
-            rows = database.execute("SELECT * FROM files WHERE name LIKE 'cells/%'").fetchall()
+            rows = database.execute("SELECT * FROM cells").fetchall()
             others = [name for name, *_ in rows[1:] + rows[:1]]
             moved = [(name, *row) for name, (_, *row) in zip(others, rows, strict=True)]
-            database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?)", moved)
+            database.executemany("REPLACE INTO cells VALUES (?, ?, ?, ?)", moved)
         elif edited == "packed":
-            database.execute("UPDATE files SET packed = substr(packed, 2)")
+            database.execute("UPDATE runs SET packed = substr(packed, 2)")
         elif edited == "text":
             database.execute("UPDATE texts SET text = replace(text, 'fp32', 'bf16')")
         elif edited == "no text":

@@ -365,7 +365,7 @@ def test_rows_of_different_labels_never_share_a_table():
         [found(labels=("smoke",), verdict="fail")],
         [verdict(labels=labels, arms=("l1", f"rival-{'-'.join(labels) or 'full'}")) for labels in labelled],
     )
-    assert results.groups() == [("lenet5-digits", labels) for labels in labelled]
+    assert results.groups == [("lenet5-digits", labels) for labels in labelled]
     for labels, value in labelled.items():
         assert [line[-1] for line in accuracy_table(results, "lenet5-digits", labels)[1]] == [value]
     assert audit_matrix(results, *WHERE)[1] == []

@@ -24,7 +24,7 @@ import sys
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +49,8 @@ _FORGOTTEN = 90
 _PATIENCE = 1.0
 #: Rows that are written together, and files that are looked at together.
 _BATCH, _THREADS = 2000, 4
+#: Folders of a ledger whose files it knows, each in a table of its name.
+_FOLDERS = ("runs", "cells")
 #: Fields of a run that are read from its file when somebody asks.
 _ELSEWHERE = frozenset({"train_loss", "train_accuracy", "validation_loss", "test_loss"})
 #: Models whose fields are rarely another record's, though parts of them are.
@@ -203,8 +205,8 @@ class Index:
 
     def __init__(self, root: Path, key: bytes) -> None:
         place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-        # Its tables have other columns than the first ones had.
-        self.path = cache_folder().resolve() / "index" / f"{place}-2.sqlite"
+        # Its tables are not those that the first ones had.
+        self.path = cache_folder().resolve() / "index" / f"{place}-3.sqlite"
         self._key = key
         self._new: list[tuple[str, Seen, bytes, bytes]] = []
         self._texts: dict[str, str] = {}
@@ -227,8 +229,7 @@ class Index:
             }
             # Whatever stands in a damaged file, or a forged one.
             bytes_only = " AND ".join(f"typeof({column}) = 'blob'" for column in ("mac", "content", "packed"))
-            asked = f"SELECT * FROM files WHERE substr(name, 1, ?) = ? AND {bytes_only}"
-            for name, mac, content, packed in database.execute(asked, (len(folder) + 1, f"{folder}/")):
+            for name, mac, content, packed in database.execute(f"SELECT * FROM {folder} WHERE {bytes_only}"):
                 known = seen.get(name)
                 if known is not None and hmac.compare_digest(mac, self._mac(name, known, content, packed)):
                     yield name, Row(from_json(content), packed, texts)
@@ -294,19 +295,24 @@ class Index:
     def _mac_of_derived(self, name: str, content: bytes) -> bytes:
         return hmac.digest(self._key, f"derived {name} ".encode() + content, "sha256")
 
-    def _write(self, rows: Iterable[tuple[Any, ...]], texts: Mapping[str, str]) -> None:
+    def _write(self, rows: Sequence[tuple[Any, ...]], texts: Mapping[str, str]) -> None:
         with contextlib.closing(self._open("rwc")) as database, database:
             # What a power cut tears is read again.
             database.execute("PRAGMA synchronous = OFF")
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, mac BLOB, content BLOB, packed BLOB)"
-            )
+            for folder in _FOLDERS:
+                database.execute(
+                    f"CREATE TABLE IF NOT EXISTS {folder} (name TEXT PRIMARY KEY, mac BLOB, content BLOB, packed BLOB)"
+                )
+                its = (row for row in rows if row[0].startswith(f"{folder}/"))
+                database.executemany(f"REPLACE INTO {folder} VALUES (?, ?, ?, ?)", its)
             database.execute("CREATE TABLE IF NOT EXISTS texts (digest TEXT PRIMARY KEY, text TEXT)")
-            database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
             database.executemany("REPLACE INTO texts VALUES (?, ?)", texts.items())
 
     def _open(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_PATIENCE)
+        database = sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_PATIENCE)
+        # Of a new one: rows take kilobytes, and all of them are read.
+        database.execute("PRAGMA page_size = 65536")
+        return database
 
     def _mac(self, name: str, seen: Seen, content: bytes, packed: bytes) -> bytes:
         facts = _FACTS.pack(*seen, len(content))
@@ -379,7 +385,7 @@ class Reader:
 
     def __init__(self, read: Callable[[str], RunRecord]) -> None:
         self._read = read
-        self._shared: dict[tuple[Any, str], Any] = {}
+        self._shared: dict[tuple[Any, ...], Any] = {}
 
     def run(self, row: Row) -> tuple[RunRecord, Link]:
         """A run and its link.
@@ -409,17 +415,17 @@ class Reader:
 
     def _made(self, kind: type[Made], row: list[Any], texts: Mapping[str, str]) -> Made:
         shape = _shape(kind)
-        values = shape.empty.copy()
-        for names, digest in zip(shape.groups, row, strict=False):
-            key = (kind, digest)
-            if key not in self._shared:
-                common = dict(zip(names, from_json(texts[digest]), strict=True))
-                self._convert(common, shape.ways, texts)
-                self._shared[key] = common
-            values.update(self._shared[key])
-        own = dict(zip(shape.own, row[len(shape.groups) :], strict=True))
-        self._convert(own, shape.own_ways, texts)
-        values.update(own)
+        places = len(shape.groups)
+        key = (kind, *row[:places])
+        if key not in self._shared:
+            common: dict[str, Any] = {}
+            for names, digest in zip(shape.groups, row, strict=False):
+                common |= zip(names, from_json(texts[digest]), strict=True)
+            self._convert(common, shape.ways, texts)
+            self._shared[key] = shape.empty | common
+        values = self._shared[key].copy()
+        values.update(zip(shape.own, row[places:], strict=True))
+        self._convert(values, shape.own_ways, texts)
         return _instance(kind, values)
 
     def _convert(self, values: dict[str, Any], ways: Mapping[str, Way], texts: Mapping[str, str]) -> None:

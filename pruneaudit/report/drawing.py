@@ -69,7 +69,7 @@ class Drawing:
         """Draw what only the whole report knows: differences with their verdicts. After ``begin``."""
         if self._pool is None:
             return
-        for workload, labels in results.groups():
+        for workload, labels in results.groups:
             judged = Results(cells=[], findings=[], verdicts=results.of("verdicts", workload, labels))
             judged.metrics = results.metrics
             if judged.verdicts:

@@ -74,7 +74,7 @@ def figures(results: Results, columns: int = 2, looks: Mapping[str, Style] | Non
 def sheets(results: Results, looks: Mapping[str, Style] | None = None) -> Iterator[Sheet]:
     """The figures before they have a size, one workload after the other."""
     looks = looks or styles(row["method"] for row in results.cells)
-    for workload, labels in results.groups():
+    for workload, labels in results.groups:
         arms = Arms(results, workload, labels, looks)
         yield from differences(results, workload, labels)
         if arms.cells:

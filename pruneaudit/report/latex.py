@@ -72,7 +72,7 @@ def tables(results: Results) -> dict[str, str]:
     The files need ``\usepackage{booktabs}`` and nothing else.
     """
     found: dict[str, str] = {}
-    for workload, labels in results.groups():
+    for workload, labels in results.groups:
         for protocol in sorted({protocol for protocol, _, _ in results.statistics(workload, labels)}):
             table = _Table(results, workload, labels, protocol)
             parts = table.parts()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
+from operator import itemgetter, methodcaller
 from typing import Any
 
 from pruneaudit.catalog.discovery import cell_test
-from pruneaudit.report.columns import column, names_of
+from pruneaudit.report.columns import as_columns, own_columns
 from pruneaudit.report.curves import Curve
 from pruneaudit.report.published import published_notes, published_table
 from pruneaudit.report.results import Results
@@ -39,7 +41,7 @@ def payload(results: Results) -> dict[str, Any]:
 
     Rows of a workload carry its place in ``groups``, and what rests on runs their places in ``runs``.
     """
-    groups, cells = results.groups(), results.cells
+    groups, cells = results.groups, results.cells
     number = {group: place for place, group in enumerate(groups)}
     place_of = {row["run"]: place for place, row in enumerate(results.runs)}
     base_params = {(row["workload"], *row["labels"]): row["base_params"] for row in results.architectures}
@@ -75,35 +77,44 @@ def payload(results: Results) -> dict[str, Any]:
             for name, look in styles(row["method"] for row in results.cells).items()
         },
         "cells": _packed(
-            {
-                "g": list(map(group, cells)),
-                **{name: [row[name] for row in cells] for name in _CELL},
-                "accuracy": list(map(value, cells)),
-                "validation_accuracy": list(map(validation_value, cells)),
-                **{name: [row[name] for row in cells] for name in _CELL_COST},
-                "left": list(map(left, cells)),
-                **{f"jsv_{stage}": [(row.get("jsv") or {}).get(stage) for row in cells] for stage in _STAGES},
-                "ta": [row.get("trainability_accuracy") for row in cells],
-                "result": [place_of.get(row["result"]) if row["result"] else None for row in cells],
-                "runs": [runs(row["runs"]) for row in cells],
-            }
+            as_columns(
+                cells,
+                {
+                    "g": group,
+                    **{name: itemgetter(name) for name in _CELL},
+                    "accuracy": value,
+                    "validation_accuracy": validation_value,
+                    **{name: itemgetter(name) for name in _CELL_COST},
+                    "left": left,
+                    **{f"jsv_{stage}": partial(_jsv, stage) for stage in _STAGES},
+                    "ta": methodcaller("get", "trainability_accuracy"),
+                    "result": lambda row: place_of.get(row["result"]) if row["result"] else None,
+                    "runs": lambda row: runs(row["runs"]),
+                },
+            )
         ),
         "runs": _packed(
-            {
-                "g": list(map(group, results.runs)),
-                **{name: column(results.runs, name) for name in names_of(results.runs) if name not in _RUN_LEFT_OUT},
-                "accuracy": list(map(value, results.runs)),
-                "validation_accuracy": list(map(validation_value, results.runs)),
-            }
+            as_columns(
+                results.runs,
+                {
+                    "g": group,
+                    **{name: of for name, of in own_columns(results.runs).items() if name not in _RUN_LEFT_OUT},
+                    "accuracy": value,
+                    "validation_accuracy": validation_value,
+                },
+            )
         ),
         "curves": _columns(_curves(results, group)),
         "findings": _packed(
-            {
-                "g": [group(row) for row in results.findings],
-                **{name: [row[name] for row in results.findings] for name in _FINDING},
-                "measured": [_measured(row["measured"], row["arms"]) for row in results.findings],
-                "runs": [runs(row["runs"]) if "runs" in row else () for row in results.findings],
-            }
+            as_columns(
+                results.findings,
+                {
+                    "g": group,
+                    **{name: itemgetter(name) for name in _FINDING},
+                    "measured": lambda row: _measured(row["measured"], row["arms"]),
+                    "runs": lambda row: runs(row["runs"]) if "runs" in row else (),
+                },
+            )
         ),
         "cell_test": cell_test(),
         "verdicts": _columns(_verdict(row, group, against) for against, row in _all_verdicts(results)),
@@ -166,7 +177,7 @@ def _verdict(row: Mapping[str, Any], group: Any, against: str) -> dict[str, Any]
 def _curves(results: Results, group: Any) -> Iterable[dict[str, Any]]:
     """The test metric after each epoch of each arm's result runs: mean, smallest and largest over seeds."""
     stages = {row["run"]: row["stage"] for row in results.runs}
-    decimals = [results.metric(workload).decimals for workload, _ in results.groups()]
+    decimals = [results.metric(workload).decimals for workload, _ in results.groups]
     arms: dict[tuple[Any, ...], list[Curve]] = defaultdict(list)
     for row in results.cells:
         curve = results.curves.get(row["result"]) if row["status"] == "ok" else None
@@ -205,13 +216,17 @@ def _table(header: list[str], rows: list[list[str]]) -> dict[str, Any]:
     return {"header": header, "rows": rows}
 
 
-def _measured(values: Mapping[str, Any], arms: Iterable[str]) -> tuple[str | None, ...]:
-    return tuple([None if (value := values.get(arm)) is None else str(value) for arm in arms])
+def _measured(found: Mapping[str, Any], arms: Iterable[str]) -> tuple[str | None, ...]:
+    return tuple([None if (one := found.get(arm)) is None else str(one) for arm in arms])
+
+
+def _jsv(stage: str, row: Mapping[str, Any]) -> float | None:
+    return (row.get("jsv") or {}).get(stage)
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     found = list(rows)
-    return _packed({name: column(found, name) for name in names_of(found)})
+    return _packed(as_columns(found, own_columns(found)))
 
 
 def _packed(columns: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -144,11 +145,7 @@ class Results:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     noise: list[dict[str, Any]] = field(default_factory=list)
     ledger: list[str] = field(default_factory=list)
-    _statistics: dict[Group, dict[tuple[str, str, float], Statistic]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _bases: dict[Group, Statistic | None] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _removed: dict[Group, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _arms: dict[Group, _Arms] = field(default_factory=dict, init=False, repr=False, compare=False)
     _grouped: dict[str, dict[Group, list[dict[str, Any]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -201,13 +198,23 @@ class Results:
         """When in training the numbers were taken."""
         return "as stated" if self.is_stated else "after the last epoch"
 
+    @cached_property
+    def statuses(self) -> Counter[str]:
+        """How many cells ended how."""
+        return Counter(row["status"] for row in self.cells)
+
     @property
     def attempted(self) -> str:
         """How many cells were attempted, and how many count."""
-        counts = Counter(row["status"] for row in self.cells)
-        return f"{counts['ok'] + counts['failed']} attempted, {counts['ok']} valid"
+        return f"{self.statuses['ok'] + self.statuses['failed']} attempted, {self.statuses['ok']} valid"
 
-    def groups(self) -> list[tuple[str, tuple[str, ...]]]:
+    @cached_property
+    def unmeasured(self) -> list[dict[str, Any]]:
+        """Cells that failed, were skipped or are missing."""
+        return [row for row in self.cells if row["status"] != "ok"]
+
+    @cached_property
+    def groups(self) -> list[Group]:
         """Workloads with their labels: what may stand in one table."""
         return sorted({(row["workload"], tuple(row["labels"])) for row in self.cells})
 
@@ -240,43 +247,49 @@ class Results:
             metrics=self.metrics,
         )
 
-    def _measured(self, workload: str, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Cells with a result."""
-        return [row for row in self.of("cells", workload, labels) if row["status"] == "ok"]
-
     def statistics(self, workload: str, labels: tuple[str, ...]) -> dict[tuple[str, str, float], Statistic]:
-        """Statistic by (protocol, method, ratio) of the cells that were measured: once, since many tables ask."""
-        if (workload, labels) not in self._statistics:
-            self._statistics[workload, labels] = self._statistics_of(workload, labels)
-        return self._statistics[workload, labels]
-
-    def _statistics_of(self, workload: str, labels: tuple[str, ...]) -> dict[tuple[str, str, float], Statistic]:
-        grouped: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
-        for row in self._measured(workload, labels):
-            grouped[row["protocol"], row["method"], row["ratio"]].append(row)
-        return {
-            key: statistic(map(value, rows), _mean(row["speedup"] for row in rows), self.metric(workload))
-            for key, rows in grouped.items()
-        }
+        """Statistic by (protocol, method, ratio) of the cells that were measured."""
+        return self._arms_of(workload, labels).statistics
 
     def removed(self, workload: str, labels: tuple[str, ...]) -> dict[str, str]:
         """What each method with a result removed: ``filter``, ``block`` or ``weight``."""
-        if (workload, labels) not in self._removed:
-            rows = self._measured(workload, labels)
-            self._removed[workload, labels] = {row["method"]: row["granularity"] for row in rows}
-        return self._removed[workload, labels]
+        return self._arms_of(workload, labels).removed
 
     def base(self, workload: str, labels: tuple[str, ...]) -> Statistic | None:
         """The metric of the dense base models that arms share (S1's own ones left out); None where there are none."""
-        if (workload, labels) not in self._bases:
-            bases = {
-                row["runs"][0]: found
-                for row in self._measured(workload, labels)
-                if self.protocols.get(row["protocol"], {}).get("base") == "shared"
-                and (found := base_value(row)) is not None
+        return self._arms_of(workload, labels).base
+
+    def _arms_of(self, workload: str, labels: tuple[str, ...]) -> _Arms:
+        """What many tables ask: found once, and in one look at each row."""
+        if (workload, labels) not in self._arms:
+            metric = self.metric(workload)
+            shared = {name for name, protocol in self.protocols.items() if protocol.get("base") == "shared"}
+            grouped: dict[tuple[str, str, float], list[tuple[float, float | None]]] = defaultdict(list)
+            removed: dict[str, str] = {}
+            bases: dict[str, float] = {}
+            for row in self.of("cells", workload, labels):
+                if row["status"] != "ok":
+                    continue
+                grouped[row["protocol"], row["method"], row["ratio"]].append((value(row), row["speedup"]))
+                removed[row["method"]] = row["granularity"]
+                if row["protocol"] in shared and (found := base_value(row)) is not None:
+                    bases[row["runs"][0]] = found
+            found_of = {
+                key: statistic((one for one, _ in rows), _mean(speedup for _, speedup in rows), metric)
+                for key, rows in grouped.items()
             }
-            self._bases[workload, labels] = statistic(bases.values(), 1.0, self.metric(workload)) if bases else None
-        return self._bases[workload, labels]
+            base = statistic(bases.values(), 1.0, metric) if bases else None
+            self._arms[workload, labels] = _Arms(found_of, removed, base)
+        return self._arms[workload, labels]
+
+
+@dataclass(frozen=True)
+class _Arms:
+    """What the measured cells of one group say of its arms, see the methods of :class:`Results` of these names."""
+
+    statistics: dict[tuple[str, str, float], Statistic]
+    removed: dict[str, str]
+    base: Statistic | None
 
 
 def _mean(speedups: Iterable[float | None]) -> float | None:

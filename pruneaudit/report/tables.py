@@ -463,11 +463,6 @@ def groups_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     return found
 
 
-def unmeasured_cells(results: Results) -> list[dict[str, Any]]:
-    """Cells that failed, were skipped or are missing."""
-    return [row for row in results.cells if row["status"] != "ok"]
-
-
 def file_name(what: str, workload: str, labels: tuple[str, ...]) -> str:
     """Name of a file on one workload, without its ending: at most 120 plain marks.
 

@@ -28,7 +28,6 @@ from pruneaudit.report.tables import (
     rules_text,
     standings_table,
     title,
-    unmeasured_cells,
     verdict_counts,
     verdict_line,
     verdict_table,
@@ -48,7 +47,7 @@ def summary(results: Results, fails: Callable[[Mapping[str, Any]], bool] = lambd
         fails: Whether a verdict's row fails the session's gate.
     """
     lines = [*_verdicts(results, fails), *_problems(results)]
-    for workload, labels in results.groups():
+    for workload, labels in results.groups:
         name = title(workload, labels)
         accuracies = accuracy_table(results, workload, labels)
         if accuracies[1]:
@@ -95,15 +94,14 @@ def _verdicts(results: Results, fails: Callable[[Mapping[str, Any]], bool]) -> l
 
 
 def _problems(results: Results) -> list[str]:
-    counts = Counter(row["status"] for row in results.cells)
-    statuses = ", ".join(f"{counts[key]} {key}" for key in sorted(counts))
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(results.statuses.items()))
     lines = ["", f"cells: {len(results.cells)} selected, {statuses}; {results.attempted}"]
     lines += [f"  ledger: {line}" for line in results.ledger]
     kinds = dict.fromkeys(environment.get("arithmetic", "") for environment in results.environments)
     lines += [f"  arithmetic: {one}" for one in kinds if one]
     told: list[str] = []
     for status in ("failed", "missing", "skipped", "outdated"):
-        reasons = Counter(row["error"] for row in unmeasured_cells(results) if row["status"] == status)
+        reasons = Counter(row["error"] for row in results.unmeasured if row["status"] == status)
         lines += [f"  {status} ({count}): {reason}" for reason, count in sorted(reasons.items())]
         told += [reason for reason in reasons if status == "failed" and reason]
     required = [row for row in results.findings if row["required"]]

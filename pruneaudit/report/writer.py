@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tabulate import tabulate
 from pruneaudit.errors import printable
 from pruneaudit.report import latex
 from pruneaudit.report.badge import badge
-from pruneaudit.report.columns import column, names_of
+from pruneaudit.report.columns import as_columns, own_columns
 from pruneaudit.report.drawing import Drawing
 from pruneaudit.report.page import page
 from pruneaudit.report.published import PUBLISHED_NOTE, published_notes, published_table
@@ -50,7 +51,6 @@ from pruneaudit.report.tables import (
     strictest_matrix,
     title,
     trainability_table,
-    unmeasured_cells,
     verdict_counts,
     verdict_table,
     why_text,
@@ -97,8 +97,8 @@ def _write(results: Results, folder: Path, figures: Drawing) -> list[Path]:
             folder / "report.md": markdown(results),
             folder / "badge.svg": mark.svg,
             folder / "badge.json": mark.endpoint,
-            folder / "tables" / "cells.csv": _csv(names_of(results.cells), results.cells),
-            folder / "tables" / "findings.csv": _csv(names_of(results.findings), results.findings),
+            folder / "tables" / "cells.csv": _csv(results.cells),
+            folder / "tables" / "findings.csv": _csv(results.findings),
             folder / "tables" / "verdicts.csv": _verdicts_csv(results),
             **{folder / "tables" / f"{name}.csv": rows for name, rows in _metric_csvs(results).items()},
             **{folder / "tables" / name: text for name, text in latex.tables(results).items()},
@@ -210,7 +210,7 @@ def markdown_sections(results: Results) -> list[tuple[str, str]]:
     if results.study is not None and results.study["waive"]:
         lines = [f"- {rule}: {as_text(reason)}" for rule, reason in sorted(results.study["waive"].items())]
         sections.append((f"Waived by study {as_text(results.study['name'])}", "\n".join(lines)))
-    for workload, labels in results.groups():
+    for workload, labels in results.groups:
         sections += _workload(results, workload, labels)
     for profile in results.profiles:
         points = ", ".join(profile["points"])
@@ -340,7 +340,7 @@ def _sentence(text: str) -> str:
 
 def _problems(results: Results) -> list[tuple[str, str]]:
     sections: list[tuple[str, str]] = []
-    findings, cells = failed_findings(results), unmeasured_cells(results)
+    findings, cells = failed_findings(results), results.unmeasured
     if findings:
         header = ["rules", "verdict", "workload", "protocol", "ratio", "seed", "arms", "measured", "note"]
         rows = [
@@ -398,12 +398,13 @@ class _Lines(list[str]):
     write = list.append
 
 
-def _csv(columns: list[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _csv(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(columns)
+    found = as_columns(rows, own_columns(rows))
+    writer.writerow(found)
     # By column: of most texts and lists there are few, and each is looked at once.
-    writer.writerows(zip(*(_fields(column(rows, name), name) for name in columns), strict=True))
+    writer.writerows(zip(*(_fields(column, name) for name, column in found.items()), strict=True))
     yield from lines
 
 
@@ -414,7 +415,8 @@ def _fields(values: list[Any], column: str) -> list[Any]:
     if kinds <= {str, list, type(None)}:
         keys = [tuple(value) if type(value) is list else value for value in values] if list in kinds else values
         texts = {key: _field(key, column) for key in set(keys)}
-        return [texts[key] for key in keys]
+        # Most columns are texts that stand as they are.
+        return keys if all(map(is_, texts, texts.values())) else [texts[key] for key in keys]
     return [_field(value, column) for value in values]
 
 
@@ -435,13 +437,13 @@ def _verdicts_csv(results: Results) -> Iterator[str]:
     for row in (*results.verdicts, *results.regressions):
         flat = {key: value for key, value in row.items() if key not in ("difference", "images", "outlook", "besides")}
         rows.append(flat | (row["difference"] or {}))
-    return _csv(names_of(rows), rows)
+    return _csv(rows)
 
 
 def _metric_csvs(results: Results) -> dict[str, Iterator[str]]:
     """The metric of every arm, a table for each metric that decides somewhere."""
     rows: dict[str, list[dict[str, Any]]] = {}
-    for workload, labels in results.groups():
+    for workload, labels in results.groups:
         found = rows.setdefault(results.metric(workload).name, [])
         for (protocol, method, ratio), statistic in sorted(results.statistics(workload, labels).items()):
             found.append(
@@ -457,4 +459,4 @@ def _metric_csvs(results: Results) -> dict[str, Iterator[str]]:
                     "std": statistic.std,
                 }
             )
-    return {name: _csv(names_of(found), found) for name, found in (rows or {ACCURACY.name: []}).items()}
+    return {name: _csv(found) for name, found in (rows or {ACCURACY.name: []}).items()}

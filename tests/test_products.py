@@ -1,6 +1,7 @@
 """MACs of what multiplies matrices without being a layer that every counter knows: both counters, and by hand."""
 
 import math
+import secrets
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+from torchvision.ops import DeformConv2d
 
+from pruneaudit.errors import ConfigError
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch
 from pruneaudit.measure.products import formulas, of_einsum, of_matmul
 
@@ -145,6 +148,73 @@ def test_what_is_given_to_a_module_may_be_a_view_of_a_parameter():
     model, example = Handed(), torch.zeros(1, 4, 6)
     assert macs(model, example) == macs_by_torch(model, example) == 2 * 18
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Bent(nn.Module):
+    """A convolution that looks where another one tells it."""
+
+    def __init__(self):
+        super().__init__()
+        self.where, self.bent = nn.Conv2d(4, 18, 3, padding=1), DeformConv2d(4, 6, 3, padding=1, groups=2)
+
+    def forward(self, images):
+        return self.bent(images, self.where(images))
+
+
+def test_a_deformable_convolution_counts_as_one_that_is_none():
+    model, example = Bent(), torch.zeros(1, 4, 9, 9)
+    layers = {"where": 81 * model.where.weight.numel(), "bent": 81 * model.bent.weight.numel()}
+    assert macs_by_layer(model, example) == layers
+    assert macs_by_torch(model, example) == sum(layers.values())
+
+
+@pytest.fixture
+def operator():
+    """An operator of another library, which multiplies matrices, and what it takes."""
+    name = f"audited{secrets.token_hex(4)}::product"
+
+    @torch.library.custom_op(name, mutates_args=())
+    def product(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+        return scale * left @ right
+
+    product.register_fake(lambda left, right, scale: left.new_empty(left.shape[0], right.shape[1]))
+    found = getattr(torch.ops, name.partition("::")[0]).product
+    yield found
+    flop_registry.pop(found, None)
+
+
+class Strange(nn.Module):
+    """A network whose weights an operator of another library multiplies."""
+
+    def __init__(self, operator, places):
+        super().__init__()
+        self.operator, self.weight = operator, nn.Parameter(torch.ones(places))
+        self.last = nn.Linear(places[-1], 3)
+
+    def forward(self, values):
+        return self.last(self.operator(values, self.weight, 0.5))
+
+
+def test_an_operator_of_another_library_is_refused_until_torch_knows_what_it_multiplies(operator):
+    model, example = Strange(operator, (6, 5)), torch.ones(2, 6)
+    told = rf"no counter knows what operator {operator} multiplies.*register_flop_formula\(torch.ops.{operator}\)"
+    with pytest.raises(ConfigError, match=told):
+        macs_by_torch(model, example)
+
+    @register_flop_formula(operator)
+    def formula(left, right, scale, out_shape=None):
+        return 2 * left[0] * left[1] * right[1]
+
+    assert macs(model, example) == macs_by_torch(model, example) == 2 * (6 * 5 + 5 * 3)
+    assert macs_by_layer(model, example) == {"": 2 * 6 * 5, "last": 2 * 5 * 3}
+
+
+def test_a_formula_may_be_one_of_whole_tensors(operator):
+    model, example = Strange(operator, (6, 5)), torch.ones(2, 6)
+    register_flop_formula(operator, get_raw=True)(
+        lambda left, right, scale, out_val=None: 2 * left.numel() * right.shape[1]
+    )
+    assert macs(model, example) == macs_by_torch(model, example) == 2 * (6 * 5 + 5 * 3)
 
 
 def by_torch(operation):

@@ -256,6 +256,8 @@ class Stages:
                 f"data '{spec.data.name}' are not those that {parent.folder} was trained on: a file is damaged, or "
                 "another one; take them from a copy, or choose another --audit-ledger"
             )
+        # A network that nobody can count is told before it is trained.
+        shapes.shape(workload)
         stage: Callable[..., _Stage] = getattr(self, f"_{spec.stage}")
         outcome = yield from stage(spec, workload, dataset, parent, progress)
         asked = time.perf_counter()

@@ -11,10 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pruneaudit.errors import ConfigError
 from pruneaudit.measure import products
 from pruneaudit.measure.skeleton import on_fakes, on_skeleton
 
@@ -56,14 +60,13 @@ def _count_by_fvcore(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]
 
         analysis = FlopCountAnalysis(network, inputs)
         handles = products.handles()
-        analysis.set_op_handle(**{f"aten::{name}": handle for name, handle in handles.items()})
+        analysis.set_op_handle(**handles)
         analysis.unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
         counted = analysis.by_module_and_operator()
-    products_of = {
-        name: sum(int(counts.get(operator, 0)) for operator in (*_PRODUCTS, *handles))
-        for name, counts in counted.items()
-    }
+    # It leaves out whose they are.
+    names = (*_PRODUCTS, *dict.fromkeys(name.partition("::")[2] for name in handles))
+    products_of = {name: sum(int(counts.get(operator, 0)) for operator in names) for name, counts in counted.items()}
     found = {}
     for name, module in network.named_modules():
         # What a module counts holds what those in it do; one that several hold counts all in the first.
@@ -122,11 +125,37 @@ def _count_by_torch(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     # It asks for the gradient of what a module is given, which a view of a parameter seems to have, and has not here.
     network.requires_grad_(False)
     # Of the kernels of attention only this one is made of products that are counted on every device.
-    with torch.no_grad(), _one_by_one(), sdpa_kernel(SDPBackend.MATH), mode as counter:
+    with torch.no_grad(), _one_by_one(), sdpa_kernel(SDPBackend.MATH), mode as counter, _Strangers(mode.flop_registry):
         network(inputs)
     root = type(network).__name__
     found = {name.removeprefix(f"{root}."): sum(each.values()) // 2 for name, each in counter.flop_counts.items()}
     return found | {"": counter.get_total_flops() // 2}
+
+
+class _Strangers(TorchDispatchMode):
+    """Refuses what may multiply matrices and no counter knows: it would cost nothing."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, formulas: Mapping[Any, Any]) -> None:
+        super().__init__()
+        self._formulas = formulas
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Asked by every mode; the default loads torch's compiler to answer.
+        return False
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        if products.unknown(operator, tree_leaves((arguments, named)), self._formulas):
+            name = operator.overloadpacket
+            raise ConfigError(
+                f"no counter knows what operator {name} multiplies, and without it every speedup is wrong: say it "
+                f"where the operator comes from, by torch.utils.flop_counter.register_flop_formula(torch.ops.{name}), "
+                "two for each multiply-accumulate, 0 for none"
+            )
+        return operator(*arguments, **named)
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,21 +1,31 @@
 """MACs of operators that multiply matrices and of which a counter has no formula, or a wrong one.
 
-Left to themselves, fvcore 0.1.5 and torch 2.14 agree that an LSTM, a bilinear layer and ``torch.mv`` cost nothing. Of a
-GRU only torch has a number, and of vectors and of matrices that are broadcast fvcore's is wrong, if it comes to one.
+Left to themselves, fvcore 0.1.5 and torch 2.14 agree that an LSTM, a bilinear layer, ``torch.mv`` and a deformable
+convolution cost nothing. Of a GRU only torch has a number, and of vectors and of matrices that are broadcast fvcore's
+is wrong, if it comes to one.
+
+Operators of other libraries have the formula that torch knows of them (``torch.utils.flop_counter``'s
+``register_flop_formula``), for both counters. One that has none is refused (:func:`unknown`).
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import flop_registry
 
 Shape = Sequence[int]
 #: MACs of an operator, from what goes into it and what comes out, as values of a trace.
 Handle = Callable[[Sequence[Any], Sequence[Any]], int]
+
+#: Whose operators are known: those that multiply matrices have a formula here, in torch or in fvcore.
+_KNOWN = ("aten", "prims", "torchvision")
+_DEFORMED = "torchvision::deform_conv2d"
 
 
 def of_matmul(left: Shape, right: Shape) -> int:
@@ -85,8 +95,22 @@ def of_attention(query: Shape, key: Shape, value: Shape) -> int:
     return math.prod(heads) * length * key[-2] * (width + value[-1])
 
 
+def unknown(operator: Any, arguments: Iterable[Any], formulas: Mapping[Any, Any]) -> bool:
+    """Whether an operator may multiply matrices, and nobody says how many numbers.
+
+    Args:
+        operator: What torch executes.
+        arguments: What it is given.
+        formulas: Those that are known.
+    """
+    if not isinstance(operator, torch._ops.OpOverload) or operator.namespace in _KNOWN:
+        return False
+    matrices = [each for each in arguments if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    return operator.overloadpacket not in formulas and sum(each.dim() > 1 for each in matrices) > 1
+
+
 def handles() -> dict[str, Handle]:
-    """Formulas for fvcore, by name of the operator of torch in a trace."""
+    """Formulas for fvcore, by name of the operator in a trace."""
     from fvcore.nn.jit_handles import get_shape
 
     def shapes(values: Iterable[Any]) -> list[Shape]:
@@ -134,8 +158,14 @@ def handles() -> dict[str, Handle]:
     def attention(inputs: Sequence[Any], _: Sequence[Any]) -> int:
         return of_attention(*shapes(inputs[:3]))
 
+    def as_torch(formula: Callable[..., int]) -> Handle:
+        def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+            return formula(*map(_bare, inputs), out_val=_bare(outputs[0])) // 2
+
+        return handle
+
     recurrences = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-    return {
+    own: dict[str, Handle] = {
         "_convolution_mode": convolution,
         **dict.fromkeys(("matmul", "mv", "dot", "vdot"), matmul),
         **dict.fromkeys(("addmv", "baddbmm"), added),
@@ -147,6 +177,29 @@ def handles() -> dict[str, Handle]:
         **dict.fromkeys(recurrences, recurrence),
         **dict.fromkeys((f"{name}_cell" for name in recurrences), cell),
     }
+    others = {_name(operator): as_torch(formula) for operator, formula in _of_others().items()}
+    return {f"aten::{name}": handle for name, handle in own.items()} | {_DEFORMED: convolution} | others
+
+
+def _of_others() -> dict[Any, Callable[..., int]]:
+    """Formulas that torch was told of operators that are not its own."""
+    return {
+        operator: formula
+        for operator, formula in flop_registry.items()
+        if isinstance(operator, torch._ops.OpOverloadPacket) and not _name(operator).startswith("aten::")
+    }
+
+
+def _name(operator: Any) -> str:
+    return str(operator._qualified_op_name)
+
+
+def _bare(value: Any) -> Any:
+    """A value of a trace as an operator gets it; a tensor without its values."""
+    from fvcore.nn.jit_handles import get_shape
+
+    shape = get_shape(value)
+    return value.toIValue() if shape is None else torch.empty(shape, device="meta")
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
@@ -171,7 +224,12 @@ def formulas() -> dict[Any, Callable[..., int]]:
     def recurrence_on_device(inputs: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
         return 2 * of_recurrence(inputs, weights)
 
+    def deformed(_: Shape, weight: Shape, *__: Any, out_shape: Shape, **___: Any) -> int:
+        return 2 * math.prod(out_shape) // weight[0] * math.prod(weight)
+
     operators = torch.ops.aten
+    # Who has such a layer has loaded it; for others it takes as long as counting.
+    others = {torch.ops.torchvision.deform_conv2d: deformed} if "torchvision.ops" in sys.modules else {}
     return {
         operators.mv: matmul,
         operators.dot: matmul,
@@ -181,4 +239,5 @@ def formulas() -> dict[Any, Callable[..., int]]:
         operators.mkldnn_rnn_layer: recurrence_of_onednn,
         operators._cudnn_rnn: recurrence_on_device,
         operators.miopen_rnn: recurrence_on_device,
+        **others,
     }

@@ -1,5 +1,6 @@
 """MACs of what multiplies matrices without being a layer that every counter knows: both counters, and by hand."""
 
+import itertools
 import math
 import secrets
 
@@ -9,12 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 from torchvision.ops import DeformConv2d
 
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure.cost import macs, macs_by_layer, macs_by_torch
-from pruneaudit.measure.products import formulas, of_einsum, of_matmul
+from pruneaudit.measure.products import formulas, of_chain, of_einsum, of_matmul
 
 torch.set_num_threads(1)
 
@@ -112,6 +114,10 @@ OPERATIONS = {
         120,
     ),
     "bilinear": (Multiplies(lambda x, weight: F.bilinear(x, x, weight), (5, 6, 6)), 4 * 5 * 6 * 6),
+    "multi_dot": (
+        Multiplies(lambda *matrices: torch.linalg.multi_dot(matrices), (6, 2), (2, 5)),
+        4 * 6 * 2 + 4 * 2 * 5,
+    ),
     "inner": (Multiplies(torch.inner, (5, 6)), 120),
     "tensordot": (Multiplies(lambda x, weight: torch.tensordot(x, weight, dims=([1, 0], [0, 2])), (6, 5, 4)), 120),
     "einsum": (Multiplies(lambda x, weight: torch.einsum("...i,ij->...j", x, weight), (6, 5)), 120),
@@ -166,6 +172,61 @@ def test_a_deformable_convolution_counts_as_one_that_is_none():
     layers = {"where": 81 * model.where.weight.numel(), "bent": 81 * model.bent.weight.numel()}
     assert macs_by_layer(model, example) == layers
     assert macs_by_torch(model, example) == sum(layers.values())
+
+
+class OfOldKind(torch.autograd.Function):
+    """A convolution whose gradient is its own, as functions of a context are written."""
+
+    @staticmethod
+    def forward(context, images, weight):
+        context.save_for_backward(images, weight)
+        context.wanted = context.needs_input_grad[0]
+        return F.conv2d(images, weight, padding=1)
+
+    @staticmethod
+    def backward(context, gradient):
+        return None, None
+
+
+class OfNewKind(torch.autograd.Function):
+    """The same, as functions are written that set their context up apart."""
+
+    @staticmethod
+    def forward(images, weight):
+        return F.conv2d(images, weight, padding=1)
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+
+    backward = OfOldKind.backward
+
+
+WAYS = {
+    "old": lambda layer, images: OfOldKind.apply(images, layer.weight),
+    "new": lambda layer, images: OfNewKind.apply(images, layer.weight),
+    "checkpoint": lambda layer, images: checkpoint(layer, images, use_reentrant=True),
+}
+
+
+class Own(nn.Module):
+    """A network with a function that has a gradient of its own."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.layer, self.last = way, nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.Linear(6, 3)
+
+    def forward(self, images):
+        return self.last(self.way(self.layer, images).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_a_function_with_a_gradient_of_its_own_computes_counts(way):
+    model, example = Own(way), torch.zeros(1, 4, 9, 9)
+    assert macs(model, example) == macs_by_torch(model, example) == 81 * model.layer.weight.numel() + 18
+    # And it has that gradient afterwards.
+    assert type(OfOldKind.apply(example.requires_grad_(), model.layer.weight).grad_fn).__name__ == "OfOldKindBackward"
 
 
 @pytest.fixture
@@ -269,3 +330,14 @@ def test_a_product_counts_what_torch_executes(left, right, inner):
     assert ours == by_torch(lambda: torch.ones(left) @ torch.ones(right))
     # As many as a plain loop over all results would do.
     assert ours == math.prod((torch.empty(left) @ torch.empty(right)).shape) * inner
+
+
+@given(st.lists(st.integers(1, 6), min_size=3, max_size=6), st.booleans(), st.booleans())
+def test_a_chain_counts_what_torch_executes(sizes, is_row, is_column):
+    """In whatever order torch finds cheapest; its ends may be vectors."""
+    shapes = list(map(list, itertools.pairwise(sizes)))
+    shapes[0], shapes[-1] = shapes[0][is_row:], shapes[-1][: 2 - is_column]
+    assert of_chain([[1, *shapes[0]] if is_row else shapes[0], *shapes[1:-1], shapes[-1]]) == of_chain(shapes)
+    sizes = [1 if is_row else sizes[0], *sizes[1:-1], 1 if is_column else sizes[-1]]
+    matrices = [torch.ones(shape) for shape in itertools.pairwise(sizes)]
+    assert of_chain(shapes) == by_torch(lambda: torch.linalg.multi_dot(matrices))

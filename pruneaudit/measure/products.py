@@ -40,6 +40,23 @@ def of_contraction(left: Shape, right: Shape, summed: Iterable[int]) -> int:
     return math.prod(left) * math.prod(right) // math.prod(left[dimension] for dimension in summed)
 
 
+def of_chain(shapes: Sequence[Shape]) -> int:
+    """Of a product of several matrices in the order that takes fewest, as ``torch.linalg.multi_dot`` takes them."""
+    first, *middle, last = shapes
+    # The ends may be vectors: a row, and a column.
+    sizes = [1 if len(first) == 1 else first[0], first[-1], *(shape[1] for shape in middle)]
+    sizes.append(1 if len(last) == 1 else last[1])
+    least = {(place, place): 0 for place in range(len(shapes))}
+    for length in range(1, len(shapes)):
+        for start in range(len(shapes) - length):
+            end = start + length
+            least[start, end] = min(
+                least[start, cut] + least[cut + 1, end] + sizes[start] * sizes[cut + 1] * sizes[end + 1]
+                for cut in range(start, end)
+            )
+    return least[0, len(shapes) - 1]
+
+
 def of_einsum(equation: str, shapes: Sequence[Shape]) -> int:
     """Of ``torch.einsum``, whose operands are multiplied from left to right, two at a time.
 
@@ -137,6 +154,9 @@ def handles() -> dict[str, Handle]:
     def einsum(inputs: Sequence[Any], _: Sequence[Any]) -> int:
         return of_einsum(inputs[0].toIValue(), listed(inputs[1]))
 
+    def chain(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+        return of_chain(listed(inputs[0]))
+
     def bilinear(inputs: Sequence[Any], _: Sequence[Any]) -> int:
         left, _, weight = shapes(inputs[:3])
         return math.prod(left[:-1]) * math.prod(weight)
@@ -173,6 +193,7 @@ def handles() -> dict[str, Handle]:
         "tensordot": tensordot,
         "einsum": einsum,
         "bilinear": bilinear,
+        **dict.fromkeys(("linalg_multi_dot", "chain_matmul"), chain),
         "scaled_dot_product_attention": attention,
         **dict.fromkeys(recurrences, recurrence),
         **dict.fromkeys((f"{name}_cell" for name in recurrences), cell),

@@ -72,6 +72,11 @@ EXPECTED = {
     "lstm": [("features.0", 6, (), 1, 1), ("hidden", 8, (), 1, 1)],
     "gru": [("features.0", 6, (), 1, 1), ("hidden", 8, (), 1, 1)],
     "gru-cell": [("features.0", 6, (), 1, 1), ("hidden", 8, (), 1, 1)],
+    "checkpoints": [
+        ("stem", 6, ("blocks.0.3", "blocks.1.3"), 1, 1),
+        ("blocks.0.0", 8, (), 1, 1),
+        ("blocks.1.0", 8, (), 1, 1),
+    ],
 }
 
 

@@ -8,7 +8,6 @@ miss is in :mod:`.products`.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from pruneaudit.errors import ConfigError
 from pruneaudit.measure import products
 from pruneaudit.measure.skeleton import on_fakes, on_skeleton
+from pruneaudit.measure.tracing import functions_in_sight
 
 #: A training step costs a forward pass and twice as much again for the backward pass.
 TRAINING_PASSES = 3
@@ -54,7 +54,7 @@ def macs_by_layer(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
 
 
 def _count_by_fvcore(network: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
-    with _one_by_one(), _functions_by_their_steps(), warnings.catch_warnings():
+    with _one_by_one(), functions_in_sight(), warnings.catch_warnings():
         # fvcore traces with torch.jit, which newer torch calls deprecated: nothing a user could act on.
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
@@ -89,32 +89,6 @@ def _one_by_one() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _functions_by_their_steps() -> Iterator[None]:
-    """Have functions with a gradient of their own (``torch.autograd.Function``) do what they do in plain sight.
-
-    A trace holds each as one operator that nobody knows, and cannot be made where layers are called in one, as
-    ``torch.utils.checkpoint`` does.
-    """
-    function, here = torch.autograd.Function, threading.get_ident()
-    before = function.__dict__["apply"]
-
-    def apply(cls: Any, *arguments: Any, **named: Any) -> Any:
-        if threading.get_ident() != here:
-            return before.__get__(None, cls)(*arguments, **named)
-        context: Any = torch.autograd.function.FunctionCtx()
-        context.needs_input_grad = tuple(isinstance(each, torch.Tensor) and each.requires_grad for each in arguments)
-        first = () if cls.setup_context != function.setup_context else (context,)
-        with torch.no_grad():
-            return cls.forward(*first, *arguments, **named)
-
-    function.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        function.apply = before
 
 
 def macs_by_torch(model: nn.Module, example: torch.Tensor) -> int:

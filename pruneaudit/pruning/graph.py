@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pruneaudit.errors import AuditError, ConfigError, MethodError, one_line
+from pruneaudit.measure.tracing import functions_in_sight
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def dependency_graph(model: nn.Module, example: torch.Tensor) -> Any:
     # Hooks of ours come first.
     hooks = [each.register_forward_hook(_as_one) for each in model.modules() if isinstance(each, _RECURRENT)]
     try:
-        with torch.enable_grad(), _within(PATIENCE):
+        with torch.enable_grad(), functions_in_sight(all_of_them=False), _within(PATIENCE):
             # Called by us: torch-pruning first tries a batch image by image, and hears no exception.
             graph = torch_pruning.DependencyGraph().build_dependency(
                 model.eval(),

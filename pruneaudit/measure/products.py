@@ -25,7 +25,6 @@ Handle = Callable[[Sequence[Any], Sequence[Any]], int]
 
 #: Whose operators are known: those that multiply matrices have a formula here, in torch or in fvcore.
 _KNOWN = ("aten", "prims", "torchvision")
-_DEFORMED = "torchvision::deform_conv2d"
 
 
 def of_matmul(left: Shape, right: Shape) -> int:
@@ -38,6 +37,11 @@ def of_matmul(left: Shape, right: Shape) -> int:
 def of_contraction(left: Shape, right: Shape, summed: Iterable[int]) -> int:
     """Of two tensors over some dimensions of the first, each of which goes with one of the second."""
     return math.prod(left) * math.prod(right) // math.prod(left[dimension] for dimension in summed)
+
+
+def of_convolution(weight: Shape, outputs: Shape) -> int:
+    """Of a convolution with ``weight [out, in / groups, ...]``: each output takes all weights of its channel."""
+    return math.prod(outputs) // weight[0] * math.prod(weight)
 
 
 def of_chain(shapes: Sequence[Shape]) -> int:
@@ -163,8 +167,7 @@ def handles() -> dict[str, Handle]:
 
     def convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         # Padding is a word there ("same"), which fvcore does not know.
-        weight, found = shapes([inputs[1], outputs[0]])
-        return math.prod(found) // weight[0] * math.prod(weight)
+        return of_convolution(*shapes([inputs[1], outputs[0]]))
 
     def recurrence(inputs: Sequence[Any], _: Sequence[Any]) -> int:
         # Packed sequences come with their lengths before the state.
@@ -199,7 +202,9 @@ def handles() -> dict[str, Handle]:
         **dict.fromkeys((f"{name}_cell" for name in recurrences), cell),
     }
     others = {_name(operator): as_torch(formula) for operator, formula in _of_others().items()}
-    return {f"aten::{name}": handle for name, handle in own.items()} | {_DEFORMED: convolution} | others
+    return (
+        {f"aten::{name}": handle for name, handle in own.items()} | {"torchvision::deform_conv2d": convolution} | others
+    )
 
 
 def _of_others() -> dict[Any, Callable[..., int]]:
@@ -246,7 +251,7 @@ def formulas() -> dict[Any, Callable[..., int]]:
         return 2 * of_recurrence(inputs, weights)
 
     def deformed(_: Shape, weight: Shape, *__: Any, out_shape: Shape, **___: Any) -> int:
-        return 2 * math.prod(out_shape) // weight[0] * math.prod(weight)
+        return 2 * of_convolution(weight, out_shape)
 
     operators = torch.ops.aten
     # Who has such a layer has loaded it; for others it takes as long as counting.

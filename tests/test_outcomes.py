@@ -46,6 +46,24 @@ def pytest_runtest_call(item):
     if "F321" in item.name:
         pytest.exit("enough", returncode=0)
 """
+# As pytest-repeat does with --count.
+REPEATED = """
+import pytest
+
+@pytest.fixture
+def again(request):
+    return request.param
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc):
+    metafunc.fixturenames.append("again")
+    metafunc.parametrize("again", range(2), indirect=True)
+"""
+# As pytest-forked has it.
+FORKED = """
+def pytest_addoption(parser):
+    parser.addoption("--forked", action="store_true")
+"""
 
 
 @pytest.fixture
@@ -53,12 +71,12 @@ def judged(checkout):
     """A checkout with a ledger of two arms that pass everything that is required of them."""
     ledger = Ledger(checkout.root / "ledger")
 
-    def judge(conftest="", *more, accuracy=None):
+    def judge(conftest="", *more, accuracy=None, workers=False):
         for name in ("l1", "tpp"):
             store(ledger, evidence(name, "s3.2"), accuracy)
         with (checkout.root / "conftest.py").open("a") as file:
             file.write(conftest)
-        return checkout.pytest(*JUDGED, *more, "-p", "no:xdist")
+        return checkout.pytest(*JUDGED, *more, *(("-n", "1") if workers else ("-p", "no:xdist")))
 
     return judge
 
@@ -90,6 +108,33 @@ def test_an_item_that_is_taken_away_is_told(judged):
     assert line.startswith(
         "INCOMPLETE: 2 item(s) were taken away by a plugin or a conftest.py, such as suite/test_fair"
     )
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_items_under_other_names_are_refused_before_they_run(judged, workers):
+    """The report finds what was selected by the names of items: there was none, and the session was green."""
+    outcome = judged(REPEATED, workers=workers)
+    (line,) = [line for line in outcome.lines if "--audit-seeds repeats what is measured" in line]
+    assert outcome.code == (5 if workers else 4) and "passed" not in outcome.text, outcome.text
+    assert line.startswith("INCOMPLETE: suite/" if workers else "ERROR: suite/"), line
+    assert "-0] is lenet5-digits-" in line and "Traceback" not in outcome.text, outcome.text
+
+
+@pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
+def test_items_that_are_only_set_up_are_not_green(judged, option):
+    outcome = judged("", option)
+    (line,) = incomplete(outcome)
+    assert outcome.code == 3 and line.endswith("set up and never run, as by --setup-only"), outcome.text
+
+
+def test_a_failure_is_the_audits_own_word(judged):
+    outcome = judged(accuracy=99.0)
+    assert outcome.code == 1 and not incomplete(outcome), outcome.text
+
+
+def test_forks_that_cannot_work_are_refused(judged):
+    outcome = judged(FORKED, "--forked")
+    assert outcome.code == 4 and outcome.text.startswith("ERROR: --forked (pytest-forked) runs"), outcome.text
 
 
 def test_an_exit_that_claims_success_is_incomplete(judged):

@@ -16,7 +16,7 @@ from pruneaudit.plugin import outcomes
 from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: F401  (a hook)
 from pruneaudit.plugin.device import claim, visible_gpus
 from pruneaudit.plugin.options import DEFAULTS, add_options, with_values
-from pruneaudit.plugin.outcomes import REMOVED, Disputes, removed
+from pruneaudit.plugin.outcomes import REMOVED, RENAMED, Disputes, removed, renamed
 from pruneaudit.plugin.project import joined, misled
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check options and TOML files before anything runs; on the controller, prepare report and completeness guard."""
     if not _runs_suite(config):
         return
+    if getattr(config.option, "forked", False):
+        raise pytest.UsageError(
+            "--forked (pytest-forked) runs every item in a fork that cannot reach the session's processes; leave it "
+            "out: -n shares the work, and code of a method has a process of its own"
+        )
     claim()
     session = audit_session(config)
     from pruneaudit.plugin.storage import StorageStop
@@ -193,6 +198,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     from pruneaudit.plugin.session import Check, ConformanceCase, Gate, is_placeholder, item_target
 
     _note_removed(config, removed(config, every, items))
+    strange = renamed(items)
+    if strange is not None:
+        # A worker has nobody to raise it to: it runs nothing, and says why when it ends.
+        if not hasattr(config, "workerinput"):
+            raise pytest.UsageError(strange)
+        config.workeroutput[RENAMED] = strange  # type: ignore[attr-defined]
+        items[:] = []
+        return
     items[:] = with_conformance(config, config.stash[_SESSION], every, items)
     targets = [(item_target(item), item) for item in items if not is_placeholder(item)]
     order = {type(None): 0, ConformanceCase: 1, Cell: 2, Check: 3, Gate: 4}

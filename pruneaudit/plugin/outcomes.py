@@ -8,7 +8,7 @@ travels with the report, and the controlling process compares (:class:`Disputes`
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,8 @@ OUTCOME = pytest.StashKey[str]()
 _ATTRIBUTE = "audit_outcome"
 #: Under which name a worker tells which items were taken away.
 REMOVED = "pruneaudit_removed"
+#: Under which name a worker tells that items have other names than the suite gave them.
+RENAMED = "pruneaudit_renamed"
 #: What pytest took away.
 _DESELECTED = pytest.StashKey[set[pytest.Item]]()
 
@@ -98,6 +100,23 @@ def removed(config: pytest.Config, every: Sequence[pytest.Item], left: Collectio
     return [item.nodeid for item in every if item not in there and of_the_suite(item) and _selects(config, item)]
 
 
+def renamed(items: Iterable[pytest.Item]) -> str | None:
+    """What is wrong where items of the suite have other names than the suite gave them; None where all have theirs.
+
+    The report finds what was selected by the names of items: under others it would be of nothing.
+    """
+    for item in items:
+        call: Any = getattr(item, "callspec", None)
+        targets = [one for name, one in call.params.items() if name.startswith("audit_")] if call is not None else []
+        name = getattr(targets[0], "id", None) if targets else None
+        if name is not None and call.id != name and of_the_suite(item):
+            return (
+                f"{item.nodeid} is {name} to the suite: a plugin or a conftest.py repeats or renames its items, as "
+                "--count of pytest-repeat does; leave that out (--audit-seeds repeats what is measured)"
+            )
+    return None
+
+
 def _selects(config: pytest.Config, item: pytest.Item) -> bool:
     """Whether ``-k`` selects an item."""
     # Pytest's own parser and evaluation; should it change, the item counts.
@@ -117,29 +136,43 @@ class Disputes:
     Attributes:
         reported: Of each item whose outcome is not the audit's own, what is wrong with it.
         removed: Items that were taken away.
+        renamed: What is wrong with the names of items; empty: nothing.
     """
 
     def __init__(self) -> None:
         self.reported: dict[str, str] = {}
         self.removed: list[str] = []
+        self.renamed = ""
+        # Set up and not called yet.
+        self._waiting: set[str] = set()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note an outcome that the audit did not say; a failure makes nothing green."""
         said = getattr(report, _ATTRIBUTE, None)
-        if said is None or (report.failed and not hasattr(report, "wasxfail")):
+        if said is None:
             return
         outcome = "waived" if hasattr(report, "wasxfail") else report.outcome
+        if report.when == "setup" and outcome == "passed":
+            self._waiting.add(report.nodeid)
+        elif report.when == "call":
+            self._waiting.discard(report.nodeid)
+        if outcome == "failed":
+            return
         if report.when == "call":
             if outcome != said:
                 self.reported[report.nodeid] = f"reported as {outcome}, and {said or 'not run to its end'} by the audit"
         elif outcome != "passed":
             self.reported[report.nodeid] = f"reported as {outcome} before the audit looked at it"
+        elif report.when == "teardown" and report.nodeid in self._waiting:
+            self.reported[report.nodeid] = "set up and never run, as by --setup-only"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Learn what was taken away in a worker."""
-        self.removed = sorted({*self.removed, *getattr(node, "workeroutput", {}).get(REMOVED, ())})
+        """Learn what was taken away or renamed in a worker."""
+        told = getattr(node, "workeroutput", {})
+        self.removed = sorted({*self.removed, *told.get(REMOVED, ())})
+        self.renamed = self.renamed or told.get(RENAMED, "")
 
     def lines(self) -> list[str]:
         """What makes the session incomplete, one line for each kind."""
@@ -152,4 +185,6 @@ class Disputes:
                 f"{len(self.removed)} item(s) were taken away by a plugin or a conftest.py, such as {self.removed[0]}; "
                 "select with -k, -m or --deselect"
             )
+        if self.renamed:
+            lines.append(self.renamed)
         return lines

@@ -98,6 +98,8 @@ _GONE = {
     "red",
 }
 _CHANGE = {"delta", "change", "diff", "difference", "gap", "degradation", "d"} | (_GONE - {"pr", "red"})
+#: Changes that have no name without what changes: "Loss" alone is that of training.
+_CHANGE_OF = _CHANGE | {"loss", "lost", "gain", "improvement", "increase", "increased", "rise"}
 _KEPT = {"kept", "remaining", "remain", "remained", "left", "retained", "keep"}
 _SPREAD = {"std", "sd", "stdev", "stddev", "deviation"}
 _AFTER = {"pruned", "final", "after", "finetuned", "ours", "retrained", "compressed", "result"}
@@ -390,6 +392,8 @@ def _words(header: str) -> _Words:
     text = header.replace("\\Delta", " delta ").replace("Δ", " delta ").replace("∆", " delta ").replace("△", " delta ")
     for arrow in ("↓", "\\downarrow", "⬇", "▼"):
         text = text.replace(arrow, " down ")
+    for arrow in ("↑", "\\uparrow", "⬆", "▲"):
+        text = text.replace(arrow, " up ")
     text = text.replace("\\%", "%")
     percent = "%" in text
     text = cleaned(text)
@@ -413,7 +417,11 @@ def _words(header: str) -> _Words:
     text = re.sub(r"[Ss]peed[ -]?[Uu]ps?\b", " speedup ", text)
     text = re.sub(r"[Ff]ine[ -]?[Tt]un(?:ed|ing|e)\b", " finetuned ", text)
     text = re.sub(r"[Ll]earning[ -][Rr]ate", " lr ", text)
-    words = [_ALIASES.get(word, word) for word in re.findall(r"[a-z]+\d*|±", text.lower())]
+    named = re.findall(r"[a-z]+\d*|±", text.lower())
+    if {"error", "err", "errors"} & {*named}:
+        # Of "Top-1 error" the first word says which error, and no accuracy.
+        named = [word for word in named if word != "top1"]
+    words = [_ALIASES.get(word, word) for word in named]
     if "macs" in words:
         counts = "macs"
     elif "flops" in words:
@@ -540,7 +548,8 @@ def _kind(found: _Words) -> str:
     if "accuracy" in words:
         return _accuracy("accuracy", words)
     if "error" in words:
-        return OTHERS if words & _CHANGE else "base_error" if words & _BASE else "error"
+        # Less is better, so that an arrow up says that it rose.
+        return OTHERS if words & (_CHANGE_OF | {"up"}) else "base_error" if words & _BASE else "error"
     if words & {"ratio", "rate", "pr"} and not rest - {
         "ratio",
         "rate",
@@ -564,7 +573,7 @@ def _kind(found: _Words) -> str:
 def _size(what: str, words: set[str], percent: bool) -> str:
     if words & {"speedup"} or {"old", "new"} <= words:
         return "speedup" if what == "macs" else "compression"
-    if words & {"executed", "total", "training"}:
+    if words & {"executed", "total", "training", "increase", "increased", "rise"}:
         return OTHERS
     if words & _KEPT:
         return f"{what}_kept"
@@ -576,6 +585,6 @@ def _size(what: str, words: set[str], percent: bool) -> str:
 
 
 def _accuracy(what: str, words: set[str]) -> str:
-    if words & (_CHANGE | {"loss", "lost", "gain", "improvement"}):
+    if words & _CHANGE_OF:
         return "drop"
     return "base_accuracy" if words & _BASE else what

@@ -172,6 +172,19 @@ def test_what_stands_in_parentheses_is_kept_apart():
     assert parse("93.77 (+0.24)").aside == Number(0.24, 0.01)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["75.60 (↓0.55)", "75.60 ($\\downarrow$0.55)", "75.60↓0.55", "$75.60_{\\downarrow 0.55}$", "75.60 (0.55 ▼)"],
+)
+def test_an_arrow_before_a_number_in_parentheses_is_a_change(text):
+    assert parse(text) == Number(75.6, 0.01, aside=Number(0.55, 0.01, arrow=-1))
+    assert str(parse(text).aside.directed()) == "-0.55"
+
+
+def test_a_triangle_is_a_change_of_either_sign():
+    assert parse("75.60 (△0.55)") == Number(75.6, 0.01, aside=Number(0.55, 0.01))
+
+
 def test_a_comma_is_what_its_column_makes_of_it():
     assert uses_decimal_comma(["93,5", "92,165"]) and not uses_decimal_comma(["1,234", "93.5"])
     assert parse("92,165", True).value == 92.165 and parse("92,165").value == 92165

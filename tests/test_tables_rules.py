@@ -245,6 +245,31 @@ def test_the_direction_of_a_difference_is_the_columns(tmp_path):
     assert finding.mark.subject == "C" and "sign" in finding.mark.message and finding.mark.expected == "+1.0"
 
 
+@pytest.mark.parametrize(
+    ("rows", "wrong"),
+    [
+        # An arrow is the sign, beside numbers with a sign and beside unsigned drops.
+        (["A | 93.5 | 93.0 | ↓ 0.5%", "B | 93.5 | 92.0 | -1.5", "C | 93.5 | 93.6 | +0.1"], []),
+        (["A | 93.5 | 93.0 | 0.5", "B | 93.5 | 92.0 | 1.5", "C | 93.5 | 93.6 | ↑0.1"], []),
+        (["A | 93.5 | 93.0 | ↓0.5", "B | 93.5 | 92.0 | 1.5 ↓", "C | 93.5 | 92.5 | ↑1.0"], ["C"]),
+        # In parentheses it is no deviation.
+        (["A | 93.5 | 93.0 (↓0.5) |", "B | 93.5 | 92.0 (↓1.5) |", "C | 93.5 | 92.5 (↓1.5) |"], ["C"]),
+        (["A | 0.935 | 0.930 (↓0.005) |", "B | 0.935 | 0.920 (-0.015) |", "C | 0.935 | 0.925 (↑0.015) |"], ["C"]),
+    ],
+)
+def test_an_arrow_is_the_sign_of_a_difference(rows, wrong, tmp_path):
+    marks = found(tmp_path, table("Method | Base | Acc | Diff | Runs", *(f"{row} | 1" for row in rows)))
+    assert [one.mark.subject for one in marks if one.rule.kind == "contradiction"] == wrong
+
+
+def test_a_share_behind_an_arrow_is_removed_and_never_added(tmp_path):
+    rows = "Method | Acc | FLOPs (G) | FLOPs reduction", "A | 75 | 2.0 (↓51.1%) | 51.1%", "B | 75 | 4.2 (↑4.0%) | ↑4.0%"
+    path = tmp_path / "table.md"
+    path.write_text(table(*rows), encoding="utf-8")
+    first, second = audit_files([path]).tables[0].rows
+    assert first.number("macs_removed").value == pytest.approx(0.511) and second.number("macs_removed") is None
+
+
 def test_filters_leave_at_least_the_square_of_what_is_kept(tmp_path):
     header = "method | granularity | ratio | speedup"
     rows = ["A | filter | 0.5 | 8.0x", "B | filter | 0.5 | 3.9x", "C | weight | 0.5 | 8.0x"]

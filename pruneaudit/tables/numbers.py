@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 #: Ways of saying that there is no number.
@@ -49,10 +49,13 @@ _OTHERS = {
     ord("⋅"): "*",
 }
 _DIGITS = {ord(full): str(place) for place, full in enumerate("０１２３４５６７８９")}
-#: Footnote marks, stars and arrows say nothing about the value.
+#: Footnote marks and stars say nothing about the value.
 _MARKS = dict.fromkeys(map(ord, "†‡§¶‖♯♮♭★☆✓✔✗✘⭐🏆¹²³⁴⁵⁶⁷⁸⁹⁰\u200b\u200c\u200d\ufeff\u2060$"), None)
+_DIRECTIONS = dict.fromkeys(map(ord, "⬆▲↗"), "↑") | dict.fromkeys(map(ord, "⬇▼↘"), "↓")
+_PLAIN = _MINUS | _SPACES | _OTHERS | _DIGITS | _MARKS | _DIRECTIONS
+#: Arrows are signs of changes; of all else they say which direction is better.
 _ARROWS = dict.fromkeys(map(ord, "↑↓⬆⬇▲▼△▽↗↘"), " ")
-_TRANSLATION = _MINUS | _SPACES | _OTHERS | _DIGITS | _MARKS | _ARROWS
+_TRANSLATION = _PLAIN | _ARROWS
 
 _VALUE = r"[-+]?\s?(?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+]?\d+)?"
 _UNIT = r"%|x|pp|pts?|points?|[kmgbt]?(?:flops|flop|macs|mac|params?|parameters|ops)|[kmgbt]|ms|s"
@@ -63,6 +66,8 @@ _CELL = re.compile(
     rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
     rf"\s?(?P<after>{_UNIT})?\s?(?:[*^{{}}a-d ]|\[\^?[\w, ]{{1,40}}\])*"
 )
+#: ``75.60 ↓0.55`` and ``75.60_{↓0.55}``, which others print in parentheses.
+_LOWERED = re.compile(r"(?<=[\w%])\s?_?\{?\s?([↓↑]\s?[\d.][^{}()↓↑]*)\}?$")
 _SEPARATED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
@@ -75,8 +80,9 @@ class Number:
         step: Value of its last printed digit: 0.01 for 93.50.
         unit: ``%``, ``x``, a scale such as ``m`` or ``g``, or empty.
         spread: What follows ``±``, or stands in parentheses without sign or unit.
-        aside: Another number in parentheses, with a sign or a unit: ``62.7M (50.0%)``.
+        aside: Another number in parentheses, with a sign, an arrow or a unit: ``62.7M (50.0%)``.
         counts: Whether the unit says multiply-adds or operations (``macs``, ``flops``), else empty.
+        arrow: +1 or -1 where an arrow stands for the sign that is not printed, else 0; the value does not have it.
     """
 
     value: float
@@ -85,6 +91,7 @@ class Number:
     spread: Number | None = None
     aside: Number | None = None
     counts: str = ""
+    arrow: int = 0
 
     @property
     def half(self) -> float:
@@ -104,7 +111,11 @@ class Number:
     def scaled(self, factor: float) -> Number:
         """The same in another unit."""
         spread = None if self.spread is None else self.spread.scaled(factor)
-        return Number(self.value * factor, self.step * abs(factor), "", spread, self.aside, self.counts)
+        return Number(self.value * factor, self.step * abs(factor), "", spread, self.aside, self.counts, self.arrow)
+
+    def directed(self) -> Number:
+        """As a change: with the sign that its arrow stands for."""
+        return replace(self, value=self.value * self.arrow) if self.arrow else self
 
     def __str__(self) -> str:
         decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
@@ -136,7 +147,14 @@ def parse(text: str, decimal_comma: bool = False) -> Number | None:
 
 @lru_cache(maxsize=65536)
 def _parse(text: str, decimal_comma: bool) -> Number | None:
-    plain = cleaned(text).lower().replace("\\pm", "±").replace("\\times", "x").replace("\\%", "%")
+    plain = " ".join(text.translate(_PLAIN).split()).lower()
+    for macro, sign in (("\\pm", "±"), ("\\times", "x"), ("\\%", "%"), ("\\downarrow", "↓"), ("\\uparrow", "↑")):
+        plain = plain.replace(macro, sign)
+    plain = _LOWERED.sub(r" (\1)", plain)
+    # An arrow in parentheses is of what stands there.
+    within = "".join(re.findall(r"\([^()]*\)", plain))
+    outside = re.sub(r"\([^()]*\)", "", plain)
+    plain = cleaned(plain)
     # A raised footnote says nothing; 93.16_{±0.16} is how some papers print a deviation.
     plain = re.sub(r"(?<!10)\^\{[^{}]{0,20}\}$", "", plain)
     plain = re.sub(r"_\{?\s*([±(][^{}]*)\}?$", r" \1", plain.replace("^{", "^"))
@@ -166,11 +184,16 @@ def _parse(text: str, decimal_comma: bool) -> Number | None:
         if other is not None:
             of, count = _unit(match["aside_unit"] or "")
             signed = match["aside"].lstrip()[0] in "+-" and not match["sign"]
-            if of or signed:
-                aside = Number(other.value, other.step, of, counts=count)
+            if of or signed or set(within) & set("↓↑△▽"):
+                aside = Number(other.value, other.step, of, counts=count, arrow=_arrow(within, match["aside"]))
             else:
                 spread = other
-    return Number(value, step, unit, spread, aside, counts)
+    return Number(value, step, unit, spread, aside, counts, _arrow(outside, match["value"]))
+
+
+def _arrow(text: str, value: str) -> int:
+    """Sign that an arrow beside a value stands for; 0 where it has none, or one of its own."""
+    return 0 if value[0] in "+-" else ("↑" in text) - ("↓" in text)
 
 
 def _plain(text: str, decimal_comma: bool) -> Number | None:

@@ -106,7 +106,8 @@ class Table:
         grid: As it stands in the file.
         columns: Meaning of each column.
         rows: Its claims.
-        drop_sign: +1 where its differences are base minus accuracy, -1 where they are the reverse; 0: no telling.
+        drop_signs: +1 where its differences are base minus accuracy, -1 where they are the reverse; of those with an
+            arrow for a sign, and of those without. None: no telling.
         facts: What caption, heading and file say of all rows, by kind of column.
         exchanged: Of MACs and parameters: rows whose "share removed" is what is left, and the base size that shows it.
         remarks: How it was read where it does not stand there so: turned around, cells filled, rows without a claim.
@@ -115,7 +116,7 @@ class Table:
     grid: Grid
     columns: list[Column]
     rows: list[Row]
-    drop_sign: int = 0
+    drop_signs: Mapping[bool, int] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     exchanged: Mapping[str, tuple[list[Row], float]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -196,7 +197,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
         )
         remarks.append(f"{lines}: no result in any column")
     table = Table(grid, columns, rows, facts=facts, exchanged=_exchange(rows), remarks=remarks)
-    table.drop_sign = _drop_sign(rows)
+    table.drop_signs = {arrow: sign for arrow in (False, True) if (sign := _drop_sign(rows, arrow))}
     return table
 
 
@@ -340,10 +341,11 @@ def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, f
     if column.kind == "accuracy" and number.spread is not None and "spread" not in entries:
         entries["spread"] = Entry(str(number.spread), number.spread, column=column.place)
     aside = number.aside
-    if aside is not None and aside.unit == "%" and column.kind in ("macs", "params"):
+    if aside is not None and aside.unit == "%" and aside.arrow <= 0 and column.kind in ("macs", "params"):
         entries.setdefault(f"{column.kind}_removed", Entry(f"{aside}%", aside.scaled(0.01), column=column.place))
     elif aside is not None and not aside.unit and column.kind == "accuracy":
-        entries.setdefault("drop", Entry(str(aside), aside, column=column.place))
+        change = (aside.scaled(100) if fractions else aside).directed()
+        entries.setdefault("drop", Entry(str(change), change, column=column.place))
 
 
 def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
@@ -362,8 +364,10 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     if kind in _PERCENTS:
         if fractions and unit != "%":
             number = number.scaled(100)
+        if kind == "drop":
+            number = number.directed()
     elif kind in _SHARES:
-        if unit == "x":
+        if unit == "x" or (kind.endswith("_removed") and number.arrow > 0):
             return Entry(cell.text, None, cell.bold, column.place)
         if unit == "%" or column.percent or abs(number.value) > 1.5:
             number = number.scaled(0.01)
@@ -399,12 +403,12 @@ def accuracy(row: Row, base: bool = False) -> Number | None:
     return None if error is None else Number(100 - error.value, error.step, "", error.spread)
 
 
-def _drop_sign(rows: Sequence[Row]) -> int:
-    """Which way the differences of a table are taken, by the rows that decide it."""
+def _drop_sign(rows: Sequence[Row], arrow: bool) -> int:
+    """Which way the differences of a table are taken that have an arrow or have none, by the rows that decide it."""
     votes: Counter[int] = Counter()
     for row in rows:
         base, after, drop = accuracy(row, base=True), accuracy(row), row.number("drop")
-        if base is None or after is None or drop is None:
+        if base is None or after is None or drop is None or bool(drop.arrow) != arrow:
             continue
         lost = base.value - after.value
         slack = base.half + after.half + drop.half

@@ -32,9 +32,10 @@ def t001(table: Table) -> Iterator[Mark]:
             continue
         lost = base.value - after.value
         slack = base.half + after.half + drop.half
-        signs = (table.drop_sign,) if table.drop_sign else (1, -1)
+        usual = table.drop_signs.get(bool(drop.arrow), 0)
+        signs = (usual,) if usual else (1, -1)
         if all(abs(drop.value - sign * lost) > slack for sign in signs):
-            sign = table.drop_sign or (1 if drop.value * lost >= 0 else -1)
+            sign = usual or (1 if drop.value * lost >= 0 else -1)
             decimals = max(0, round(-math.log10(drop.step)))
             right = f"{sign * lost:+.{decimals}f}"
             opposite = abs(drop.value + sign * lost) <= slack

@@ -89,6 +89,31 @@ L1 & $93.43_{\pm 0.06}$ & \textbf{93.12}\,{\scriptsize$\pm$0.10} \\ \bottomrule
         "| SFP | 76.15/92.87 | 74.61/92.06 | -1.54/-0.81 |\n",
         [("SFP", {"base_accuracy": 76.15, "accuracy": 74.61, "drop": -1.54})],
     ),
+    "Top-1 and Top-5 as groups": (
+        "a.md",
+        "| Method | Top-1 (%) | | Top-5 (%) | | FLOPs |\n|---|---|---|---|---|---|\n"
+        "|  | Base | Pruned | Base | Pruned | ↓ (%) |\n| SFP | 76.15 | 74.61 | 92.87 | 92.06 | 41.8 |\n",
+        [("SFP", {"base_accuracy": 76.15, "accuracy": 74.61, "macs_removed": 0.418})],
+    ),
+    "networks above arms": (
+        "a.md",
+        "| Method | ResNet-56 | | VGG-16 | |\n|---|---|---|---|---|\n|  | Acc | FLOPs ↓ | Acc | FLOPs ↓ |\n"
+        "| L1 | 93.06 | 27.6% | 93.40 | 34.2% |\n",
+        [
+            ("L1 / ResNet-56", {"accuracy": 93.06, "macs_removed": 0.276}),
+            ("L1 / VGG-16", {"accuracy": 93.4, "macs_removed": 0.342}),
+        ],
+    ),
+    "arms below what is counted": (
+        "a.md",
+        "| Model | Accuracy | | | FLOPs (M) | |\n|---|---|---|---|---|---|\n"
+        "|  | Base | Fine-tuned | Scratch-E | Base | Pruned |\n"
+        "| ResNet-56-A | 93.14 | 92.97 | 92.96 | 125 | 113 |\n",
+        [
+            ("Fine-tuned", {"base_accuracy": 93.14, "accuracy": 92.97, "base_macs": 125e6, "macs": 113e6}),
+            ("Scratch-E", {"base_accuracy": 93.14, "accuracy": 92.96, "base_macs": 125e6, "macs": 113e6}),
+        ],
+    ),
     "footnotes that are no digits": (
         "a.md",
         "| Method | Base | Acc | Params (10<sup>6</sup>) |\n|---|---|---|---|\n"

@@ -468,6 +468,21 @@ def test_headers_are_understood_as_the_field_writes_them(tmp_path):
         "Top-5": "other",
         "Latency (ms)": "other",
         "workload_version": "other",
+        # Of two rows, one of which says what is counted.
+        "FLOPs | ↓ (%)": "macs_removed",
+        "FLOPs | reduction (%)": "macs_removed",
+        "FLOPs | Drop": "macs_removed",
+        "FLOPs (G) | ↓ (%)": "macs_removed",
+        "FLOPs (G) | Drop": "other",
+        "FLOPs (G) | Pruned": "macs",
+        "Base | Params (M)": "base_params",
+        "Params (%) | Remaining": "params_kept",
+        "Base | Top-1": "base_accuracy",
+        "Top-1 | Drop": "drop",
+        "Top-1/Top-5 | Base": "base_accuracy",
+        "Top-5 (%) | Pruned": "other",
+        "Top-5 | Acc. drop": "other",
+        "Latency (ms) | Base": "other",
     }
     path = tmp_path / "one.csv"
     for header, kind in headers.items():

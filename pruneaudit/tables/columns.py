@@ -168,6 +168,20 @@ _ALIASES = {
     "finetuning": "finetuned",
     "retrain": "retrained",
 }
+_TOP5 = {"top5", "err5"}
+#: What is measured and not read.
+_UNREAD = _TOP5 | {
+    "validation",
+    "val",
+    "latency",
+    "time",
+    "fps",
+    "memory",
+    "throughput",
+    "gpu",
+    "train",
+    "jsv",
+}
 _MEASURED = {"accuracy", "flops", "macs", "params", "error"}
 _QUANTITIES = ("drop", "ratio", "speedup", "compression", "params_removed", "spread", "runs", "epochs")
 _COUNTED = ("epochs", "pruning_epochs", "base_epochs", "runs", "rank", "seed")
@@ -289,7 +303,7 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         elif column.kind == "ratio" and sized > len(stated) / 2:
             # "Pruning ratio" of 16.5 M (69 %): what is counted so are parameters, mostly.
             columns[place] = replace(column, kind="params")
-        elif column.kind in _SHARES and (column.scale or sized > len(stated) / 2):
+        elif column.kind in _SHARES and ((column.scale and not column.percent) or sized > len(stated) / 2):
             # "FLOPs (G) ↓": the arrow says that less is better.
             columns[place] = replace(column, kind=_SHARES[column.kind])
         elif column.kind in _RATES and factors > len(stated) / 2:
@@ -430,12 +444,15 @@ def _words(header: str) -> _Words:
 
 
 def _guess(place: int, header: str) -> Column:
-    parts = [part for part in header.split(" | ") if part]
+    # Of "Top-1/Top-5" the first one counts, as in its cells.
+    parts = [re.sub(r"(?i)(top[ -]?1\b.*?)\s*/\s*top[ -]?5\b", r"\1", part) for part in header.split(" | ") if part]
     if len(parts) > 1 and parts[-1].strip().lower() in _STATISTICS:
         return Column(place, header, "runs" if parts[-1].strip().lower() == "count" else OTHERS)
     if len(parts) > 1:
         parts = [part for part in parts if part.strip().lower() not in ("mean", "avg", "average")]
-    kinds: list[tuple[str, Column]] = [(part, _of_part(place, part)) for part in parts]
+    if any(_TOP5 & {*_words(part).words} for part in parts):
+        return Column(place, header, OTHERS)
+    kinds: list[tuple[str, Column]] = _together(place, [(part, _of_part(place, part)) for part in parts])
     known = [(part, column) for part, column in kinds if column.kind != OTHERS]
     points = tuple(pair for _, column in kinds for pair in column.point)
     if not known:
@@ -452,9 +469,27 @@ def _guess(place: int, header: str) -> Column:
     return replace(column, header=header, context=context, point=points)
 
 
+def _together(place: int, kinds: list[tuple[str, Column]]) -> list[tuple[str, Column]]:
+    """Parts of a header, with what is counted ("FLOPs") and what of it ("Base", "↓ (%)") as one of them."""
+    words = {part: {*_words(part).words} for part, _ in kinds}
+    counted = [one for one in kinds if words[one[0]] & (_MEASURED | _UNREAD)]
+    # Without a word for what is counted it would be the accuracy.
+    implied = ("accuracy", "base_accuracy", "base", "drop")
+    roles = [one for one in kinds if one not in counted and (one[1].kind in implied or words[one[0]] & _KEPT)]
+    if not counted or not roles:
+        return kinds
+    (what, above), (of, role) = counted[-1], roles[-1]
+    both = _of_part(place, f"{what} {of}")
+    if both.kind.endswith("_removed") and above.scale and not role.percent:
+        # Of "FLOPs (G)" above "Drop" nobody knows whether it is in G or in percent.
+        both = replace(both, kind=OTHERS)
+    if both.kind == OTHERS:
+        return [("", both)]
+    rest = [one for one in kinds if one not in (counted[-1], roles[-1])]
+    return [*rest, (f"{what} {of}", replace(both, context=both.context or role.context))]
+
+
 def _of_part(place: int, part: str) -> Column:
-    # Of "Top-1/Top-5" the first one counts, as in its cells.
-    part = re.sub(r"(?i)(top[ -]?1\b.*?)\s*/\s*top[ -]?5\b", r"\1", part)
     name = part.strip().lower()
     if name in KINDS:
         return Column(place, part, name, counts="")
@@ -506,20 +541,7 @@ def _kind(found: _Words) -> str:
         others = words - _TITLES - _UNITS - {"name", "pruning", "base", "type", "compression"}
         if word in _TITLES and (not others or (word == "method" and not others & _MEASURED)):
             return word
-    if words & {
-        "top5",
-        "err5",
-        "validation",
-        "val",
-        "latency",
-        "time",
-        "fps",
-        "memory",
-        "throughput",
-        "gpu",
-        "train",
-        "jsv",
-    }:
+    if words & _UNREAD:
         return OTHERS
     if words & {"tau", "kendall", "spearman", "correlation"}:
         return OTHERS

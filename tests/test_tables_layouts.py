@@ -256,6 +256,29 @@ def test_bold_of_files_without_markup(text):
 
 
 @pytest.mark.parametrize(
+    ("name", "cell", "bold"),
+    [
+        ("a.md", "**92.50** ± 0.10", True),
+        ("a.md", "<b>92.50</b> (↓0.10)", True),
+        ("a.md", r"$\mathbf{92.50} \pm 0.10$", True),
+        ("a.csv", "**92.50** ± 0.10", True),
+        ("a.tex", r"$\mathbf{92.50} \pm 0.10$", True),
+        ("a.tex", r"\textbf{92.50}\,{\scriptsize$\pm$0.10}", True),
+        ("a.html", "<b>92.50</b> ± 0.10", True),
+        ("a.md", "92.50 ± **0.10**", False),
+        ("a.md", "**92.5**0 ± 0.10", False),
+        ("a.tex", r"92.50 $\pm$ \textbf{0.10}", False),
+    ],
+)
+def test_a_bold_mean_is_bold_whatever_its_deviation_is(name, cell, bold, tmp_path):
+    path = tmp_path / name
+    path.write_text(_written(name, ["Method", "Acc"], [["A", cell], ["B", "93.1 ± 0.2"]]), encoding="utf-8")
+    first, second = audit_files([path]).tables[0].rows
+    assert first.entries["accuracy"].number.value == 92.5
+    assert (first.entries["accuracy"].bold, second.entries["accuracy"].bold) == (bold, False)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "rows"),
     [
         ("a.jsonl", '{"method": "A", "accuracy": 93.50}\n{"method": "B", "accuracy": 93.10}\n', 2),

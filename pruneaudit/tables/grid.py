@@ -19,7 +19,7 @@ class Cell:
 
     Attributes:
         text: Without markup.
-        bold: Whether all of it is printed bold.
+        bold: Whether all of it is printed bold, or its number without what stands beside.
     """
 
     text: str
@@ -116,8 +116,20 @@ def marked(text: str) -> Cell:
     shown = text.strip()
     match = _BOLD.fullmatch(shown)
     if match is not None:
-        return Cell(next(part for part in match.groups() if part is not None).strip(), True)
-    return Cell(_BOLD.sub(lambda found: next(part for part in found.groups() if part is not None), shown))
+        return Cell(_inner(match).strip(), True)
+    plain, first = _BOLD.sub(_inner, shown), _BOLD.search(shown)
+    return Cell(plain, first is not None and is_bold_number(plain, _inner(first)))
+
+
+def _inner(match: re.Match[str]) -> str:
+    """What stands within the marks of bold print."""
+    return next(part for part in match.groups() if part is not None)
+
+
+def is_bold_number(text: str, bold: str) -> bool:
+    """Whether what of a cell is bold is its number, whatever stands beside: a deviation, a change, a unit."""
+    number, heavy = parse(text), parse(bold)
+    return number is not None and heavy is not None and (number.value, number.step) == (heavy.value, heavy.step)
 
 
 def _spans(cells: list[Cell]) -> bool:

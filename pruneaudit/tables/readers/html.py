@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from pruneaudit.tables.grid import Cell, Grid, build
+from pruneaudit.tables.grid import Cell, Grid, build, is_bold_number
 
 #: Spans above this are mistakes; browsers stop at 1,000 columns, too.
 _WIDEST = 1000
@@ -147,7 +147,7 @@ def _shown(raw: _Raw) -> Cell:
 def printed(text: str, bold: str) -> Cell:
     """A cell of its text and of what of it is bold; a footnote that is not changes nothing."""
     letters, heavy = ("".join(_NOTE.sub("", part).split()) for part in (text, bold))
-    return Cell(" ".join(text.split()), bool(heavy) and letters == heavy)
+    return Cell(" ".join(text.split()), bool(heavy) and (letters == heavy or is_bold_number(text, bold)))
 
 
 def _spread(table: _Table) -> list[list[_Raw]]:

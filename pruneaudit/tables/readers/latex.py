@@ -22,7 +22,7 @@ from pylatexenc.latexwalker import (
 from pylatexenc.macrospec import EnvironmentSpec, MacroSpec
 
 from pruneaudit.errors import ConfigError
-from pruneaudit.tables.grid import Cell, Grid, build
+from pruneaudit.tables.grid import Cell, Grid, build, is_bold_number
 
 _TABLES = {"tabular": "[{", "tabular*": "{[{", "tabularx": "{[{", "tabulary": "{[{", "longtable": "[{", "tblr": "[{"}
 _RULES = {"toprule", "midrule", "bottomrule", "hline", "specialrule", "Xhline"}
@@ -122,12 +122,13 @@ class _Converter:
         self._plain = LatexNodes2Text(math_mode="text", keep_comments=False)
 
     def cell(self, nodes: Sequence[Any]) -> Cell:
-        """A cell as it is shown; bold where all digits and letters of it are."""
+        """A cell as it is shown; bold where all digits and letters of it are, or those of its number."""
         pieces = list(self._pieces(nodes, False))
         text = "".join(text for text, _ in pieces)
         bold = "".join(text for text, is_bold in pieces if is_bold)
         letters = [letter for letter in text if letter.isalnum()]
-        return Cell(" ".join(text.split()), bool(letters) and [x for x in bold if x.isalnum()] == letters)
+        is_whole = bool(letters) and [letter for letter in bold if letter.isalnum()] == letters
+        return Cell(" ".join(text.split()), is_whole or is_bold_number(text, bold))
 
     def _pieces(self, nodes: Sequence[Any], bold: bool) -> Iterator[tuple[str, bool]]:
         for node in nodes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from pruneaudit.tables.grid import Cell, Grid, build
+from pruneaudit.tables.grid import Cell, Grid, build, marked
 from pruneaudit.tables.readers import html
 
 
@@ -75,7 +75,9 @@ def _shown(inline: Token) -> Cell:
             name = tag.strip("</> ")
             if name in html.RAISED:
                 text += html.RAISED[name][tag.startswith("</")]
-    return html.printed(text, bold)
+    cell = html.printed(text, bold)
+    # What stands between dollars is LaTeX, bold print as well.
+    return marked(cell.text) if "$" in text and not cell.bold else cell
 
 
 def _extra(source: list[str], grid: Grid, body: list[tuple[int, list[Cell] | None]]) -> list[tuple[int, str]]:

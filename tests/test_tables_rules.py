@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pruneaudit.cli import tables
 from pruneaudit.tables.catalogue import rules
 from pruneaudit.tables.command import audit_files
-from pruneaudit.tables.numbers import parse
+from pruneaudit.tables.numbers import most_spread, parse
 from pruneaudit.tables.rules.accuracies import _possible
 
 R56 = "## ResNet-56 / CIFAR-10\n\n"
@@ -76,9 +76,18 @@ CASES = {
         table("Method | Accuracy | Runs", "A | 93.530 | 1", "B | 93.54 | 1", "C | 93.543 | 3", "D | 93.537 |"),
     ),
     "T006": (
-        table("Method | Accuracy | n", "A | 93.337 ± 0.000 | 3", "B | 93.51 ± 0.16 | 1", "C | 93.335 ± 0.001 | 2"),
-        3,
-        table("Method | Accuracy | n", "A | 93.33 ± 0.01 | 3", "B | 93.51 ± 0.16 | 3", "C | 92.27 ± 0.00 | 3"),
+        table(
+            "Method | Accuracy | n",
+            *("A | 93.337 ± 0.000 | 3", "B | 93.51 ± 0.16 | 1", "C | 93.335 ± 0.001 | 2"),
+            *("D | 93.50 ± 50 | 5", "E | 93.50 ± 50 |", "F | 93.50 ± -0.5 | 3", "G | 93.50 ± 28.5 | 5"),
+        ),
+        7,
+        # Another number than a deviation may stand in parentheses, such as Top-5's.
+        table(
+            "Method | Accuracy | n",
+            *("A | 93.33 ± 0.01 | 3", "B | 93.51 ± 0.16 | 3", "C | 92.27 ± 0.00 | 3"),
+            *("D | 93.50 (98.7) | 1", "E | 93.50 ± 27 | 5", "F | 93.50 ± 34 |", "G | 99.99 ± 0.0 | 3"),
+        ),
     ),
     "T007": (
         table("Method | Accuracy", "A | **93.81**", "B | 93.79", "C | 92.00"),
@@ -312,6 +321,29 @@ def test_a_speedup_that_counts_something_else_is_said_once(tmp_path):
         if one.rule.id == "T009"
     ]
     assert len(marks) == 1 and "none of 4 rows" in marks[0].mark.message
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "wrong"),
+    [
+        ("Method | Acc | Std", ["A | 93.5 | 50", "B | 93.5 | -0.2", "C | 93.5 | 0.2"], ["A", "B"]),
+        ("Method | Acc | Deviation from base", ["A | 93.5 | 0.1", "B | 93.5 | -0.2"], []),
+        ("Method | Acc | Std (%)", ["A | 0.935 | 0.5", "B | 0.931 | 0.4"], []),
+    ],
+)
+def test_a_deviation_of_a_column_of_its_own_is_possible(header, rows, wrong, tmp_path):
+    marks = found(tmp_path, table(header, *rows))
+    assert [one.mark.subject for one in marks if one.rule.kind == "contradiction"] == wrong
+
+
+@given(answers=st.lists(st.integers(0, 359), min_size=2, max_size=8), decimals=st.integers(0, 4))
+@settings(max_examples=80, deadline=None)
+def test_no_real_deviation_is_beyond_the_largest(answers, decimals):
+    import statistics
+
+    values = [100 * count / 359 for count in answers]
+    mean, spread = (parse(f"{value:.{decimals}f}") for value in (statistics.fmean(values), statistics.stdev(values)))
+    assert spread.low <= most_spread(mean, len(values)) + 1e-9
 
 
 @given(

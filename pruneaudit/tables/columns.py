@@ -294,6 +294,14 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         if column.kind == "epochs" and len(counted) > 2 and _counts_up(counted):
             # The curve of one run, whose rows are no results.
             columns[place] = column = replace(column, kind=OTHERS)
+        words = {*_words(column.header).words}
+        if (
+            column.kind == "spread"
+            and words & {"deviation", "standard"} == {"deviation"}
+            and min(counted, default=0) < 0
+        ):
+            # Those from the base, and no standard deviations.
+            columns[place] = replace(column, kind=OTHERS)
         if column.kind in (OTHERS, *_COUNTED) and share > 0.8 and spreads > len(stated) / 2:
             # "S4.1: same pruning epochs" above accuracies names their conditions.
             columns[place] = replace(column, kind="accuracy", context=column.context or column.header)

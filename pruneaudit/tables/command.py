@@ -97,15 +97,15 @@ def unread(table: Table) -> list[str]:
         if column.kind not in NUMBERS:
             continue
         cells = {
-            (row.line, entry.text)
+            (row.line, entry.text, "deviation" if kind == "spread" != column.kind else "number")
             for row in table.rows
-            for entry in row.entries.values()
+            for kind, entry in row.entries.items()
             if entry.column == column.place and entry.number is None and not is_missing(entry.text)
         }
         if cells:
-            line, text = min(cells)
+            line, text, what = min(cells)
             more = f", and {len(cells) - 1} more cells of this column" if len(cells) > 1 else ""
-            found.append(f"{table.path}:{line}: {column.header}: no number in {text[:60]!r}{more}")
+            found.append(f"{table.path}:{line}: {column.header}: no {what} in {text[:60]!r}{more}")
     return found
 
 

@@ -244,6 +244,19 @@ def _unit(text: str) -> tuple[str, str]:
     return (text[0] if text[0] in SCALES and not text.startswith(("mac", "par")) else ""), counts
 
 
+def most_spread(mean: Number, runs: int = 2) -> float:
+    """Largest sample deviation of values from 0 to 100 with a mean (Bhatia and Davis 2000); of two runs it is largest.
+
+    Args:
+        mean: As printed: of what rounds to it, the value nearest to 50 counts.
+        runs: How many values.
+    """
+    if not 0 <= mean.value <= 100:
+        return math.inf
+    middle = min(max(50.0, mean.low), mean.high)
+    return math.sqrt(max(0.0, middle * (100 - middle)) * runs / (runs - 1))
+
+
 def uses_decimal_comma(texts: list[str]) -> bool:
     """Whether a column has decimal commas: some comma cannot stand between thousands, and there is no point."""
     found = False

@@ -13,7 +13,7 @@ from pruneaudit.tables import networks
 from pruneaudit.tables.columns import NUMBERS, OTHERS, Column, recognise, transposed
 from pruneaudit.tables.grid import Cell, Grid, Line
 from pruneaudit.tables.networks import Network
-from pruneaudit.tables.numbers import SCALES, Number, is_missing, parse, uses_decimal_comma
+from pruneaudit.tables.numbers import SCALES, Number, cleaned, is_missing, most_spread, parse, uses_decimal_comma
 
 _SHARES = {"ratio", "macs_removed", "macs_kept", "params_removed", "params_kept"}
 _PERCENTS = {"accuracy", "base_accuracy", "error", "base_error", "drop", "spread"}
@@ -338,8 +338,11 @@ def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, f
     number = entry.number
     if number is None:
         return
-    if column.kind == "accuracy" and number.spread is not None and "spread" not in entries:
-        entries["spread"] = Entry(str(number.spread), number.spread, column=column.place)
+    spread = number.spread
+    if column.kind == "accuracy" and spread is not None and "spread" not in entries:
+        # What only stands in parentheses and cannot be a deviation is another number: Top-5, epochs.
+        is_one = spread.low <= most_spread(number) or re.search(r"±|\+/?-|\\pm", cleaned(cell.text))
+        entries["spread"] = Entry(str(spread) if is_one else cell.text, spread if is_one else None, False, column.place)
     aside = number.aside
     if aside is not None and aside.unit == "%" and aside.arrow <= 0 and column.kind in ("macs", "params"):
         entries.setdefault(f"{column.kind}_removed", Entry(f"{aside}%", aside.scaled(0.01), column=column.place))
@@ -362,7 +365,7 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     counts = column.counts or number.counts
     is_sized = False
     if kind in _PERCENTS:
-        if fractions and unit != "%":
+        if fractions and unit != "%" and not (column.percent and kind in ("drop", "spread")):
             number = number.scaled(100)
         if kind == "drop":
             number = number.directed()

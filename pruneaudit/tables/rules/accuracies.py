@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from pruneaudit.tables import networks
-from pruneaudit.tables.numbers import Number
+from pruneaudit.tables.numbers import Number, most_spread
 from pruneaudit.tables.rows import Row, Table, accuracy
 from pruneaudit.tables.rule import Mark, cells_of, rule
 
@@ -246,17 +246,24 @@ def t005(table: Table) -> Iterator[Mark]:
 @rule(
     "T006",
     "A mean with its deviation is one that the stated number of runs can give",
-    "GRIMMER: Anaya 2016, PeerJ Preprints 4:e2400v1",
+    "GRIMMER: Anaya 2016, PeerJ Preprints 4:e2400v1; Bhatia and Davis 2000, Am. Math. Mon. 107(4)",
     "contradiction",
 )
 def t006(table: Table) -> Iterator[Mark]:
     """Whether whole numbers of right answers exist with this mean and this deviation (of sample or population).
 
-    Example: ± 0.16 of a single run; 93.33 ± 0.00 of three runs of 10,000 images.
+    No deviation is negative, and none exceeds that of values that are all 0 or 100.
+
+    Example: ± 0.16 of a single run; 93.33 ± 0.00 of three runs of 10,000 images; 93.5 ± 50.
     """
     for row in table.rows:
         mean, spread, runs = row.number("accuracy"), row.number("spread"), _runs(row)
-        if mean is None or spread is None or runs is None:
+        if mean is None or spread is None:
+            continue
+        impossible = _unbounded(mean, spread, runs, row.text("spread_kind"))
+        if impossible:
+            yield Mark(table, row.line, impossible, cells_of(row, ("accuracy", "spread")), "", row.method)
+        if impossible or runs is None:
             continue
         if runs == 1:
             if spread.value > spread.half:
@@ -270,7 +277,7 @@ def t006(table: Table) -> Iterator[Mark]:
                 )
             continue
         images = _test_images(row)
-        if images is None or not 0 <= mean.value <= 100 or runs > 50 or spread.value < 0:
+        if images is None or not 0 <= mean.value <= 100 or runs > 50:
             continue
         if not _possible(mean, spread, runs, images, row.text("spread_kind")):
             yield Mark(
@@ -281,6 +288,21 @@ def t006(table: Table) -> Iterator[Mark]:
                 "",
                 row.method,
             )
+
+
+def _unbounded(mean: Number, spread: Number, runs: int | None, kind: str) -> str:
+    """Why no values from 0 to 100 have this mean and this deviation; empty where some have."""
+    if spread.value < 0:
+        return f"a deviation of {spread} is negative"
+    if runs == 1:
+        return ""
+    most = most_spread(mean, runs or 2)
+    if kind.lower() == "population" and runs:
+        most *= math.sqrt((runs - 1) / runs)
+    if spread.low <= most:
+        return ""
+    of = f"{runs} accuracies" if runs else "accuracies"
+    return f"± {spread}, but {of} with a mean of {mean} deviate by {most:.1f} at most"
 
 
 def _possible(mean: Number, spread: Number, runs: int, images: int, kind: str) -> bool:

@@ -157,6 +157,21 @@ def test_numbers_as_papers_print_them(text, value, step, spread):
     assert (number.spread.value if number.spread else None) == (pytest.approx(spread) if spread else None)
 
 
+@pytest.mark.parametrize(
+    ("text", "unit", "counts"),
+    [
+        ("125M MACs", "m", "macs"),
+        ("4.1 GFLOPs", "g", "flops"),
+        ("4.1G FLOPs (50%)", "g", "flops"),
+        ("4.1G (50%) FLOPs", "g", "flops"),
+        ("25.6M params", "m", ""),
+        ("4.1G", "g", ""),
+    ],
+)
+def test_a_size_says_what_it_counts(text, unit, counts):
+    assert (parse(text).unit, parse(text).counts) == (unit, counts)
+
+
 @pytest.mark.parametrize("text", ["", "–", "—", "N/A", "NaN", "not specified", "?", "-"])
 def test_nothing_is_nothing(text):
     assert is_missing(text) and parse(text) is None

@@ -294,6 +294,12 @@ def test_units_are_read_off_pruned_macs_and_speedup_too(tmp_path):
     assert [mark.subject for mark in marks] == ["C"] and "two for each multiply-add" in marks[0].message
 
 
+def test_what_a_cell_calls_macs_is_not_the_double(tmp_path):
+    rows = ["A | 8.2G FLOPs | 4.1G FLOPs", "B | 8.2G MACs | 4.1G MACs"]
+    marks = found(tmp_path, table("Method | Base FLOPs | FLOPs", *rows, title=R50))
+    assert [one.mark.subject for one in marks if one.rule.id == "T011"] == ["B"]
+
+
 def test_ranks_are_held_against_the_numbers_and_their_error(tmp_path):
     rows = ["1 | A | 95.00", "2 | B | 93.61", "3 | C | 93.60", "4 | D | 93.70", "5 | E | 90.00"]
     found_by = {}

@@ -58,9 +58,10 @@ _ARROWS = dict.fromkeys(map(ord, "↑↓⬆⬇▲▼△▽↗↘"), " ")
 _TRANSLATION = _PLAIN | _ARROWS
 
 _VALUE = r"[-+]?\s?(?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+]?\d+)?"
-_UNIT = r"%|x|pp|pts?|points?|[kmgbt]?(?:flops|flop|macs|mac|params?|parameters|ops)|[kmgbt]|ms|s"
+_COUNTED = r"(?:flops|flop|macs|mac|params?|parameters|ops)"
+_UNIT = rf"%|x|pp|pts?|points?|[kmgbt]?{_COUNTED}|[kmgbt]|ms|s"
 _CELL = re.compile(
-    rf"[≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?"
+    rf"[≈~]?\s?(?P<value>{_VALUE})(?P<power>\s?[x*]\s?10\^?(?P<exponent>[-+]?\d+))?\s?(?P<unit>{_UNIT})?(?:\s(?P<counted>{_COUNTED}))?"
     rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_VALUE})\s?(?:%|pp|pts?)?"
     rf"|(?P<siunitx>\(\d+\))"
     rf"|\s?\(\s?(?P<sign>±|\+/-|\+-)?\s?(?P<aside>{_VALUE})\s?(?P<aside_unit>{_UNIT})?\s?\))?"
@@ -170,7 +171,9 @@ def _parse(text: str, decimal_comma: bool) -> Number | None:
         if factor is None:
             return None
         value, step = value * factor, step * factor
-    unit, counts = _unit(match["unit"] or match["after"] or "")
+    # "125M MACs" has a scale and a word.
+    units = [match[name] for name in ("unit", "counted", "after") if match[name]]
+    unit, counts = _unit(units[0] if units else ""), _counts(" ".join(units))
     spread = aside = None
     if match["spread"]:
         spread = _plain(match["spread"], decimal_comma)
@@ -182,7 +185,7 @@ def _parse(text: str, decimal_comma: bool) -> Number | None:
     elif match["aside"]:
         other = _plain(match["aside"], decimal_comma)
         if other is not None:
-            of, count = _unit(match["aside_unit"] or "")
+            of, count = (read(match["aside_unit"] or "") for read in (_unit, _counts))
             signed = match["aside"].lstrip()[0] in "+-" and not match["sign"]
             if of or signed or set(within) & set("↓↑△▽"):
                 aside = Number(other.value, other.step, of, counts=count, arrow=_arrow(within, match["aside"]))
@@ -234,14 +237,18 @@ def _power(exponent: int) -> float | None:
     return 10.0**exponent if abs(exponent) <= 30 else None
 
 
-def _unit(text: str) -> tuple[str, str]:
-    """A unit as ``%``, ``x``, a scale or nothing; and whether it counts MACs or FLOPs."""
-    counts = "macs" if "mac" in text else "flops" if "flop" in text or text.endswith("ops") else ""
+def _unit(text: str) -> str:
+    """A unit as ``%``, ``x``, a scale or nothing."""
     if text in ("%", "x"):
-        return text, counts
+        return text
     if text in ("pp", "pt", "pts", "point", "points", "ms", "s") or not text:
-        return "", counts
-    return (text[0] if text[0] in SCALES and not text.startswith(("mac", "par")) else ""), counts
+        return ""
+    return text[0] if text[0] in SCALES and not text.startswith(("mac", "par")) else ""
+
+
+def _counts(text: str) -> str:
+    """Whether units count MACs or FLOPs."""
+    return "macs" if "mac" in text else "flops" if "flop" in text or text.endswith("ops") else ""
 
 
 def most_spread(mean: Number, runs: int = 2) -> float:

@@ -362,7 +362,8 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     if number is None or is_missing(cell.text):
         return Entry(cell.text, None, cell.bold, column.place)
     unit = number.unit
-    counts = column.counts or number.counts
+    # What the cell says is nearer than what its column does.
+    counts = number.counts or column.counts
     is_sized = False
     if kind in _PERCENTS:
         if fractions and unit != "%" and not (column.percent and kind in ("drop", "spread")):

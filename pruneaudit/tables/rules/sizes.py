@@ -189,7 +189,7 @@ def times_known(value: float, network: Network) -> int:
 def t011(table: Table) -> Iterator[Mark]:
     """Base MACs of named networks against what these networks have: once or twice as many, and never both in one table.
 
-    A column that is called MACs must not hold the double; one that is called FLOPs may hold either, if all do.
+    What is called MACs must not be the double; what is called FLOPs may be either, if all are.
 
     Example: ResNet-50 with 4.09 and VGG-16 with 30.9 GFLOPs.
     """
@@ -210,7 +210,7 @@ def t011(table: Table) -> Iterator[Mark]:
             reason = (
                 "other rows count " + ("multiply-adds" if factor == 2 else "operations")
                 if is_mixed
-                else "the column says MACs"
+                else "and are called MACs"
             )
             yield Mark(
                 table,

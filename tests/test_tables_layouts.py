@@ -166,6 +166,30 @@ AMC~\cite{amc} & $70.8_{(-1.0)}$ & 220 \\
         "Table 3: ResNet-50 on ImageNet (3 runs).\nMethod    Base     Top-1\nSFP [7]   76.15    74.61±0.12\n* ours\n",
         [("SFP", {"base_accuracy": 76.15, "accuracy": 74.61, "spread": 0.12, "runs": 3})],
     ),
+    "sizes of operating points among methods": (
+        "a.md",
+        "| Method | 0.3 | 0.5 |\n|---|---|---|\n| Speedup | 1.45x | 1.99x |\n| FLOPs ↓ (%) | 31.0 | 49.7 |\n"
+        "| Deep Compression | 92.9 | 92.5 |\n| L1 | 93.1 | 92.8x |\n",
+        [
+            ("Deep Compression", {"accuracy": 92.9, "ratio": 0.3, "speedup": 1.45, "macs_removed": 0.31}),
+            ("Deep Compression", {"accuracy": 92.5, "ratio": 0.5, "speedup": 1.99, "macs_removed": 0.497}),
+            ("L1", {"accuracy": 93.1, "ratio": 0.3, "speedup": 1.45, "macs_removed": 0.31}),
+            ("L1", {"ratio": 0.5, "speedup": 1.99, "macs_removed": 0.497}),
+        ],
+    ),
+    "sizes of operating points below headings": (
+        "a.tex",
+        r"""\begin{tabular}{lcc}\toprule Method & 0.3 & 0.5 \\ \midrule
+\multicolumn{3}{c}{ResNet-56} \\ Speedup & 1.45x & 1.99x \\ L1 & 93.1 & 92.8 \\
+\multicolumn{3}{c}{VGG-19} \\ L1 & 73.1 & 72.8 \\ Speedup & 1.97x & 3.6x \\ Speedup & 2x & 4x \\ \bottomrule
+\end{tabular}""",
+        [
+            ("L1", {"accuracy": 93.1, "ratio": 0.3, "speedup": 1.45}),
+            ("L1", {"accuracy": 92.8, "ratio": 0.5, "speedup": 1.99}),
+            ("L1", {"accuracy": 73.1, "ratio": 0.3}),
+            ("L1", {"accuracy": 72.8, "ratio": 0.5}),
+        ],
+    ),
     "sizes beside a ratio": (
         "a.csv",
         "Method,Acc,Pruning Ratio\nA,78.7,16.45 M (69.39%)\nB,76.1,6.47 M (27.29%)\nC,77.8,7.15 M (30.15%)\n",
@@ -239,6 +263,13 @@ def test_bounds_are_no_values(tmp_path):
     audited = audit_files([path])
     assert not [one for one in audited.findings if one.rule.id == "T001"]
     assert any("'<0.1'" in note for note in audited.notes())
+
+
+def test_sizes_of_operating_points_are_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Method,0.3,0.5\nSparsity,30%,50%\nL1,93,92\n", encoding="utf-8")
+    notes = audit_files([path]).notes()
+    assert any("line 2: 'Sparsity' is of the operating points, and no method" in note for note in notes)
 
 
 def test_two_columns_of_one_kind_are_named(tmp_path):

@@ -196,6 +196,8 @@ _FACTORS = {
     "params_kept": "compression",
 }
 _SHARES = {"macs_removed": "macs", "macs_kept": "macs", "params_removed": "params", "params_kept": "params"}
+#: All that names of sizes consist of; those of methods have other words: "FLOPs-aware", "Deep Compression".
+_OF_SIZES = _GONE | _KEPT | _UNITS | {"flops", "macs", "params", "speedup", "compression", "sparsity", "ratio", "rate"}
 #: What a table of pandas counts below the name of a column, beside its mean.
 _STATISTICS = {"min", "max", "median", "count", "sum", "var", "sem"}
 _QUARTILES = {"25%", "50%", "75%"}
@@ -271,8 +273,10 @@ def recognise(grid: Grid, mapping: Mapping[str, str] | None = None) -> list[Colu
         given = next((wanted[name] for name in map(plain, (header, *header.split(" | "))) if name in wanted), None)
         columns.append(replace(guess, kind=given) if given is not None else guess)
     kinds = {column.kind for column in columns}
+    sizes = sizes_of_points(grid, columns)
+    lines = [line for index, line in enumerate(grid.lines) if index not in sizes]
     for place, column in enumerate(columns):
-        texts = [line.cells[place].text for line in grid.lines[:200]]
+        texts = [line.cells[place].text for line in lines[:200]]
         stated = [text for text in texts if not is_missing(text)]
         numbers = [parse(text) for text in stated]
         share = sum(number is not None for number in numbers) / len(stated) if stated else 0.0
@@ -352,6 +356,19 @@ def transposed(grid: Grid, mapping: Mapping[str, str] | None = None) -> Grid | N
         if place
     ]
     return replace(grid, header=("Method", *labels), lines=lines)
+
+
+def sizes_of_points(grid: Grid, columns: Sequence[Column]) -> dict[int, Column]:
+    """Lines that state a size of each operating point, by their place: those that are called so, as "Speedup" is."""
+    if not any(column.point for column in columns):
+        return {}
+    label = next((column.place for column in columns if column.kind == "method"), 0)
+    found = {index: _guess(0, line.cells[label].text) for index, line in enumerate(grid.lines)}
+    return {
+        index: size
+        for index, size in found.items()
+        if size.kind in {"speedup", "compression", *_FACTORS} and {*_words(size.header).words} <= _OF_SIZES
+    }
 
 
 def _counts_up(values: Sequence[float]) -> bool:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pruneaudit.tables import networks
-from pruneaudit.tables.columns import NUMBERS, OTHERS, Column, recognise, transposed
+from pruneaudit.tables.columns import NUMBERS, OTHERS, Column, recognise, sizes_of_points, transposed
 from pruneaudit.tables.grid import Cell, Grid, Line
 from pruneaudit.tables.networks import Network
 from pruneaudit.tables.numbers import SCALES, Number, cleaned, is_missing, most_spread, parse, uses_decimal_comma
@@ -169,10 +169,23 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
         if column.kind != OTHERS and _is_own(column):
             own.setdefault(_arm(column), []).append(column)
     remarks += _second(columns)
+    sizes = sizes_of_points(grid, columns)
+    remarks += [
+        f"line {grid.lines[index].number}: '{size.header}' is of the operating points, and no method"
+        for index, size in sizes.items()
+    ]
+    of_points: dict[tuple[object, ...], list[Entry]] = {}
+    for index, size in sizes.items():
+        line = grid.lines[index]
+        for column in columns:
+            entry = _entry(replace(size, place=-1), line.cells[column.place], commas[column.place], fractions)
+            of_points.setdefault((*_scope(line, columns), column.place, size.kind), []).append(entry)
     facts = _facts(grid)
     rows: list[Row] = []
     silent: list[int] = []
     for index, line in enumerate(grid.lines):
+        if index in sizes:
+            continue
         before = len(rows)
         common: dict[str, Entry] = {}
         for column in shared:
@@ -183,6 +196,11 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
                 _state(entries, column, line.cells[column.place], commas[column.place], fractions)
                 for kind, text in column.point:
                     entries[kind] = _entry(replace(column, kind=kind), Cell(text), False, fractions)
+                for kind in sorted({size.kind for size in sizes.values()} if column.point else ()):
+                    stated = of_points.get((*_scope(line, columns), column.place, kind), [])
+                    # Of two lines that say it nobody knows which is meant.
+                    if len(stated) == 1:
+                        entries.setdefault(kind, stated[0])
             if members and all(is_missing(line.cells[column.place].text) for column in members):
                 continue
             arm_name = "" if any(column.point for column in members) else arm
@@ -210,6 +228,12 @@ def _second(columns: Sequence[Column]) -> list[str]:
         if earlier is not column:
             found.append(f"{column.header}: the same as {earlier.header}, which counts; --map tells them apart")
     return found
+
+
+def _scope(line: Line, columns: Sequence[Column]) -> tuple[str, ...]:
+    """What a line is of, apart from its method: its section, network and data."""
+    named = ("network", "dataset", "workload")
+    return (line.section, *(line.cells[column.place].text for column in columns if column.kind in named))
 
 
 #: Columns whose empty cells say what stands above, where nothing stands left of them either.
@@ -366,6 +390,8 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     counts = number.counts or column.counts
     is_sized = False
     if kind in _PERCENTS:
+        if unit == "x":
+            return Entry(cell.text, None, cell.bold, column.place)
         if fractions and unit != "%" and not (column.percent and kind in ("drop", "spread")):
             number = number.scaled(100)
         if kind == "drop":

@@ -172,6 +172,17 @@ def test_a_size_says_what_it_counts(text, unit, counts):
     assert (parse(text).unit, parse(text).counts) == (unit, counts)
 
 
+@pytest.mark.parametrize("note", ["$^\\dagger$", "$^{\\ddagger}$", "$^*$", "†", " [12]", ""])
+@pytest.mark.parametrize("name", ["a.md", "a.tex"])
+def test_a_footnote_is_no_part_of_a_name(name, note, tmp_path):
+    path = tmp_path / name
+    text = f"\\begin{{tabular}}{{cc}}Method & Acc \\\\\nSFP{note} & 93 \\\\\nL$^1$ & 92\n\\end{{tabular}}"
+    if name == "a.md":
+        text = f"| Method | Acc |\n|---|---|\n| SFP{note} | 93 |\n| L^1 | 92 |\n"
+    path.write_text(text, encoding="utf-8")
+    assert [row.method for row in audit_files([path]).tables[0].rows] == ["SFP", "L^1"]
+
+
 @pytest.mark.parametrize("text", ["", "–", "—", "N/A", "NaN", "not specified", "?", "-"])
 def test_nothing_is_nothing(text):
     assert is_missing(text) and parse(text) is None
@@ -333,7 +344,12 @@ def test_a_guess_can_be_corrected(tmp_path):
 
 @pytest.mark.parametrize(
     ("mapping", "why"),
-    [("Base", "HEADER=KIND"), ("Base=acuracy", "Did you mean 'accuracy'?"), ("Bass=accuracy", "'Base'?")],
+    [
+        ("Base", "HEADER=KIND"),
+        ("Base=acuracy", "Did you mean 'accuracy'?"),
+        ("Bass=accuracy", "'Base'?"),
+        ("Foo=accuracy", "Columns: Method, Base"),
+    ],
 )
 def test_a_wrong_correction_is_refused(mapping, why, tmp_path):
     path = tmp_path / "own.csv"

@@ -134,11 +134,12 @@ def audit_files(paths: Sequence[Path], mapping: Mapping[str, str] | None = None)
     if mapping:
         from pruneaudit.tables.columns import plain
 
-        headers = {column.header for table in tables for column in table.columns}
+        headers = dict.fromkeys(column.header for table in tables for column in table.columns if column.header)
         parts = {plain(part) for header in headers for part in (header, *header.split(" | "))}
         for header in mapping:
             if plain(header) not in parts:
-                raise ConfigError(f"--map '{header}=…': no column is called so.{nearest(header, headers)}")
+                hint = f"{nearest(header, headers)} Columns: {', '.join(headers)}"
+                raise ConfigError(f"--map '{header}=…': no column is called so.{hint}")
     return Audited(tables, audit(tables), tuple(empty))
 
 

@@ -21,6 +21,9 @@ _SIZES = {"macs", "base_macs", "params", "base_params"}
 #: Columns that several rows may share: an arm or an operating point has its own of the others.
 _OF_POINT = _PERCENTS | {"runs", "macs", "params", "speedup", "macs_removed", "params_removed"}
 
+#: References and footnotes of a name; what else is raised may be a part of it, as in L^1.
+_NOTE = re.compile(r"\s*\[\^?\d[\d, ]*\]|\$?\^(?:\{[^{}]*\}|(?:\\(?:d*dag(?:ger)?|star|ast)|[*†‡§¶⋆∗★])+|$)\$?")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -78,7 +81,7 @@ class Row:
     @property
     def method(self) -> str:
         """Its method without references, with arm and section where they tell rows apart."""
-        name = re.sub(r"\s*\[\^?\d[\d, ]*\]|\^\{[^{}]*\}", "", self.text("method")).strip(" *†‡")
+        name = _NOTE.sub("", self.text("method")).strip(" *†‡")
         parts = [part for part in (name, self.arm) if part]
         return " / ".join(parts) or self.text("paper") or f"line {self.line}"
 

@@ -180,8 +180,15 @@ CASES = {
     "T022": (
         table("Method | Accuracy | Fine-tuning epochs", "A | 93.81 | 180", "B | 93.02 | 20"),
         1,
-        # Training from scratch is longer by what it is.
-        table("Method | Accuracy | Epochs", "A | 93.81 | 40", "B | 93.02 | 40", "Scratch-E | 93.5 | 160"),
+        # Training from scratch is longer by what it is; and a budget is one, however it is written.
+        table(
+            "Method | Accuracy | Epochs | LR schedule",
+            *(
+                "A | 93.81 | 40 | 0:1e-2, 60:.001",
+                "B | 93.02 | 40.0 | 0:0.01,60:1e-3",
+                "Scratch-E | 93.5 | 160 | cosine",
+            ),
+        ),
     ),
     "T023": (
         table("method | accuracy | origin", "A | 93.81 | own", "B | 93.02 | copied"),
@@ -298,6 +305,15 @@ def test_what_a_cell_calls_macs_is_not_the_double(tmp_path):
     rows = ["A | 8.2G FLOPs | 4.1G FLOPs", "B | 8.2G MACs | 4.1G MACs"]
     marks = found(tmp_path, table("Method | Base FLOPs | FLOPs", *rows, title=R50))
     assert [one.mark.subject for one in marks if one.rule.id == "T011"] == ["B"]
+
+
+def test_a_budget_is_one_however_it_is_written(tmp_path):
+    path = tmp_path / "table.md"
+    rows = "A | 93.81 | 40 | 0:1e-2", "B | 93.02 | 40.0 | 0: 0.01", "C | 93 | 40 | 0:.1"
+    header = "Method | Acc | Epochs | LR schedule | PR | Base"
+    path.write_text(table(header, *(f"{row} | 0.5 | 93.9" for row in rows)), encoding="utf-8")
+    shown = {(one.arms[0].method, one.arms[1].method): one.name for one in audit_files([path]).setups()}
+    assert shown == {("A", "B"): "S3.2", ("A", "C"): "S3.1", ("B", "C"): "S3.1"}
 
 
 def test_ranks_are_held_against_the_numbers_and_their_error(tmp_path):

@@ -78,6 +78,14 @@ class Row:
         entry = self.entries.get(kind)
         return "" if entry is None or is_missing(entry.text) else entry.text
 
+    def budget(self, kind: str) -> str:
+        """Epochs or a schedule, for comparing: 120 and 120.0 are one number of epochs, 0:1e-2 and 0:0.01 one rate."""
+        stated = self.number(kind)
+        if stated is not None:
+            return repr(stated.value)
+        text = re.sub(r"\s*([,;:=])\s*", r"\1", cleaned(self.text(kind)).lower())
+        return re.sub(r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", lambda number: repr(float(number[0])), text)
+
     @property
     def method(self) -> str:
         """Its method without references, with arm and section where they tell rows apart."""

@@ -155,7 +155,7 @@ def _same(kind: str, what: str) -> Callable[[Row, Row], str]:
         first, second = (" ".join(row.text(kind).split()).lower() for row in (left, right))
         if not first or not second:
             return f"{what} of {left.method if not first else right.method} not specified"
-        return "" if first == second else f"other {what}: {first} and {second}"
+        return "" if left.budget(kind) == right.budget(kind) else f"other {what}: {first} and {second}"
 
     return check
 

@@ -84,10 +84,14 @@ def t022(table: Table) -> Iterator[Mark]:
             ("schedule", "retraining schedules"),
             ("pruning_epochs", "pruning epochs"),
         ):
-            values = dict.fromkeys(row.text(kind) for row in pruned if row.text(kind))
+            values: dict[str, Row] = {}
+            for row in pruned:
+                if row.text(kind):
+                    values.setdefault(row.budget(kind), row)
             if len(values) > 1:
-                row = next(row for row in pruned if row.text(kind) == list(values)[1])
-                message = f"{len(values)} {what} in one comparison: {', '.join(list(values)[:5])}"
+                texts = [row.text(kind) for row in values.values()]
+                row = list(values.values())[1]
+                message = f"{len(values)} {what} in one comparison: {', '.join(texts[:5])}"
                 yield Mark(table, row.line, message, cells_of(row, (kind,)), "", _where(row))
 
 

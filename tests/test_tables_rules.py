@@ -316,6 +316,36 @@ def test_a_budget_is_one_however_it_is_written(tmp_path):
     assert shown == {("A", "B"): "S3.2", ("A", "C"): "S3.1", ("B", "C"): "S3.1"}
 
 
+@pytest.mark.parametrize(
+    ("base", "wrong"),
+    [
+        ("Baseline | 93.26 | – | 125.5 | 0 | 1x", {"Drop": ["0.50"], "Speed": ["2.00x"]}),
+        ("ResNet-56 (base) | 93.26 | 0.0 | 125.5 | – | –", {"Drop": ["0.50"], "Speed": ["2.00x"]}),
+        # Pruned, of two that are called so, or of another unit: no base of the others.
+        ("Baseline | 93.26 | – | 62.7 | 50.0 | 2x", {}),
+        ("Baseline | 93.26 | 0.4 | 125.5 | – | –", {}),
+        ("Baseline | 93.26 | – | 125.5 | – | –\nBaseline, longer | 93.46 | – | 125.5 | – | –", {}),
+        ("Baseline | – | – | 125.5M | – | –", {"Speed": ["2.00x"]}),
+    ],
+)
+def test_rows_are_held_against_the_base_in_a_row_of_its_own(base, wrong, tmp_path):
+    rows = [
+        *base.split("\n"),
+        "A | 93.06 | 0.20 | 88.7 | 29.3 | 1.41x",
+        "Gains | 93.56 | -0.30 | 88.7 | 29.3 | 1.41x",
+        # Another counter, and a difference that is relative.
+        "Counter | 92.00 | 1.35 | 91.0 | 29.3 | 1.41x",
+        "Drop | 93.06 | 0.50 | 88.7 | 29.3 | 1.41x",
+        "Speed | 93.06 | 0.20 | 88.7 | – | 2.00x",
+        "Scratch | 93.06 | 0.90 | 88.7 | – | 1.41x",
+    ]
+    marks = found(tmp_path, table("Method | Acc (%) | Acc. drop | FLOPs (M) | FLOPs ↓ (%) | Speedup", *rows))
+    assert not [one for one in marks if one.rule.kind == "contradiction"], "it may be of another base"
+    bases = [one.mark for one in marks if one.rule.id == "T021"]
+    assert {mark.subject for mark in bases} == set(wrong)
+    assert all(text in mark.message for mark in bases for text in wrong[mark.subject])
+
+
 def test_ranks_are_held_against_the_numbers_and_their_error(tmp_path):
     rows = ["1 | A | 95.00", "2 | B | 93.61", "3 | C | 93.60", "4 | D | 93.70", "5 | E | 90.00"]
     found_by = {}

@@ -28,7 +28,7 @@ def t001(table: Table) -> Iterator[Mark]:
     Example: 93.53 and 93.77 with +0.38: the difference is +0.24.
     """
     for row, base, after, drop in _triples(table):
-        if _is_relative(base, after, drop):
+        if is_relative(base, after, drop):
             continue
         lost = base.value - after.value
         slack = base.half + after.half + drop.half
@@ -58,7 +58,7 @@ def _triples(table: Table) -> Iterator[tuple[Row, Number, Number, Number]]:
             yield row, base, after, drop
 
 
-def _is_relative(base: Number, after: Number, drop: Number) -> bool:
+def is_relative(base: Number, after: Number, drop: Number) -> bool:
     """Whether a difference is a share of the base's accuracy, and no difference of accuracies."""
     lost = base.value - after.value
     if base.value <= 0 or abs(abs(drop.value) - abs(lost)) <= base.half + after.half + drop.half:
@@ -80,7 +80,7 @@ def t002(table: Table) -> Iterator[Mark]:
     """
     for row, base, after, drop in _triples(table):
         header = next((c.header for c in table.columns if c.place == row.entries["drop"].column), "")
-        if _is_relative(base, after, drop) and "rel" not in header.lower():
+        if is_relative(base, after, drop) and "rel" not in header.lower():
             lost = base.value - after.value
             yield Mark(
                 table,

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pruneaudit.tables.numbers import Number
 from pruneaudit.tables.rows import Row, Table, accuracy
 from pruneaudit.tables.rule import Mark, cells_of, rule
+from pruneaudit.tables.rules.accuracies import is_base, is_relative
 from pruneaudit.tables.rules.evidence import results
+from pruneaudit.tables.rules.sizes import is_whole, of_another_base
 
 
-def _tasks(table: Table) -> list[list[Row]]:
-    """Rows with results on the same network and data, where there are two at least."""
+def _tasks(table: Table, least: int = 2) -> list[list[Row]]:
+    """Rows with results on the same network and data, where there are enough of them."""
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in results(table):
         found[row.task].append(row)
-    return [rows for rows in found.values() if len(rows) > 1]
+    return [rows for rows in found.values() if len(rows) >= least]
 
 
 def _is_scratch(row: Row) -> bool:
@@ -33,8 +35,15 @@ def _is_scratch(row: Row) -> bool:
 def t021(table: Table) -> Iterator[Mark]:
     """Base accuracies (and names of base models) of rows on the same network and data, beyond rounding.
 
+    Where the base is a row of its own, differences and sizes of the others against it: where they are of another one,
+    either that is so or a number is wrong, and which of both nobody can tell.
+
     Example: bases from 92.80 to 93.93 in one comparison.
     """
+    for rows in _tasks(table, least=1):
+        dense = [row for row in table.rows if row.task == rows[0].task and is_base(row)]
+        if len(dense) == 1 and is_whole(dense[0]):
+            yield from _against(table, rows, dense[0])
     for rows in _tasks(table):
         bases = [(base, row) for row in rows if (base := accuracy(row, base=True)) is not None and not _is_scratch(row)]
         distinct: dict[str, tuple[Number, Row]] = {}
@@ -56,6 +65,26 @@ def t021(table: Table) -> Iterator[Mark]:
                 message = f"{len(names)} base models stand behind one comparison: {', '.join(list(names)[:4])}"
                 yield Mark(table, row.line, message, cells_of(row, (kind,)), "", _where(row))
                 break
+
+
+def _against(table: Table, rows: list[Row], base: Row) -> Iterator[Mark]:
+    """Rows whose numbers are not of the base that stands in the same table."""
+    for row in (one for one in rows if not _is_scratch(one)):
+        for kinds, text in (*_other_accuracy(row, base), *of_another_base(row, base)):
+            message = f"{text}: another base than {base.method} in line {base.line}, or a wrong number"
+            yield Mark(table, row.line, message, cells_of(row, kinds), "", row.method)
+
+
+def _other_accuracy(row: Row, base: Row) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Kinds and text of a difference that is not that of a row and its base, in either direction."""
+    before, after, drop = accuracy(base), accuracy(row), row.number("drop")
+    if before is None or after is None or drop is None or accuracy(row, base=True) is not None:
+        return
+    slack = before.half + after.half + drop.half
+    lost = before.value - after.value
+    if abs(abs(drop.value) - abs(lost)) > slack and not is_relative(before, after, drop):
+        text = f"printed difference {row.text('drop')}, but {before} and {after} differ by {abs(lost):.2f}"
+        yield ("drop", "accuracy", "error"), text
 
 
 def _overlap(left: Number, right: Number) -> bool:

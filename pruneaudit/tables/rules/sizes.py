@@ -67,6 +67,33 @@ def lefts(row: Row, what: str) -> list[_Left]:
     return found
 
 
+def is_whole(row: Row) -> bool:
+    """Whether nothing that a row states says that anything was removed or lost, as of a base."""
+    changes = [number.value for kind in ("ratio", "drop") if (number := row.number(kind)) is not None]
+    stated = [left for what in _WHAT for left in lefts(row, what)]
+    return not any(changes) and all(left.low < 1.01 and left.high > 0.99 for left in stated)
+
+
+def of_another_base(row: Row, base: Row) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Kinds and texts of what a row says is left that is not so of the sizes of its base, a row of the same table.
+
+    Rows are counted by whoever printed them first, so that only what is beyond counters' differences is said.
+    """
+    for what, (title, _) in _WHAT.items():
+        before, after = base.number(what), row.number(what)
+        if before is None or after is None or before.low <= 0 or row.number(f"base_{what}") is not None:
+            continue
+        if row.entries[what].is_sized != base.entries[what].is_sized or after.low > before.high:
+            continue
+        text = f"{base.text(what)} to {row.text(what)} {title}"
+        sizes = _Left((what,), text, max(after.low, 0) / before.high, after.high / before.low)
+        for stated in lefts(row, what):
+            less, more = sorted((sizes, stated), key=lambda left: left.middle)
+            if more.low > less.high * (1 + _NEAR):
+                yield (what, *stated.kinds), f"{sizes.text}, but {stated.text}"
+                break
+
+
 def _contradictions(table: Table, what: str) -> Iterator[tuple[Row, _Left, _Left]]:
     for row in table.rows:
         stated = lefts(row, what)

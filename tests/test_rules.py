@@ -389,7 +389,7 @@ def test_what_a_method_computes_by_itself_must_be_explained(method, declared, sc
         assert outcome.verdict == word, outcome
     assert outcome.left == (
         f"prune: it computes as much as the training of {explained + 0.5:.0f} images in code of its own, "
-        f"where {explained} are explained by what is declared"
+        f"where {explained} are explained by what is declared; Budget(samples={declared + 1}) would explain it"
     )
 
 

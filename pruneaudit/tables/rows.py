@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -161,7 +161,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
         remarks += [f"{name}: empty cells count as the one above" for name in filled]
     texts = [[line.cells[column.place].text for line in grid.lines] for column in columns]
     commas = [uses_decimal_comma(column) for column in texts]
-    fractions = _are_fractions(columns, texts, commas)
+    fractions = _fractions(columns, texts, commas)
     shared = [column for column in columns if column.kind != OTHERS and not _is_own(column)]
     own: dict[str, list[Column]] = {}
     for column in columns:
@@ -328,7 +328,7 @@ def _name(row: Row, section: str, arm: str, facts: Mapping[str, str]) -> None:
     row.network = networks.known().get((named.network, named.dataset))
 
 
-def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, fractions: bool) -> None:
+def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, fractions: frozenset[str]) -> None:
     """Put a cell into a row; the first column of a kind that says something counts, and asides say more."""
     entry = _entry(column, cell, comma, fractions)
     if column.kind in entries and not is_missing(entries[column.kind].text):
@@ -346,7 +346,7 @@ def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, f
         entries.setdefault("drop", Entry(str(aside), aside, column=column.place))
 
 
-def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
+def _entry(column: Column, cell: Cell, comma: bool, fractions: frozenset[str]) -> Entry:
     kind = column.kind
     if kind not in NUMBERS:
         return Entry(cell.text, None, cell.bold, column.place)
@@ -360,7 +360,7 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     counts = column.counts or number.counts
     is_sized = False
     if kind in _PERCENTS:
-        if fractions and unit != "%":
+        if kind in fractions and unit != "%":
             number = number.scaled(100)
     elif kind in _SHARES:
         if unit == "x":
@@ -378,16 +378,24 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     return Entry(cell.text, number, cell.bold, column.place, is_sized, counts)
 
 
-def _are_fractions(columns: Sequence[Column], texts: Sequence[Sequence[str]], commas: Sequence[bool]) -> bool:
-    """Whether the accuracies of a table are fractions: most of them lie between 0 and 1 and have no percent sign."""
-    counted: Counter[bool] = Counter()
+def _fractions(columns: Sequence[Column], texts: Sequence[Sequence[str]], commas: Sequence[bool]) -> frozenset[str]:
+    """Kinds of columns that hold fractions: most of their cells lie between 0 and 1 and have no percent sign.
+
+    Accuracies of bases may be in percent beside fractions. All else, such as errors and drops, which may be below 1 %,
+    is what the accuracies are.
+    """
+    counted: dict[str, Counter[bool]] = defaultdict(Counter)
     for column, cells, comma in zip(columns, texts, commas, strict=True):
         if column.kind in ("accuracy", "base_accuracy", "error", "base_error") and not column.percent:
             for text in cells:
                 number = parse(text, comma)
                 if number is not None and number.unit != "%" and number.value > 0:
-                    counted[number.value <= 1] += 1
-    return counted[True] > counted[False]
+                    counted[column.kind][number.value <= 1] += 1
+    every = sum(counted.values(), Counter[bool]())
+    own = {"base_accuracy": counted["base_accuracy"] or every}
+    others = counted["accuracy"] or every
+    votes = {kind: own.get(kind, others) for kind in _PERCENTS}
+    return frozenset(kind for kind, said in votes.items() if said[True] > said[False])
 
 
 def accuracy(row: Row, base: bool = False) -> Number | None:

@@ -263,6 +263,14 @@ def test_macs_match_within_two_percent_of_the_larger(ours, word):
     assert check("F103", left, right) == word
 
 
+def test_a_difference_that_is_too_large_is_not_printed_as_what_is_allowed():
+    left, right = evidence("l1"), with_run(evidence("tpp"), "result", macs=100_000)
+    outcome = get_rule("F103").check(with_run(left, "result", macs=97_996), right)
+    assert (outcome.verdict, outcome.note) == ("fail", "2.004 % apart")
+    outcome = get_rule("F103").check(with_run(left, "result", macs=98_000), right)
+    assert (outcome.verdict, outcome.note) == ("pass", "2.00 % apart")
+
+
 @pytest.mark.parametrize(
     ("apart", "word"), [(0.5, "pass"), (-0.5, "pass"), (0.501, "fail"), (-0.501, "fail"), (1, "fail")]
 )

@@ -630,6 +630,8 @@ def plan(
         f"{facts['cells']} cells stand on {facts['runs']} distinct runs ({facts['stored']} of them in the ledger); "
         f"to train: {facts['epochs']:.0f} epochs, {facts['training_macs']:.3g} training MACs"
     )
+    for reason, count in facts.get("unplanned", {}).items():
+        typer.echo(f"{count} cell(s) cannot be planned: {reason}")
     if facts["minutes"] is not None:
         idle = f" ({facts['idle_minutes']:.1f} if it did nothing else)" if facts["busy"] > 1.1 else ""
         typer.echo(

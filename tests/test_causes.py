@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from pruneaudit.plugin.causes import Causes, key, place, told
 
 SUITE = """
@@ -78,6 +79,8 @@ def test_the_line_of_the_users_code_is_named_and_the_traceback_kept(tmp_path):
     except ValueError as error:
         trace = "".join(traceback.format_exception(error))
     assert place(trace) == f"{path}:5", "not the library's line, which comes last"
+    ours = f'  File "{ROOT}/suite/test_conformance.py", line 15, in test_conformance\n'
+    assert place(trace + ours) == place(trace), "the suite of a checkout is no user's code either"
     text = told("it failed", trace, tmp_path / "kept")
     message, where, kept = text.split("; ")
     assert (message, where) == ("it failed", f"at {path}:5")

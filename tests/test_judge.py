@@ -105,6 +105,52 @@ def test_what_is_stated_and_unfair_forbids_the_comparison(unfair, rule, tmp_path
     assert (verdict["verdict"], verdict["forbidden_by"]) == ("not comparable", [rule])
 
 
+def test_a_setup_is_the_same_in_papers_spelling_and_an_unknown_one_is_told(tmp_path):
+    """Written S3.2, none of its rules was asked, and nobody said so."""
+    left, right = ({name: value} for name, value in TWO.items())
+
+    def judged(protocol):
+        facts = {**FAIR, "protocol": protocol}
+        rows = [*runs_of(left, **facts), *runs_of(right, **{**facts, "epochs": "80"})]
+        results = judge(CATALOG, stated(written(tmp_path / "a.csv", rows, FACTS)))
+        return results.verdicts[0], [line for line in lines(results) if "is no setup of 'pruneaudit protocols'" in line]
+
+    verdict, told = judged("S3.2")
+    assert (verdict["protocol"], verdict["forbidden_by"], told) == ("s3.2", ["F311"], [])
+    verdict, told = judged("S9")
+    assert verdict["verdict"] == "worse" and told[0].startswith("S9 is no setup"), told
+
+
+def test_a_base_in_percent_stands_beside_fractions(tmp_path):
+    header = "method,ratio,seed,accuracy,base_accuracy"
+    fractions = [f"{name},0.5,{seed},{value(seed) / 100:.4f},94.5" for name, value in TWO.items() for seed in range(3)]
+    runs = stated(written(tmp_path / "a.csv", fractions, header))
+    assert {run["base_accuracy"] for run in runs} == {94.5} and min(run["accuracy"] for run in runs) == 93.0
+    # Networks that collapsed are right by chance: a column of their own is no column of fractions.
+    collapsed = [f"a,0.5,{seed},{93 + seed}" for seed in range(2)] + ["a,0.99,0,1.00"]
+    assert stated(written(tmp_path / "b.csv", collapsed))[-1]["accuracy"] == 1.0
+
+
+def test_a_ratio_in_percent_is_the_share(tmp_path):
+    rows = [*(f"a,70,{seed},93" for seed in range(2)), *(f"b,0.7,{seed},93" for seed in range(2))]
+    assert {run["ratio"] for run in stated(written(tmp_path / "a.csv", rows))} == {0.7}
+
+
+def test_a_correction_is_said_beside_the_p_that_was_measured(tmp_path):
+    three = {**TWO, "c": lambda seed: 93.4 + 0.01 * (seed % 3)}
+    results = judge(CATALOG, stated(written(tmp_path / "a.csv", runs_of(three))))
+    told = [line for line in lines(results) if " against " in line]
+    assert len(told) == 3 and all("p = 0.0078 " in line and "; p = 0.0234 after correction" in line for line in told), (
+        told
+    )
+
+
+def test_accuracy_has_one_direction(tmp_path):
+    path = written(tmp_path / "a.csv", runs_of(TWO))
+    with pytest.raises(ConfigError, match="--direction lower: more accuracy is better"):
+        stated(path, metric={"direction": "lower"})
+
+
 def test_a_looser_setup_allows_what_a_stricter_one_forbids(tmp_path):
     own = {**FAIR, "protocol": "s1"}
     rows = [*runs_of({"a": TWO["a"]}, **own), *runs_of({"b": TWO["b"]}, **{**own, "base": "two", "epochs": "9"})]

@@ -260,6 +260,9 @@ def test_long_names_do_not_share_a_file():
         ("=HYPERLINK(x)", "=HYPERLINK(x)"),
         ("café\n\\\\ 🎉", r"cafe \textbackslash{}\textbackslash{}"),
         ("🎉", "?"),
+        ("α-prune", "alpha-prune"),
+        ("Σ–Łukasz", "Sigma-Lukasz"),
+        ("方法", "U+65B9U+6CD5"),
         ("", "?"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import time
 from statistics import median
 
+import arena
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from pruneaudit.errors import ConfigError
 from pruneaudit.ledger.schedule import Job, makespan
 from pruneaudit.ledger.store import Ledger
 from pruneaudit.method.conformance import METHOD_CHECKS, check
+from pruneaudit.plugin.collection import collect
 from pruneaudit.training.runtime import Runtime
 from pruneaudit.workloads.data import load
 
@@ -177,6 +179,23 @@ def test_what_the_ledger_knows_is_not_probed(tmp_path, monkeypatch):
     # Other devices, and runs that were killed in between, tell nothing.
     assert known(records, CATALOG, "cpu", "another one") == {}
     assert known([record.model_copy(update={"resumed": 1}) for record in records], CATALOG, "cpu", device) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "why"),
+    [
+        ('model = "nets.py:Tiny"', 'model = "nets.py:Small"', r"model 'nets.py:Small': unknown name 'Small'"),
+        ('prunable = ["0"]', 'prunable = ["conv*"]', r"prunable pattern 'conv\*' matches no layer; layers: 0, 3"),
+        ("seeds = [0]", "seeds = [0, 0]", "seeds: expected whole numbers from 0 on, each once"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(tmp_path, line, wrong, why):
+    """It was a plan of nothing to train."""
+    for name, text in arena.FILES.items():
+        (tmp_path / name).write_text(text.replace(line, wrong), encoding="utf-8")
+    options = ["--audit-workload", str(tmp_path / "tiny.toml"), "--audit-ledger", str(tmp_path / "ledger")]
+    with pytest.raises(ConfigError, match=why):
+        make_plan(collect("tiny and s3.2 and l1", [*options, "--audit-methods", "l1"])[0], probe=False)
 
 
 def test_a_busy_machine_takes_longer():

@@ -253,6 +253,7 @@ USAGE = {
         "only torch trains so, not --audit-backend",
     ),
     "backend": (("--audit-backend", "tyled"), "--audit-backend: unknown value 'tyled'. Did you mean 'tiled'?"),
+    "no names": (("--audit-methods", " ,"), "--audit-methods ' ,' names nothing; leave it out, or give A,B"),
     "ratio": (("--audit-ratios", "0.6,1.2"), "--audit-ratios: '1.2' is no ratio; give shares between 0 and 1"),
     "literal": (("--audit-method", "suite/test_cells.py(x=open(1))"), "hyper-parameters are names and literal values"),
 }

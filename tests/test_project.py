@@ -78,6 +78,30 @@ def test_a_checkout_has_its_suite_under_the_same_name(foreign):
     assert outcome.code == 4 and "module or package not found: pruneaudit.suit" in outcome.text
 
 
+def test_folders_on_the_command_line_are_from_where_it_was_typed(foreign):
+    """As ``pruneaudit report --ledger`` reads them; what the project's configuration says is the project's."""
+    foreign.write("pytest.ini", "[pytest]\naddopts = --audit-report=pages\n")
+    sub = Checkout(foreign.root / "sub", foreign.warm)
+    sub.write("spy.py", SPY)
+    paths = f"{sub.root}:{foreign.root.parent / 'site'}"
+    outcome = sub.pytest(*COLLECT, "--audit-ledger", "mine", PYTHONPATH=paths)
+    assert outcome.code == 0 and f"ledger {sub.root / 'mine'}" in outcome.text, outcome.text
+    outcome = sub.pytest(*COLLECT, "--audit-from=mine", PYTHONPATH=paths)
+    assert f"{sub.root / 'mine'} is no ledger" in outcome.text, outcome.text
+    foreign.write("pages", "a file")
+    outcome = sub.pytest(*COLLECT, PYTHONPATH=paths)
+    assert outcome.code == 4 and f"--audit-report {foreign.root / 'pages'}" in outcome.text, outcome.text
+
+
+@pytest.mark.parametrize("setting", ["python_files", "python_functions"])
+def test_a_setting_that_hides_the_suite_is_told(foreign, setting):
+    foreign.write("pytest.ini", f"[pytest]\n{setting} = check_*\n")
+    outcome = run(foreign, *COLLECT)
+    assert outcome.code == 5 and f"{setting} = check_* leaves out the suite; add test_* to it" in outcome.text
+    outcome = run(foreign, *COLLECT, "-o", f"{setting}=test_*")
+    assert outcome.code == 0, outcome.text
+
+
 def test_a_new_ledger_below_another_one_says_so(foreign):
     """In a sub-folder of a project without configuration."""
     (foreign.root / "pytest.ini").unlink()

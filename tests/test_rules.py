@@ -263,6 +263,14 @@ def test_macs_match_within_two_percent_of_the_larger(ours, word):
     assert check("F103", left, right) == word
 
 
+def test_a_difference_that_is_too_large_is_not_printed_as_what_is_allowed():
+    left, right = evidence("l1"), with_run(evidence("tpp"), "result", macs=100_000)
+    outcome = get_rule("F103").check(with_run(left, "result", macs=97_996), right)
+    assert (outcome.verdict, outcome.note) == ("fail", "2.004 % apart")
+    outcome = get_rule("F103").check(with_run(left, "result", macs=98_000), right)
+    assert (outcome.verdict, outcome.note) == ("pass", "2.00 % apart")
+
+
 @pytest.mark.parametrize(
     ("apart", "word"), [(0.5, "pass"), (-0.5, "pass"), (0.501, "fail"), (-0.501, "fail"), (1, "fail")]
 )
@@ -389,7 +397,7 @@ def test_what_a_method_computes_by_itself_must_be_explained(method, declared, sc
         assert outcome.verdict == word, outcome
     assert outcome.left == (
         f"prune: it computes as much as the training of {explained + 0.5:.0f} images in code of its own, "
-        f"where {explained} are explained by what is declared"
+        f"where {explained} are explained by what is declared; Budget(samples={declared + 1}) would explain it"
     )
 
 

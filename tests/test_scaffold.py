@@ -139,6 +139,29 @@ def test_a_broken_method_is_told_by_the_right_check(tmp_path, case):
     assert "made" in message
 
 
+ADVISED = {
+    "describes-itself: method 'made': JSON cannot hold its hyper-parameter where, of type PosixPath, and it cannot": (
+        "    def __init__(self):\n        import pathlib\n        self.share, self.where = 0.5, pathlib.Path('/')\n\n"
+        f"{SCORE}        return {L1}\n"
+    ),
+    "masked-equals-shrunk: method 'made' raised RuntimeError: .* [(]this check prunes a float64 network: follow ": (
+        f"{SCORE}        found = layer.weight.new_zeros(len(layer.weight), dtype=__import__('torch').float32)\n"
+        f"        found[list(range(len(found)))] = {L1}\n        return found\n"
+    ),
+    "behaves: method 'made' changes 'conv1.bias' outside metered training; train by task.train[(][)], or set": (
+        "    def budget(self, workload):\n        return Budget(steps=1)\n\n"
+        "    def prune(self, task):\n        task.train(steps=1)\n        task.layers[0].bias.data.add_(1)\n"
+        f"        return super().prune(task)\n\n{SCORE}        return {L1}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ADVISED)
+def test_a_broken_method_is_told_what_to_do(tmp_path, message):
+    with pytest.raises(MethodError, match=f"^{message}"):
+        check_method(made(tmp_path, ADVISED[message]))
+
+
 def test_memory_of_a_file_is_told_in_the_suite_as_well(tmp_path):
     spec = write_method(tmp_path, "forgetful", BROKEN["remembers in the module"][1])
     with pytest.raises(MethodError, match=r"'forgetful' answers otherwise at ratio 0\.9, seed 1, after it pruned at"):

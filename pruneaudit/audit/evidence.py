@@ -198,6 +198,7 @@ class Case:
         table: Everything measured of the workload.
         plan: What was fixed of a comparison before its first seed trained; None: its seeds are a fixed number.
         looks: Numbers of seeds over which sessions gave a verdict on it without a plan.
+        valid: How many seeds of each arm have evidence; empty: as many as of the pair.
     """
 
     subject: Arm | Comparison
@@ -207,6 +208,7 @@ class Case:
     table: Table = field(default_factory=Table)
     plan: Plan | None = None
     looks: tuple[int, ...] = ()
+    valid: tuple[int, ...] = ()
     _runs: dict[int | None, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _sides: list[Case] = field(default_factory=list, init=False, repr=False, compare=False)
     _measured: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -244,7 +246,7 @@ class Case:
             broken[cell.seed] = f"{cell.id}: {'not measured' if record is None else record.error}"
             if record is not None:
                 failed.add(cell.seed)
-        return cls(subject, seeds, broken, frozenset(failed), table or Table())
+        return cls(subject, seeds, broken, frozenset(failed), table or Table(), valid=(len(seeds) - len(broken),))
 
     @classmethod
     def paired(cls, subject: Comparison, left: Case, right: Case) -> Case:
@@ -256,7 +258,7 @@ class Case:
             seeds[seed] = ours + theirs if ours and theirs else ()
             if not seeds[seed]:
                 broken[seed] = left.broken.get(seed) or right.broken[seed]
-        case = cls(subject, seeds, broken, left.failed | right.failed, left.table)
+        case = cls(subject, seeds, broken, left.failed | right.failed, left.table, valid=left.valid + right.valid)
         # Where all seeds are complete, what is measured of an arm is so in all of its comparisons.
         case._sides.extend([] if broken else [left, right])
         return case

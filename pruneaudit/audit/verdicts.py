@@ -195,7 +195,10 @@ def _verdict(
             p = ALPHA if judgement in ("better", "worse") else 1.0
             p_equivalent = ALPHA if judgement == "equivalent" else 1.0
     failing = [finding for finding in entry.findings if finding.verdict != "pass"]
-    parts = [f"not comparable because of {', '.join(forbidden)}"] if forbidden else []
+    # Where a cell is missing every rule says so, and F607 says which.
+    repeats = {finding.rule for finding in failing if finding.verdict == "incomplete"} - {"F607"}
+    causes = [rule for rule in forbidden if rule not in repeats] or forbidden
+    parts = [f"not comparable because of {', '.join(causes)}"] if forbidden else []
     parts += [describe(gap, max(family, 1), entry.metric)] if gap is not None else ["no seed is complete"]
     if plan is not None and stop is not None:
         state = "open" if stop.word is None else "given up" if stop.is_given_up else "stopped"

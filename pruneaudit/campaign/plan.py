@@ -97,7 +97,10 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
     Returns:
         Totals, and a row for each workload and stage. Stored runs cost nothing any more. ``minutes`` is for this
         machine as busy as it is now, ``idle_minutes`` for one that does nothing else; what the ledger tells took so
-        long as it was then.
+        long as it was then. ``unplanned`` says why cells cannot be planned, and how many.
+
+    Raises:
+        ConfigError: No cell can be planned; the message is the first one's reason.
     """
     work.runtime.prepare()
     executor = LocalExecutor(work.ledger, Stages(work.ledger, work.catalog, work.runtime), "plan")
@@ -106,6 +109,9 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
         # Cells of a wrong base cannot be planned and would be left out without a word.
         check_base(work.settings, work.catalog.workload(name).scaled(work.settings.budget))
     counted = campaign.runs(work.cells)
+    unplanned = campaign.unplanned(work.cells)
+    if work.cells and not counted:
+        raise ConfigError(next(iter(unplanned)))
     tables = [[campaign.chances(cells) for cells in rounds] for rounds in work.rounds]
     # Of seeds that are looked at one after the other each counts by its chance, and what is expected is counted.
     chances: dict[str, float] = {}
@@ -197,6 +203,7 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
     more = {
         "kept_whole": whole,
         "memory": _memory(work, missing),
+        "unplanned": unplanned,
         "populations": [dict(row) for row in work.populations],
     }
     return facts | times | {name: value for name, value in more.items() if value}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -182,6 +183,16 @@ class Campaign:
             for run in plan.runs:
                 found.setdefault(run.run_id, run)
         return list(found.values())
+
+    def unplanned(self, cells: Iterable[Cell]) -> dict[str, int]:
+        """Why cells cannot be planned, and how many for each reason."""
+        found: Counter[str] = Counter()
+        for cell in cells:
+            try:
+                self.plan(cell)
+            except AuditError as error:
+                found[one_line(error)] += 1
+        return dict(found)
 
     def share_more(self, cells: Iterable[Cell]) -> None:
         """Name cells that are measured beyond those that the executor knew of, for those who would wait for them."""

@@ -12,6 +12,8 @@ CROSS_PREFIX = "xv-"
 SCRATCH_PREFIX = "scratch"
 #: ``scratch-of-METHOD``: a scratch arm that trains exactly the architecture that METHOD found.
 FOUND_BY = "-of-"
+#: Setup of stated runs that name none.
+NO_SETUP = "stated"
 #: The controls, by name for the same reason: the dense network with the same retraining, and what every method must be
 #: compared with (Blalock et al. 2020, appendix B).
 UNPRUNED = "unpruned"

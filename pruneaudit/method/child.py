@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import io
-import json
 import os
 import random
 import signal
@@ -36,7 +35,7 @@ from pruneaudit.measure.metric import Measure
 from pruneaudit.method.answers import adds, decide
 from pruneaudit.method.channel import HungUpError, Line
 from pruneaudit.method.conduct import REPEATED_STEPS, digest, own_modules
-from pruneaudit.method.contract import Budget, Method, ScratchArm, taught
+from pruneaudit.method.contract import Budget, Method, ScratchArm, recordable, taught
 from pruneaudit.method.limits import Limits
 from pruneaudit.method.task import PruningTask, RetrainingTask
 from pruneaudit.pruning import shapes
@@ -351,11 +350,7 @@ def describe(line: Line, source: MethodSource) -> None:
     method = source.create()
     cls = type(method)
     scratch = isinstance(method, ScratchArm)
-    parameters = method.parameters()
-    try:
-        json.dumps(parameters, allow_nan=False)
-    except (TypeError, ValueError):
-        raise MethodError(f"method '{source.name}' keeps a hyper-parameter that is no JSON value") from None
+    parameters = recordable(method)
     line.say(
         "described",
         module=cls.__module__,

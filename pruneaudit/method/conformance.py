@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,16 +210,13 @@ class Bench:
 
 def _describes_itself(bench: Bench) -> None:
     """Docstring, hyper-parameters that can be recorded, and a budget that can be planned."""
-    from pruneaudit.method.contract import Budget
+    from pruneaudit.method.contract import Budget, recordable
     from pruneaudit.workloads.recipes import Recipe
 
     method = bench.method()
     if not method.summary():
         raise MethodError(f"method '{method.name}' has no docstring; say what it does and where it is published")
-    try:
-        json.dumps(method.parameters(), allow_nan=False)
-    except (TypeError, ValueError):
-        raise MethodError(f"method '{method.name}' keeps a hyper-parameter that is no JSON value") from None
+    recordable(method)
     budget = method.budget(bench.workload)
     if not isinstance(budget, Budget):
         raise MethodError(f"method '{method.name}': budget() must return a Budget, not {type(budget).__name__}")
@@ -254,7 +250,12 @@ def _masked_equals_shrunk(bench: Bench) -> None:
     model = bench.dense("fp64")
     # Fresh normalisations have no shift: a fault behind them would not show.
     trained_like(model, generator(0, "conformance", "trained"))
-    answer, _ = bench.prune(model, bench.workload.ratios[0])
+    try:
+        answer, _ = bench.prune(model, bench.workload.ratios[0])
+    except MethodError as error:
+        if "dtype" in str(error).lower() or "double" in str(error).lower():
+            raise MethodError(f"{error} (this check prunes a float64 network: follow layer.weight.dtype)") from error
+        raise
     apart = equivalence(model, answer, bench.dataset)
     if not apart <= EQUIVALENCE_TOLERANCE:
         raise MethodError(f"method '{bench.source.name}': masked and shrunk network differ by {apart:.1e} in float64")
@@ -295,7 +296,10 @@ def _behaves(bench: Bench) -> None:
     who = f"method '{bench.source.name}'"
     changed = (*conduct.rewritten, *conduct.touched)
     if changed and not conduct.declares_rewriting:
-        raise MethodError(f"{who} changes '{changed[0]}' outside metered training; if that is its idea, set rewrites")
+        raise MethodError(
+            f"{who} changes '{changed[0]}' outside metered training; train by task.train(), or set rewrites where "
+            "changing weights without training is its idea"
+        )
     if conduct.held_out_samples:
         raise MethodError(f"{who} passes {conduct.held_out_samples} validation or test images through the network")
     if conduct.reached:

@@ -8,6 +8,7 @@ masks and cost counting, and meters what the method does.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
@@ -233,6 +234,24 @@ class WeightScore(Method):
             scores = {layer.name: self.score(layer, task) for layer in task.layers}
         task.scored()
         return task.keep(scores, self.scope)
+
+
+def recordable(method: Method) -> dict[str, Any]:
+    """A method's hyper-parameters, as they are recorded.
+
+    Raises:
+        MethodError: One of them cannot be.
+    """
+    found = method.parameters()
+    for name, value in found.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise MethodError(
+                f"method '{method.name}': JSON cannot hold its hyper-parameter {name}, of type {type(value).__name__}, "
+                f"and it cannot be recorded; keep a number or a text, or call it _{name} where it is none"
+            ) from None
+    return found
 
 
 def taught(method: Method) -> Distillation | None:

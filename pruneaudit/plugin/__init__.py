@@ -17,7 +17,7 @@ from pruneaudit.plugin.causes import Causes, pytest_runtest_makereport  # noqa: 
 from pruneaudit.plugin.device import claim, visible_gpus
 from pruneaudit.plugin.options import DEFAULTS, add_options, with_values
 from pruneaudit.plugin.outcomes import REMOVED, RENAMED, Disputes, removed, renamed
-from pruneaudit.plugin.project import joined, misled
+from pruneaudit.plugin.project import from_here, joined, misled
 
 if TYPE_CHECKING:
     from pruneaudit.plugin.session import AuditSession
@@ -72,6 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
             "out: -n shares the work, and code of a method has a process of its own"
         )
     claim()
+    if not hasattr(config, "workerinput"):
+        from_here(config)
     session = audit_session(config)
     from pruneaudit.plugin.storage import StorageStop
 

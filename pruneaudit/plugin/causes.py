@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from pruneaudit.catalog.discovery import content_root
+
 #: What an item failed of, on the item and on its report.
 CAUSE = pytest.StashKey[str]()
 _ATTRIBUTE = "audit_cause"
 _FRAME = re.compile(r'File "([^"<>]+)", line (\d+)')
-_PACKAGE = Path(__file__).resolve().parents[1]
+#: Code of the audit: of no user's.
+_OURS = (Path(__file__).resolve().parents[1], content_root() / "suite")
 
 
 def key(text: str) -> str:
@@ -33,7 +36,7 @@ def place(trace: str) -> str:
 
 def _is_own(path: Path) -> bool:
     return (
-        _PACKAGE not in path.resolve().parents
+        not any(path.resolve().is_relative_to(folder) for folder in _OURS)
         and not {"site-packages", "dist-packages"} & set(path.parts)
         and (not re.search(r"/lib/python\d", path.as_posix()))
     )

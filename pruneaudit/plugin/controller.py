@@ -25,6 +25,7 @@ from pruneaudit.ledger.records import RunRecord
 from pruneaudit.plugin.causes import Causes
 from pruneaudit.plugin.interrupts import PATIENCE, Interrupts, Leash
 from pruneaudit.plugin.outcomes import Disputes
+from pruneaudit.plugin.project import hides
 from pruneaudit.plugin.session import AuditSession, Check, Gate
 from pruneaudit.plugin.storage import STOP
 from pruneaudit.plugin.worker import LEASH
@@ -345,7 +346,9 @@ class Controller:
         """Tables, audit matrix, what is missing, and where the files are."""
         from pruneaudit.report.terminal import summary
 
-        hint = None if self.expected else self.audit.absent_ratios(self.config.option.keyword)
+        hint = None
+        if not self.expected:
+            hint = hides(self.config) or self.audit.absent_ratios(self.config.option.keyword)
         if hint is not None:
             terminalreporter.write_line(f"pruneaudit: {hint}", red=True)
         if self.stopped:

@@ -9,6 +9,7 @@ therefore started again, with the same arguments so written.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,24 @@ def project(config: pytest.Config) -> Path:
     root = config.rootpath
     told = config.inipath is not None or config.option.rootdir or (root / "setup.py").is_file()
     return root if told else here
+
+
+def from_here(config: pytest.Config) -> None:
+    """Read folders on the command line from where it was typed, as pytest reads its own; others are the project's."""
+    typed = {str(argument).partition("=")[0] for argument in config.invocation_params.args}
+    for name in ("audit_ledger", "audit_from", "audit_baseline", "audit_report"):
+        if f"--{name.replace('_', '-')}" in typed:
+            setattr(config.option, name, str(config.invocation_params.dir / getattr(config.option, name)))
+
+
+def hides(config: pytest.Config) -> str | None:
+    """Which setting of the project keeps pytest from finding the suite; None: none does."""
+    for name, ours in (("python_files", "test_cells.py"), ("python_functions", "test_cell")):
+        patterns = config.getini(name)
+        begins = name == "python_functions" and ours.startswith(tuple(patterns))
+        if not begins and not any(fnmatch(ours, pattern) for pattern in patterns):
+            return f"{name} = {' '.join(patterns)} leaves out the suite; add test_* to it, or give -o {name}='test_*'"
+    return None
 
 
 def above(folder: Path, path: str | Path) -> Path | None:

@@ -118,6 +118,7 @@ class AuditSession:
         option = config.option
         try:
             self.root = project(config)
+            _refuse_empty(option)
             self.only_judges = option.audit_from is not None
             self.ledger_path = self.root / (option.audit_from or option.audit_ledger)
             self.report_path = self.root / option.audit_report
@@ -949,6 +950,14 @@ def _ratios(text: str | None) -> tuple[float, ...]:
             raise ConfigError(f"--audit-ratios: '{word}' is no ratio; give shares between 0 and 1, such as 0.6,0.8")
         found.append(ratio)
     return tuple(found)
+
+
+def _refuse_empty(option: Any) -> None:
+    """Refuse a list that is given and names nothing."""
+    for name in ("methods", "protocols", "against", "ratios", "fail_on"):
+        text = getattr(option, f"audit_{name}")
+        if text and not _names(text):
+            raise ConfigError(f"--audit-{name.replace('_', '-')} '{text}' names nothing; leave it out, or give A,B")
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -32,6 +32,9 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
+_PERCENT, _TIMES = r"\%", r"$\times$"
+#: Letters that can be spelled: Latin ones with more than an accent, and Greek ones.
+_LETTER = re.compile(r"(?:LATIN|GREEK) (?P<case>SMALL|CAPITAL) LETTER (?:FINAL )?(?P<letter>\w+)(?: WITH .*)?$")
 #: Longer names would leave the page; titles stand in a line of their own.
 _LONGEST = 60
 _LONGEST_METHOD = 40
@@ -92,11 +95,27 @@ def _split(values: Sequence[Any], parts: int) -> list[Sequence[Any]]:
 
 
 def escaped(text: str, longest: int = _LONGEST) -> str:
-    """Text from records for LaTeX: what is special is escaped, what is not ASCII is spelled near it or left out."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+    """Text from records for LaTeX: what is special is escaped, what is not ASCII is spelled near it.
+
+    Pictures are left out; letters never are, by which alone names may differ.
+    """
+    plain = "".join(map(_spelled, unicodedata.normalize("NFC", text)))
     plain = " ".join(printable(plain, " ").split())
     short = plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
     return "".join(_SPECIAL.get(mark, mark) for mark in short) or "?"
+
+
+def _spelled(mark: str) -> str:
+    """A mark in ASCII: an accent less, a Greek letter's name, or the number of a letter that has neither."""
+    plain = unicodedata.normalize("NFKD", mark).encode("ascii", "ignore").decode("ascii")
+    if plain:
+        return plain
+    if unicodedata.category(mark) == "Pd":
+        return "-"
+    found = _LETTER.match(unicodedata.name(mark, ""))
+    if found is not None:
+        return found["letter"].lower() if found["case"] == "SMALL" else found["letter"].capitalize()
+    return f"U+{ord(mark):04X}" if mark.isalnum() else ""
 
 
 class _Table:
@@ -255,10 +274,15 @@ class _Table:
         if spans or len(ratios) > _JOINED_RATIOS:
             return [[r"Sparsity (\%)", *sparsity], [r"Speedup ($\times$)", *speedup]]
         both = (
-            rf"{share}\%/{factor}$\times$" if share != "--" else "--"
+            "--" if share == factor == "--" else f"{_with(share, _PERCENT)}/{_with(factor, _TIMES)}"
             for share, factor in zip(sparsity, speedup, strict=True)
         )
         return [["Sparsity/speedup", *both]]
+
+
+def _with(number: str, unit: str) -> str:
+    """A number with its unit, where there is one."""
+    return number if number == "--" else f"{number}{unit}"
 
 
 def _width(lines: Sequence[Sequence[str]]) -> int:

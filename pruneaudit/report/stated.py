@@ -21,7 +21,7 @@ from pruneaudit.audit.statistics import Difference, describe, differences, holm,
 from pruneaudit.audit.verdicts import Verdict
 from pruneaudit.catalog.cells import pairs
 from pruneaudit.catalog.discovery import Catalog
-from pruneaudit.catalog.names import UNPRUNED
+from pruneaudit.catalog.names import NO_SETUP, UNPRUNED
 from pruneaudit.catalog.protocols import Protocol
 from pruneaudit.report.results import STATED, Results
 from pruneaudit.report.standings import profiles, standings
@@ -34,6 +34,8 @@ MARGIN = 0.5
 _EQUAL = {"F201": "base", "F311": "epochs", "F321": "schedule", "F411": "pruning_epochs", "F421": "pruning_schedule"}
 _SIZES = {"F103": "speedup", "F106": "params"}
 _NEAR = 0.02
+#: Title of a setup that is not described here.
+_UNKNOWN = "as stated"
 
 Run = Mapping[str, Any]
 Point = tuple[str, str, float]
@@ -56,10 +58,13 @@ def judge(catalog: Catalog, runs: Sequence[Run], margin: float | None = None) ->
 
     Args:
         catalog: Where protocols are described. A setup that it does not know requires nothing and compares all pairs.
-        runs: One mapping for each run, as :func:`pruneaudit.tables.judge.stated` gives them: workload, protocol,
-            method, ratio, seed, metric, value and what is stated of budgets.
+        runs: One mapping for each run, as :func:`pruneaudit.tables.judge.stated` gives them: workload, protocol (in any
+            spelling), method, ratio, seed, metric, value and what is stated of budgets.
         margin: Differences below this do not matter, in the metric's unit; None: as the metric or the protocol says.
     """
+    # Papers write S3.2.
+    spelled = {name.lower(): name for name in catalog.protocols}
+    runs = [{**run, "protocol": spelled.get(run["protocol"].lower(), run["protocol"])} for run in runs]
     names = sorted({run["protocol"] for run in runs})
     known = {name: catalog.protocols[name] for name in names if name in catalog.protocols}
     margins = {name: margin or (known[name].margin if name in known else MARGIN) for name in names}
@@ -289,7 +294,7 @@ def _described(name: str, protocol: Protocol | None, margin: float) -> dict[str,
     if protocol is None:
         return {
             "version": 1,
-            "title": "as stated",
+            "title": _UNKNOWN,
             "base": "own",
             "retraining": "own",
             "requires": [],
@@ -323,7 +328,11 @@ def lines(results: Results) -> list[str]:
     for row in results.verdicts:
         left, right = row["arms"]
         where = f"{row['workload']} {row['protocol']} ratio {row['ratio']:g}"
-        found.append(f"{where}: {left} against {right}: {row['verdict']}; {row['summary']}")
+        corrected = f"; p = {row['p_adjusted']:.3g} after correction" if row["family"] > 1 and row["p_adjusted"] else ""
+        found.append(f"{where}: {left} against {right}: {row['verdict']}; {row['summary']}{corrected}")
+    for name, facts in sorted(results.protocols.items()):
+        if facts["title"] == _UNKNOWN and name != NO_SETUP:
+            found.append(f"{name} is no setup of 'pruneaudit protocols': no rule forbids its comparisons")
     unmeasured = sorted({row["rule"] for row in results.findings if row["verdict"] == "not measured"})
     if unmeasured:
         found.append(f"not measured, so that nobody knows whether they hold: {', '.join(unmeasured)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pruneaudit.catalog.names import NO_SETUP
 from pruneaudit.errors import ConfigError
 from pruneaudit.schema import validate
 from pruneaudit.tables.columns import plain, recognise
@@ -36,8 +37,8 @@ COLUMNS = (
 )
 #: What is said of a metric in a file of runs, and nowhere else: its number, that of the base model, and what it is.
 OF_METRIC = ("value", "base_value", "metric", "unit", "direction", "margin")
-#: Workload and setup of rows that name none.
-WORKLOAD, PROTOCOL = "results", "stated"
+#: Workload of rows that name none.
+WORKLOAD = "results"
 #: Where a metric's code would stand: nobody computes a stated one here.
 STATED_FUNCTION = "stated"
 _TEXTS = ("base", "granularity", "pruning_epochs", "pruning_schedule", "epochs", "schedule", "epoch_reported")
@@ -154,7 +155,7 @@ def _run(table: Table, row: Row, commas: Mapping[int, bool]) -> dict[str, Any]:
     run: dict[str, Any] = {
         "line": row.line,
         "workload": row.text("workload") or "-".join(filter(None, row.task)) or WORKLOAD,
-        "protocol": row.text("protocol") or PROTOCOL,
+        "protocol": row.text("protocol") or NO_SETUP,
         "method": row.text("method"),
         "ratio": ratio.value,
         "seed": int(seed.value),
@@ -226,6 +227,8 @@ def _metric(
     facts: dict[str, Any] = {"name": name or ACCURACY.name}
     if described is not None and described.name == facts["name"]:
         facts |= described.model_dump(include=set(_FACTS))
+    if facts["name"] == ACCURACY.name and given.get("direction") == "lower":
+        raise ConfigError("--direction lower: more accuracy is better; give errors in a column 'error'")
     if facts["name"] != ACCURACY.name:
         # Of accuracies the margin is the setup's, and the caller's is put in its place.
         facts |= {fact: given[fact] for fact in _FACTS if given.get(fact) is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import lru_cache
 
 #: Ways of saying that there is no number.
@@ -110,9 +111,10 @@ class Number:
         return self.value + self.half
 
     def scaled(self, factor: float) -> Number:
-        """The same in another unit."""
+        """The same in another unit, as the digits say it: 70 % are 0.7, which is also written 0.7."""
         spread = None if self.spread is None else self.spread.scaled(factor)
-        return Number(self.value * factor, self.step * abs(factor), "", spread, self.aside, self.counts, self.arrow)
+        value = float(Decimal(repr(self.value)) * Decimal(repr(factor)))
+        return Number(value, self.step * abs(factor), "", spread, self.aside, self.counts, self.arrow)
 
     def directed(self) -> Number:
         """As a change: with the sign that its arrow stands for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -173,7 +173,7 @@ def understand(grid: Grid, mapping: Mapping[str, str] | None = None, as_printed:
         remarks += [f"{name}: empty cells count as the one above" for name in filled]
     texts = [[line.cells[column.place].text for line in grid.lines] for column in columns]
     commas = [uses_decimal_comma(column) for column in texts]
-    fractions = _are_fractions(columns, texts, commas)
+    fractions = _fractions(columns, texts, commas)
     shared = [column for column in columns if column.kind != OTHERS and not _is_own(column)]
     own: dict[str, list[Column]] = {}
     for column in columns:
@@ -364,7 +364,7 @@ def _name(row: Row, section: str, arm: str, facts: Mapping[str, str]) -> None:
     row.network = networks.known().get((named.network, named.dataset))
 
 
-def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, fractions: bool) -> None:
+def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, fractions: frozenset[str]) -> None:
     """Put a cell into a row; the first column of a kind that says something counts, and asides say more."""
     entry = _entry(column, cell, comma, fractions)
     if column.kind in entries and not is_missing(entries[column.kind].text):
@@ -382,11 +382,11 @@ def _state(entries: dict[str, Entry], column: Column, cell: Cell, comma: bool, f
     if aside is not None and aside.unit == "%" and aside.arrow <= 0 and column.kind in ("macs", "params"):
         entries.setdefault(f"{column.kind}_removed", Entry(f"{aside}%", aside.scaled(0.01), column=column.place))
     elif aside is not None and not aside.unit and column.kind == "accuracy":
-        change = (aside.scaled(100) if fractions else aside).directed()
+        change = (aside.scaled(100) if column.kind in fractions else aside).directed()
         entries.setdefault("drop", Entry(str(change), change, column=column.place))
 
 
-def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
+def _entry(column: Column, cell: Cell, comma: bool, fractions: frozenset[str]) -> Entry:
     kind = column.kind
     if kind not in NUMBERS:
         return Entry(cell.text, None, cell.bold, column.place)
@@ -403,7 +403,7 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     if kind in _PERCENTS:
         if unit == "x":
             return Entry(cell.text, None, cell.bold, column.place)
-        if fractions and unit != "%" and not (column.percent and kind in ("drop", "spread")):
+        if kind in fractions and unit != "%" and not (column.percent and kind in ("drop", "spread")):
             number = number.scaled(100)
         if kind == "drop":
             number = number.directed()
@@ -423,16 +423,24 @@ def _entry(column: Column, cell: Cell, comma: bool, fractions: bool) -> Entry:
     return Entry(cell.text, number, cell.bold, column.place, is_sized, counts)
 
 
-def _are_fractions(columns: Sequence[Column], texts: Sequence[Sequence[str]], commas: Sequence[bool]) -> bool:
-    """Whether the accuracies of a table are fractions: most of them lie between 0 and 1 and have no percent sign."""
-    counted: Counter[bool] = Counter()
+def _fractions(columns: Sequence[Column], texts: Sequence[Sequence[str]], commas: Sequence[bool]) -> frozenset[str]:
+    """Kinds of columns that hold fractions: most of their cells lie between 0 and 1 and have no percent sign.
+
+    Accuracies of bases may be in percent beside fractions. All else, such as errors and drops, which may be below 1 %,
+    is what the accuracies are.
+    """
+    counted: dict[str, Counter[bool]] = defaultdict(Counter)
     for column, cells, comma in zip(columns, texts, commas, strict=True):
         if column.kind in ("accuracy", "base_accuracy", "error", "base_error") and not column.percent:
             for text in cells:
                 number = parse(text, comma)
                 if number is not None and number.unit != "%" and number.value > 0:
-                    counted[number.value <= 1] += 1
-    return counted[True] > counted[False]
+                    counted[column.kind][number.value <= 1] += 1
+    every = sum(counted.values(), Counter[bool]())
+    own = {"base_accuracy": counted["base_accuracy"] or every}
+    others = counted["accuracy"] or every
+    votes = {kind: own.get(kind, others) for kind in _PERCENTS}
+    return frozenset(kind for kind, said in votes.items() if said[True] > said[False])
 
 
 def accuracy(row: Row, base: bool = False) -> Number | None:

@@ -221,6 +221,13 @@ class Workload(Frozen):
     budget: BudgetScales = BudgetScales()
     metric: Metric = ACCURACY
 
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError("expected whole numbers from 0 on, each once")
+        return seeds
+
     @field_validator("prunable", mode="before")
     @classmethod
     def _one_or_many(cls, patterns: object) -> object:

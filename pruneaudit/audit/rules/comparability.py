@@ -167,9 +167,7 @@ def matched_macs(left: Evidence, right: Evidence) -> Outcome:
     def size(run: RunRecord) -> str:
         return f"{run.macs} MACs, {run.params} params"
 
-    return Outcome(
-        "pass" if apart <= SIZE_TOLERANCE else "fail", size(ours), size(theirs), f"{100 * apart:.2f} % apart"
-    )
+    return Outcome("pass" if apart <= SIZE_TOLERANCE else "fail", size(ours), size(theirs), _told(apart))
 
 
 @rule("F105", "Same sparsity granularity", "Liu et al. 2019 (structured and unstructured pruning are judged apart)")
@@ -204,7 +202,7 @@ def matched_parameters(left: Evidence, right: Evidence) -> Outcome:
     ours, theirs = (arm.result.macs if masked else arm.result.params for arm in (left, right))
     apart, unit = _apart(ours, theirs), "MACs" if masked else "params"
     verdict: Verdict = "pass" if apart <= SIZE_TOLERANCE else "fail"
-    return Outcome(verdict, f"{ours} {unit}", f"{theirs} {unit}", f"{100 * apart:.2f} % apart")
+    return Outcome(verdict, f"{ours} {unit}", f"{theirs} {unit}", _told(apart))
 
 
 @rule(
@@ -238,6 +236,13 @@ def _pipelines(arm: Evidence) -> set[str]:
 def _masked(left: Evidence, right: Evidence) -> bool:
     """Whether both arms removed single weights."""
     return left.result.granularity == right.result.granularity == "weight"
+
+
+def _told(apart: float) -> str:
+    """A difference in words: with more digits where two would print it as what is allowed."""
+    text = f"{100 * apart:.2f}"
+    is_beyond = apart > SIZE_TOLERANCE and float(text) <= 100 * SIZE_TOLERANCE
+    return f"{100 * apart:.4g} % apart" if is_beyond else f"{text} % apart"
 
 
 def _apart(ours: int, theirs: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
 from pruneaudit.audit.evidence import Evidence
@@ -55,7 +56,8 @@ def _overspent(run: RunRecord) -> str:
         return ""
     steps = run.recipe.total_steps(steps_per_epoch(run.train_images, run.recipe.batch))
     if run.optimiser_steps != steps:
-        return f"{run.stage}: {run.optimiser_steps} steps, declared {steps}"
+        more = "; steps of optimisers of its own count" if run.optimiser_steps > steps and run.stage == "prune" else ""
+        return f"{run.stage}: {run.optimiser_steps} steps, declared {steps}{more}"
     images = run.recipe.images(run.train_images)
     if run.stage == "prune":
         # A method may train in several calls, each of which begins a pass of its own.
@@ -65,9 +67,10 @@ def _overspent(run: RunRecord) -> str:
         explained = OWN_SCORING * (declared + run.scoring_samples / 3) + OWN_TRAINING * trained
         explained += SCORING_EPOCHS * run.train_images
         if run.own_images is not None and run.own_images > explained:
+            enough = math.ceil(declared + (run.own_images - explained) / OWN_SCORING)
             return (
                 f"{run.stage}: it computes as much as the training of {run.own_images:.0f} images in code of its own, "
-                f"where {explained:.0f} are explained by what is declared"
+                f"where {explained:.0f} are explained by what is declared; Budget(samples={enough}) would explain it"
             )
         return ""
     return f"{run.stage}: {run.samples} images, declared {images}" if run.samples != images else ""

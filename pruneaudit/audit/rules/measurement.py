@@ -140,10 +140,10 @@ def nothing_left_out(case: Case) -> Outcome:
 
     Example: 3 attempted, 3 valid passes; a diverged seed that is left out of the mean does not.
     """
-    valid, attempted = len(case.pairs), len(case.seeds)
-    value = f"{attempted} attempted, {valid} valid"
-    verdict = "pass" if valid == attempted else "fail" if case.failed else "incomplete"
-    return Outcome(verdict, value, value, "; ".join(dict.fromkeys(case.broken.values())))  # type: ignore[arg-type]
+    verdict = "pass" if not case.broken else "fail" if case.failed else "incomplete"
+    values = [f"{len(case.seeds)} attempted, {valid} valid" for valid in case.valid or (len(case.pairs),)]
+    why = "; ".join(dict.fromkeys(case.broken.values()))
+    return Outcome(verdict, values[0], values[-1], why)  # type: ignore[arg-type]
 
 
 @series_rule(

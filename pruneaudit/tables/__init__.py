@@ -1,0 +1,1 @@
+"""Tables that were published: read, and audited for what contradicts itself."""

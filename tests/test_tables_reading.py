@@ -216,7 +216,7 @@ def test_a_comma_is_what_its_column_makes_of_it():
     assert parse("92,165", True).value == 92.165 and parse("92,165").value == 92165
 
 
-@pytest.mark.parametrize("piece", ["1,", "1.1", "9", "(1", "1 ", "*", "[1,", "^{*}", "1[1]", "±1", "1e1", " "])
+@pytest.mark.parametrize("piece", ["1,", "1.1", "9", "(1", "1 ", "*", "[1,", "^{*}", "1[1]", "±1", "1e1", "↓1", " "])
 def test_a_strange_cell_takes_no_time(piece):
     # An expression that goes back and forth over 190 characters takes minutes or years; this one is given much less.
     begin = time.process_time()
@@ -224,7 +224,7 @@ def test_a_strange_cell_takes_no_time(piece):
     assert time.process_time() - begin < 5
 
 
-@given(st.text(alphabet="0123456789.,+-−–±×%()[]{}*^†eExXkKMG $~ab", max_size=20))
+@given(st.text(alphabet="0123456789.,+-−–±×%()[]{}*^†↓↑eExXkKMG $~ab", max_size=20))
 @settings(max_examples=150, deadline=None)
 def test_any_cell_is_parsed_or_refused(text):
     number = parse(text)

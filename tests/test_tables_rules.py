@@ -265,7 +265,7 @@ def test_the_direction_of_a_difference_is_the_columns(tmp_path):
     ("rows", "wrong"),
     [
         # An arrow is the sign, beside numbers with a sign and beside unsigned drops.
-        (["A | 93.5 | 93.0 | ↓ 0.5%", "B | 93.5 | 92.0 | -1.5", "C | 93.5 | 93.6 | +0.1"], []),
+        (["A | 93.5 | 93.0 | ↓ 0.5%", "B | 93.5 | 92.0 | -1.5", "C | 93.5 | 93.8 | +0.3"], []),
         (["A | 93.5 | 93.0 | 0.5", "B | 93.5 | 92.0 | 1.5", "C | 93.5 | 93.6 | ↑0.1"], []),
         (["A | 93.5 | 93.0 | ↓0.5", "B | 93.5 | 92.0 | 1.5 ↓", "C | 93.5 | 92.5 | ↑1.0"], ["C"]),
         # In parentheses it is no deviation.

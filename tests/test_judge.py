@@ -145,6 +145,23 @@ def test_a_correction_is_said_beside_the_p_that_was_measured(tmp_path):
     )
 
 
+def test_a_budget_is_a_number_however_it_is_written(tmp_path):
+    left, right = ({name: value} for name, value in TWO.items())
+    step, same = '"0:1e-2,20:1e-3"', '"0:0.01, 20:0.001"'
+    rows = [
+        *runs_of(left, **{**FAIR, "schedule": step}),
+        *runs_of(right, **{**FAIR, "epochs": "40.0", "schedule": same}),
+    ]
+    (verdict,) = judge(CATALOG, stated(written(tmp_path / "a.csv", rows, FACTS))).verdicts
+    assert (verdict["verdict"], verdict["forbidden_by"]) == ("worse", [])
+
+
+def test_a_mapping_of_no_column_is_refused(tmp_path):
+    path = written(tmp_path / "a.csv", runs_of(TWO))
+    with pytest.raises(ConfigError, match=r"'Foo=…': no column is called so\. Columns: method, ratio, seed, acc"):
+        stated(path, {"Foo": "accuracy"})
+
+
 def test_accuracy_has_one_direction(tmp_path):
     path = written(tmp_path / "a.csv", runs_of(TWO))
     with pytest.raises(ConfigError, match="--direction lower: more accuracy is better"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -411,6 +411,20 @@ def check_mapping(texts: Sequence[str], more: Sequence[str] = ()) -> dict[str, s
             )
         found[header] = kind
     return found
+
+
+def check_headers(mapping: Mapping[str, str], headers: Iterable[str]) -> None:
+    """See that every header of a mapping is one of some tables.
+
+    Raises:
+        ConfigError: One is not; the message lists those that are.
+    """
+    known = dict.fromkeys(filter(None, headers))
+    parts = {plain(part) for header in known for part in (header, *header.split(" | "))}
+    for header in mapping:
+        if plain(header) not in parts:
+            hint = f"{nearest(header, known)} Columns: {', '.join(known)}"
+            raise ConfigError(f"--map '{header}=…': no column is called so.{hint}")
 
 
 def plain(header: str) -> str:

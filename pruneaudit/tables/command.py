@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneaudit.errors import ConfigError, nearest
 from pruneaudit.tables.catalogue import audit, rules
-from pruneaudit.tables.columns import OTHERS
+from pruneaudit.tables.columns import OTHERS, check_headers
 from pruneaudit.tables.readers import NoTableError, read
 from pruneaudit.tables.rows import Table, understand
 from pruneaudit.tables.rule import Finding
@@ -131,15 +131,7 @@ def audit_files(paths: Sequence[Path], mapping: Mapping[str, str] | None = None)
             empty.append(str(error))
     if not tables:
         raise ConfigError(f"none of {len(paths)} files holds a table, the first: {empty[0]}")
-    if mapping:
-        from pruneaudit.tables.columns import plain
-
-        headers = dict.fromkeys(column.header for table in tables for column in table.columns if column.header)
-        parts = {plain(part) for header in headers for part in (header, *header.split(" | "))}
-        for header in mapping:
-            if plain(header) not in parts:
-                hint = f"{nearest(header, headers)} Columns: {', '.join(headers)}"
-                raise ConfigError(f"--map '{header}=…': no column is called so.{hint}")
+    check_headers(mapping or {}, [column.header for table in tables for column in table.columns])
     return Audited(tables, audit(tables), tuple(empty))
 
 

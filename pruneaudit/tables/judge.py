@@ -9,7 +9,7 @@ from typing import Any
 from pruneaudit.catalog.names import NO_SETUP
 from pruneaudit.errors import ConfigError
 from pruneaudit.schema import validate
-from pruneaudit.tables.columns import plain, recognise
+from pruneaudit.tables.columns import check_headers, plain, recognise
 from pruneaudit.tables.grid import Grid
 from pruneaudit.tables.numbers import is_missing, parse, uses_decimal_comma
 from pruneaudit.tables.readers import read
@@ -42,6 +42,7 @@ WORKLOAD = "results"
 #: Where a metric's code would stand: nobody computes a stated one here.
 STATED_FUNCTION = "stated"
 _TEXTS = ("base", "granularity", "pruning_epochs", "pruning_schedule", "epochs", "schedule", "epoch_reported")
+_BUDGETS = ("pruning_epochs", "pruning_schedule", "epochs", "schedule")
 _NUMBERS = ("accuracy", "base_accuracy", "speedup", "params")
 _FACTS = ("unit", "direction", "margin")
 
@@ -92,6 +93,7 @@ def stated(
         # One row for each run, each complete: nothing is to be read between its lines.
         tables.append(understand(grid, wanted, as_printed=False))
     table = next((one for one in tables if {"method", "seed"} <= {column.kind for column in one.columns}), tables[0])
+    check_headers(mapping or {}, [column.header for one in tables for column in one.columns])
     kinds = {column.kind for column in table.columns}
     decides = kinds & {"accuracy", "error", "value"}
     absent = [kind for kind in REQUIRED if kind not in kinds and not (kind == "accuracy" and decides)]
@@ -112,6 +114,10 @@ def stated(
         if column.kind in ("value", "base_value")
     }
     runs = [_run(table, row, commas) for row in table.rows]
+    # Budgets that are the same, such as 120 and 120.0, read as they are first written: texts are compared.
+    written: dict[tuple[str, str], str] = {}
+    for row, run in zip(table.rows, runs, strict=True):
+        run |= {kind: written.setdefault((kind, row.budget(kind)), run[kind]) for kind in _BUDGETS if run[kind]}
     _decide(path, runs, given, implied, known)
     seen: dict[tuple[Any, ...], int] = {}
     for run in runs:

@@ -24,7 +24,7 @@ from pathlib import Path
 from pruneaudit.plugin import interrupts
 
 # A machine that does other things as well needs longer to say its last words.
-interrupts.PATIENCE = 15.0
+interrupts.PATIENCE = 45.0
 
 def pytest_configure(config):
     name = "worker" if hasattr(config, "workerinput") else "controller"

@@ -269,6 +269,8 @@ def test_a_difference_that_is_too_large_is_not_printed_as_what_is_allowed():
     assert (outcome.verdict, outcome.note) == ("fail", "2.004 % apart")
     outcome = get_rule("F103").check(with_run(left, "result", macs=98_000), right)
     assert (outcome.verdict, outcome.note) == ("pass", "2.00 % apart")
+    outcome = get_rule("F103").check(with_run(left, "result", macs=94_628), right)
+    assert (outcome.verdict, outcome.note) == ("fail", "5.37 % apart")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def _overspent(run: RunRecord) -> str:
         return ""
     steps = run.recipe.total_steps(steps_per_epoch(run.train_images, run.recipe.batch))
     if run.optimiser_steps != steps:
-        more = "; steps of optimisers of its own count" if run.optimiser_steps > steps and run.stage == "prune" else ""
+        more = "; those of an optimiser of its own count" if run.stage == "prune" else ""
         return f"{run.stage}: {run.optimiser_steps} steps, declared {steps}{more}"
     images = run.recipe.images(run.train_images)
     if run.stage == "prune":

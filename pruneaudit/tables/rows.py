@@ -437,10 +437,12 @@ def _fractions(columns: Sequence[Column], texts: Sequence[Sequence[str]], commas
                 if number is not None and number.unit != "%" and number.value > 0:
                     counted[column.kind][number.value <= 1] += 1
     every = sum(counted.values(), Counter[bool]())
-    own = {"base_accuracy": counted["base_accuracy"] or every}
-    others = counted["accuracy"] or every
-    votes = {kind: own.get(kind, others) for kind in _PERCENTS}
-    return frozenset(kind for kind, said in votes.items() if said[True] > said[False])
+
+    def are_fractions(kind: str) -> bool:
+        votes = counted["base_accuracy" if kind == "base_accuracy" else "accuracy"] or every
+        return votes[True] > votes[False]
+
+    return frozenset(filter(are_fractions, _PERCENTS))
 
 
 def accuracy(row: Row, base: bool = False) -> Number | None:

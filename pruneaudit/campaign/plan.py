@@ -108,8 +108,7 @@ def make_plan(work: Work, workers: int = 1, probe: bool = True, price: float | N
     for name in {cell.workload for cell in work.cells}:
         # Cells of a wrong base cannot be planned and would be left out without a word.
         check_base(work.settings, work.catalog.workload(name).scaled(work.settings.budget))
-    counted = campaign.runs(work.cells)
-    unplanned = campaign.unplanned(work.cells)
+    counted, unplanned = campaign.planned(work.cells)
     if work.cells and not counted:
         raise ConfigError(next(iter(unplanned)))
     tables = [[campaign.chances(cells) for cells in rounds] for rounds in work.rounds]

@@ -174,25 +174,21 @@ class Campaign:
 
     def runs(self, cells: Iterable[Cell]) -> list[RunSpec]:
         """Distinct runs of some cells, parents first; cells that cannot be planned are left out."""
+        return self.planned(cells)[0]
+
+    def planned(self, cells: Iterable[Cell]) -> tuple[list[RunSpec], dict[str, int]]:
+        """Distinct runs of some cells, parents first; and why others cannot be planned, how many for each reason."""
         found: dict[str, RunSpec] = {}
+        reasons: Counter[str] = Counter()
         for cell in cells:
             try:
                 plan = self.plan(cell)
-            except AuditError:
-                continue  # its own test will say so
+            except AuditError as error:
+                reasons[one_line(error)] += 1  # its own test will say so
+                continue
             for run in plan.runs:
                 found.setdefault(run.run_id, run)
-        return list(found.values())
-
-    def unplanned(self, cells: Iterable[Cell]) -> dict[str, int]:
-        """Why cells cannot be planned, and how many for each reason."""
-        found: Counter[str] = Counter()
-        for cell in cells:
-            try:
-                self.plan(cell)
-            except AuditError as error:
-                found[one_line(error)] += 1
-        return dict(found)
+        return list(found.values()), dict(reasons)
 
     def share_more(self, cells: Iterable[Cell]) -> None:
         """Name cells that are measured beyond those that the executor knew of, for those who would wait for them."""
